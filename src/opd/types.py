@@ -1,0 +1,213 @@
+"""The contracts on one page: what flows through the loop, and who makes it.
+
+    Prompt -> Rollout -> [Segment] -> Signal -> loss
+
+Every dataclass is frozen; nothing edits its input. Token ids are stored once, as they were
+sampled, and are never decoded and tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Message = Mapping[str, str]
+"""One chat message: ``{"role": "user", "content": "..."}``."""
+
+
+class Span(NamedTuple):
+    """Half-open range of completion positions, ``completion_ids[start:stop]``."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question for the student, and what is known about its answer.
+
+    Exactly one of ``messages`` (a chat) and ``text`` (plain text to continue) is set.
+
+    Example:
+        Prompt(id="math/test/0", messages=({"role": "user", "content": "3 + 4"},),
+               answer="7", domain="math")
+    """
+
+    id: str
+    messages: tuple[Message, ...] | None = None
+    text: str | None = None
+    answer: str | None = None
+    """Reference answer or worked solution; what a privileged teacher gets to see."""
+    domain: str = "default"
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever the task needs to run its environment and check the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something the environment noticed about one of the student's turns.
+
+    Example:
+        Event(kind="unknown_tool", turn=0, span=Span(0, 5),
+              detail={"tool": "multiply", "tools": "add is blip, mul is frob"})
+    """
+
+    kind: str
+    """``unknown_tool``, ``bad_arguments``, ``too_long``, or a task's own."""
+    turn: int
+    span: Span
+    detail: Mapping[str, str] = field(default_factory=dict)
+    """Named facts that a hint template may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What the student did with one prompt: the tokens as sampled, and what was inserted between.
+
+    Example: two turns around a tool result. The result's tokens stand in ``completion_ids`` but
+    the student did not choose them, so their mask is False and their logprob NaN.
+
+        completion_ids  = [call, f, 3, 4, END, TOOL, 7, END, ASSISTANT, seven, END]
+        completion_mask = [   T, T, T, T,   T,    F, F,   F,         F,     T,   T]
+        turns           = (Span(0, 5), Span(9, 11))
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    completion_mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    """Nats, under the distribution each token was drawn from; NaN where the mask is False."""
+    turns: tuple[Span, ...]
+    finish: Literal["stop", "length", "turns"]
+    """Ended by itself, cut at ``max_new_tokens``, or cut at ``max_turns``."""
+    events: tuple[Event, ...] = ()
+    reward: float | None = None
+    """1.0 right, 0.0 wrong, in between by the task's choice; None where there is no checker."""
+    num_calls: int = 0
+    """Tool calls the student made, valid or not."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the student chose."""
+        return sum(self.completion_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a hint author says about one faulty span of a rollout."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One reading task for the teacher: ``context_ids ++ completion_ids[span]`` of one rollout.
+
+    The teacher scores exactly the stored completion ids of ``span``, whatever stands in the
+    context, so alignment holds by construction.
+    """
+
+    rollout: int
+    """Index of the rollout in its batch."""
+    context_ids: tuple[int, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A full-vocabulary target per position, without storing logits. T positions, D hidden units.
+
+    Attributes:
+        rollout_T, position_T: int64 [T]; the target is for ``completion_ids[position]`` of that rollout.
+        token_T: int64 [T]; the token as the teacher read it, compared with the student's own by
+            ``check_alignment`` on every batch.
+        hidden_TD: [T, D] last hidden states, detached; row t predicts the token at ``position_T[t]``.
+        head_VD: [V, D] the teacher's output head; softmax(hidden @ head.T) is the target.
+    """
+
+    rollout_T: Tensor
+    position_T: Tensor
+    token_T: Tensor
+    hidden_TD: Tensor
+    head_VD: Tensor
+
+    def __len__(self) -> int:
+        return len(self.position_T)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The environment's reaction to one assistant turn.
+
+    ``message`` enters the trajectory and the student goes on; None ends the episode. ``reward`` is
+    set on the last observation where the task can check the answer.
+    """
+
+    message: Message | None = None
+    events: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    """(kind, detail) pairs; the rollout adds turn and span."""
+    reward: float | None = None
+    num_calls: int = 0
+
+
+class Task(Protocol):
+    """Prompts with answers that a program can check, and the environment they live in."""
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """All prompts of a split, always in the same order."""
+        ...
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        """React to the last message of ``transcript``, an assistant turn.
+
+        A pure function: ``transcript`` holds every turn and tool message since the prompt, so the
+        same trajectory always gets the same answer and a resumed run needs no environment state.
+        """
+        ...
+
+
+class Generation(NamedTuple):
+    """One engine answer: ids as sampled (the stop token included), their logprobs, and whether it stopped itself."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+
+
+class Engine(Protocol):
+    """Whatever generates tokens: transformers here, a served model elsewhere."""
+
+    def generate(
+        self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int
+    ) -> list[Generation]:
+        """Continue each context by at most its own ``max_new_tokens``; same inputs and seed, same tokens."""
+        ...
+
+
+class HintAuthor(Protocol):
+    """Reads trajectories, finds mistakes and writes a hint for each; knows no tensors."""
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
+        """One list per rollout, empty where there is nothing to say."""
+        ...
+
+
+class View(Protocol):
+    """How a teacher sees rollouts."""
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """What the teacher reads. Positions in no segment carry no signal from this teacher."""
+        ...
+
+
+class Teacher(Protocol):
+    """Scores the student's own tokens."""
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Signal:
+        """A target for every student-chosen position of every segment."""
+        ...
