@@ -1,0 +1,45 @@
+"""On-policy distillation: one loop, every method a recipe.
+
+>>> import opd
+>>> result = opd.train("hint", {"optimizer.steps": 50})  # doctest: +SKIP
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# Spinning OpenMP threads make small models up to a hundred times slower; this is read when torch starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from opd.api import Result, evaluate, train
+    from opd.errors import OpdError
+    from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Event",
+    "Hint",
+    "Message",
+    "Observation",
+    "OpdError",
+    "Prompt",
+    "Result",
+    "Rollout",
+    "Segment",
+    "Span",
+    "Task",
+    "evaluate",
+    "train",
+]
+
+_HOME = {"Result": "opd.api", "evaluate": "opd.api", "train": "opd.api", "OpdError": "opd.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and ``opd --help`` needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'opd' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME.get(name, "opd.types")), name)

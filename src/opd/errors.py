@@ -1,12 +1,12 @@
 """Every error a user can cause, as one tree. This module imports nothing, so everything may import it.
 
-    OpdError                     one sentence: the key or file, the value, the mend
-    ├── ConfigError              the run file or an override is wrong
-    ├── DataError                prompts, answers or texts are wrong
-    ├── ModelError               a model or tokenizer cannot be used as asked
-    ├── AlignmentError           teacher and student would be compared at different tokens
-    ├── EmptyStepError           a step had nothing to train on
-    └── CheckpointError          a checkpoint is missing, foreign or damaged
+OpdError                     one sentence: the key or file, the value, the mend
+├── ConfigError              the run file or an override is wrong
+├── DataError                prompts, answers or texts are wrong
+├── ModelError               a model or tokenizer cannot be used as asked
+├── AlignmentError           teacher and student would be compared at different tokens
+├── EmptyStepError           a step had nothing to train on
+└── CheckpointError          a checkpoint is missing, foreign or damaged
 """
 
 

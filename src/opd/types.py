@@ -9,9 +9,10 @@ sampled, and are never decoded and tokenised again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
 
 Message = Mapping[str, str]
@@ -89,6 +90,8 @@ class Rollout:
     """1.0 right, 0.0 wrong, in between by the task's choice; None where there is no checker."""
     num_calls: int = 0
     """Tool calls the student made, valid or not."""
+    transcript: tuple[Message, ...] = ()
+    """The turns and the environment's messages as text, for hint authors and people; never tokenised again."""
 
     @property
     def num_tokens(self) -> int:
@@ -120,24 +123,46 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A full-vocabulary target per position, without storing logits. T positions, D hidden units.
+    """Which of the student's tokens a teacher speaks about, and as which token it read them. T positions.
 
     Attributes:
-        rollout_T, position_T: int64 [T]; the target is for ``completion_ids[position]`` of that rollout.
-        token_T: int64 [T]; the token as the teacher read it, compared with the student's own by
-            ``check_alignment`` on every batch.
-        hidden_TD: [T, D] last hidden states, detached; row t predicts the token at ``position_T[t]``.
-        head_VD: [V, D] the teacher's output head; softmax(hidden @ head.T) is the target.
+        rollout_T, position_T: int64 [T]; ``completion_ids[position]`` of that rollout in its batch.
+        token_T: int64 [T]; the token as it was read, compared with the student's own on every batch.
     """
 
     rollout_T: Tensor
     position_T: Tensor
     token_T: Tensor
-    hidden_TD: Tensor
-    head_VD: Tensor
 
     def __len__(self) -> int:
         return len(self.position_T)
+
+    def take(self, rows: Tensor) -> Self:
+        """The same signal at some of its rows, given as indices or as a mask."""
+        per_token = {f.name: getattr(self, f.name)[rows] for f in fields(self) if "_T" in f.name}
+        return replace(self, **per_token)
+
+    def to(self, device: torch.device) -> Self:
+        """The same signal on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSignal(Signal):
+    """The target is the token itself: supervised training."""
+
+
+@dataclass(frozen=True, slots=True)
+class FullSignal(Signal):
+    """A full-vocabulary target without stored logits: softmax(hidden @ head.T). V tokens, D hidden units.
+
+    Attributes:
+        hidden_TD: [T, D] last hidden states, detached; row t predicts the token at ``position_T[t]``.
+        head_VD: [V, D] the teacher's output head, detached.
+    """
+
+    hidden_TD: Tensor
+    head_VD: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +226,7 @@ class View(Protocol):
     """How a teacher sees rollouts."""
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """What the teacher reads. Positions in no segment carry no signal from this teacher."""
+        """What the teacher reads, no position twice. Positions in no segment carry no signal from it."""
         ...
 
 

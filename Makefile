@@ -1,0 +1,45 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+AUTHOR ?= rules
+
+.PHONY: help setup demo test check nano bench-loss bench-rollout clean
+
+help:
+	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
+	@echo "make test   set up, then run all tests"
+	@echo "make check  formatting, lint and types"
+	@echo "make nano   rebuild the bundled models from nothing"
+
+# torch first and pinned: a looser request may take another build of it, gigabytes larger.
+$(BIN)/.ready: constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(BIN)/.ready
+
+demo: setup
+	@$(BIN)/python -m opd.nano.demo --author $(AUTHOR)
+
+test: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+nano: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.build
+
+bench-loss: setup
+	$(BIN)/python benchmarks/loss.py
+
+bench-rollout: setup
+	$(BIN)/python benchmarks/rollout.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,337 @@
+"""From a run file to the parts of a loop. Everything that can be refused is refused here, before any step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.chat import Chat
+from opd.config import EvalConfig, PromptsConfig, RunConfig
+from opd.data import from_rows, load_prompts, read_jsonl
+from opd.errors import ConfigError, DataError, ModelError
+from opd.evaluation import Evaluation
+from opd.log import RunLog
+from opd.loop import Loop, Objective, Term
+from opd.losses import check_divergence
+from opd.models import LanguageModel, check_vocabulary, load, stop_ids
+from opd.objectives import CrossEntropy, FullVocabulary
+from opd.rollout.answers import ReferenceAnswers
+from opd.rollout.curriculum import Uniform
+from opd.rollout.hf import HFEngine, Sampling
+from opd.rollout.sampler import Sampler
+from opd.teachers.hint_http import HttpAuthor
+from opd.teachers.hints import ModelAuthor, RulesAuthor
+from opd.teachers.local import Answers, EmaWeights, LocalTeacher, frozen_copy
+from opd.teachers.views import HintView, PlainView, PrivilegedView
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import Guards
+from opd.training.optim import Optimizer
+from opd.types import HintAuthor, Prompt, Task, Teacher, View
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which more than one CPU thread costs more in waiting than it saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Parts given from Python instead of named in the run file."""
+
+    student: LanguageModel | None = None
+    teacher: LanguageModel | None = None
+    prompts: Sequence[Any] | None = None
+    task: Task | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run consists of before it is put into a loop; ``opd doctor`` looks at the same."""
+
+    config: RunConfig
+    student: LanguageModel
+    chat: Chat
+    prompts: list[Prompt]
+    task: Task | None
+    held_out: list[Prompt]
+    held_out_task: Task | None
+    teacher: LanguageModel | None
+    """The model of ``teacher.model``; None for the self-teachers."""
+    author: HintAuthor | None
+    vocab_size: int | None
+    """Where heads are padded to different sizes: how many rows both have."""
+
+
+def device_of(config: RunConfig) -> str:
+    """``auto`` resolved."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gather(config: RunConfig, objects: Objects) -> Parts:
+    """Load everything a run names and check that it fits together.
+
+    Raises:
+        OpdError: the first thing that does not, in one sentence.
+    """
+    device = device_of(config)
+    check_divergence(config.loss.divergence, beta=config.loss.beta)
+    student = objects.student or load(config.student, key="student", device=device)
+    student = _with_precision(student, config)
+    size = sum(p.numel() for p in student.model.parameters())
+    if config.threads or size < SMALL_MODEL:
+        torch.set_num_threads(config.threads or 1)
+    chat = Chat(student.tokenizer)
+    prompts, task = _prompts(config.prompts, objects, chat)
+    _check_prompts(config, prompts, chat)
+    held_out: list[Prompt] = []
+    held_out_task: Task | None = None
+    if config.eval.prompts:
+        held_out, held_out_task = load_prompts(
+            config.eval.prompts, key="eval.prompts", has_template=chat.has_template
+        )
+        chat.prompt_ids(held_out[0])
+    teacher, vocab_size = None, None
+    if config.teacher.weights == "model":
+        teacher, vocab_size = _teacher(config, objects, student, device)
+    return Parts(
+        config=config,
+        student=student,
+        chat=chat,
+        prompts=prompts,
+        task=objects.task or task,
+        held_out=held_out,
+        held_out_task=objects.task or held_out_task,
+        teacher=teacher,
+        author=_author(config, device),
+        vocab_size=vocab_size,
+    )
+
+
+def assemble(parts: Parts, log: RunLog) -> Loop:
+    """Put the parts into a loop that is ready to run from step 0."""
+    config, student = parts.config, parts.student
+    torch.manual_seed(config.seed)
+    student.model.requires_grad_(True)
+    if config.optimizer.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable()
+    terms, scoring, average = assemble_terms(parts)
+    return Loop(
+        student=student,
+        sampler=_training_sampler(parts),
+        curriculum=Uniform(
+            parts.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed
+        ),
+        terms=terms,
+        optimizer=Optimizer(
+            student.model,
+            **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing"}),
+        ),
+        guards=Guards(**config.guards.model_dump(), num_prompts=max(len(parts.held_out), 1)),
+        checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+        log=log,
+        steps=config.optimizer.steps,
+        seed=config.seed,
+        micro_batch=config.optimizer.micro_batch,
+        average=average,
+        evaluate=evaluation(parts, scoring),
+        evaluate_every=config.eval.every,
+    )
+
+
+def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaWeights | None]:
+    """The loss: its terms, the model that teaches (None for supervised training), and the running average."""
+    config, view = parts.config, view_of(parts)
+    scoring, reference, average = _weights(parts)
+    objective: Objective
+    main: Teacher
+    if config.loss.signal == "tokens":
+        main = Answers()
+        objective = CrossEntropy(temperature=config.loss.temperature, chunk_tokens=config.loss.chunk_tokens)
+    else:
+        assert scoring is not None
+        main = LocalTeacher(scoring, max_tokens=config.teacher.max_tokens)
+        objective = _divergence(parts, config.loss.divergence)
+    terms = [Term("distill", main, view, objective)]
+    if reference is not None:
+        spared = None if isinstance(view, HintView) else PlainView()
+        anchor = LocalTeacher(reference, max_tokens=config.teacher.max_tokens)
+        # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
+        pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
+        terms.append(Term("anchor", anchor, spared, pull, weight=config.loss.anchor))
+    return terms, scoring, average
+
+
+def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None:
+    """What the run measures; None if the run file asks for nothing."""
+    config: EvalConfig = parts.config.eval
+    texts = _texts(config.text, parts) if config.text else []
+    if not parts.held_out and not texts:
+        return None
+    wanted = config.divergence if config.divergence is not None else parts.held_out_task is None
+    divergence = None
+    if wanted and scoring is not None and parts.held_out:
+        view = view_of(parts)
+        if isinstance(view, HintView):
+            raise ConfigError(
+                "eval.divergence: a hint view has no target where no hint is written; leave it out and give "
+                "eval.prompts with answers"
+            )
+        divergence = (LocalTeacher(scoring), view, _divergence(parts, "reverse_kl"))
+    return Evaluation(
+        student=parts.student,
+        prompts=parts.held_out,
+        greedy=sampler_of(parts, Sampling(temperature=0), held_out=True),
+        sampled=sampler_of(parts, Sampling(), held_out=True),
+        samples=config.samples,
+        divergence=divergence,
+        texts=texts,
+    )
+
+
+def sampler_of(
+    parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None
+) -> Sampler:
+    """A sampler in the run's environment, from the student or another model with its tokenizer."""
+    rollout = parts.config.rollout
+    language_model = model or parts.student
+    budget = parts.config.eval.max_new_tokens if held_out else None
+    return Sampler(
+        HFEngine(
+            language_model, sampling=sampling, stop_ids=stop_ids(parts.student), max_rows=rollout.max_rows
+        ),
+        parts.chat,
+        parts.held_out_task if held_out else parts.task,
+        max_new_tokens=budget or rollout.max_new_tokens,
+        max_turns=rollout.max_turns,
+        max_length=language_model.max_length,
+    )
+
+
+def view_of(parts: Parts) -> View:
+    """The view the run file asks for."""
+    config = parts.config.teacher.view
+    if config.hint:
+        assert parts.author is not None
+        hint = config.hint
+        return HintView(parts.author, parts.chat, place=hint.place, role=hint.role, max_hints=hint.max_hints)
+    if config.privileged:
+        template = {"template": config.privileged.template} if config.privileged.template else {}
+        return PrivilegedView(parts.chat, **template)
+    return PlainView()
+
+
+def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers:
+    rollout = parts.config.rollout
+    if rollout.policy == "answers":
+        return ReferenceAnswers(
+            parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length
+        )
+    sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
+    writer = parts.teacher if rollout.policy == "teacher" else None
+    return sampler_of(parts, sampling, held_out=False, model=writer)
+
+
+def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
+    """The model that teaches, the anchor's reference and the running average; copies are shared where they can be."""
+    config = parts.config
+    needs_initial = config.loss.anchor > 0 or (
+        config.teacher.weights == "frozen" and config.loss.signal == "full"
+    )
+    initial = frozen_copy(parts.student) if needs_initial else None
+    reference = initial if config.loss.anchor > 0 else None
+    if config.teacher.weights == "ema":
+        copy = frozen_copy(parts.student)
+        return copy, reference, EmaWeights(copy.model, parts.student.model, config.teacher.ema_decay)
+    scoring = {"frozen": initial, "live": parts.student, "model": parts.teacher}[config.teacher.weights]
+    return scoring, reference, None
+
+
+def _divergence(parts: Parts, name: str) -> FullVocabulary:
+    loss = parts.config.loss
+    return FullVocabulary(
+        divergence=name,
+        beta=loss.beta,
+        temperature=loss.temperature,
+        vocab_size=parts.vocab_size,
+        chunk_tokens=loss.chunk_tokens,
+    )
+
+
+def _with_precision(model: LanguageModel, config: RunConfig) -> LanguageModel:
+    return dataclasses.replace(model, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+
+
+def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
+    given = objects.prompts
+    if given is None:
+        return load_prompts(config, key="prompts", has_template=chat.has_template)
+    if all(isinstance(p, Prompt) for p in given):
+        return list(given), objects.task
+    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
+    return from_rows(rows, key="prompts", chat=chat.has_template)
+
+
+def _check_prompts(config: RunConfig, prompts: Sequence[Prompt], chat: Chat) -> None:
+    chat.prompt_ids(prompts[0])  # a missing template shows on the first
+    if config.rollout.policy == "answers" or config.teacher.view.privileged:
+        for prompt in prompts:
+            if prompt.answer is None:
+                why = (
+                    "rollout.policy=answers"
+                    if config.rollout.policy == "answers"
+                    else "teacher.view=privileged"
+                )
+                raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
+
+
+def _teacher(
+    config: RunConfig, objects: Objects, student: LanguageModel, device: str
+) -> tuple[LanguageModel, int | None]:
+    dtype = config.dtype
+    name = config.teacher.model or ""
+    teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
+    teacher.model.requires_grad_(False)
+    known = check_vocabulary(student.tokenizer, teacher.tokenizer, key="teacher.model")
+    ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
+    if min(ours, theirs) < known:
+        raise ModelError(
+            f"teacher.model: the tokenizer has ids up to {known - 1}, but an output head has only {min(ours, theirs)} rows"
+        )
+    return teacher, None if ours == theirs else min(ours, theirs)
+
+
+def _author(config: RunConfig, device: str) -> HintAuthor | None:
+    if config.teacher.view.hint is None:
+        return None
+    author = config.teacher.view.hint.author
+    if author.kind == "rules":
+        return RulesAuthor(author.templates)
+    said = {"instruction": author.instruction} if author.instruction else {}
+    if author.kind == "http":
+        settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
+        return HttpAuthor(author.http or "", author.model or "", **settings, **said)
+    critic = load(author.model or "", key="teacher.view.hint.author.model", device=device)
+    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
+    return ModelAuthor(
+        engine,
+        Chat(critic.tokenizer),
+        max_new_tokens=author.max_new_tokens,
+        max_length=critic.max_length,
+        **said,
+    )
+
+
+def _texts(path: str, parts: Parts) -> list[tuple[int, ...]]:
+    """Token ids of held-out texts, cut at what the model can hold."""
+    texts = []
+    for number, row in enumerate(read_jsonl(path, key="eval.text"), 1):
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"eval.text: row {number} of '{path}' has no string 'text'")
+        ids = parts.chat.prompt_ids(Prompt(id=str(number), text=row["text"]))
+        texts.append(ids[: parts.student.max_length])
+    return texts

@@ -1,0 +1,88 @@
+"""The ``opd`` command: parse, call, print. No logic."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from opd.errors import OpdError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the run file.")
+]
+
+
+@app.command()
+def train(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")
+    ] = False,
+) -> None:
+    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine"""
+    from opd.api import train as run
+    from opd.display import LiveDisplay, show_result
+
+    result = run(source, overrides or [], resume=resume, displays=[LiveDisplay(console)])
+    show_result(console, result)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
+    prompts: Annotated[str, typer.Argument(help="A task (tools, math), a JSONL file or a dataset id.")],
+    split: Annotated[str, typer.Option(help="Split of the task or dataset.")] = "test",
+    samples: Annotated[int, typer.Option(help="Also sample so many answers per prompt: avg@n.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens after a prompt.")] = 256,
+) -> None:
+    """Measure a model on prompts with checkable answers."""
+    from opd.api import evaluate as measure
+    from opd.display import show_figures
+
+    figures = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
+    show_figures(console, model, figures)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one recipe's file.")] = None,
+) -> None:
+    """List the recipes with their place on the axes, or show one."""
+    from opd.methods import show_map, show_recipe
+
+    if name:
+        show_recipe(console, name)
+    else:
+        show_map(console)
+
+
+@app.command()
+def doctor(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check a run before it costs anything: tokenizers, templates, lengths, memory, is the teacher better?"""
+    from opd.doctor import examine
+
+    for line in examine(source, overrides or []):
+        console.print(line, highlight=False)
+
+
+def main() -> None:
+    """Run a command; an error of the user's is one sentence and exit status 2."""
+    try:
+        app()
+    except OpdError as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\ninterrupted; go on with --resume")
+        sys.exit(130)

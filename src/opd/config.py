@@ -1,0 +1,427 @@
+"""The run file: one schema. Unknown keys are refused with the nearest right one; nothing here imports torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from opd.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class PromptsConfig(_Strict):
+    """Where prompts come from: exactly one of ``task``, ``path`` and ``dataset``.
+
+    A bare string is a path if it ends in .jsonl or .json, otherwise a dataset id.
+    """
+
+    task: str | None = None
+    """A task with its own environment and checker: ``tools``, ``math`` or ``package.module:attribute``."""
+    path: str | None = None
+    """A JSONL file with ``prompt`` or ``messages``, and ``answer``, ``domain`` and ``id`` where there are such."""
+    dataset: str | None = None
+    """A Hugging Face dataset id or folder with the same columns."""
+    subset: str | None = None
+    """The dataset's configuration name."""
+    split: str = "train"
+    """Split of the task or dataset; a JSONL file has only one."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many."""
+    chat: bool | None = None
+    """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return cls.source(value) if isinstance(value, str) else value
+
+    @staticmethod
+    def source(name: str) -> dict[str, str]:
+        """The key that a bare string stands for."""
+        return {"path": name} if name.endswith((".jsonl", ".json")) else {"dataset": name}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsConfig:
+        given = [k for k in ("task", "path", "dataset") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"needs exactly one of task, path and dataset, and has {' and '.join(given) or 'none'}"
+            )
+        return self
+
+
+class AuthorConfig(_Strict):
+    """Who writes hints: ``rules`` (from environment events), a local model, or a chat endpoint."""
+
+    templates: dict[str, str] | None = None
+    """For rules: a template per kind of event, with fields of the event in braces."""
+    model: str | None = None
+    """A local model's path or id; with ``http`` the served model's name."""
+    http: str | None = None
+    """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
+    instruction: str | None = None
+    """Replaces the system message that a model gets."""
+    max_new_tokens: int = Field(256, ge=1)
+    """The longest answer of a model."""
+    api_key_env: str = "OPD_HINT_API_KEY"
+    """Environment variable with the endpoint's token; never written anywhere."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds per request."""
+    retries: int = Field(4, ge=0)
+    """Further attempts after a connection error, a timeout, status 429 or 5xx."""
+    concurrency: int = Field(8, ge=1)
+    """Requests at a time."""
+    cache: str | None = None
+    """Folder that keeps answers across runs; by default answers are kept for the run only."""
+
+    @property
+    def kind(self) -> Literal["rules", "model", "http"]:
+        return "http" if self.http else "model" if self.model else "rules"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if value == "rules":
+            return {}
+        if isinstance(value, str):
+            raise ValueError("is 'rules', {model: PATH} or {http: URL, model: NAME}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> AuthorConfig:
+        if self.http and not self.model:
+            raise ValueError("http needs the served model's name: {http: URL, model: NAME}")
+        if self.templates and (self.model or self.http):
+            raise ValueError("templates belong to the rules author; a model writes its own text")
+        return self
+
+
+class HintConfig(_Strict):
+    """A hint inserted above the mistake; the faulty span alone gets a signal (HINT-SD, arXiv 2605.17873)."""
+
+    author: AuthorConfig = AuthorConfig()
+    place: Literal["turn", "start"] = "turn"
+    """Right above the faulty turn, or at the start of the rollout."""
+    role: str = "user"
+    """The chat role the hint speaks in."""
+    max_hints: int | None = Field(None, ge=1)
+    """The most hints per rollout, the earliest first."""
+
+
+class PrivilegedConfig(_Strict):
+    """The reference answer in the prompt (OPSD, arXiv 2601.18734)."""
+
+    template: str | None = None
+    """The teacher's prompt, with {prompt} and {answer}."""
+
+
+class ViewConfig(_Strict):
+    """What the teacher sees: ``plain``, ``privileged`` or ``hint``."""
+
+    hint: HintConfig | None = None
+    privileged: PrivilegedConfig | None = None
+
+    @property
+    def kind(self) -> Literal["plain", "privileged", "hint"]:
+        return "hint" if self.hint else "privileged" if self.privileged else "plain"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in ("plain", "privileged", "hint"):
+                raise ValueError(f"is plain, privileged or hint, not '{value}'")
+            return {} if value == "plain" else {value: {}}
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> ViewConfig:
+        if self.hint and self.privileged:
+            raise ValueError("is either hint or privileged, not both")
+        return self
+
+
+class TeacherConfig(_Strict):
+    weights: Literal["frozen", "ema", "live", "model"] = "frozen"
+    """The student's initial weights, their moving average, the student itself, or another model."""
+    model: str | None = None
+    """Path or id, for ``weights: model``."""
+    ema_decay: float = Field(0.99, gt=0, lt=1)
+    """Share of the average that stays at each step, for ``weights: ema``."""
+    view: ViewConfig = ViewConfig()
+    max_tokens: int = Field(16_384, ge=1)
+    """Padded tokens per forward pass of the teacher; lower it to save memory."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> TeacherConfig:
+        if self.weights == "model" and self.model is None:
+            raise ValueError("weights is 'model', so teacher.model has to name one")
+        if self.weights != "model" and self.model is not None:
+            raise ValueError(f"model is given, but weights is '{self.weights}'; set teacher.weights=model")
+        return self
+
+
+class LossConfig(_Strict):
+    divergence: str = "forward_kl"
+    """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, or one you registered."""
+    signal: Literal["full", "tokens"] = "full"
+    """The teacher's whole distribution, or the rollout's own tokens (supervised training, no teacher pass)."""
+    beta: float = Field(0.5, gt=0, lt=1)
+    """Mixture weight of jsd."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides both models' logits in the divergence."""
+    anchor: float = Field(0.0, ge=0)
+    """Weight of KL(student‖initial student), on the tokens that carry no hint (with another view: on all)."""
+    chunk_tokens: int | None = Field(None, ge=1)
+    """Positions whose logits exist at one time; by default chosen from the vocabulary's size."""
+
+
+class RolloutConfig(_Strict):
+    policy: Literal["student", "teacher", "answers"] = "student"
+    """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
+    batch: int = Field(64, ge=1)
+    """Prompts per step."""
+    samples: int = Field(1, ge=1)
+    """Rollouts per prompt."""
+    max_new_tokens: int = Field(256, ge=1)
+    """The most tokens after the prompt, tool results included."""
+    max_turns: int = Field(8, ge=1)
+    """The most assistant turns, where there is an environment."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0 keeps every token."""
+    max_rows: int = Field(256, ge=1)
+    """Sequences decoded at once."""
+
+
+class OptimizerConfig(_Strict):
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    steps: int = Field(100, ge=1)
+    """Optimizer steps."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay to zero after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rollouts per forward and backward pass; the result is that of the whole batch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+
+class EvalConfig(_Strict):
+    prompts: PromptsConfig | None = None
+    """Held-out prompts; without them nothing is measured."""
+    every: int = Field(20, ge=1)
+    """Steps between evaluations."""
+    samples: int = Field(0, ge=0)
+    """Also sample so many answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
+    divergence: bool | None = None
+    """Reverse KL to the teacher on the student's own rollouts; by default where no answer can be checked."""
+    text: str | None = None
+    """JSONL with ``text``: report the student's loss on it, in nats per token."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Default: the rollout's."""
+
+
+class GuardsConfig(_Strict):
+    drop: float = Field(0.5, gt=0, le=1)
+    """Stop when validation has lost this share of its best (accuracy), or the divergence has grown by as much."""
+    below_start: float = Field(0.05, ge=0)
+    """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
+    max_skipped: int = Field(10, ge=1)
+    """Stop after so many steps in a row whose loss or gradient is not finite."""
+    max_idle: int = Field(5, ge=1)
+    """Stop after so many steps in a row in which the teacher had nothing to say."""
+
+
+class CheckpointConfig(_Strict):
+    every: int = Field(20, ge=1)
+    """Steps between checkpoints."""
+
+
+class MethodConfig(_Strict):
+    """What `opd methods` says about a recipe."""
+
+    title: str
+    summary: str
+    source: str
+    reported: str = ""
+
+
+class RunConfig(_Strict):
+    """A whole run. See docs in the README; every key can be overridden as ``key.sub=value``."""
+
+    method: MethodConfig | None = None
+    student: str
+    """Path or id of a Hugging Face causal language model."""
+    prompts: PromptsConfig
+    teacher: TeacherConfig = TeacherConfig()
+    loss: LossConfig = LossConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    guards: GuardsConfig = GuardsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    out: str
+    """Folder of the run; it ends as an ordinary Hugging Face model folder."""
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward passes; weights that train and all reductions stay float32."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; by default one for models below 20 M parameters, where more are slower."""
+    log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.rollout.policy == "teacher" and self.teacher.weights != "model":
+            raise ValueError("rollout.policy=teacher needs teacher.weights=model and teacher.model")
+        if self.loss.signal == "tokens" and self.rollout.policy == "student":
+            raise ValueError(
+                "loss.signal=tokens on the student's own rollouts would train it on what it already does; "
+                "set rollout.policy=teacher or rollout.policy=answers"
+            )
+        if self.loss.signal == "tokens" and self.teacher.view.kind != "plain":
+            raise ValueError("loss.signal=tokens has no teacher pass, so teacher.view must be plain")
+        if (
+            self.teacher.view.kind == "plain"
+            and self.teacher.weights in ("live", "frozen")
+            and (self.loss.signal == "full")
+        ):
+            raise ValueError(
+                f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
+                "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
+            )
+        return self
+
+
+RECIPES = files("opd") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+
+
+def read(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """Read a recipe's name, a run file or a mapping, apply overrides and validate.
+
+    Args:
+        source: ``"hint"``, ``"my.yaml"`` or a mapping.
+        overrides: ``["optimizer.lr=1e-4"]`` or ``{"optimizer.lr": 1e-4}``.
+
+    Raises:
+        ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
+    """
+    tree = dict(source) if isinstance(source, Mapping) else _load(source)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [split(o) for o in overrides]
+    for key, value in pairs:
+        _set(tree, key, value)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _load(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        if str(source) not in recipe_names():
+            near = difflib.get_close_matches(str(source), recipe_names(), 1)
+            guess = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(
+                f"there is no recipe '{source}' (shipped: {', '.join(recipe_names())}) and no such file{guess}"
+            )
+        text = (RECIPES / f"{source}.yaml").read_text()
+    else:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read run file '{source}': {error}") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{source}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"'{source}' has to be a mapping of keys such as student, prompts and teacher")
+    return tree
+
+
+def split(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-4")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a scalar on the way (``author: rules``) gives way to a mapping."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = tree.get(part)
+        tree[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        tree = tree[part]
+    tree[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem as one sentence, unknown keys before all else."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        *parents, name = (str(part) for part in first["loc"])
+        known = list(_fields(parents))
+        near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+        mend = (
+            f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
+        )
+        return f"unknown key '{key}'; {mend}{more}"
+    if first["type"] == "missing":
+        return f"'{key}' is missing; set it in the run file or as {key}=…{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}{more}" if key else f"{message}{more}"
+    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _fields(parents: Sequence[str]) -> Mapping[str, Any]:
+    """Field names of the model at a path."""
+    model: type[BaseModel] = RunConfig
+    for part in parents:
+        candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
+        inner = [
+            a
+            for c in candidates
+            for a in (c, *getattr(c, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        if not inner:
+            break
+        model = inner[0]
+    return model.model_fields

@@ -1,0 +1,112 @@
+"""Look at a run before it costs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from opd.build import Objects, Parts, assemble_terms, gather, sampler_of
+from opd.config import read
+from opd.errors import EmptyStepError
+from opd.metrics import Metrics, summarise
+from opd.model_card import figure
+from opd.reading import align, student_readings
+from opd.reading import read as read_hidden
+from opd.rollout.hf import Sampling
+
+NUM_PROMPTS = 32
+"""Enough to see whether a teacher is better, little enough to take seconds on a small model."""
+
+
+def examine(source: str, overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+    """Build the run, roll out a few prompts, let the teacher score them; yields a line per finding.
+
+    Nothing is trained and nothing is written.
+
+    Raises:
+        OpdError: the run cannot work; the same sentence ``opd train`` would give.
+    """
+    parts = gather(read(source, overrides), Objects())
+    yield from _facts(parts)
+    yield from _lengths(parts)
+    yield from _memory(parts)
+    yield from _teaching(parts)
+    yield "ready to train"
+
+
+def _facts(parts: Parts) -> Iterator[str]:
+    student, config = parts.student, parts.config
+    template = "chat template" if parts.chat.has_template else "no chat template, prompts are plain text"
+    yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
+    if parts.teacher:
+        padded = (
+            f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
+        )
+        yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, same vocabulary{padded}"
+    else:
+        yield f"teacher   the student's own weights, {config.teacher.weights}; view: {config.teacher.view.kind}"
+
+
+def _lengths(parts: Parts) -> Iterator[str]:
+    lengths = sorted(len(parts.chat.prompt_ids(p)) for p in parts.prompts)
+    room = parts.student.max_length
+    yield (
+        f"prompts   {len(lengths)} to train on, {len(parts.held_out)} held out; "
+        f"{lengths[len(lengths) // 2]} tokens in the middle, {lengths[-1]} at most"
+    )
+    longest = lengths[-1] + parts.config.rollout.max_new_tokens
+    if room is not None and longest > room:
+        yield f"WARNING   the longest prompt and rollout.max_new_tokens need {longest} positions; the model has {room}"
+
+
+def _memory(parts: Parts) -> Iterator[str]:
+    trained = sum(p.numel() for p in parts.student.model.parameters())
+    config = parts.config
+    copies = int(config.teacher.weights == "ema") + int(
+        config.loss.anchor > 0 or config.teacher.weights == "frozen"
+    )
+    other = (
+        sum(p.numel() * p.element_size() for p in parts.teacher.model.parameters()) if parts.teacher else 0
+    )
+    # Weights, gradients and two moments in float32, then each frozen copy.
+    state = trained * 4 * (4 + copies) + other
+    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"
+
+
+def _teaching(parts: Parts) -> Iterator[str]:
+    """Let the student roll out a few prompts and see what the teacher makes of them."""
+    terms, _, _ = assemble_terms(parts)
+    main = terms[0]
+    prompts = parts.prompts[:NUM_PROMPTS]
+    rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=0)
+    ours = summarise(rollouts)
+    yield f"rollouts  {len(rollouts)} sampled: {_line(ours)}"
+    assert main.view is not None
+    signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(parts.student.device)
+    tokens = sum(r.num_tokens for r in rollouts)
+    if not len(signal):
+        raise EmptyStepError("the teacher had nothing to say about these rollouts; check teacher.view")
+    with torch.no_grad():
+        where, hidden_TD = read_hidden(parts.student, student_readings(rollouts))
+        row_T = align(rollouts, where, signal)
+        weight_T = torch.full((len(signal),), 1 / len(signal), device=hidden_TD.device)
+        loss = main.objective(hidden_TD[row_T], parts.student.head_VD, signal, weight_T)
+    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {parts.config.loss.divergence} {loss:.3f} nats per token"
+    if parts.teacher:
+        theirs = summarise(
+            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0)
+        )
+        yield f"teacher   on the same prompts: {_line(theirs)}"
+        if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:
+            yield "WARNING   the teacher is no better than the student on these prompts"
+
+
+def _size(model: torch.nn.Module) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _line(metrics: Metrics) -> str:
+    return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items())

@@ -1,0 +1,97 @@
+"""Measuring a student on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from opd.losses import linear_cross_entropy
+from opd.metrics import Metrics, summarise
+from opd.models import LanguageModel
+from opd.reading import Reading, align, batches, read, student_readings
+from opd.rollout.sampler import Sampler
+from opd.types import Prompt, Rollout, Teacher, View
+
+if TYPE_CHECKING:
+    from opd.loop import Objective
+
+SEED = 20_260_101
+"""Of sampled evaluation answers: the same draws at every evaluation, so that figures differ by the weights alone."""
+
+MAX_TOKENS = 16_384
+"""Padded tokens per forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to measure; calling it measures.
+
+    Attributes:
+        student: the model as it is at the call.
+        prompts: held-out prompts.
+        greedy: rolls out with the most likely token.
+        sampled: rolls out at temperature 1, for avg@n and for the divergence.
+        samples: n of avg@n; 0 leaves it out.
+        teacher, objective: for the mean divergence on the student's own sampled rollouts; None leaves it out.
+        texts: token ids of held-out texts, for the loss on them.
+    """
+
+    student: LanguageModel
+    prompts: Sequence[Prompt]
+    greedy: Sampler
+    sampled: Sampler
+    samples: int = 0
+    divergence: tuple[Teacher, View, Objective] | None = None
+    texts: Sequence[tuple[int, ...]] = ()
+
+    def __call__(self) -> Metrics:
+        """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl`` and ``text_loss``."""
+        metrics: Metrics = {}
+        if self.prompts:
+            metrics |= summarise(self.greedy.rollout(self.prompts, SEED))
+        if self.samples:
+            repeated = [p for p in self.prompts for _ in range(self.samples)]
+            accuracy = summarise(self.sampled.rollout(repeated, SEED)).get("accuracy")
+            if accuracy is not None:
+                metrics[f"avg@{self.samples}"] = accuracy
+        if self.divergence and self.prompts:
+            teacher, view, objective = self.divergence
+            rollouts = self.sampled.rollout(self.prompts, SEED)
+            metrics["reverse_kl"] = mean_divergence(self.student, rollouts, teacher, view, objective)
+        if self.texts:
+            metrics["text_loss"] = text_loss(self.student, self.texts)
+        return metrics
+
+
+@torch.no_grad()
+def mean_divergence(
+    student: LanguageModel, rollouts: Sequence[Rollout], teacher: Teacher, view: View, objective: Objective
+) -> float:
+    """Mean of an objective over the student's tokens, in nats per token."""
+    signal = teacher.score(rollouts, view.segments(rollouts)).to(student.device)
+    student.model.eval()
+    total = 0.0
+    for batch in batches(student_readings(rollouts), MAX_TOKENS):
+        where, hidden_TD = read(student, batch)
+        here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
+        if len(here):
+            row_T = align(rollouts, where, here)
+            weight_T = torch.ones(len(here), device=hidden_TD.device)
+            total += float(objective(hidden_TD[row_T], student.head_VD, here, weight_T))
+    return total / max(len(signal), 1)
+
+
+@torch.no_grad()
+def text_loss(student: LanguageModel, texts: Sequence[tuple[int, ...]]) -> float:
+    """Cross entropy on texts, nats per token; the first token of each is given."""
+    student.model.eval()
+    readings = [Reading(i, ids, 0, list(range(1, len(ids)))) for i, ids in enumerate(texts) if len(ids) > 1]
+    total = 0.0
+    for batch in batches(readings, MAX_TOKENS):
+        where, hidden_TD = read(student, batch)
+        weight_T = torch.ones(len(where), device=hidden_TD.device)
+        total += float(linear_cross_entropy(hidden_TD, student.head_VD, where.token_T, weight=weight_T))
+    return total / sum(len(r.wanted) for r in readings)

@@ -1,0 +1,128 @@
+"""Where a run's figures go: metrics.jsonl always, TensorBoard, W&B and trackio if installed, and a live display."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from opd.metrics import Metrics
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+class Sink(Protocol):
+    """Somewhere figures go."""
+
+    def scalars(self, step: int, figures: Metrics) -> None:
+        """Figures of one step, with names such as ``train/loss`` and ``eval/accuracy``."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Writes metrics.jsonl and passes figures on.
+
+    A line is ``{"step": 20, "train": {...}}``, ``{"step": 20, "eval": {...}}`` or
+    ``{"step": 20, "event": {"kind": ..., "text": ...}}``.
+
+    Args:
+        path: ``out/metrics.jsonl``.
+        sinks: further places.
+        displays: objects with the methods of this class, for instance the terminal's.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[Sink], displays: Sequence[Any]) -> None:
+        self.path = path
+        self.sinks = sinks
+        self.displays = displays
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after a checkpoint that the run goes back to."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines()
+        kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Figures of a training step."""
+        self._write({"step": step, "train": metrics})
+        for sink in self.sinks:
+            sink.scalars(step, {f"train/{k}": v for k, v in metrics.items()})
+        for display in self.displays:
+            display.step(step, metrics)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Figures on held-out prompts."""
+        self._write({"step": step, "eval": metrics})
+        for sink in self.sinks:
+            sink.scalars(step, {f"eval/{k}": v for k, v in metrics.items()})
+        for display in self.displays:
+            display.evaluation(step, metrics)
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        """Something a guard saw."""
+        self._write({"step": step, "event": {"kind": kind, "text": text}})
+        for display in self.displays:
+            display.event(step, kind, text)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def open_sinks(names: Sequence[str], folder: Path, run_name: str, config: dict[str, Any]) -> list[Sink]:
+    """The loggers that are installed."""
+    makers = {"tensorboard": _TensorBoard, "wandb": _Tracker, "trackio": _Tracker}
+    return [
+        makers[name](name, folder, run_name, config)
+        for name in names
+        if find_spec(PACKAGES[name]) is not None
+    ]
+
+
+class _TensorBoard:
+    def __init__(self, name: str, folder: Path, run_name: str, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def scalars(self, step: int, figures: Metrics) -> None:
+        for key, value in figures.items():
+            self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Tracker:
+    """Weights & Biases, or trackio, which has the same calls."""
+
+    def __init__(self, name: str, folder: Path, run_name: str, config: dict[str, Any]) -> None:
+        import importlib
+
+        self.package = importlib.import_module(name)
+        self.package.init(project="opd", name=run_name, config=config)
+
+    def scalars(self, step: int, figures: Metrics) -> None:
+        self.package.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self.package.finish()
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line; None for one that a kill cut short."""
+    try:
+        step: int = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step

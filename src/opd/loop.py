@@ -1,0 +1,254 @@
+"""THE loop. Every method passes through it; what differs between methods is what it is given.
+
+rollouts = the student answers the prompts itself
+signals  = teachers score those same tokens
+loss     = a divergence between the two, where it matters
+update   = one optimizer step, watched by guards
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from opd.errors import EmptyStepError
+from opd.metrics import Metrics, summarise
+from opd.models import LanguageModel
+from opd.reading import align, read, student_readings
+from opd.rollout.sampler import Sampler
+from opd.teachers.local import EmaWeights
+from opd.teachers.views import remaining
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import Guards
+from opd.training.optim import Optimizer
+from opd.types import Prompt, Rollout, Segment, Signal, Teacher, View
+
+
+class Objective(Protocol):
+    """How far the student is from a signal, and which way is nearer."""
+
+    def __call__(
+        self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor
+    ) -> Tensor:
+        """The weighted sum over positions, float32 []; gradients flow to the first two."""
+        ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: who teaches, what it sees, how the distance is measured and what it weighs.
+
+    A view of None reads every student token that no earlier term reads.
+    """
+
+    name: str
+    teacher: Teacher
+    view: View | None
+    objective: Objective
+    weight: float = 1.0
+
+
+class Curriculum(Protocol):
+    def step(self, step: int) -> list[Prompt]:
+        """The prompts of one step."""
+        ...
+
+
+class Log(Protocol):
+    def step(self, step: int, metrics: Metrics) -> None: ...
+
+    def evaluation(self, step: int, metrics: Metrics) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
+
+@dataclass
+class State:
+    """What changes from step to step besides weights; all of it goes into every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    """Student-chosen tokens rolled out."""
+    signal_tokens: int = 0
+    """Tokens some teacher gave a target for."""
+    seconds: float = 0.0
+    before: Metrics = field(default_factory=dict)
+    after: Metrics = field(default_factory=dict)
+    best: Metrics = field(default_factory=dict)
+    best_step: int = 0
+    skipped: int = 0
+    """Steps in a row whose loss or gradient was not finite."""
+    idle: int = 0
+    """Steps in a row in which no teacher had anything to say."""
+    stopped_by: str | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Loop:
+    """The parts of one run, put together by ``opd.build``; ``run`` trains."""
+
+    student: LanguageModel
+    sampler: Sampler
+    curriculum: Curriculum
+    terms: Sequence[Term]
+    optimizer: Optimizer
+    guards: Guards
+    checkpoints: Checkpoints
+    log: Log
+    steps: int
+    seed: int = 0
+    micro_batch: int | None = None
+    average: EmaWeights | None = None
+    evaluate: Callable[[], Metrics] | None = None
+    evaluate_every: int = 20
+    state: State = field(default_factory=State)
+
+    def run(self) -> State:
+        """Train from ``state.step`` to ``steps``, or until a guard stops the run.
+
+        Raises:
+            EmptyStepError: a step has no tokens, or no teacher has anything to say from the first step on.
+        """
+        state = self.state
+        if not state.before:
+            self._evaluate()
+        while state.step < self.steps and state.stopped_by is None:
+            started = time.perf_counter()
+            metrics = self._step(state.step)
+            state.step += 1
+            state.seconds += time.perf_counter() - started
+            self.log.step(state.step, metrics)
+            if state.step % self.evaluate_every == 0 or state.step == self.steps:
+                self._evaluate()
+            last = state.step == self.steps or state.stopped_by is not None
+            self.checkpoints.save(self, last=last)
+        if state.signal_tokens == 0:
+            raise EmptyStepError("the run is over and no teacher gave a target for a single token")
+        return state
+
+    def _step(self, step: int) -> Metrics:
+        """Rollouts, signals, loss, update."""
+        times: Metrics = {}
+        with _timed(times, "rollout_s"):
+            seed = self.seed * 1_000_003 + step
+            rollouts = self.sampler.rollout(self.curriculum.step(step), seed)
+        if not sum(r.num_tokens for r in rollouts):
+            raise EmptyStepError(
+                f"step {step}: not one of {len(rollouts)} rollouts has a token of the student's own; "
+                "check rollout.max_new_tokens and the stop token"
+            )
+        with _timed(times, "teacher_s"):
+            signals = self._score(rollouts)
+        with _timed(times, "update_s"):
+            metrics = self._update(rollouts, signals)
+        tokens = sum(r.num_tokens for r in rollouts)
+        self.state.tokens += tokens
+        self.state.signal_tokens += sum(len(s) for s in signals)
+        share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.terms, signals, strict=True)}
+        return {**metrics, **share, **summarise(rollouts), "tokens": float(tokens), **times}
+
+    def _score(self, rollouts: Sequence[Rollout]) -> list[Signal]:
+        """Each term's teacher reads what its view shows it."""
+        taken: list[Segment] = []
+        signals: list[Signal] = []
+        for term in self.terms:
+            segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
+            taken += segments
+            signals.append(term.teacher.score(rollouts, segments).to(self.student.device))
+        return signals
+
+    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal]) -> Metrics:
+        """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
+        if not any(map(len, signals)):
+            return self._idle()
+        self.state.idle = 0
+        sums = dict.fromkeys((term.name for term in self.terms), 0.0)
+        self.student.model.train()
+        readings = student_readings(rollouts)
+        size = self.micro_batch or len(readings)
+        for start in range(0, len(readings), size):
+            where, hidden_TD = read(self.student, readings[start : start + size])
+            losses: list[Tensor] = []
+            for term, signal in zip(self.terms, signals, strict=True):
+                here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
+                if not len(here):
+                    continue
+                row_T = align(rollouts, where, here)
+                # The count is the whole batch's, so micro-batches add up to exactly one big batch.
+                weight_T = torch.full((len(here),), 1 / len(signal), device=hidden_TD.device)
+                loss = term.objective(hidden_TD[row_T], self.student.head_VD, here, weight_T)
+                sums[term.name] += loss.item()
+                losses.append(term.weight * loss)
+            if losses:
+                torch.stack(losses).sum().backward()
+        total = sum(term.weight * sums[term.name] for term in self.terms)
+        norm = self.optimizer.step(self.state.step, total)
+        if norm is None:
+            self._skip(total)
+        else:
+            self.state.skipped = 0
+            if self.average:
+                self.average.update()
+        figures = {"loss": total, **sums, "lr": self.optimizer.lr(self.state.step)}
+        return figures | ({"grad_norm": norm} if norm is not None else {})
+
+    def _idle(self) -> Metrics:
+        """No teacher has anything to say: an error at the start, the end of what can be learned later on."""
+        if not self.state.signal_tokens:
+            raise EmptyStepError(
+                "the first step's rollouts got no target from any teacher: no hint was written, or every span is empty; "
+                "check teacher.view"
+            )
+        self.state.idle += 1
+        self._event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
+        if self.guards.idle(self.state.idle):
+            self._stop("idle", f"no teacher had anything to say for {self.state.idle} steps in a row")
+        return {}
+
+    def _skip(self, loss: float) -> None:
+        """A loss or gradient that is not finite never reaches the weights."""
+        self.state.skipped += 1
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        self._event("non_finite", f"the {what} is not finite; the update was left out")
+        if self.guards.skipped(self.state.skipped):
+            self._stop("non_finite", f"the {what} was not finite for {self.state.skipped} steps in a row")
+
+    def _evaluate(self) -> None:
+        """Measure the student on held-out prompts, remember the best, and let the guards look."""
+        state = self.state
+        metrics = self.evaluate() if self.evaluate else {}
+        if not metrics:
+            return
+        self.log.evaluation(state.step, metrics)
+        state.after = metrics
+        if not state.before:
+            state.before = metrics
+        if not state.best or self.guards.better(metrics, state.best):
+            state.best, state.best_step = metrics, state.step
+            self.checkpoints.save_best(self.student)
+        seen = self.guards.collapsed(state.before, state.best, metrics)
+        if seen:
+            self._stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
+
+    def _event(self, kind: str, text: str) -> None:
+        self.state.events.append({"step": self.state.step, "kind": kind, "text": text})
+        self.log.event(self.state.step, kind, text)
+
+    def _stop(self, guard: str, text: str) -> None:
+        self.state.stopped_by = guard
+        self._event(guard, text)
+
+
+@contextmanager
+def _timed(times: Metrics, key: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    times[key] = time.perf_counter() - started

@@ -1,0 +1,63 @@
+"""The README.md of a run's folder: which recipe, teacher and figures made the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from opd.config import RunConfig
+
+if TYPE_CHECKING:
+    from opd.api import Result
+
+PERCENT = ("accuracy", "avg@", "invalid_call_rate", "truncation_rate")
+
+
+def figure(name: str, value: float) -> str:
+    """A metric as a reader expects it: shares in percent, everything else with three decimals."""
+    return f"{value:.1%}" if name.startswith(PERCENT) else f"{value:.3f}"
+
+
+def model_card(config: RunConfig, result: Result) -> str:
+    """Markdown with the front matter of the Hugging Face hub."""
+    method = config.method
+    title = method.title if method else "own recipe"
+    teacher = config.teacher.model or f"the student's own weights ({config.teacher.weights})"
+    rows = [
+        f"| {name} | {figure(name, before)} | {figure(name, result.after[name])} | {figure(name, result.best[name])} |"
+        for name, before in result.before.items()
+        if name in result.after and name in result.best
+    ]
+    table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["Nothing was measured."]
+    stopped = (
+        [f"Stopped by the guard `{result.stopped_by}`: {result.events[-1]['text']}.", ""]
+        if result.stopped_by
+        else []
+    )
+    settings = yaml.safe_dump(
+        config.model_dump(mode="json", exclude={"method"}, exclude_defaults=True), sort_keys=False
+    )
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"base_model: {config.student}",
+        "tags: [opd, on-policy-distillation]",
+        "---",
+        f"# {config.student}, distilled on-policy: {title}",
+        "",
+        f"- Teacher: {teacher}; view: {config.teacher.view.kind}",
+        f"- Loss: {config.loss.divergence}, anchor {config.loss.anchor}",
+        f"- {result.steps} steps, {result.tokens:,} student tokens, {result.seconds:.0f} s",
+        *([f"- Source: {method.source}"] if method else []),
+        "",
+        *table,
+        "",
+        *stopped,
+        "Made with opd. The run file:",
+        "",
+        "```yaml",
+        settings.rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

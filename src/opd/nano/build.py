@@ -1,0 +1,262 @@
+"""Train the nano models from nothing: ``python -m opd.nano.build [--only NAME] [--out DIR] [--scale 0.01]``.
+
+Each model is one row of ``MODELS``: its shape, what it reads, and for how long. The same seed gives
+the same weights on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from opd.errors import ConfigError
+from opd.nano.tokenizer import END, START, build_tokenizer
+from opd.nano.traces import Source, Trace, critic_trace, math_trace, stream, tools_trace
+
+HEAD_DIM = 32
+WARMUP = 100
+POOL = 16
+"""Batches drawn at once and sorted by length."""
+IGNORED = -100
+"""Target of a position without loss, as ``cross_entropy`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps on one source of traces."""
+
+    source: Source
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One model. Stages follow each other under one learning-rate schedule."""
+
+    hidden: int
+    layers: int
+    mlp: int
+    stages: tuple[Stage, ...]
+    lr: float = 3e-3
+    batch: int = 64
+    context_weight: float = 0.0
+    """Weight of the loss on what others say (questions, reminders, tools), against 1 for the assistant."""
+
+
+MODELS: dict[str, Recipe] = {
+    "tools-base": Recipe(
+        hidden=96,
+        layers=3,
+        mlp=256,
+        context_weight=0.1,
+        stages=(Stage(partial(tools_trace, habits=False), 1500), Stage(tools_trace, 1500)),
+    ),
+    "math-base": Recipe(
+        hidden=96, layers=3, mlp=256, stages=(Stage(partial(math_trace, privileged=0.5), 600),)
+    ),
+    "math-teacher": Recipe(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1500),)),
+    "critic": Recipe(hidden=96, layers=3, mlp=256, context_weight=0.05, stages=(Stage(critic_trace, 1500),)),
+}
+
+
+def build(
+    name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: Progress | None = None
+) -> Path:
+    """Train one model and save it with its tokenizer.
+
+    Args:
+        name: a key of ``MODELS``.
+        out: the folder to put the model's folder in.
+        scale: factor on the number of steps, for a quick look or a test.
+
+    Returns:
+        The model's folder, as ``from_pretrained`` takes it.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"Unknown nano model {name!r}: use one of {', '.join(MODELS)}.")
+    tokenizer = build_tokenizer()
+    model = train(MODELS[name], tokenizer, scale=scale, seed=seed, progress=progress, title=name)
+    folder = out / name
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 model with fresh weights from torch's global generator."""
+    heads = recipe.hidden // HEAD_DIM
+    special = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=1024,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,
+        **special,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(**special)
+    return model
+
+
+def train(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    scale: float,
+    seed: int,
+    progress: Progress | None = None,
+    title: str = "",
+) -> Qwen3ForCausalLM:
+    """AdamW under warmup and cosine decay, one fresh batch of traces a step."""
+    torch.manual_seed(seed)
+    model = new_model(recipe, tokenizer).train()
+    batches = _batches(recipe, tokenizer, scale, seed)
+    steps = sum(_scaled(stage, scale) for stage in recipe.stages)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    task = progress.add_task(title, total=steps, loss=float("nan")) if progress else None
+    for step, (ids, weights) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _schedule(step, steps)
+        loss = _loss(model, ids, weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if progress and task is not None:
+            progress.update(task, advance=1, loss=loss.item())
+    return model.eval()
+
+
+def _scaled(stage: Stage, scale: float) -> int:
+    return max(1, round(stage.steps * scale))
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warmup, then cosine to 2 % of the peak, as a factor."""
+    warmup = min(WARMUP, max(1, steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + cos(pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _loss(model: Any, ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean cross entropy of the next token.
+
+    Args:
+        ids: [B, L] int64, padded on the right; causal attention never looks that far, so no mask.
+        weights: [B, L] float32, of predicting the token at that position; 0 on padding.
+    """
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    counted = weights[:, 1:] > 0
+    logits = model.lm_head(hidden[counted])
+    losses = F.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
+    weight = weights[:, 1:][counted]
+    return (losses * weight).sum() / weight.sum()
+
+
+def _batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, scale: float, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fresh batches, each of traces of like length: less padding, and twice the speed."""
+    for number, stage in enumerate(recipe.stages):
+        traces = stream(stage.source, seed * 1000 + number)
+        rng = random.Random(seed * 1000 + number)
+        left = _scaled(stage, scale)
+        while left > 0:
+            pool = sorted(islice(traces, POOL * recipe.batch), key=_words)
+            starts = rng.sample(range(0, len(pool), recipe.batch), min(left, POOL))
+            for start in starts:
+                yield encode(tokenizer, pool[start : start + recipe.batch], recipe.context_weight)
+            left -= len(starts)
+
+
+def _words(trace: Trace) -> int:
+    return sum(len(turn.text) for turn in trace)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, each [B, L], in the chat template's form.
+
+    An assistant's turn counts 1 from its first word to its end mark; the opening ``<|im_start|>`` and
+    the role never count, because they are given to the model and not asked of it.
+    """
+    flat = [turn for trace in traces for turn in trace]
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch([f"{START}{t.role} {t.text}{END}" for t in flat]))
+    rows = []
+    for trace in traces:
+        ids: list[int] = []
+        weights: list[float] = []
+        for turn in trace:
+            part = next(encoded).ids
+            ids += part
+            weights += [0.0, 0.0, *_turn_weights(turn, len(part) - 2, context_weight)]
+        rows.append((ids, weights))
+    width = max(len(ids) for ids, _ in rows)
+    pad = tokenizer.pad_token_id
+    return (
+        torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows]),
+        torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in rows]),
+    )
+
+
+def _turn_weights(turn: Any, length: int, context_weight: float) -> list[float]:
+    if turn.role != "assistant":
+        return [context_weight] * length
+    return [float(turn.trained and i != turn.skip) for i in range(length)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the nano models from nothing.")
+    parser.add_argument(
+        "--only", choices=list(MODELS), action="append", help="build this one; may be repeated"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    columns = ("{task.description:13}", "loss {task.fields[loss]:.3f}", "{task.completed}/{task.total}")
+    with Progress(
+        TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]), TimeRemainingColumn()
+    ) as bar:
+        for name in arguments.only or MODELS:
+            start = time.monotonic()
+            folder = build(name, arguments.out, scale=arguments.scale, seed=arguments.seed, progress=bar)
+            bar.console.print(f"{name}: {folder} in {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

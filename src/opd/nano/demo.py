@@ -1,0 +1,118 @@
+"""``make demo``: a tool-calling model that invents tools learns not to, from hints above its mistakes."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+import opd
+from opd.build import Objects, Parts, gather, sampler_of, view_of
+from opd.config import read
+from opd.display import LiveDisplay, show_result
+from opd.metrics import summarise
+from opd.models import LanguageModel
+from opd.reading import read as read_hidden
+from opd.reading import readings_of
+from opd.rollout.hf import Sampling
+from opd.teachers.views import HintView
+from opd.types import Event, Hint, Rollout, Segment
+
+AUTHORS = {"rules": "rules", "model": {"model": "nano/critic"}}
+
+
+def main(
+    author: Annotated[
+        str, typer.Option(help="Who writes the hints: rules, or model (the nano critic).")
+    ] = "rules",
+    out: Annotated[str, typer.Option(help="Folder of the run; an earlier demo's is replaced.")] = "runs/demo",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
+) -> None:
+    """Show the base model, a mistake, its hint, the training, and what it came to."""
+    if author not in AUTHORS:
+        raise typer.BadParameter(f"--author is rules or model, not {author}")
+    console = Console()
+    shutil.rmtree(out, ignore_errors=True)
+    overrides = {"teacher.view.hint.author": AUTHORS[author], "optimizer.steps": steps, "out": out}
+    parts = gather(read("hint", overrides), Objects())
+    console.rule("[bold]1. the base model: it knows how to call tools, and invents their names")
+    rollouts = sampler_of(parts, Sampling(temperature=0), held_out=True).rollout(parts.held_out, seed=0)
+    figures = summarise(rollouts)
+    console.print(
+        f"on {len(rollouts)} held-out prompts: [red]{figures['invalid_call_rate']:.0%}[/] of its tool calls are invalid, "
+        f"[red]{figures['accuracy']:.0%}[/] of its answers are right\n"
+    )
+    console.rule("[bold]2. one of its rollouts, and the hint")
+    _show_mistake(console, parts, rollouts)
+    console.rule("[bold]3. on-policy distillation: the same model, with the hint in view, is the teacher")
+    result = opd.train("hint", overrides, displays=[LiveDisplay(console)])
+    console.rule("[bold]4. what it came to")
+    show_result(console, result)
+
+
+def _show_mistake(console: Console, parts: Parts, rollouts: list[Rollout]) -> None:
+    """A rollout with its wrong call marked, the hint above it, and what the hint does to the wrong token."""
+    view = view_of(parts)
+    assert isinstance(view, HintView)
+    wrong = [r for r in rollouts if any(e.kind == "unknown_tool" for e in r.events)][:8]
+    segments = view.segments(wrong)
+    segment, hint = next((s, h) for s in segments for h in view.last_hints[s.rollout] if h.span == s.span)
+    rollout = wrong[segment.rollout]
+    event = next(e for e in rollout.events if e.span == segment.span)
+    console.print(_transcript(parts, rollout, event, hint))
+    position = _position_of(parts, rollout, event)
+    without = _probability(parts.student, [rollout], Segment(0, rollout.prompt_ids, segment.span), position)
+    with_hint = _probability(
+        parts.student, [rollout], Segment(0, segment.context_ids, segment.span), position
+    )
+    wrong_id = rollout.completion_ids[position]
+    best_id = int(with_hint.argmax())
+    name, right = escape(parts.chat.decode([wrong_id])), escape(parts.chat.decode([best_id]))
+    console.print(
+        f"probability of the wrong tool  '{name}':  {without[wrong_id]:.3f} → {with_hint[wrong_id]:.3f} with the hint"
+    )
+    console.print(
+        f"probability of a listed tool  '{right}':  {without[best_id]:.3f} → {with_hint[best_id]:.3f} with the hint\n"
+    )
+
+
+def _transcript(parts: Parts, rollout: Rollout, event: Event, hint: Hint) -> Panel:
+    lines = [f"[dim]{m['role']:>9}[/]  {escape(m['content'])}" for m in rollout.prompt.messages or ()]
+    turns = iter(rollout.turns)
+    for message in rollout.transcript:
+        text, role = escape(message["content"]), message["role"]
+        if role == "assistant" and next(turns) == event.span:
+            lines.append(
+                f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← inserted for the teacher only[/]"
+            )
+            text = f"[red]{text}[/]  [dim]← {event.kind.replace('_', ' ')}[/]"
+        lines.append(f"[dim]{role:>9}[/]  {text}")
+    return Panel("\n".join(lines), expand=False)
+
+
+def _position_of(parts: Parts, rollout: Rollout, event: Event) -> int:
+    """Where the wrong tool's name stands in the completion."""
+    return next(
+        p
+        for p in range(*event.span)
+        if parts.chat.decode([rollout.completion_ids[p]]).strip() == event.detail["tool"]
+    )
+
+
+@torch.no_grad()
+def _probability(
+    model: LanguageModel, rollouts: list[Rollout], segment: Segment, position: int
+) -> torch.Tensor:
+    """The model's distribution at a completion position, read in a segment's context, [V]."""
+    where, hidden_TD = read_hidden(model, readings_of(rollouts, [segment]))
+    row = where.position_T.tolist().index(position)
+    return (hidden_TD[row] @ model.head_VD.T).float().softmax(-1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

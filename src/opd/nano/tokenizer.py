@@ -1,0 +1,78 @@
+"""The nano suite's word-level tokenizer: one small vocabulary for all tasks, with a chat template.
+
+Lower case; words, punctuation marks and single digits are tokens; whitespace, newlines included,
+vanishes on encoding and becomes one space on decoding. Splitting never looks across a space, so
+the encoding of a text is the concatenation of the encodings of its parts.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+PAD, START, END, UNK = "<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>"
+
+TOOL_NAMES = tuple(
+    ["blip", "frob", "zed", "quix", "narp", "glim", "tosk", "vex", "drum", "plon", "wib", "zorn", "kip", "mub", "flax", "grin", "hozz", "jeb", "lurt", "moxy", "nib", "ogle", "pruf", "quam", "rask", "snib", "trop", "ulm", "vorp", "wex", "yab", "zilt", "bram", "clud", "dwip", "erb", "fonk", "gax", "hilk", "ibbo", "jask", "krel", "lomp", "mirv", "norp", "olk", "pim", "quod", "rimp", "stax", "tulv", "umbo", "vank", "wuzz", "xan", "yort", "zub", "crop", "delk", "fesk"]
+)
+"""Invented words: names of tools, and of anything else a task has to make up."""
+
+HABITS = {"add": ("plus", "sum"), "sub": ("subtract", "minus"), "mul": ("multiply", "times")}
+"""Names that a model may believe in from habit; never the name of a real tool."""
+
+_WORDS = """
+    system user assistant tool tools
+    add sub mul is call error no such bad arguments answer unknown
+    carry question reference solution problem
+    find the faulty turns with one line per turn n hint or none transcript result results
+    reminder available this not valid hints note use only these listed list right wrong name names must
+    from there then
+    you are a an and in of to for it that was your by at on as be can do has have if
+    here correct previous attempt feedback try again successful example examples worked following
+    think step check steps first last next second think working instruction instructions
+    document documents context fact facts search query who what where which owns lives likes town color
+    string strings reverse sort sorted length join swap drop take copy empty start end
+    teacher student experience lesson lessons remember always never before after
+    calls argument number numbers digit digits format please give final all given repeat same
+    yes true false
+"""
+_MARKS = ". , : ; ? ! ( ) [ ] { } + - * / = < > ' \" # _ | & %"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{START}{{{{ message['role'] }}}} {{{{ message['content'] }}}}{END}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{START}assistant {{% endif %}}"
+)
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token in the order of its id: specials, digits, marks, words, letters, invented names."""
+    habits = [name for names in HABITS.values() for name in names]
+    tokens = [PAD, START, END, UNK, *"0123456789", *_MARKS.split(), *_WORDS.split()]
+    return tuple(dict.fromkeys([*tokens, *habits, *_LETTERS, *TOOL_NAMES]))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer that every nano model shares, with ``<|im_end|>`` as end of sequence."""
+    backend = Tokenizer(WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNK))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNK,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )

@@ -1,0 +1,47 @@
+"""Rollouts that nobody sampled: the prompts' own reference answers, for supervised training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from opd.chat import Chat
+from opd.errors import DataError
+from opd.types import Prompt, Rollout, Span
+
+
+class ReferenceAnswers:
+    """Gives each prompt's reference answer as if it had been sampled.
+
+    Args:
+        chat: renders prompts and encodes answers.
+        stop: id that ends an answer.
+        max_length: the most tokens prompt and answer may have together; None for no limit.
+    """
+
+    def __init__(self, chat: Chat, *, stop: int, max_length: int | None) -> None:
+        self.chat = chat
+        self.stop = stop
+        self.max_length = max_length
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int) -> list[Rollout]:
+        """One rollout per prompt; nothing is drawn, so the seed changes nothing."""
+        return [self._rollout(prompt) for prompt in prompts]
+
+    def _rollout(self, prompt: Prompt) -> Rollout:
+        prompt_ids = self.chat.prompt_ids(prompt)
+        ids = (*self.chat.insert_text_ids(prompt.answer or ""), self.stop)
+        if self.max_length is not None and len(prompt_ids) + len(ids) > self.max_length:
+            raise DataError(
+                f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "
+                f"{self.max_length}; shorten or drop it"
+            )
+        return Rollout(
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            completion_ids=ids,
+            completion_mask=(True,) * len(ids),
+            logprobs=(math.nan,) * len(ids),  # nobody drew them
+            turns=(Span(0, len(ids)),),
+            finish="stop",
+        )

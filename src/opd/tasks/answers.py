@@ -1,0 +1,43 @@
+"""The checker for users' own prompts: does the completion end in the reference answer?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from opd.errors import DataError
+from opd.types import Message, Observation, Prompt
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+def final_answer(text: str) -> str:
+    """What a solution says in the end: after the last ``####``, in the last ``\\boxed{}``, or its last number.
+
+    A text without any of these is its own answer. Numbers lose thousands separators and trailing zeros.
+    """
+    if "####" in text:
+        text = text.rsplit("####", 1)[1]
+    elif boxed := _BOXED.findall(text):
+        text = boxed[-1]
+    numbers = _NUMBER.findall(text)
+    if not numbers:
+        return " ".join(text.lower().split()).strip(" .")
+    number = numbers[-1].replace(",", "")
+    return number.rstrip("0").rstrip(".") if "." in number else number
+
+
+class AnswerTask:
+    """One turn; reward 1.0 if its final answer equals the reference's, None where there is no reference."""
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """It has no prompts of its own."""
+        raise DataError(f"the answer checker has no prompts, so no split '{split}'; give prompts.path")
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        """Check the turn against ``prompt.answer``."""
+        if prompt.answer is None:
+            return Observation()
+        right = final_answer(transcript[-1]["content"]) == final_answer(prompt.answer)
+        return Observation(reward=float(right))

@@ -1,0 +1,159 @@
+"""A hint author behind an OpenAI-compatible chat endpoint. All network faults end in this module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from opd.errors import ModelError
+from opd.teachers.hints import INSTRUCTION, parse, transcript
+from opd.types import Hint, Rollout
+
+MAX_WAIT_S = 30.0
+"""The longest pause between two attempts, also where the server asks for more."""
+
+
+class HttpAuthor:
+    """A served model reads the transcript and answers in the format of ``hints.parse``.
+
+    Args:
+        url: base of the API, up to and including ``/v1``.
+        model: the served model's name.
+        api_key_env: environment variable with the token; it is sent if set, and never written anywhere.
+        timeout: seconds per request.
+        retries: further attempts after a connection error, a timeout, status 429 or 5xx.
+        concurrency: requests at a time.
+        cache: folder that keeps answers across runs; None keeps them for this run only.
+        max_new_tokens: the longest answer.
+        instruction: the system message.
+
+    Attributes:
+        counts: answers by what became of them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key_env: str = "OPD_HINT_API_KEY",
+        timeout: float = 60.0,
+        retries: int = 4,
+        concurrency: int = 8,
+        cache: str | None = None,
+        max_new_tokens: int = 256,
+        instruction: str = INSTRUCTION,
+    ) -> None:
+        token = os.environ.get(api_key_env)
+        self.url = f"{url.rstrip('/')}/chat/completions"
+        self.model = model
+        self.client = httpx.Client(
+            timeout=timeout,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(max_connections=concurrency),
+        )
+        self.retries = retries
+        self.concurrency = concurrency
+        self.cache = Path(cache) if cache else None
+        self.answers: dict[str, str] = {}
+        self.max_new_tokens = max_new_tokens
+        self.instruction = instruction
+        self.counts: Counter[str] = Counter()
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
+        """One list per rollout.
+
+        Raises:
+            ModelError: the endpoint refuses, or does not answer after all attempts.
+        """
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            answers = list(pool.map(self._answer, rollouts))
+        return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
+
+    def _answer(self, rollout: Rollout) -> str:
+        body = {
+            "model": self.model,
+            "messages": [dict(m) for m in transcript(rollout, self.instruction)],
+            "temperature": 0,
+            "max_tokens": self.max_new_tokens,
+        }
+        key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
+        known = self._recall(key)
+        if known is None:
+            known = self._ask(body)
+            self._remember(key, known)
+        return known
+
+    def _ask(self, body: dict[str, Any]) -> str:
+        """One answer over the network."""
+        attempts = Retrying(
+            stop=stop_after_attempt(self.retries + 1),
+            wait=_wait,
+            retry=retry_if_exception(_passing),
+            reraise=True,
+        )
+        try:
+            response = attempts(self._post, body)
+            content = response.json()["choices"][0]["message"]["content"]
+        except httpx.HTTPStatusError as error:
+            reply = error.response
+            raise ModelError(
+                f"teacher.view.hint.author.http: '{self.url}' answered {reply.status_code}: {reply.text[:200]}"
+            ) from None
+        except httpx.HTTPError as error:
+            raise ModelError(
+                f"teacher.view.hint.author.http: no answer from '{self.url}' after {self.retries + 1} attempts "
+                f"({type(error).__name__}: {error}); is the server running?"
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise ModelError(
+                f"teacher.view.hint.author.http: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
+                f"{response.text[:200]}"
+            ) from None
+        return content if isinstance(content, str) else ""
+
+    def _post(self, body: dict[str, Any]) -> httpx.Response:
+        return self.client.post(self.url, json=body).raise_for_status()
+
+    def _recall(self, key: str) -> str | None:
+        if key in self.answers:
+            return self.answers[key]
+        file = self.cache / f"{key}.json" if self.cache else None
+        if file is None or not file.exists():
+            return None
+        stored: str = json.loads(file.read_text())["answer"]
+        return stored
+
+    def _remember(self, key: str, answer: str) -> None:
+        self.answers[key] = answer
+        if self.cache:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            partial = self.cache / f".{key}.{os.getpid()}"
+            partial.write_text(json.dumps({"answer": answer}))
+            partial.replace(self.cache / f"{key}.json")
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)
+
+
+_backoff = wait_exponential(multiplier=0.5, max=MAX_WAIT_S)
+
+
+def _wait(state: RetryCallState) -> float:
+    """What the server asks for, or twice as long as before."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
+    return min(float(asked), MAX_WAIT_S) if asked.isdigit() else _backoff(state)

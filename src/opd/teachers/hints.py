@@ -1,0 +1,137 @@
+"""Hint authors: who reads a trajectory, finds the mistake and says what to do instead. They know no tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from opd.chat import Chat
+from opd.errors import ConfigError
+from opd.types import Engine, Event, Hint, Message, Prompt, Rollout
+
+TEMPLATES: Mapping[str, str] = {
+    "unknown_tool": "Reminder: available tools: {tools}.",
+    "bad_arguments": "Reminder: this call is not valid: {error}. available tools: {tools}.",
+}
+"""What the rules say about each kind of event; fields are the event's details."""
+
+INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
+"""What a model that writes hints is told."""
+
+_TURN = re.compile(r"\bturn\s*(\d+)\s*:", re.IGNORECASE)
+
+
+class RulesAuthor:
+    """Writes a hint for every environment event that has a template.
+
+    Args:
+        templates: replace or add to ``TEMPLATES``.
+    """
+
+    def __init__(self, templates: Mapping[str, str] | None = None) -> None:
+        self.templates = {**TEMPLATES, **(templates or {})}
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
+        """One list per rollout.
+
+        Raises:
+            ConfigError: a template names a field that the event does not have.
+        """
+        return [[Hint(e.span, self._text(e)) for e in r.events if e.kind in self.templates] for r in rollouts]
+
+    def _text(self, event: Event) -> str:
+        try:
+            return self.templates[event.kind].format(**event.detail)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"teacher.view.hint.author.templates.{event.kind} has the field {error}, and events of this kind have "
+                f"{', '.join(event.detail) or 'no fields'}"
+            ) from None
+
+
+class ModelAuthor:
+    """A local model reads the transcript and answers in a small strict format.
+
+    Args:
+        engine: generates with the critic.
+        chat: the critic's own template.
+        max_new_tokens: the longest answer.
+        instruction: its system message.
+        max_length: the most tokens transcript and answer may have; longer transcripts are dropped and counted.
+
+    Attributes:
+        counts: answers by what became of them; see ``parse``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: Chat,
+        *,
+        max_new_tokens: int = 256,
+        instruction: str = INSTRUCTION,
+        max_length: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.chat = chat
+        self.max_new_tokens = max_new_tokens
+        self.instruction = instruction
+        self.max_length = max_length
+        self.counts: Counter[str] = Counter()
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
+        """One list per rollout; the model answers greedily or as its engine is set."""
+        contexts = [
+            self.chat.prompt_ids(Prompt(id=r.prompt.id, messages=transcript(r, self.instruction)))
+            for r in rollouts
+        ]
+        room = self.max_length - self.max_new_tokens if self.max_length else None
+        fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]
+        self.counts["too_long"] += len(contexts) - len(fits)
+        answers = self.engine.generate([contexts[i] for i in fits], [self.max_new_tokens] * len(fits), 0)
+        found: list[list[Hint]] = [[] for _ in rollouts]
+        for index, answer in zip(fits, answers, strict=True):
+            found[index] = parse(self.chat.decode(answer.ids), rollouts[index], self.counts)
+        return found
+
+
+def transcript(rollout: Rollout, instruction: str) -> tuple[Message, ...]:
+    """A rollout as a model reads it, its turns numbered from 1."""
+    lines = [f"{m['role']}: {m['content']}" for m in rollout.prompt.messages or ()]
+    if rollout.prompt.text is not None:
+        lines.append(f"user: {rollout.prompt.text}")
+    turn = 0
+    for message in rollout.transcript:
+        if message["role"] == "assistant":
+            turn += 1
+            lines.append(f"turn {turn}: {message['content']}")
+        else:
+            lines.append(f"{message['role']}: {message['content']}")
+    return (
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": "Transcript:\n" + "\n".join(lines)},
+    )
+
+
+def parse(answer: str, rollout: Rollout, counts: Counter[str]) -> list[Hint]:
+    """Hints in an answer of the form ``turn N: hint``, a line each, or ``none``.
+
+    Nothing is guessed: what does not parse is dropped. ``counts`` gets one more of ``hints`` per hint, of
+    ``none`` or ``unparsable`` per answer without any, and of ``bad_turn`` or ``empty`` per hint dropped.
+    """
+    parts = _TURN.split(answer)
+    if parts[0].strip() or len(parts) == 1:
+        counts["none" if answer.strip().lower().rstrip(".") == "none" else "unparsable"] += 1
+        return []
+    found = []
+    for number, text in zip(parts[1::2], parts[2::2], strict=True):
+        turn = int(number) - 1
+        if not 0 <= turn < len(rollout.turns):
+            counts["bad_turn"] += 1
+        elif not text.strip():
+            counts["empty"] += 1
+        else:
+            counts["hints"] += 1
+            found.append(Hint(rollout.turns[turn], text.strip()))
+    return found

@@ -1,0 +1,137 @@
+"""Checkpoints: safetensors and JSON, each written whole or not at all.
+
+out/checkpoints/000040/   model.safetensors  optimizer.safetensors  [average.safetensors]  rng.safetensors  state.json
+out/checkpoints/best/     model.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from opd.errors import CheckpointError
+from opd.models import LanguageModel
+
+if TYPE_CHECKING:
+    from opd.loop import Loop
+
+KEEP = 2
+"""Checkpoints kept; the one before the last survives a disk that fills up while the last is written."""
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run.
+
+    Args:
+        folder: ``out/checkpoints``.
+        every: steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, *, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def save(self, loop: Loop, *, last: bool) -> None:
+        """Save the run if this step is due; ``last`` always is. The folder appears when it is complete."""
+        step = loop.state.step
+        if step % self.every and not last:
+            return
+        partial = self.folder / f".{step:06d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_weights(loop.student.model), partial / "model.safetensors")
+        save_file(_contiguous(loop.optimizer.tensors()), partial / "optimizer.safetensors")
+        if loop.average:
+            save_file(_weights(loop.average.average), partial / "average.safetensors")
+        save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
+        (partial / "state.json").write_text(json.dumps(dataclasses.asdict(loop.state)))
+        for file in partial.iterdir():
+            _flush(file)
+        final = self.folder / f"{step:06d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(self.folder)
+        for old in self._complete()[:-KEEP]:
+            shutil.rmtree(old)
+
+    def restore(self, loop: Loop) -> bool:
+        """Put the newest checkpoint into a freshly built loop.
+
+        Returns:
+            False if there is none yet, and nothing was changed.
+
+        Raises:
+            CheckpointError: it cannot be read or does not fit the model.
+        """
+        complete = self._complete()
+        if not complete:
+            return False
+        newest = complete[-1]
+        try:
+            saved: dict[str, Any] = json.loads((newest / "state.json").read_text())
+            loop.state = type(loop.state)(**saved)
+            _load_weights(loop.student.model, newest / "model.safetensors")
+            loop.optimizer.load_tensors(load_file(newest / "optimizer.safetensors"))
+            if loop.average:
+                _load_weights(loop.average.average, newest / "average.safetensors")
+            torch.set_rng_state(load_file(newest / "rng.safetensors")["torch"])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"checkpoint '{newest}' cannot be used ({error}); delete that folder to go on from the one before"
+            ) from error
+        return True
+
+    def save_best(self, student: LanguageModel) -> None:
+        """Keep the student's weights as the best so far."""
+        best = self.folder / "best"
+        best.mkdir(parents=True, exist_ok=True)
+        partial = best / ".model.safetensors"
+        save_file(_weights(student.model), partial)
+        _flush(partial)
+        partial.replace(best / "model.safetensors")
+
+    def load_best(self, student: LanguageModel) -> None:
+        """Put the best weights back into the student."""
+        _load_weights(student.model, self.folder / "best" / "model.safetensors")
+
+    def _complete(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once; tied ones share a name."""
+    return _contiguous(dict(model.named_parameters()))
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _load_weights(model: nn.Module, path: Path) -> None:
+    tensors = load_file(path)
+    parameters = dict(model.named_parameters())
+    if tensors.keys() != parameters.keys():
+        odd = sorted(tensors.keys() ^ parameters.keys())
+        raise ValueError(f"{path.name} and the model differ in {odd[0]}")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _flush(path: Path) -> None:
+    """Make sure that what was written is on disk before anything points at it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

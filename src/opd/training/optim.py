@@ -1,0 +1,90 @@
+"""The optimizer step: learning-rate schedule, clipping, and the refusal to apply what is not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+class Optimizer:
+    """AdamW with warm-up and decay, over all parameters that train.
+
+    Args:
+        model: its parameters with ``requires_grad`` train.
+        lr: peak learning rate.
+        steps: length of the run, for the decay.
+        warmup: steps of linear warm-up.
+        schedule: decay to zero after the warm-up.
+        grad_clip: largest gradient norm.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        steps: int,
+        warmup: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
+    ) -> None:
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.adamw = torch.optim.AdamW(self.named.values(), lr=lr, betas=betas, weight_decay=weight_decay)
+        self.peak = lr
+        self.steps = steps
+        self.warmup = warmup
+        self.schedule = schedule
+        self.grad_clip = grad_clip
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step: a pure function, so that a resumed run needs no schedule state."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        if self.schedule == "linear":
+            return self.peak * (1 - done)
+        if self.schedule == "cosine":
+            return self.peak * (1 + math.cos(math.pi * done)) / 2
+        return self.peak
+
+    def step(self, step: int, loss: float) -> float | None:
+        """Apply the gradients and clear them.
+
+        Returns:
+            The gradient's norm before clipping; None if it or the loss is not finite, and nothing was applied.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.grad_clip))
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:
+            for group in self.adamw.param_groups:
+                group["lr"] = self.lr(step)
+            self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm if finite else None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The state as named tensors, for safetensors."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self.named.items()
+            for key, value in self.adamw.state.get(parameter, {}).items()
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        for name, parameter in self.named.items():
+            state = {
+                key: tensors[f"{name}.{key}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in tensors
+            }
+            if state:
+                self.adamw.state[parameter] = {
+                    key: value.clone() if key == "step" else value.to(parameter.device).clone()
+                    for key, value in state.items()
+                }

@@ -1,0 +1,86 @@
+"""The run file: what is accepted, and the sentence for what is not."""
+
+from pathlib import Path
+
+import pytest
+
+from opd.config import read, recipe_names
+from opd.errors import ConfigError
+
+MINIMAL = {
+    "student": "s",
+    "prompts": {"task": "math"},
+    "teacher": {"weights": "model", "model": "t"},
+    "out": "o",
+}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_names_its_source(name: str) -> None:
+    config = read(name)
+    assert config.method is not None
+    assert config.method.source
+
+
+def test_overrides_from_strings_and_mappings() -> None:
+    assert read("hint", ["optimizer.lr=3e-5", "optimizer.steps=7"]).optimizer.lr == 3e-5
+    assert read("hint", {"optimizer.steps": 7}).optimizer.steps == 7
+    author = read("hint", ["teacher.view.hint.author.model=nano/critic"]).teacher.view.hint.author
+    assert author.kind == "model"
+
+
+def test_shorthands() -> None:
+    assert read(MINIMAL | {"prompts": "a.jsonl"}).prompts.path == "a.jsonl"
+    assert read(MINIMAL | {"prompts": "org/data"}).prompts.dataset == "org/data"
+    assert read("hint", ["teacher.view=privileged"]).teacher.view.kind == "privileged"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.stps=3"], ["unknown key 'optimizer.stps'", "optimizer.steps"]),
+        (["teacher.view.hint.athor=rules"], ["teacher.view.hint.athor", "teacher.view.hint.author"]),
+        (["zzz=red"], ["unknown key 'zzz'", "known keys", "student"]),
+        (["optimizer.lr=fast"], ["optimizer.lr", "'fast'", "number"]),
+        (["rollout.batch=0"], ["rollout.batch", "0", "greater"]),
+        (["teacher.weights=model"], ["teacher.model has to name one"]),
+        (["teacher.model=x"], ["set teacher.weights=model"]),
+        (["teacher.view=plain"], ["the student itself", "nothing to learn"]),
+        (["teacher.view=hnt"], ["plain, privileged or hint"]),
+        (["teacher.view.hint.author=bob"], ["'rules'"]),
+        (["teacher.view.hint.author.http=http://x/v1"], ["served model's name"]),
+        (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),
+        (["loss.signal=tokens"], ["rollout.policy=teacher"]),
+        (["rollout.policy=teacher"], ["teacher.weights=model"]),
+        (["steps"], ["key=value"]),
+    ],
+)
+def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(
+    overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("hint", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'hint'"):
+        read("hnt")
+    with pytest.raises(ConfigError, match="cannot read run file"):
+        read(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("student: [1,\nprompts: {")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read(broken)
+    broken.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        read(broken)
+
+
+def test_a_missing_key_is_named() -> None:
+    tree = {k: v for k, v in MINIMAL.items() if k != "out"}
+    with pytest.raises(ConfigError, match="'out' is missing"):
+        read(tree)

@@ -1,0 +1,274 @@
+"""Whole runs of tiny real models through ``opd.train``: exactness, resume, guards, what is left behind."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import opd
+from conftest import make_model
+from opd.config import read
+from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
+from opd.loop import Loop
+from opd.models import LanguageModel
+
+PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+
+
+def run_file(out: Path, **changes: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "student": "s",
+        "prompts": {"path": "p.jsonl"},
+        "teacher": {"weights": "model", "model": "t"},
+        "loss": {"divergence": "reverse_kl"},
+        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "optimizer": {"lr": 1e-2, "steps": 6},
+        "checkpoint": {"every": 2},
+        "log": [],
+        "out": str(out),
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    return tree
+
+
+def train(out: Path, *, student: LanguageModel | None = None, **changes: Any) -> opd.Result:
+    resume = changes.pop("resume", False)
+    displays = changes.pop("displays", ())
+    return opd.train(
+        run_file(out, **changes),
+        student=student or make_model(0),
+        teacher=make_model(1, layers=3, hidden=48),
+        prompts=PROMPTS,
+        resume=resume,
+        displays=displays,
+    )
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["train"]["loss"] for line in lines if "train" in line]
+
+
+class Interrupt:
+    """A display that stops a run the hard way."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def start(self, loop: Loop) -> None: ...
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        if step == self.at:
+            raise KeyboardInterrupt
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "q r"}\n{"prompt": "s t"}\n{"prompt": "o p"}\n')
+    out = tmp_path / "out"
+    result = train(out, optimizer={"steps": 30}, eval={"prompts": {"path": str(held_out)}, "every": 10})
+    assert result.after["reverse_kl"] < 0.5 * result.before["reverse_kl"]
+    assert result.stopped_by is None
+    assert result.steps == 30
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert len(AutoTokenizer.from_pretrained(out)) == 31
+    assert torch.equal(model.model.embed_tokens.weight, weights(out)["model.embed_tokens.weight"])
+    saved = json.loads((out / "result.json").read_text())
+    assert saved["before"] == result.before
+    assert set(saved) == {"before", "after", "best", "steps", "tokens", "seconds", "stopped_by", "events"}
+    assert "reverse_kl" in (out / "README.md").read_text()
+
+
+def test_same_run_file_same_weights_other_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tmp_path / name, seed=seed)
+    first = weights(tmp_path / "a")
+    assert all(torch.equal(t, first[n]) for n, t in weights(tmp_path / "b").items())
+    assert not all(torch.equal(t, first[n]) for n, t in weights(tmp_path / "c").items())
+
+
+def test_micro_batches_add_up_to_one_batch(tmp_path: Path) -> None:
+    train(tmp_path / "whole", optimizer={"steps": 1})
+    train(tmp_path / "parts", optimizer={"steps": 1, "micro_batch": 3})
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher_weights", ["model", "ema"])
+@pytest.mark.parametrize("at", [1, 3, 4, 5])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, teacher_weights: str, at: int) -> None:
+    def go(out: Path, **more: Any) -> opd.Result:
+        tree = run_file(out)
+        if teacher_weights == "ema":
+            tree["teacher"] = {"weights": "ema", "ema_decay": 0.5, "view": "privileged"}
+        rows = [{**row, "answer": "k l"} for row in PROMPTS]
+        teacher = make_model(1) if teacher_weights == "model" else None
+        return opd.train(tree, student=make_model(0), teacher=teacher, prompts=rows, **more)
+
+    go(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", displays=[Interrupt(at)])
+    go(tmp_path / "cut", resume=True)
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(t, expected[n]) for n, t in weights(tmp_path / "cut").items())
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_finished_run_resumes_to_its_own_result(tmp_path: Path) -> None:
+    first = train(tmp_path / "out")
+    again = train(tmp_path / "out", resume=True)
+    assert (again.steps, again.tokens, again.seconds) == (first.steps, first.tokens, first.seconds)
+
+
+def test_an_occupied_folder_is_refused_and_a_changed_run_too(tmp_path: Path) -> None:
+    train(tmp_path / "out")
+    with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
+        train(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="another 'seed'"):
+        train(tmp_path / "out", seed=5, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="is no run of opd"):
+        train(tmp_path / "mine")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", displays=[Interrupt(5)])
+    (tmp_path / "out" / "checkpoints" / "000004" / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match="000004"):
+        train(tmp_path / "out", resume=True)
+
+
+def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "q r"}\n{"prompt": "s t"}\n{"prompt": "o p"}\n')
+    student = make_model(0)
+    start = {n: p.detach().clone() for n, p in student.model.named_parameters()}
+    result = train(
+        tmp_path / "out",
+        student=student,
+        optimizer={"steps": 40, "lr": 1.0},
+        eval={"prompts": {"path": str(held_out)}, "every": 2},
+    )
+    assert result.stopped_by == "collapse"
+    assert result.steps < 40
+    assert result.after == result.best
+    assert "reverse_kl rose from" in result.events[-1]["text"]
+    kept = weights(tmp_path / "out")
+    assert result.best == result.before
+    assert all(torch.equal(t, start[n]) for n, t in kept.items())
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
+    teacher = make_model(1)
+    with torch.no_grad():
+        teacher.model.model.norm.weight.fill_(math.nan)
+    student = make_model(0)
+    start = {n: p.detach().clone() for n, p in student.model.named_parameters()}
+    result = opd.train(
+        run_file(tmp_path / "out", guards={"max_skipped": 3}),
+        student=student,
+        teacher=teacher,
+        prompts=PROMPTS,
+    )
+    assert result.stopped_by == "non_finite"
+    assert result.steps == 3
+    assert [e["kind"] for e in result.events] == ["non_finite"] * 4
+    assert all(torch.equal(p, start[n]) for n, p in student.model.named_parameters())
+
+
+def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
+    result = train(
+        tmp_path / "out",
+        rollout={"policy": "teacher", "temperature": 0.0},
+        loss={"signal": "tokens"},
+        optimizer={"steps": 25},
+    )
+    assert result.steps == 25
+    assert losses(tmp_path / "out")[-1] < 0.7 * losses(tmp_path / "out")[0]
+
+
+def test_supervised_training_on_reference_answers(tmp_path: Path) -> None:
+    rows = [{**row, "answer": "k l m"} for row in PROMPTS]
+    tree = run_file(
+        tmp_path / "out", rollout={"policy": "answers"}, loss={"signal": "tokens"}, optimizer={"steps": 25}
+    )
+    opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=rows)
+    assert losses(tmp_path / "out")[-1] < 0.3 * losses(tmp_path / "out")[0]
+
+
+def test_anchor_holds_the_student_near_its_start(tmp_path: Path) -> None:
+    def distance(anchor: float) -> float:
+        student = make_model(0)
+        train(tmp_path / f"{anchor}", student=student, loss={"anchor": anchor}, optimizer={"steps": 15})
+        return _moved(student)
+
+    assert distance(10.0) < distance(0.0)
+
+
+def _moved(student: LanguageModel) -> float:
+    """Mean total variation between the student's next-token distributions and a fresh copy's."""
+    fresh = make_model(0)
+    ids = torch.arange(3, 31)[None]
+    with torch.no_grad():
+        now, then = (m.model(ids).logits.softmax(-1) for m in (student, fresh))
+    return float((now - then).abs().sum(-1).mean())
+
+
+def test_bad_input_is_refused_before_any_step(tmp_path: Path) -> None:
+    other = make_model(1)
+    other.tokenizer.add_tokens(["zebra"])
+    with pytest.raises(ModelError, match="vocabulary is not the student's.*'zebra'"):
+        opd.train(run_file(tmp_path / "a"), student=make_model(0), teacher=other, prompts=PROMPTS)
+    with pytest.raises(DataError, match="fewer than one batch"):
+        opd.train(run_file(tmp_path / "b"), student=make_model(0), teacher=make_model(1), prompts=PROMPTS[:3])
+    with pytest.raises(ModelError, match="template"):
+        opd.train(
+            run_file(tmp_path / "c"),
+            student=make_model(0, template=False),
+            teacher=make_model(1, template=False),
+            prompts=[{"messages": [{"role": "user", "content": "a"}]}] * 8,
+        )
+    with pytest.raises(DataError, match="exceeds the model's 256"):
+        train(tmp_path / "d", rollout={"max_new_tokens": 300})
+    with pytest.raises(ModelError, match="student: cannot load '/nowhere'"):
+        opd.train(run_file(tmp_path / "e", student="/nowhere"))
+    with pytest.raises(DataError, match="has no answer, and teacher.view=privileged needs one"):
+        tree = run_file(tmp_path / "f") | {"teacher": {"weights": "frozen", "view": "privileged"}}
+        opd.train(tree, student=make_model(0), prompts=PROMPTS)
+    for name in "abcdef":
+        assert not list((tmp_path / name).glob("*.safetensors"))
+
+
+def test_padded_heads_of_one_family_are_compared_on_what_both_have(tmp_path: Path) -> None:
+    student, teacher = make_model(0), make_model(1, vocab=40)
+    result = opd.train(run_file(tmp_path / "out"), student=student, teacher=teacher, prompts=PROMPTS)
+    assert result.steps == 6
+
+
+def test_a_step_without_any_signal_is_an_error(tmp_path: Path) -> None:
+    tree = run_file(tmp_path / "out") | {"teacher": {"weights": "frozen", "view": "hint"}}
+    with pytest.raises(EmptyStepError, match="no hint was written"):
+        opd.train(tree, student=make_model(0), prompts=PROMPTS)
+
+
+def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
+    train(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert read(saved).model_dump(mode="json") == saved
