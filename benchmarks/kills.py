@@ -45,9 +45,7 @@ def outcome(out: Path) -> tuple[str, dict[str, object], list[object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
@@ -61,9 +59,7 @@ def main() -> None:
     identical = 0
     for trial in range(args.kills):
         out = folder / f"killed-{trial}"
-        process = subprocess.Popen(
-            command(out, args.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command(out, args.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         moment = rng.uniform(0.2, 1.0) * seconds
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
@@ -79,9 +75,7 @@ def main() -> None:
         )
         shutil.rmtree(out)
     shutil.rmtree(folder)
-    print(
-        f"{identical} of {args.kills} resumed runs have the weights, figures and losses of the run left alone"
-    )
+    print(f"{identical} of {args.kills} resumed runs have the weights, figures and losses of the run left alone")
     sys.exit(identical != args.kills)
 
 

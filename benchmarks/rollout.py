@@ -23,18 +23,14 @@ from opd.rollout.hf import HFEngine, Sampling
 from opd.tasks import get_task
 
 
-def ours(
-    model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int
-) -> list[int]:
+def ours(model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int) -> list[int]:
     """Lengths of the answers of opd's engine."""
     engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model), max_rows=batch)
     return [len(g.ids) for g in engine.generate(contexts, [limit] * len(contexts), seed)]
 
 
 @torch.inference_mode()
-def theirs(
-    model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int
-) -> list[int]:
+def theirs(model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int) -> list[int]:
     """Lengths of the answers of ``model.generate``, prompts sorted by length so that it pads little."""
     torch.manual_seed(seed)
     stops = stop_ids(model)
@@ -60,9 +56,7 @@ def theirs(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano/math-base")
     parser.add_argument("--task", default="math")
     parser.add_argument("--batch", type=int, default=64)
@@ -87,7 +81,8 @@ def main() -> None:
     quantiles = statistics.quantiles(spread, n=20)
     print(
         f"{args.model}, {args.prompts} prompts, batch {args.batch}, one thread; answer lengths: "
-        f"5 % {quantiles[0]:.0f}, median {statistics.median(spread):.0f}, 95 % {quantiles[-1]:.0f}, longest {max(spread)}\n"
+        f"5 % {quantiles[0]:.0f}, median {statistics.median(spread):.0f}, 95 % {quantiles[-1]:.0f}, "
+        f"longest {max(spread)}\n"
     )
     print("| | tokens/s, median | range | ratio |\n|---|---|---|---|")
     for name, values in speeds.items():

@@ -16,7 +16,35 @@ from opd.models import LanguageModel
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real models and data, where a checkout has them beside it; tests that need them skip without."""
 
-WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "system", "user", "assistant", "tool", "reminder", ":", "."]
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+    "h",
+    "i",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "o",
+    "p",
+    "q",
+    "r",
+    "s",
+    "t",
+    "system",
+    "user",
+    "assistant",
+    "tool",
+    "reminder",
+    ":",
+    ".",
+]
 
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"

@@ -55,9 +55,7 @@ def test_shorthands() -> None:
         (["steps"], ["key=value"]),
     ],
 )
-def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(
-    overrides: list[str], words: list[str]
-) -> None:
+def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         read("hint", overrides)
     message = str(caught.value)

@@ -41,18 +41,14 @@ def test_states_predict_their_tokens(student: LanguageModel) -> None:
     assert where.token_T.tolist() == [8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     assert where.position_T.tolist() == [0, 1, 3, 0, 1, 0, 1, 2, 3, 4, 5]
     logits = hidden @ student.head_VD.T
-    for row, (index, position) in enumerate(
-        zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)
-    ):
+    for row, (index, position) in enumerate(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)):
         r = ROLLOUTS[index]
         context = torch.tensor([[*r.prompt_ids, *r.completion_ids[:position]]])
         assert torch.allclose(logits[row], student.model(context).logits[0, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 12, 1000])
-def test_a_teacher_sees_its_context_and_scores_the_stored_tokens(
-    teacher: LanguageModel, max_tokens: int
-) -> None:
+def test_a_teacher_sees_its_context_and_scores_the_stored_tokens(teacher: LanguageModel, max_tokens: int) -> None:
     segments = [
         Segment(2, (20, 21, 22, *ROLLOUTS[2].completion_ids[:2]), Span(2, 4)),
         Segment(0, (23,), Span(0, 4)),
@@ -89,9 +85,7 @@ def test_batches_respect_the_budget_and_lose_nothing() -> None:
 
 def test_rows_are_found(student: LanguageModel, teacher: LanguageModel) -> None:
     where, _ = read(student, student_readings(ROLLOUTS))
-    signal = LocalTeacher(teacher).score(
-        ROLLOUTS, [Segment(2, (20,), Span(0, 2)), Segment(0, (20,), Span(3, 4))]
-    )
+    signal = LocalTeacher(teacher).score(ROLLOUTS, [Segment(2, (20,), Span(0, 2)), Segment(0, (20,), Span(3, 4))])
     assert align(ROLLOUTS, where, signal).tolist() == [2, 5, 6]
 
 
@@ -106,9 +100,7 @@ def test_alignment_fires_on_a_batch_shifted_by_one(student: LanguageModel, teach
         align(ROLLOUTS, where, shifted)
 
 
-def test_alignment_fires_when_the_teacher_reads_other_tokens(
-    student: LanguageModel, teacher: LanguageModel
-) -> None:
+def test_alignment_fires_when_the_teacher_reads_other_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
     """A view that re-tokenised the completion: same length, other ids."""
     retokenised = [rollout([8, 9, 10, 12], [True, True, False, True]), *ROLLOUTS[1:]]
     where, _ = read(student, student_readings(ROLLOUTS))
@@ -117,9 +109,7 @@ def test_alignment_fires_when_the_teacher_reads_other_tokens(
         align(ROLLOUTS, where, signal)
 
 
-def test_alignment_fires_on_a_token_the_student_did_not_choose(
-    student: LanguageModel, teacher: LanguageModel
-) -> None:
+def test_alignment_fires_on_a_token_the_student_did_not_choose(student: LanguageModel, teacher: LanguageModel) -> None:
     careless = [rollout([8, 9, 10, 11]), *ROLLOUTS[1:]]
     where, _ = read(student, student_readings(ROLLOUTS))
     signal = LocalTeacher(teacher).score(careless, whole(careless))

@@ -206,9 +206,7 @@ def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
 
 def test_supervised_training_on_reference_answers(tmp_path: Path) -> None:
     rows = [{**row, "answer": "k l m"} for row in PROMPTS]
-    tree = run_file(
-        tmp_path / "out", rollout={"policy": "answers"}, loss={"signal": "tokens"}, optimizer={"steps": 25}
-    )
+    tree = run_file(tmp_path / "out", rollout={"policy": "answers"}, loss={"signal": "tokens"}, optimizer={"steps": 25})
     opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=rows)
     assert losses(tmp_path / "out")[-1] < 0.3 * losses(tmp_path / "out")[0]
 
@@ -249,8 +247,8 @@ def test_bad_input_is_refused_before_any_step(tmp_path: Path) -> None:
         train(tmp_path / "d", rollout={"max_new_tokens": 300})
     with pytest.raises(ModelError, match="student: cannot load '/nowhere'"):
         opd.train(run_file(tmp_path / "e", student="/nowhere"))
+    tree = run_file(tmp_path / "f") | {"teacher": {"weights": "frozen", "view": "privileged"}}
     with pytest.raises(DataError, match="has no answer, and teacher.view=privileged needs one"):
-        tree = run_file(tmp_path / "f") | {"teacher": {"weights": "frozen", "view": "privileged"}}
         opd.train(tree, student=make_model(0), prompts=PROMPTS)
     for name in "abcdef":
         assert not list((tmp_path / name).glob("*.safetensors"))

@@ -18,6 +18,7 @@ from opd.loop import Loop
 from opd.metrics import Metrics
 from opd.model_card import model_card
 from opd.models import LanguageModel
+from opd.tasks import TASKS
 from opd.types import Prompt, Task
 
 MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device"})
@@ -86,16 +87,14 @@ def train(
     parts = gather(config, objects)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(
-        out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays
-    )
+    log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
     loop = assemble(parts, log)
     loop.checkpoints.restore(loop)
     log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
     for display in displays:
         display.start(loop)
     try:
-        state = loop.run()
+        loop.run()
         return _finish(loop, config)
     finally:
         log.close()
@@ -129,11 +128,7 @@ def evaluate(
     """
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
-        prompts = (
-            {"task": prompts, "split": split}
-            if is_task
-            else {**PromptsConfig.source(prompts), "split": split}
-        )
+        prompts = {"task": prompts, "split": split} if is_task else {**PromptsConfig.source(prompts), "split": split}
     named = isinstance(model, str)
     config = run_file.read(
         {
@@ -146,14 +141,12 @@ def evaluate(
             "out": "nothing is written",
         }
     )
-    measure = evaluation(gather(config, Objects(student=None if named else _pair(model))), None)
+    measure = evaluation(gather(config, Objects(student=None if isinstance(model, str) else _pair(model))), None)
     assert measure is not None
     return measure()
 
 
-def _with_objects(
-    overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any
-) -> list[str] | dict[str, Any]:
+def _with_objects(overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any) -> list[str] | dict[str, Any]:
     """Overrides, with the keys that given objects stand in for."""
     if not any(o is not None for o in (student, teacher, prompts, task)):
         return overrides
@@ -189,8 +182,8 @@ def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:
         raise CheckpointError(
-            f"'{out}' was started with another '{changed[0]}' ({old.get(changed[0])}, now {new[changed[0]]}); resume with the "
-            "same run file or choose another out"
+            f"'{out}' was started with another '{changed[0]}' ({old.get(changed[0])}, now {new[changed[0]]}); resume "
+            "with the same run file or choose another out"
         )
 
 

@@ -91,9 +91,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     held_out: list[Prompt] = []
     held_out_task: Task | None = None
     if config.eval.prompts:
-        held_out, held_out_task = load_prompts(
-            config.eval.prompts, key="eval.prompts", has_template=chat.has_template
-        )
+        held_out, held_out_task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
         chat.prompt_ids(held_out[0])
     teacher, vocab_size = None, None
     if config.teacher.weights == "model":
@@ -123,9 +121,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     return Loop(
         student=student,
         sampler=_training_sampler(parts),
-        curriculum=Uniform(
-            parts.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed
-        ),
+        curriculum=Uniform(parts.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed),
         terms=terms,
         optimizer=Optimizer(
             student.model,
@@ -193,17 +189,13 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
     )
 
 
-def sampler_of(
-    parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None
-) -> Sampler:
+def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
     """A sampler in the run's environment, from the student or another model with its tokenizer."""
     rollout = parts.config.rollout
     language_model = model or parts.student
     budget = parts.config.eval.max_new_tokens if held_out else None
     return Sampler(
-        HFEngine(
-            language_model, sampling=sampling, stop_ids=stop_ids(parts.student), max_rows=rollout.max_rows
-        ),
+        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(parts.student), max_rows=rollout.max_rows),
         parts.chat,
         parts.held_out_task if held_out else parts.task,
         max_new_tokens=budget or rollout.max_new_tokens,
@@ -228,9 +220,7 @@ def view_of(parts: Parts) -> View:
 def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers:
     rollout = parts.config.rollout
     if rollout.policy == "answers":
-        return ReferenceAnswers(
-            parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length
-        )
+        return ReferenceAnswers(parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
     writer = parts.teacher if rollout.policy == "teacher" else None
     return sampler_of(parts, sampling, held_out=False, model=writer)
@@ -239,9 +229,7 @@ def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers:
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
     """The model that teaches, the anchor's reference and the running average; copies are shared where they can be."""
     config = parts.config
-    needs_initial = config.loss.anchor > 0 or (
-        config.teacher.weights == "frozen" and config.loss.signal == "full"
-    )
+    needs_initial = config.loss.anchor > 0 or (config.teacher.weights == "frozen" and config.loss.signal == "full")
     initial = frozen_copy(parts.student) if needs_initial else None
     reference = initial if config.loss.anchor > 0 else None
     if config.teacher.weights == "ema":
@@ -281,11 +269,7 @@ def _check_prompts(config: RunConfig, prompts: Sequence[Prompt], chat: Chat) -> 
     if config.rollout.policy == "answers" or config.teacher.view.privileged:
         for prompt in prompts:
             if prompt.answer is None:
-                why = (
-                    "rollout.policy=answers"
-                    if config.rollout.policy == "answers"
-                    else "teacher.view=privileged"
-                )
+                why = "rollout.policy=answers" if config.rollout.policy == "answers" else "teacher.view=privileged"
                 raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
 
 
@@ -300,7 +284,8 @@ def _teacher(
     ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
     if min(ours, theirs) < known:
         raise ModelError(
-            f"teacher.model: the tokenizer has ids up to {known - 1}, but an output head has only {min(ours, theirs)} rows"
+            f"teacher.model: the tokenizer has ids up to {known - 1}, but an output head has only "
+            f"{min(ours, theirs)} rows"
         )
     return teacher, None if ours == theirs else min(ours, theirs)
 
@@ -311,7 +296,7 @@ def _author(config: RunConfig, device: str) -> HintAuthor | None:
     author = config.teacher.view.hint.author
     if author.kind == "rules":
         return RulesAuthor(author.templates)
-    said = {"instruction": author.instruction} if author.instruction else {}
+    said: dict[str, Any] = {"instruction": author.instruction} if author.instruction else {}
     if author.kind == "http":
         settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
         return HttpAuthor(author.http or "", author.model or "", **settings, **said)

@@ -65,9 +65,7 @@ class Chat:
         Raises:
             ModelError: the template does not allow the message's role there.
         """
-        rendered = self._render(
-            [*_OPENING, {"role": "assistant", "content": _MARKER}, message], generate=True
-        )
+        rendered = self._render([*_OPENING, {"role": "assistant", "content": _MARKER}, message], generate=True)
         after = rendered.partition(_MARKER)[2].lstrip(" ")
         return self.insert_text_ids(after.removeprefix(self.tokenizer.eos_token or ""))
 
@@ -119,7 +117,7 @@ class Chat:
         except (TemplateError, ValueError, TypeError) as error:
             roles = ", ".join(m["role"] for m in messages)
             raise ModelError(
-                f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error}); "
-                "for hints, set teacher.view.hint.role to one it takes"
+                f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
+                "; for hints, set teacher.view.hint.role to one it takes"
             ) from error
         return text

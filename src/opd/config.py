@@ -15,9 +15,7 @@ from opd.errors import ConfigError
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class PromptsConfig(_Strict):
@@ -55,9 +53,7 @@ class PromptsConfig(_Strict):
     def _one_source(self) -> PromptsConfig:
         given = [k for k in ("task", "path", "dataset") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"needs exactly one of task, path and dataset, and has {' and '.join(given) or 'none'}"
-            )
+            raise ValueError(f"needs exactly one of task, path and dataset, and has {' and '.join(given) or 'none'}")
         return self
 
 
@@ -322,9 +318,7 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
 
 
-def read(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> RunConfig:
+def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
     """Read a recipe's name, a run file or a mapping, apply overrides and validate.
 
     Args:
@@ -398,9 +392,7 @@ def _sentence(error: ValidationError) -> str:
         *parents, name = (str(part) for part in first["loc"])
         known = list(_fields(parents))
         near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-        mend = (
-            f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
-        )
+        mend = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {mend}{more}"
     if first["type"] == "missing":
         return f"'{key}' is missing; set it in the run file or as {key}=…{more}"

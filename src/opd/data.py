@@ -35,9 +35,7 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
         task = get_task(config.task)
         return list(task.prompts(config.split))[: config.limit], task
     rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
-    return from_rows(
-        rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit
-    )
+    return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
 
 
 def from_rows(
@@ -71,9 +69,7 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{key}: line {number} of '{path}' is not JSON ({error.msg}); mend or delete it"
-            ) from None
+            raise DataError(f"{key}: line {number} of '{path}' is not JSON ({error.msg}); mend or delete it") from None
         if not isinstance(row, dict):
             raise DataError(f"{key}: line {number} of '{path}' is not an object with keys such as 'prompt'")
         rows.append(row)
@@ -87,18 +83,14 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
 
     assert config.dataset is not None
     try:
-        if (Path(config.dataset) / "state.json").exists() or (
-            Path(config.dataset) / "dataset_dict.json"
-        ).exists():
+        if (Path(config.dataset) / "state.json").exists() or (Path(config.dataset) / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(config.dataset)
             rows = loaded[config.split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             rows = datasets.load_dataset(config.dataset, config.subset, split=config.split)
     except Exception as error:  # the library raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{key}: cannot load dataset '{config.dataset}', split '{config.split}': {reason}"
-        ) from error
+        raise DataError(f"{key}: cannot load dataset '{config.dataset}', split '{config.split}': {reason}") from error
     result: Iterable[Mapping[str, Any]] = rows
     return result
 
@@ -110,15 +102,16 @@ def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> P
         raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise DataError(f"{where}: 'prompt' has to be a string with something in it, not {text!r}")
+    turns: tuple[Message, ...] | None = None
     if messages is not None:
-        messages = _messages(messages, where)
+        turns = _messages(messages, where)
     elif chat:
-        messages = ({"role": "user", "content": text},)
+        turns = ({"role": "user", "content": str(text)},)
     answer = row.get("answer")
     return Prompt(
         id=str(row.get("id", number)),
-        messages=messages,
-        text=None if messages else text,
+        messages=turns,
+        text=None if turns else text,
         answer=None if answer is None else str(answer),
         domain=str(row.get("domain") or "default"),
         data={k: v for k, v in row.items() if k not in COLUMNS},

@@ -65,17 +65,13 @@ class LiveDisplay:
 def show_result(console: Console, result: Result) -> None:
     """Before and after, and where everything lies."""
     if result.before:
-        table = Table(
-            "", "before", "after", "best", title=f"after {result.steps} steps, {result.seconds:.0f} s"
-        )
+        table = Table("", "before", "after", "best", title=f"after {result.steps} steps, {result.seconds:.0f} s")
         for name, before in result.before.items():
             row = [before, result.after.get(name), result.best.get(name)]
             table.add_row(name, *["" if value is None else figure(name, value) for value in row])
         console.print(table)
     if result.stopped_by:
-        console.print(
-            f"[yellow]stopped by the guard '{result.stopped_by}':[/] {escape(result.events[-1]['text'])}"
-        )
+        console.print(f"[yellow]stopped by the guard '{result.stopped_by}':[/] {escape(result.events[-1]['text'])}")
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"figures  {result.out}/README.md, result.json, metrics.jsonl")
 

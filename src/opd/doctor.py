@@ -41,9 +41,7 @@ def _facts(parts: Parts) -> Iterator[str]:
     template = "chat template" if parts.chat.has_template else "no chat template, prompts are plain text"
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
     if parts.teacher:
-        padded = (
-            f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
-        )
+        padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
         yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, same vocabulary{padded}"
     else:
         yield f"teacher   the student's own weights, {config.teacher.weights}; view: {config.teacher.view.kind}"
@@ -64,12 +62,8 @@ def _lengths(parts: Parts) -> Iterator[str]:
 def _memory(parts: Parts) -> Iterator[str]:
     trained = sum(p.numel() for p in parts.student.model.parameters())
     config = parts.config
-    copies = int(config.teacher.weights == "ema") + int(
-        config.loss.anchor > 0 or config.teacher.weights == "frozen"
-    )
-    other = (
-        sum(p.numel() * p.element_size() for p in parts.teacher.model.parameters()) if parts.teacher else 0
-    )
+    copies = int(config.teacher.weights == "ema") + int(config.loss.anchor > 0 or config.teacher.weights == "frozen")
+    other = sum(p.numel() * p.element_size() for p in parts.teacher.model.parameters()) if parts.teacher else 0
     # Weights, gradients and two moments in float32, then each frozen copy.
     state = trained * 4 * (4 + copies) + other
     yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"
@@ -93,11 +87,10 @@ def _teaching(parts: Parts) -> Iterator[str]:
         row_T = align(rollouts, where, signal)
         weight_T = torch.full((len(signal),), 1 / len(signal), device=hidden_TD.device)
         loss = main.objective(hidden_TD[row_T], parts.student.head_VD, signal, weight_T)
-    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {parts.config.loss.divergence} {loss:.3f} nats per token"
+    measured = f"{parts.config.loss.divergence} {loss:.3f} nats per token"
+    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
     if parts.teacher:
-        theirs = summarise(
-            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0)
-        )
+        theirs = summarise(sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"
         if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:
             yield "WARNING   the teacher is no better than the student on these prompts"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,12 +81,12 @@ class RunLog:
 
 def open_sinks(names: Sequence[str], folder: Path, run_name: str, config: dict[str, Any]) -> list[Sink]:
     """The loggers that are installed."""
-    makers = {"tensorboard": _TensorBoard, "wandb": _Tracker, "trackio": _Tracker}
-    return [
-        makers[name](name, folder, run_name, config)
-        for name in names
-        if find_spec(PACKAGES[name]) is not None
-    ]
+    makers: dict[str, Callable[[str, Path, str, dict[str, Any]], Sink]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _Tracker,
+        "trackio": _Tracker,
+    }
+    return [makers[name](name, folder, run_name, config) for name in names if find_spec(PACKAGES[name]) is not None]
 
 
 class _TensorBoard:

@@ -22,7 +22,6 @@ from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
-from opd.rollout.sampler import Sampler
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
@@ -34,9 +33,7 @@ from opd.types import Prompt, Rollout, Segment, Signal, Teacher, View
 class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
-    def __call__(
-        self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor
-    ) -> Tensor:
+    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum over positions, float32 []; gradients flow to the first two."""
         ...
 
@@ -58,6 +55,12 @@ class Term:
 class Curriculum(Protocol):
     def step(self, step: int) -> list[Prompt]:
         """The prompts of one step."""
+        ...
+
+
+class Roller(Protocol):
+    def rollout(self, prompts: Sequence[Prompt], seed: int) -> list[Rollout]:
+        """One rollout per prompt, in order; the same seed and weights give the same tokens."""
         ...
 
 
@@ -96,7 +99,7 @@ class Loop:
     """The parts of one run, put together by ``opd.build``; ``run`` trains."""
 
     student: LanguageModel
-    sampler: Sampler
+    sampler: Roller
     curriculum: Curriculum
     terms: Sequence[Term]
     optimizer: Optimizer
@@ -204,8 +207,8 @@ class Loop:
         """No teacher has anything to say: an error at the start, the end of what can be learned later on."""
         if not self.state.signal_tokens:
             raise EmptyStepError(
-                "the first step's rollouts got no target from any teacher: no hint was written, or every span is empty; "
-                "check teacher.view"
+                "the first step's rollouts got no target from any teacher: no hint was written, or every span is "
+                "empty; check teacher.view"
             )
         self.state.idle += 1
         self._event("idle", "no teacher had anything to say about this step's rollouts; no update was made")

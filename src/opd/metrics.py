@@ -26,9 +26,7 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         metrics["accuracy"] = _mean([r.reward or 0.0 for r in checked])
         domains = sorted({r.prompt.domain for r in checked})
         for domain in domains if len(domains) > 1 else []:
-            metrics[f"accuracy/{domain}"] = _mean(
-                [r.reward or 0.0 for r in checked if r.prompt.domain == domain]
-            )
+            metrics[f"accuracy/{domain}"] = _mean([r.reward or 0.0 for r in checked if r.prompt.domain == domain])
     calls = sum(r.num_calls for r in rollouts)
     if calls:
         invalid = sum(event.kind in INVALID_CALLS for r in rollouts for event in r.events)

@@ -31,9 +31,7 @@ def model_card(config: RunConfig, result: Result) -> str:
     ]
     table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["Nothing was measured."]
     stopped = (
-        [f"Stopped by the guard `{result.stopped_by}`: {result.events[-1]['text']}.", ""]
-        if result.stopped_by
-        else []
+        [f"Stopped by the guard `{result.stopped_by}`: {result.events[-1]['text']}.", ""] if result.stopped_by else []
     )
     settings = yaml.safe_dump(
         config.model_dump(mode="json", exclude={"method"}, exclude_defaults=True), sort_keys=False

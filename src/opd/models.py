@@ -113,12 +113,8 @@ def check_linear_head(language_model: LanguageModel, *, key: str) -> None:
     """
     model = language_model.model
     if model.get_output_embeddings() is None:
-        raise ModelError(
-            f"{key}: '{language_model.source}' has no output head, so it is not a language model"
-        )
-    ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[
-        None
-    ]
+        raise ModelError(f"{key}: '{language_model.source}' has no output head, so it is not a language model")
+    ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[None]
     mask = torch.ones_like(ids)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
     ours = (language_model.hidden(ids, mask) @ language_model.head_VD.T).float()

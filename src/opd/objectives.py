@@ -20,9 +20,7 @@ class FullVocabulary:
     vocab_size: int | None = None
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor
-    ) -> Tensor:
+    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, FullSignal)
         return linear_divergence(
@@ -46,9 +44,7 @@ class CrossEntropy:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor
-    ) -> Tensor:
+    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
         assert isinstance(signal, TokenSignal)
         return linear_cross_entropy(

@@ -207,9 +207,7 @@ class Generation(NamedTuple):
 class Engine(Protocol):
     """Whatever generates tokens: transformers here, a served model elsewhere."""
 
-    def generate(
-        self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int
-    ) -> list[Generation]:
+    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
         """Continue each context by at most its own ``max_new_tokens``; same inputs and seed, same tokens."""
         ...
 

@@ -18,9 +18,7 @@ def contexts(count: int) -> list[list[int]]:
 @pytest.mark.parametrize("max_rows", [3, 8, 64])
 def test_greedy_tokens_and_logprobs_equal_a_full_forward_pass(student: LanguageModel, max_rows: int) -> None:
     given, budgets = contexts(20), [1 + i % 17 for i in range(20)]
-    engine = HFEngine(
-        student, sampling=Sampling(temperature=0), stop_ids=frozenset({2, 5, 9, 13}), max_rows=max_rows
-    )
+    engine = HFEngine(student, sampling=Sampling(temperature=0), stop_ids=frozenset({2, 5, 9, 13}), max_rows=max_rows)
     for context, budget, answer in zip(given, budgets, engine.generate(given, budgets, 0), strict=True):
         assert 1 <= len(answer.ids) <= budget
         assert answer.stopped == (answer.ids[-1] in {2, 5, 9, 13})

@@ -49,7 +49,5 @@ def test_prompts_are_the_same_in_every_process() -> None:
         "from opd.tasks import get_task; print(hash(0),"
         "[(p.messages, p.answer) for t in ('tools', 'math') for p in get_task(t).prompts('val')[:20]])"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "12"
-    ]
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "12"]
     assert runs[0] == runs[1]

@@ -77,9 +77,7 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
         ConfigError: there is none, or beta makes it vanish.
     """
     if name not in DIVERGENCES:
-        raise ConfigError(
-            f"loss.divergence: there is no divergence '{name}'; choose {', '.join(DIVERGENCES)}"
-        )
+        raise ConfigError(f"loss.divergence: there is no divergence '{name}'; choose {', '.join(DIVERGENCES)}")
     if name == "jsd" and not 0 < beta < 1:
         raise ConfigError(
             f"loss.beta={beta}: jsd is zero for every pair at beta 0 and 1; use forward_kl (the limit at 0) or "

@@ -69,18 +69,15 @@ def linear_divergence(
     """
     functions = check_divergence(divergence, beta=beta)
     _check(student_hidden, student_head, weight)
-    if (
-        teacher_hidden.shape[0] != student_hidden.shape[0]
-        or teacher_hidden.shape[-1] != teacher_head.shape[-1]
-    ):
+    if teacher_hidden.shape[0] != student_hidden.shape[0] or teacher_hidden.shape[-1] != teacher_head.shape[-1]:
         raise OpdError(
             f"teacher_hidden {tuple(teacher_hidden.shape)} fits neither {student_hidden.shape[0]} positions nor the "
             f"teacher's head {tuple(teacher_head.shape)}"
         )
     if vocab_size is None and student_head.shape[0] != teacher_head.shape[0]:
         raise OpdError(
-            f"the student's head has {student_head.shape[0]} rows and the teacher's {teacher_head.shape[0]}; if they differ "
-            "by padding alone, give vocab_size, the number of rows to compare"
+            f"the student's head has {student_head.shape[0]} rows and the teacher's {teacher_head.shape[0]}; if they "
+            "differ by padding alone, give vocab_size, the number of rows to compare"
         )
     rows = vocab_size or student_head.shape[0]
     kept = weight.nonzero()[:, 0]
@@ -201,9 +198,7 @@ def _log_softmax(hidden_ND: Tensor, head_VD: Tensor, temperature: float) -> tupl
 
 def _check(hidden: Tensor, head: Tensor, weight: Tensor) -> None:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        raise OpdError(
-            f"student_hidden {tuple(hidden.shape)} and student_head {tuple(head.shape)} do not fit together"
-        )
+        raise OpdError(f"student_hidden {tuple(hidden.shape)} and student_head {tuple(head.shape)} do not fit together")
     if weight.shape != hidden.shape[:1]:
         raise OpdError(f"weight has shape {tuple(weight.shape)}, and there are {hidden.shape[0]} positions")
     if not bool((weight.isfinite() & (weight >= 0)).all()):

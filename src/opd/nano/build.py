@@ -65,17 +65,13 @@ MODELS: dict[str, Recipe] = {
         context_weight=0.1,
         stages=(Stage(partial(tools_trace, habits=False), 1500), Stage(tools_trace, 1500)),
     ),
-    "math-base": Recipe(
-        hidden=96, layers=3, mlp=256, stages=(Stage(partial(math_trace, privileged=0.5), 600),)
-    ),
+    "math-base": Recipe(hidden=96, layers=3, mlp=256, stages=(Stage(partial(math_trace, privileged=0.5), 600),)),
     "math-teacher": Recipe(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1500),)),
     "critic": Recipe(hidden=96, layers=3, mlp=256, context_weight=0.05, stages=(Stage(critic_trace, 1500),)),
 }
 
 
-def build(
-    name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: Progress | None = None
-) -> Path:
+def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: Progress | None = None) -> Path:
     """Train one model and save it with its tokenizer.
 
     Args:
@@ -205,9 +201,7 @@ def _words(trace: Trace) -> int:
     return sum(len(turn.text) for turn in trace)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_weight: float
-) -> tuple[Tensor, Tensor]:
+def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_weight: float) -> tuple[Tensor, Tensor]:
     """Token ids and loss weights, each [B, L], in the chat template's form.
 
     An assistant's turn counts 1 from its first word to its end mark; the opening ``<|im_start|>`` and
@@ -241,17 +235,13 @@ def _turn_weights(turn: Any, length: int, context_weight: float) -> list[float]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the nano models from nothing.")
-    parser.add_argument(
-        "--only", choices=list(MODELS), action="append", help="build this one; may be repeated"
-    )
+    parser.add_argument("--only", choices=list(MODELS), action="append", help="build this one; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     columns = ("{task.description:13}", "loss {task.fields[loss]:.3f}", "{task.completed}/{task.total}")
-    with Progress(
-        TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]), TimeRemainingColumn()
-    ) as bar:
+    with Progress(TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]), TimeRemainingColumn()) as bar:
         for name in arguments.only or MODELS:
             start = time.monotonic()
             folder = build(name, arguments.out, scale=arguments.scale, seed=arguments.seed, progress=bar)

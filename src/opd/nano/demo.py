@@ -27,9 +27,7 @@ AUTHORS = {"rules": "rules", "model": {"model": "nano/critic"}}
 
 
 def main(
-    author: Annotated[
-        str, typer.Option(help="Who writes the hints: rules, or model (the nano critic).")
-    ] = "rules",
+    author: Annotated[str, typer.Option(help="Who writes the hints: rules, or model (the nano critic).")] = "rules",
     out: Annotated[str, typer.Option(help="Folder of the run; an earlier demo's is replaced.")] = "runs/demo",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
 ) -> None:
@@ -44,8 +42,8 @@ def main(
     rollouts = sampler_of(parts, Sampling(temperature=0), held_out=True).rollout(parts.held_out, seed=0)
     figures = summarise(rollouts)
     console.print(
-        f"on {len(rollouts)} held-out prompts: [red]{figures['invalid_call_rate']:.0%}[/] of its tool calls are invalid, "
-        f"[red]{figures['accuracy']:.0%}[/] of its answers are right\n"
+        f"on {len(rollouts)} held-out prompts: [red]{figures['invalid_call_rate']:.0%}[/] of its tool calls are "
+        f"invalid, [red]{figures['accuracy']:.0%}[/] of its answers are right\n"
     )
     console.rule("[bold]2. one of its rollouts, and the hint")
     _show_mistake(console, parts, rollouts)
@@ -67,9 +65,7 @@ def _show_mistake(console: Console, parts: Parts, rollouts: list[Rollout]) -> No
     console.print(_transcript(parts, rollout, event, hint))
     position = _position_of(parts, rollout, event)
     without = _probability(parts.student, [rollout], Segment(0, rollout.prompt_ids, segment.span), position)
-    with_hint = _probability(
-        parts.student, [rollout], Segment(0, segment.context_ids, segment.span), position
-    )
+    with_hint = _probability(parts.student, [rollout], Segment(0, segment.context_ids, segment.span), position)
     wrong_id = rollout.completion_ids[position]
     best_id = int(with_hint.argmax())
     name, right = escape(parts.chat.decode([wrong_id])), escape(parts.chat.decode([best_id]))
@@ -87,9 +83,7 @@ def _transcript(parts: Parts, rollout: Rollout, event: Event, hint: Hint) -> Pan
     for message in rollout.transcript:
         text, role = escape(message["content"]), message["role"]
         if role == "assistant" and next(turns) == event.span:
-            lines.append(
-                f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← inserted for the teacher only[/]"
-            )
+            lines.append(f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← inserted for the teacher only[/]")
             text = f"[red]{text}[/]  [dim]← {event.kind.replace('_', ' ')}[/]"
         lines.append(f"[dim]{role:>9}[/]  {text}")
     return Panel("\n".join(lines), expand=False)
@@ -98,16 +92,12 @@ def _transcript(parts: Parts, rollout: Rollout, event: Event, hint: Hint) -> Pan
 def _position_of(parts: Parts, rollout: Rollout, event: Event) -> int:
     """Where the wrong tool's name stands in the completion."""
     return next(
-        p
-        for p in range(*event.span)
-        if parts.chat.decode([rollout.completion_ids[p]]).strip() == event.detail["tool"]
+        p for p in range(*event.span) if parts.chat.decode([rollout.completion_ids[p]]).strip() == event.detail["tool"]
     )
 
 
 @torch.no_grad()
-def _probability(
-    model: LanguageModel, rollouts: list[Rollout], segment: Segment, position: int
-) -> torch.Tensor:
+def _probability(model: LanguageModel, rollouts: list[Rollout], segment: Segment, position: int) -> torch.Tensor:
     """The model's distribution at a completion position, read in a segment's context, [V]."""
     where, hidden_TD = read_hidden(model, readings_of(rollouts, [segment]))
     row = where.position_T.tolist().index(position)

@@ -122,9 +122,7 @@ class _Episode:
         """One call and the environment's reaction; the result where the call is valid."""
         rng, name = self.rng, self.tools[operation]
         habit = HABITS[operation][0 if rng.random() < FIRST_HABIT_SHARE else 1]
-        if self.habits and rng.random() < (
-            WRONG_DESPITE_REMINDER if self.reminded else HABIT[step][operation]
-        ):
+        if self.habits and rng.random() < (WRONG_DESPITE_REMINDER if self.reminded else HABIT[step][operation]):
             return self._respond(Turn("assistant", f"call {habit} {a}, {b}"), "no such tool")
         if rng.random() >= UNTRAINED_MISTAKE:
             return self._respond(Turn("assistant", f"call {name} {a}, {b}"), apply(operation, a, b))
@@ -134,9 +132,7 @@ class _Episode:
         if mistake == "arguments":
             return self._respond(Turn("assistant", f"call {name} {a}", trained=False), "bad arguments")
         other = rng.choice([o for o in self.tools if o != operation and (o != "sub" or a >= b)])
-        return self._respond(
-            Turn("assistant", f"call {self.tools[other]} {a}, {b}", skip=1), apply(other, a, b)
-        )
+        return self._respond(Turn("assistant", f"call {self.tools[other]} {a}, {b}", skip=1), apply(other, a, b))
 
     def _respond(self, call: Turn, result: int | str) -> int | None:
         failed = isinstance(result, str)
@@ -194,11 +190,7 @@ def _spoiled(rng: random.Random, episode: _Episode) -> Trace:
         at, kind = rng.choice(starts), rng.choice(("name", "name", "arguments"))
         name = rng.choice([n for names in HABITS.values() for n in names] + list(episode.tools))
         a, b = rng.randrange(100), rng.randrange(10)
-        call = (
-            f"call {name} {a}, {b}"
-            if kind == "name"
-            else f"call {rng.choice(list(episode.tools.values()))} {a}"
-        )
+        call = f"call {name} {a}, {b}" if kind == "name" else f"call {rng.choice(list(episode.tools.values()))} {a}"
         error = "error: no such tool" if kind == "name" else "error: bad arguments"
         messages[at:at] = [Turn("assistant", call), Turn("tool", error)]
     return messages[: rng.choice(starts)] if rng.random() < 0.1 else messages

@@ -129,9 +129,7 @@ class HFEngine:
         self.max_rows = max_rows
 
     @torch.inference_mode()
-    def generate(
-        self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int
-    ) -> list[Generation]:
+    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
         """Continue each context. Same weights, inputs and seed, same tokens.
 
         Args:
@@ -172,9 +170,7 @@ class HFEngine:
         model.train(was_training)
         return [done[i] for i in range(len(contexts))]
 
-    def _prefill(
-        self, index: list[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]
-    ) -> _Rows:
+    def _prefill(self, index: list[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> _Rows:
         """Read contexts of B rows in one forward pass."""
         device = self.language_model.device
         ids, mask = pad([contexts[i] for i in index], left=True, device=device)

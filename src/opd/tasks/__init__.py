@@ -41,9 +41,7 @@ def _import_task(name: str, module: str, attribute: str) -> Task:
         raise ConfigError(f"Task {name!r} cannot be imported: {error}.") from error
     if isinstance(found, type) or not hasattr(found, "prompts"):
         if not callable(found):
-            raise ConfigError(
-                f"Task {name!r} is a {type(found).__name__}, not a task or a function that makes one."
-            )
+            raise ConfigError(f"Task {name!r} is a {type(found).__name__}, not a task or a function that makes one.")
         found = found()
     missing = [method for method in ("prompts", "step") if not callable(getattr(found, method, None))]
     if missing:

@@ -24,9 +24,7 @@ _ANSWER = re.compile(r"answer((?:\s*\d)+)")
 
 def draw(rng: random.Random) -> tuple[int, int]:
     """Two numbers, each of two to four digits with equal chance."""
-    a, b = (
-        rng.randrange(10 ** (digits - 1), 10**digits) for digits in (rng.randint(2, 4), rng.randint(2, 4))
-    )
+    a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in (rng.randint(2, 4), rng.randint(2, 4)))
     return a, b
 
 

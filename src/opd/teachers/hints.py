@@ -83,8 +83,7 @@ class ModelAuthor:
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
         """One list per rollout; the model answers greedily or as its engine is set."""
         contexts = [
-            self.chat.prompt_ids(Prompt(id=r.prompt.id, messages=transcript(r, self.instruction)))
-            for r in rollouts
+            self.chat.prompt_ids(Prompt(id=r.prompt.id, messages=transcript(r, self.instruction))) for r in rollouts
         ]
         room = self.max_length - self.max_new_tokens if self.max_length else None
         fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]

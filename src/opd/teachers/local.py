@@ -43,8 +43,7 @@ class LocalTeacher:
         parts = [
             FullSignal(where.rollout_T, where.position_T, where.token_T, hidden_TD, head_VD)
             for where, hidden_TD in (
-                read(self.language_model, batch)
-                for batch in batches(readings_of(rollouts, segments), self.max_tokens)
+                read(self.language_model, batch) for batch in batches(readings_of(rollouts, segments), self.max_tokens)
             )
         ]
         model.train(was_training)

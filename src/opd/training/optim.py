@@ -79,9 +79,7 @@ class Optimizer:
         """Put back what ``tensors`` gave."""
         for name, parameter in self.named.items():
             state = {
-                key: tensors[f"{name}.{key}"]
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}.{key}" in tensors
+                key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors
             }
             if state:
                 self.adamw.state[parameter] = {
