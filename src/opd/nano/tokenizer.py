@@ -13,70 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, START, END, UNK = "<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>"
 
-TOOL_NAMES = tuple(
-    [
-        "blip",
-        "frob",
-        "zed",
-        "quix",
-        "narp",
-        "glim",
-        "tosk",
-        "vex",
-        "drum",
-        "plon",
-        "wib",
-        "zorn",
-        "kip",
-        "mub",
-        "flax",
-        "grin",
-        "hozz",
-        "jeb",
-        "lurt",
-        "moxy",
-        "nib",
-        "ogle",
-        "pruf",
-        "quam",
-        "rask",
-        "snib",
-        "trop",
-        "ulm",
-        "vorp",
-        "wex",
-        "yab",
-        "zilt",
-        "bram",
-        "clud",
-        "dwip",
-        "erb",
-        "fonk",
-        "gax",
-        "hilk",
-        "ibbo",
-        "jask",
-        "krel",
-        "lomp",
-        "mirv",
-        "norp",
-        "olk",
-        "pim",
-        "quod",
-        "rimp",
-        "stax",
-        "tulv",
-        "umbo",
-        "vank",
-        "wuzz",
-        "xan",
-        "yort",
-        "zub",
-        "crop",
-        "delk",
-        "fesk",
-    ]
-)
+_NAMES = """
+    blip frob zed quix narp glim tosk vex drum plon wib zorn kip mub flax grin
+    hozz jeb lurt moxy nib ogle pruf quam rask snib trop ulm vorp wex yab zilt
+    bram clud dwip erb fonk gax hilk ibbo jask krel lomp mirv norp olk pim quod
+    rimp stax tulv umbo vank wuzz xan yort zub crop delk fesk
+"""
+TOOL_NAMES = tuple(_NAMES.split())
 """Invented words: names of tools, and of anything else a task has to make up."""
 
 HABITS = {"add": ("plus", "sum"), "sub": ("subtract", "minus"), "mul": ("multiply", "times")}

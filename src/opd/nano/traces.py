@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
-from opd.nano.tokenizer import HABITS
+from opd.nano.tokenizer import HABITS, TOOL_NAMES
 from opd.tasks import math
 from opd.tasks.tools import Expression, ToolsTask, apply, make_prompt
 from opd.types import Message, Prompt
@@ -28,11 +28,14 @@ GIVE_UP = 0.7
 MAX_ATTEMPTS = 3
 """Calls for one step before the trace gives up."""
 
-WRONG_DESPITE_REMINDER = 0.01
+WRONG_DESPITE_REMINDER = 0.005
 """Chance of the habit with a reminder in the context: the teacher should be sure, but not infinitely so."""
 
 UNTRAINED_MISTAKE = 0.12
 """Chance of a mistake that the model reads but is not trained to make, so that it knows how to go on."""
+
+CUT_AFTER_CALL = 0.5
+"""Chance that a transcript cut short ends in a call, whose fault only the list of tools can show."""
 
 REMINDERS = (
     "Reminder: available tools: {tools}.",
@@ -84,7 +87,7 @@ class _Episode:
         self.trace = _question(self.prompt)
         self.habits = habits
         self.reminded = False
-        self.plan = rng.choices(("never", "start", "each"), (0.45, 0.15, 0.4))[0] if reminders else "never"
+        self.plan = rng.choices(("never", "start", "each"), (0.4, 0.15, 0.45))[0] if reminders else "never"
 
     def run(self) -> Trace:
         """Both steps and the answer, or as far as the attempts go."""
@@ -93,13 +96,15 @@ class _Episode:
             self._remind(first, at=self.rng.choice((1, 2, 2, 2)))
         inner = self._step(0, first, a, b)
         result = None if inner is None else self._step(1, second, inner, c)
+        if self.plan == "each" and result is not None and self.rng.random() < 0.3:
+            self._remind(second, at=len(self.trace))
         self.trace.append(Turn("assistant", "answer unknown" if result is None else f"answer {result}"))
         return self.trace
 
     def _step(self, step: int, operation: str, a: int, b: int) -> int | None:
         """Call until a tool answers; None when the trace gives up."""
         for _ in range(MAX_ATTEMPTS):
-            if self.plan == "each" and self.rng.random() < 0.5:
+            if self.plan == "each" and self.rng.random() < 0.4:
                 self._remind(operation, at=len(self.trace))
             result = self._call(step, operation, a, b)
             if result is not None:
@@ -153,11 +158,18 @@ def _held_out() -> frozenset[tuple[int, int]]:
     return frozenset(pairs) | frozenset((b, a) for a, b in pairs)
 
 
-def math_trace(rng: random.Random, *, privileged: float = 0.0) -> Trace:
-    """An addition and its working; with chance ``privileged`` the solution stands in the question."""
-    a, b = next(pair for pair in iter(partial(math.draw, rng), None) if pair not in _held_out())
+def math_trace(rng: random.Random, *, privileged: float = 0.0, plain_digits: int = 4) -> Trace:
+    """An addition and its working.
+
+    With chance ``privileged`` the solution stands in the question; otherwise no number has more than
+    ``plain_digits`` digits.
+    """
+    shown = rng.random() < privileged
+    limit = 10 ** (4 if shown else plain_digits)
+    pairs = iter(partial(math.draw, rng), None)
+    a, b = next((a, b) for a, b in pairs if max(a, b) < limit and (a, b) not in _held_out())
     text, answer = math.question(a, b), math.working(a, b)
-    if rng.random() < privileged:
+    if shown:
         text = PRIVILEGED.format(question=text, answer=answer)
     return [Turn("user", text, trained=False), Turn("assistant", answer)]
 
@@ -168,13 +180,15 @@ def critic_trace(rng: random.Random) -> Trace:
     messages = _spoiled(rng, episode)
     lines, faults, turn = ["Transcript:"], [], 0
     for message, following in zip(messages, [*messages[1:], None], strict=True):
-        if message.role == "assistant":
-            turn += 1
-            lines.append(f"turn {turn}: {message.text}")
-            if following is not None and following.text.startswith("error"):
-                faults.append(f"turn {turn}: available tools: {episode.prompt.data['listing']}.")
-        else:
+        if message.role != "assistant":
             lines.append(f"{message.role}: {message.text}")
+            continue
+        turn += 1
+        lines.append(f"turn {turn}: {message.text}")
+        if following is not None and following.text.startswith("error"):
+            faults.append(f"turn {turn}: available tools: {episode.prompt.data['listing']}.")
+    if lines[-1].startswith("tool") and rng.random() < CUT_AFTER_CALL:
+        lines.pop()
     return [
         Turn("system", CRITIC_INSTRUCTION, trained=False),
         Turn("user", "\n".join(lines), trained=False),
@@ -183,17 +197,22 @@ def critic_trace(rng: random.Random) -> Trace:
 
 
 def _spoiled(rng: random.Random, episode: _Episode) -> Trace:
-    """The episode's messages, sometimes cut short or with another failed call put in anywhere."""
+    """The episode's messages, sometimes with other failed calls put in, sometimes cut before a turn."""
     messages = episode.run()
     starts = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    for _ in range(rng.choices((0, 1, 2, 3), (0.55, 0.25, 0.12, 0.08))[0]):
-        at, kind = rng.choice(starts), rng.choice(("name", "name", "arguments"))
-        name = rng.choice([n for names in HABITS.values() for n in names] + list(episode.tools))
-        a, b = rng.randrange(100), rng.randrange(10)
-        call = f"call {name} {a}, {b}" if kind == "name" else f"call {rng.choice(list(episode.tools.values()))} {a}"
-        error = "error: no such tool" if kind == "name" else "error: bad arguments"
-        messages[at:at] = [Turn("assistant", call), Turn("tool", error)]
-    return messages[: rng.choice(starts)] if rng.random() < 0.1 else messages
+    for _ in range(rng.choices((0, 1, 2, 3), (0.6, 0.25, 0.1, 0.05))[0]):
+        at = rng.choice(starts)
+        messages[at:at] = _failed_call(rng, list(episode.tools.values()))
+    return messages[: rng.choice(starts[1:])] if len(starts) > 1 and rng.random() < 0.2 else messages
+
+
+def _failed_call(rng: random.Random, tools: list[str]) -> Trace:
+    a, b = rng.randrange(100), rng.randrange(10)
+    if rng.random() < 0.3:
+        return [Turn("assistant", f"call {rng.choice(tools)} {a}"), Turn("tool", "error: bad arguments")]
+    invented = [name for names in HABITS.values() for name in names]
+    name = rng.choice(invented if rng.random() < 0.7 else [n for n in TOOL_NAMES if n not in tools])
+    return [Turn("assistant", f"call {name} {a}, {b}"), Turn("tool", "error: no such tool")]
 
 
 def stream(source: Source, seed: int) -> Iterator[Trace]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, DynamicLayer
 
 from opd.models import LanguageModel, pad
 from opd.types import Generation
@@ -55,9 +56,34 @@ class Sampling:
         """Token ids [B]."""
         if self.temperature == 0:
             return log_probs_BV.argmax(-1)
-        # argmax of p / Exp(1) noise is an exact draw from p, and faster than multinomial.
-        noise = torch.empty_like(log_probs_BV).exponential_(generator=generator)
-        return (log_probs_BV.exp() / noise).argmax(-1)
+        # Inverse of the cumulative distribution, in float64 so that rounding cannot favour a token.
+        cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
+        point = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
+        return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
+
+
+class _GrowingLayer(DynamicLayer):
+    """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
+
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Take other contents, for other rows or with other padding."""
+        self.keys, self.values = keys, values
+        self.room = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append positions; returns all of them, [rows, heads, positions, head size]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.replace(key_states, value_states)
+            return self.keys, self.values
+        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self.room is None or stop > self.room[0].shape[2]:
+            spare = max(stop // 4, key_states.shape[2] + 32)
+            self.room = tuple(F.pad(old, (0, 0, 0, spare)) for old in (self.keys, self.values))
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = new
+        self.keys, self.values = (room[:, :, :stop] for room in self.room)
+        return self.keys, self.values
 
 
 @dataclass
@@ -65,7 +91,7 @@ class _Rows:
     """The rows being decoded. B rows, L cached positions (left-padded), N new tokens at most."""
 
     index: list[int]
-    cache: DynamicCache
+    cache: Cache
     mask_BL: Tensor
     token_BN: Tensor
     logprob_BN: Tensor
@@ -76,14 +102,15 @@ class _Rows:
     def keep(self, rows: Tensor) -> None:
         """Drop every row but these, and the padding that all of these share."""
         self.index = [self.index[i] for i in rows.tolist()]
-        self.cache.batch_select_indices(rows)
+        for layer in self.cache.layers:
+            layer.replace(layer.keys[rows], layer.values[rows])
         for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
             setattr(self, name, getattr(self, name)[rows])
         shared = int(self.mask_BL.argmax(1).min()) if len(rows) else 0
         if shared:
             self.mask_BL = self.mask_BL[:, shared:]
             for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, shared:], layer.values[:, :, shared:]
+                layer.replace(layer.keys[:, :, shared:], layer.values[:, :, shared:])
 
     def join(self, other: _Rows) -> None:
         """Append freshly prefilled rows, padding whichever cache is shorter on the left."""
@@ -91,13 +118,11 @@ class _Rows:
         for rows in (self, other):
             missing = width - rows.mask_BL.shape[1]
             if missing:
-                rows.mask_BL = torch.nn.functional.pad(rows.mask_BL, (missing, 0))
+                rows.mask_BL = F.pad(rows.mask_BL, (missing, 0))
                 for layer in rows.cache.layers:
-                    layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, missing, 0))
-                    layer.values = torch.nn.functional.pad(layer.values, (0, 0, missing, 0))
+                    layer.replace(*(F.pad(old, (0, 0, missing, 0)) for old in (layer.keys, layer.values)))
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = torch.cat([mine.keys, theirs.keys])
-            mine.values = torch.cat([mine.values, theirs.values])
+            mine.replace(torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values]))
         self.index += other.index
         for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
@@ -159,13 +184,13 @@ class HFEngine:
                 else:
                     rows.join(new)
             assert rows is not None
-            finished = self._advance(rows, generator, stops)
-            alive = _collect(rows, finished, stops, done)
-            if len(alive) == 0:
-                rows = None
-                continue
-            if len(alive) < COMPACT_BELOW * len(rows.index) or (waiting and len(alive) < len(rows.index)):
-                rows.keep(alive)
+            if self._advance(rows, generator, stops).any():
+                alive = _collect(rows, stops, done)
+                if not alive:
+                    rows = None
+                    continue
+                if len(alive) < COMPACT_BELOW * len(rows.index):
+                    rows.keep(torch.tensor(alive, device=device))
             self._forward(rows)
         model.train(was_training)
         return [done[i] for i in range(len(contexts))]
@@ -174,7 +199,7 @@ class HFEngine:
         """Read contexts of B rows in one forward pass."""
         device = self.language_model.device
         ids, mask = pad([contexts[i] for i in index], left=True, device=device)
-        cache = DynamicCache()
+        cache = Cache(layer_class_to_replicate=_GrowingLayer)
         with self.language_model.precision():
             out = self.language_model.model(
                 input_ids=ids,
@@ -222,18 +247,18 @@ class HFEngine:
         rows.logits_BV = out.logits[:, -1]
 
 
-def _collect(rows: _Rows, finished: Tensor, stops: Tensor, done: dict[int, Generation]) -> Tensor:
+def _collect(rows: _Rows, stops: Tensor, done: dict[int, Generation]) -> list[int]:
     """Take over rows that have just finished; returns the indices of those that go on."""
-    for row in finished.nonzero()[:, 0].tolist():
-        index = rows.index[row]
-        if index in done:  # finished earlier, still in the batch until it is compacted
+    last = rows.token_BN.gather(1, (rows.count_B - 1).clamp_max(rows.token_BN.shape[1] - 1)[:, None])[:, 0]
+    stopped = torch.isin(last, stops)
+    ended = (stopped | (rows.count_B >= rows.budget_B)).tolist()
+    for row, index in enumerate(rows.index):
+        if not ended[row] or index in done:  # done earlier, still in the batch until it is compacted
             continue
         count = int(rows.count_B[row])
-        ids = rows.token_BN[row, :count]
         done[index] = Generation(
-            ids=tuple(ids.tolist()),
+            ids=tuple(rows.token_BN[row, :count].tolist()),
             logprobs=tuple(rows.logprob_BN[row, :count].tolist()),
-            stopped=bool(torch.isin(ids[-1], stops)),
+            stopped=bool(stopped[row]),
         )
-    going_on = [row for row, index in enumerate(rows.index) if index not in done]
-    return torch.tensor(going_on, dtype=torch.int64, device=rows.count_B.device)
+    return [row for row, index in enumerate(rows.index) if index not in done]

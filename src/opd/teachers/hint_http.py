@@ -56,11 +56,8 @@ class HttpAuthor:
         token = os.environ.get(api_key_env)
         self.url = f"{url.rstrip('/')}/chat/completions"
         self.model = model
-        self.client = httpx.Client(
-            timeout=timeout,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            limits=httpx.Limits(max_connections=concurrency),
-        )
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.timeout = timeout
         self.retries = retries
         self.concurrency = concurrency
         self.cache = Path(cache) if cache else None
@@ -75,11 +72,14 @@ class HttpAuthor:
         Raises:
             ModelError: the endpoint refuses, or does not answer after all attempts.
         """
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            answers = list(pool.map(self._answer, rollouts))
+        with (
+            httpx.Client(timeout=self.timeout, headers=self.headers) as client,
+            ThreadPoolExecutor(self.concurrency) as pool,
+        ):
+            answers = list(pool.map(lambda rollout: self._answer(client, rollout), rollouts))
         return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
 
-    def _answer(self, rollout: Rollout) -> str:
+    def _answer(self, client: httpx.Client, rollout: Rollout) -> str:
         body = {
             "model": self.model,
             "messages": [dict(m) for m in transcript(rollout, self.instruction)],
@@ -89,11 +89,11 @@ class HttpAuthor:
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         known = self._recall(key)
         if known is None:
-            known = self._ask(body)
+            known = self._ask(client, body)
             self._remember(key, known)
         return known
 
-    def _ask(self, body: dict[str, Any]) -> str:
+    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> str:
         """One answer over the network."""
         attempts = Retrying(
             stop=stop_after_attempt(self.retries + 1),
@@ -102,7 +102,7 @@ class HttpAuthor:
             reraise=True,
         )
         try:
-            response = attempts(self._post, body)
+            response = attempts(lambda: client.post(self.url, json=body).raise_for_status())
             content = response.json()["choices"][0]["message"]["content"]
         except httpx.HTTPStatusError as error:
             reply = error.response
@@ -120,9 +120,6 @@ class HttpAuthor:
                 f"{response.text[:200]}"
             ) from None
         return content if isinstance(content, str) else ""
-
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        return self.client.post(self.url, json=body).raise_for_status()
 
     def _recall(self, key: str) -> str | None:
         if key in self.answers:

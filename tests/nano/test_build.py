@@ -1,0 +1,48 @@
+"""The build script, at a scale of seconds, and the models it made that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opd.errors import ConfigError
+from opd.nano.build import MODELS, build
+from opd.nano.tokenizer import build_tokenizer
+
+SHIPPED = Path(build.__code__.co_filename).parent / "models"
+
+
+def test_a_small_build_loads_as_any_model(tmp_path: Path) -> None:
+    folder = build("math-base", tmp_path, scale=0.005)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "3 4 + 1 2"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
+    first, again, other = (
+        load_file(build("tools-base", tmp_path / name, scale=0.001, seed=seed) / "model.safetensors")
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_unknown_models_name_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown nano model 'tool-base': use one of tools-base"):
+        build("tool-base", tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_shipped_models_have_this_tokenizer(name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED / name)
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert tokenizer.chat_template == build_tokenizer().chat_template
+    assert AutoModelForCausalLM.from_pretrained(SHIPPED / name).config.vocab_size == len(tokenizer)

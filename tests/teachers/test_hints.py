@@ -1,0 +1,223 @@
+"""Hint authors: rules, a local model's strict format, and a real HTTP server that misbehaves."""
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from conftest import make_model, make_tokenizer
+from opd.chat import Chat
+from opd.errors import ConfigError, ModelError
+from opd.models import stop_ids
+from opd.rollout.hf import HFEngine, Sampling
+from opd.teachers.hint_http import HttpAuthor
+from opd.teachers.hints import INSTRUCTION, ModelAuthor, RulesAuthor, parse, transcript
+from opd.types import Event, Generation, Hint, Prompt, Rollout, Span
+
+ROLLOUT = Rollout(
+    prompt=Prompt(id="p", messages=({"role": "user", "content": "a b"},)),
+    prompt_ids=(1, 5),
+    completion_ids=(6, 7, 2, 8, 9, 2),
+    completion_mask=(True,) * 6,
+    logprobs=(0.0,) * 6,
+    turns=(Span(0, 3), Span(3, 6)),
+    finish="stop",
+    events=(
+        Event("unknown_tool", 0, Span(0, 3), {"tool": "c", "tools": "d, e"}),
+        Event("odd", 1, Span(3, 6)),
+    ),
+    transcript=(
+        {"role": "assistant", "content": "c"},
+        {"role": "tool", "content": "no such tool"},
+        {"role": "assistant", "content": "f"},
+    ),
+)
+
+
+def test_rules_follow_events_that_have_a_template() -> None:
+    assert RulesAuthor().hints([ROLLOUT]) == [[Hint(Span(0, 3), "Reminder: available tools: d, e.")]]
+    own = RulesAuthor({"odd": "think", "unknown_tool": "not {tool}"})
+    assert [h.text for h in own.hints([ROLLOUT])[0]] == ["not c", "think"]
+
+
+def test_a_template_with_a_wrong_field_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"templates.unknown_tool has the field 'names', .* have tool, tools"):
+        RulesAuthor({"unknown_tool": "{names}"}).hints([ROLLOUT])
+
+
+def test_transcript_numbers_the_turns() -> None:
+    system, user = transcript(ROLLOUT, INSTRUCTION)
+    assert system["content"] == INSTRUCTION
+    assert user["content"] == "Transcript:\nuser: a b\nturn 1: c\ntool: no such tool\nturn 2: f"
+
+
+@pytest.mark.parametrize(
+    ("answer", "hints", "counted"),
+    [
+        ("turn 1: use d", [(0, "use d")], {"hints": 1}),
+        ("Turn 2 : x\nturn 1: y", [(1, "x"), (0, "y")], {"hints": 2}),
+        ("turn 1 : x turn 2 : y", [(0, "x"), (1, "y")], {"hints": 2}),
+        ("none", [], {"none": 1}),
+        (" None. ", [], {"none": 1}),
+        ("", [], {"unparsable": 1}),
+        ("I think turn 1: x", [], {"unparsable": 1}),
+        ("turn 0: x turn 3: y turn 1: z", [(0, "z")], {"bad_turn": 2, "hints": 1}),
+        ("turn 1:  turn 2: y", [(1, "y")], {"empty": 1, "hints": 1}),
+    ],
+)
+def test_the_strict_format(answer: str, hints: list[tuple[int, str]], counted: dict[str, int]) -> None:
+    counts: Counter[str] = Counter()
+    assert parse(answer, ROLLOUT, counts) == [Hint(ROLLOUT.turns[turn], text) for turn, text in hints]
+    assert counts == counted
+
+
+def test_a_real_local_model_is_asked_and_its_rubbish_dropped() -> None:
+    critic = make_model(3)
+    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
+    author = ModelAuthor(engine, Chat(critic.tokenizer), max_new_tokens=8)
+    assert author.hints([ROLLOUT, ROLLOUT]) == [[], []]
+    assert author.counts["unparsable"] == 2
+
+
+def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["turn", "1", "2"])
+    chat = Chat(tokenizer)
+
+    class Scripted:
+        def generate(self, contexts: list[list[int]], max_new_tokens: list[int], seed: int) -> list[Generation]:
+            ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
+            return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
+
+    author = ModelAuthor(Scripted(), chat, max_new_tokens=8)
+    assert author.hints([ROLLOUT]) == [[Hint(ROLLOUT.turns[1], "a b")]]
+    tight = ModelAuthor(Scripted(), chat, max_new_tokens=8, max_length=12)
+    assert tight.hints([ROLLOUT]) == [[]]
+    assert tight.counts == {"too_long": 1}
+
+
+class Server:
+    """A real chat endpoint on this machine that can be told to fail."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, object]] = []
+        self.authorization: list[str | None] = []
+        self.failures: list[tuple[int, dict[str, str]]] = []
+        self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}
+        self.delay = 0.0
+        self.at_once = self.most_at_once = 0
+        app = FastAPI()
+        app.post("/v1/chat/completions")(self.complete)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uvicorn = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
+        self.thread.start()
+        while not self.uvicorn.started:
+            time.sleep(0.01)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def complete(self, request: Request) -> Response:
+        import asyncio
+
+        self.requests.append(await request.json())
+        self.authorization.append(request.headers.get("authorization"))
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.delay)
+        self.at_once -= 1
+        if self.failures:
+            status, headers = self.failures.pop(0)
+            return Response("no, and here is why", status, headers)
+        return Response(json.dumps(self.answer), media_type="application/json")
+
+    def stop(self) -> None:
+        self.uvicorn.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.stop()
+
+
+def other(number: int) -> Rollout:
+    import dataclasses
+
+    prompt = Prompt(id=str(number), messages=({"role": "user", "content": f"number {number}"},))
+    return dataclasses.replace(ROLLOUT, prompt=prompt)
+
+
+def test_an_endpoint_is_asked_once_per_transcript(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPD_HINT_API_KEY", "secret")
+    author = HttpAuthor(server.url, "critic-1")
+    assert author.hints([ROLLOUT]) == [[Hint(Span(0, 3), "use d")]]
+    assert author.hints([ROLLOUT]) == [[Hint(Span(0, 3), "use d")]]
+    assert len(server.requests) == 1
+    assert server.authorization == ["Bearer secret"]
+    assert server.requests[0]["model"] == "critic-1"
+    assert author.counts["hints"] == 2
+
+
+def test_without_a_token_none_is_sent(server: Server) -> None:
+    HttpAuthor(server.url, "m").hints([ROLLOUT])
+    assert server.authorization == [None]
+
+
+def test_answers_are_kept_across_runs(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert HttpAuthor(server.url, "m", cache=str(tmp_path / "c")).hints([ROLLOUT])[0]
+    assert len(server.requests) == 1
+    HttpAuthor(server.url, "another", cache=str(tmp_path / "c")).hints([ROLLOUT])
+    assert len(server.requests) == 2
+
+
+def test_passing_failures_are_retried_and_the_servers_wish_is_respected(server: Server) -> None:
+    server.failures = [(500, {}), (429, {"Retry-After": "1"})]
+    started = time.perf_counter()
+    assert HttpAuthor(server.url, "m").hints([ROLLOUT])[0]
+    assert time.perf_counter() - started >= 1
+    assert len(server.requests) == 3
+
+
+def test_a_refusal_is_reported_at_once_and_without_the_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPD_HINT_API_KEY", "secret")
+    server.failures = [(401, {})]
+    with pytest.raises(ModelError, match="answered 401: no, and here is why") as caught:
+        HttpAuthor(server.url, "m").hints([ROLLOUT])
+    assert "secret" not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+def test_a_slow_server_and_a_dead_one_are_named(server: Server) -> None:
+    server.delay = 0.5
+    with pytest.raises(ModelError, match=r"no answer from .* after 2 attempts \(ReadTimeout"):
+        HttpAuthor(server.url, "m", timeout=0.1, retries=1).hints([ROLLOUT])
+    with pytest.raises(ModelError, match="is the server running"):
+        HttpAuthor("http://127.0.0.1:9/v1", "m", retries=0).hints([ROLLOUT])
+
+
+def test_another_kind_of_server_is_named(server: Server) -> None:
+    server.answer = {"hello": "world"}
+    with pytest.raises(ModelError, match="does not answer as an OpenAI-compatible chat endpoint"):
+        HttpAuthor(server.url, "m").hints([ROLLOUT])
+
+
+def test_requests_run_side_by_side_up_to_the_limit(server: Server) -> None:
+    server.delay = 0.1
+    found = HttpAuthor(server.url, "m", concurrency=3).hints([other(i) for i in range(9)])
+    assert all(found)
+    assert server.most_at_once == 3
