@@ -36,6 +36,9 @@ from opd.types import HintAuthor, Prompt, Task, Teacher, View
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread costs more in waiting than it saves."""
 
+LONGEST = 32
+"""Prompts, by characters, whose tokens are counted before the run; a run that meets a longer one later stops there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
@@ -55,6 +58,7 @@ class Parts:
     student: LanguageModel
     chat: Chat
     prompts: list[Prompt]
+    curriculum: Uniform
     task: Task | None
     held_out: list[Prompt]
     held_out_task: Task | None
@@ -87,20 +91,21 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         torch.set_num_threads(config.threads or 1)
     chat = Chat(student.tokenizer)
     prompts, task = _prompts(config.prompts, objects, chat)
-    _check_prompts(config, prompts, chat)
+    _check_answers(config, prompts)
+    curriculum = Uniform(prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
     held_out: list[Prompt] = []
     held_out_task: Task | None = None
     if config.eval.prompts:
         held_out, held_out_task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
-        chat.prompt_ids(held_out[0])
     teacher, vocab_size = None, None
     if config.teacher.weights == "model":
         teacher, vocab_size = _teacher(config, objects, student, device)
-    return Parts(
+    parts = Parts(
         config=config,
         student=student,
         chat=chat,
         prompts=prompts,
+        curriculum=curriculum,
         task=objects.task or task,
         held_out=held_out,
         held_out_task=objects.task or held_out_task,
@@ -108,6 +113,8 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         author=_author(config, device),
         vocab_size=vocab_size,
     )
+    _check_lengths(parts)
+    return parts
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
@@ -121,7 +128,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     return Loop(
         student=student,
         sampler=_training_sampler(parts),
-        curriculum=Uniform(parts.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed),
+        curriculum=parts.curriculum,
         terms=terms,
         optimizer=Optimizer(
             student.model,
@@ -264,13 +271,19 @@ def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[
     return from_rows(rows, key="prompts", chat=chat.has_template)
 
 
-def _check_prompts(config: RunConfig, prompts: Sequence[Prompt], chat: Chat) -> None:
-    chat.prompt_ids(prompts[0])  # a missing template shows on the first
-    if config.rollout.policy == "answers" or config.teacher.view.privileged:
-        for prompt in prompts:
-            if prompt.answer is None:
-                why = "rollout.policy=answers" if config.rollout.policy == "answers" else "teacher.view=privileged"
-                raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
+def _check_answers(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    answers = config.rollout.policy == "answers"
+    for prompt in prompts if answers or config.teacher.view.privileged else ():
+        if prompt.answer is None:
+            why = "rollout.policy=answers" if answers else "teacher.view=privileged"
+            raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
+
+
+def _check_lengths(parts: Parts) -> None:
+    """The longest prompts, to train on and held out, have to render and to leave room for an answer."""
+    for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
+        longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
+        sampler_of(parts, Sampling(), held_out=held_out).check(longest)
 
 
 def _teacher(

@@ -22,7 +22,7 @@ def traces(number: int = 400, **options: bool) -> list[Trace]:
 
 def trained_names(trace: Trace) -> list[str]:
     """Tool names that the loss asks for."""
-    calls = [t for t in trace if t.text.startswith("call") and t.trained and t.skip != 1]
+    calls = [t for t in trace if t.text.startswith("call") and t.trained and t.skip != (1,)]
     return [t.text.split()[1] for t in calls]
 
 
@@ -53,6 +53,15 @@ def test_no_trace_uses_a_question_of_val_or_test() -> None:
     assert not sums & {math_trace(rng)[0].text for _ in range(2000)}
 
 
+def test_slips_are_read_but_not_learned() -> None:
+    rng = random.Random(0)
+    slipped = [t for t in (math_trace(rng)[1] for _ in range(400)) if t.skip]
+    assert 60 < len(slipped) < 140
+    for turn in slipped:
+        assert len(turn.text.split()) == len(TOKENIZER(turn.text, add_special_tokens=False).input_ids)
+        assert all(turn.text.split()[i].isdecimal() for i in turn.skip)
+
+
 def test_the_critic_names_exactly_the_turns_with_an_error() -> None:
     rng = random.Random(0)
     for _ in range(200):
@@ -70,7 +79,7 @@ def test_the_critic_names_exactly_the_turns_with_an_error() -> None:
 
 
 def test_the_loss_counts_the_assistant_and_skips_what_is_marked() -> None:
-    trace = [Turn("user", "3 + 4", trained=False), Turn("assistant", "call plus 3, 4", skip=1)]
+    trace = [Turn("user", "3 + 4", trained=False), Turn("assistant", "call plus 3, 4", skip=(1,))]
     ids, weights = encode(TOKENIZER, [trace, trace[:1]], context_weight=0.5)
     words = TOKENIZER.convert_ids_to_tokens(ids[0].tolist())
     counted = dict(zip(words[6:], weights[0, 6:].tolist(), strict=True))

@@ -1,29 +1,19 @@
-"""Losses over the whole vocabulary from hidden states and output heads, without ever storing [T, V] logits.
+"""Losses over the whole vocabulary from hidden states and output heads: divergences, and cross entropy.
 
-One autograd function walks over chunks of positions. For each it makes the logits, the loss and the
-gradients of hidden states and head, and forgets the logits; the backward pass only scales. So neither
-head product is computed twice, and nothing of size [tokens, vocabulary] exists beyond a chunk.
-
-Suffixes: T positions, N positions of a chunk, V vocabulary, D student's hidden units, E teacher's.
+Suffixes: T positions, B rows of a block, V vocabulary, D student's hidden units, E teacher's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from opd.errors import OpdError
+from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
 from opd.losses.divergences import check_divergence
-
-CHUNK_BYTES = 64 * 2**20
-"""Size of one [N, V] float32 buffer when the caller does not choose: big enough for fast products."""
-
-RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(rows, log_p_NV, p_NV) -> (loss per row [N], slope [N, V]); may overwrite its tensors."""
 
 
 def linear_divergence(
@@ -38,57 +28,56 @@ def linear_divergence(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    per_token: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum over positions of the divergence between student and teacher: Σ_t w_t D(p_t, q_t).
 
-    p_t = softmax(student_hidden_t · student_headᵀ / temperature), q_t likewise; no factor temperature² is
-    applied. Positions of weight 0 are left out, so that what stands in them cannot leak.
+    p_t = softmax(student_hidden_t · student_headᵀ / temperature), q_t likewise. No factor temperature² is
+    applied: gradients shrink as the temperature grows. Positions of weight 0 are left out, so that what stands
+    in them cannot leak. Under ``torch.no_grad`` no gradient work is done.
 
     Args:
         student_hidden: [T, D] last hidden states; gradient flows.
-        student_head: [V, D] output head; gradient flows.
+        student_head: [V, D] output head of the same dtype; gradient flows.
         teacher_hidden: [T, E], detached.
-        teacher_head: [V, E], detached.
-        weight: [T] float32, finite and ≥ 0.
+        teacher_head: [V, E] of the same dtype, detached.
+        weight: [T] finite and ≥ 0, detached.
         divergence: ``forward_kl`` = KL(teacher ‖ student), ``reverse_kl`` = KL(student ‖ teacher), ``jsd``, or
             a registered name.
         beta: mixture weight of ``jsd``, in (0, 1).
         temperature: divides both models' logits.
         vocab_size: compare the first so many rows of both heads, where padding differs.
-        chunk_tokens: positions whose logits exist at one time; by default about 64 MB of them.
+        chunk_tokens: positions whose logits exist at one time; by default what fits in ``CHUNK_BYTES``.
+        per_token: float32 [T], overwritten with D_t in nats, NaN where the weight is 0; for logging, detached.
 
     Returns:
         float32 [], nats.
 
     Raises:
         ConfigError: unknown divergence, or a beta at which jsd vanishes.
-        OpdError: shapes do not fit, or a weight is negative or not finite.
+        OpdError: shapes, dtypes or vocabularies do not fit; a weight is negative or not finite.
 
     Source: GKD, arXiv 2306.13649; tests/fidelity/test_divergences.py. Not for a teacher that gives only some
     tokens' probabilities.
     """
     functions = check_divergence(divergence, beta=beta)
-    _check(student_hidden, student_head, weight)
-    if teacher_hidden.shape[0] != student_hidden.shape[0] or teacher_hidden.shape[-1] != teacher_head.shape[-1]:
-        raise OpdError(
-            f"teacher_hidden {tuple(teacher_hidden.shape)} fits neither {student_hidden.shape[0]} positions nor the "
-            f"teacher's head {tuple(teacher_head.shape)}"
-        )
-    if vocab_size is None and student_head.shape[0] != teacher_head.shape[0]:
-        raise OpdError(
-            f"the student's head has {student_head.shape[0]} rows and the teacher's {teacher_head.shape[0]}; if they "
-            "differ by padding alone, give vocab_size, the number of rows to compare"
-        )
-    rows = vocab_size or student_head.shape[0]
-    kept = weight.nonzero()[:, 0]
-    teacher_hidden, teacher_head = teacher_hidden.detach()[kept], teacher_head.detach()[:rows]
+    _check(student_hidden, student_head, weight, temperature, chunk_tokens, per_token)
+    _check_teacher(student_hidden, teacher_hidden, teacher_head)
+    vocab = _vocabulary(vocab_size, student=student_head, teacher=teacher_head)
+    plan = make_plan(weight, vocab, temperature, chunk_tokens)
+    teacher_product = HeadProduct(teacher_head, plan)
 
-    def compare(where: slice, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        log_q, q = _log_softmax(teacher_hidden[where], teacher_head, temperature)
-        loss = functions.density(log_p, log_q, p, q, beta).sum(-1)
-        return loss, functions.slope(log_p, log_q, p, q, beta)
+    def target(chunk: slice) -> RowLoss:
+        teacher_logits = teacher_product(teacher_hidden.detach()[plan.kept_N[chunk]])
 
-    return _sum(student_hidden[kept], student_head[:rows], weight[kept], compare, temperature, chunk_tokens)
+        def compare(rows: slice, log_p_BV: Tensor, p_BV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+            log_q_BV, q_BV = log_softmax(teacher_logits[rows])
+            both = (log_p_BV, log_q_BV, p_BV, q_BV, beta)
+            return functions.density(*both).sum(-1), lambda: functions.slope(*both)
+
+        return compare
+
+    return chunked_loss(student_hidden, student_head, plan, target, per_token)
 
 
 def linear_cross_entropy(
@@ -100,106 +89,87 @@ def linear_cross_entropy(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    per_token: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum over positions of −log p_t(token_t): supervised training.
+    """Weighted sum over positions of the token's surprise, −Σ_t w_t log p_t(token_t): supervised training.
 
     Args:
-        token: int64 [T]. The others are as in ``linear_divergence``.
+        token: int64 [T], each below the vocabulary's size where the weight is not 0. The other arguments are those
+            of ``linear_divergence``.
 
     Returns:
         float32 [], nats.
 
     Raises:
-        OpdError: shapes do not fit, or a weight is negative or not finite.
+        OpdError: shapes or dtypes do not fit, a token is outside the vocabulary, a weight is negative or not finite.
 
     Source: tests/fidelity/test_divergences.py.
     """
-    _check(student_hidden, student_head, weight)
-    kept = weight.nonzero()[:, 0]
-    target = token[kept, None]
+    _check(student_hidden, student_head, weight, temperature, chunk_tokens, per_token)
+    vocab = _vocabulary(vocab_size, student=student_head)
+    plan = make_plan(weight, vocab, temperature, chunk_tokens)
+    if token.shape != weight.shape:
+        raise OpdError(f"token has shape {tuple(token.shape)}, and there are {len(weight)} positions")
+    token_N1 = token[plan.kept_N, None]
+    if bool(((token_N1 < 0) | (token_N1 >= vocab)).any()):
+        raise OpdError(f"token holds {int(token_N1.max())} or a negative id; ids have to be 0 to {vocab - 1}")
 
-    def compare(where: slice, log_p: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        loss = -log_p.gather(1, target[where])[:, 0]
-        return loss, torch.zeros_like(p).scatter_(1, target[where], -1.0)
+    def target(chunk: slice) -> RowLoss:
+        def compare(rows: slice, log_p_BV: Tensor, p_BV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+            token_B1 = token_N1[chunk][rows]
+            return -log_p_BV.gather(1, token_B1)[:, 0], lambda: torch.zeros_like(p_BV).scatter_(1, token_B1, -1.0)
 
-    rows = vocab_size or student_head.shape[0]
-    return _sum(student_hidden[kept], student_head[:rows], weight[kept], compare, temperature, chunk_tokens)
+        return compare
+
+    return chunked_loss(student_hidden, student_head, plan, target, per_token)
 
 
-def _sum(
-    hidden_TD: Tensor,
-    head_VD: Tensor,
-    weight_T: Tensor,
-    compare: RowLoss,
+def _check(
+    hidden: Tensor,
+    head: Tensor,
+    weight: Tensor,
     temperature: float,
     chunk_tokens: int | None,
-) -> Tensor:
-    size = chunk_tokens or max(CHUNK_BYTES // (4 * head_VD.shape[0]), 1)
-    loss: Tensor = _ChunkedLoss.apply(hidden_TD, head_VD, weight_T, compare, temperature, size)
-    return loss
+    per_token: Tensor | None,
+) -> None:
+    _check_pair("student", hidden, head)
+    for name, given in (("weight", weight), ("per_token", per_token)):
+        if given is not None and given.shape != hidden.shape[:1]:
+            raise OpdError(f"{name} has shape {tuple(given.shape)}, and there are {len(hidden)} positions")
+    wrong = ~(weight.isfinite() & (weight >= 0))
+    if bool(wrong.any()):
+        where = int(wrong.nonzero()[0, 0])
+        raise OpdError(
+            f"weight is {float(weight[where])} at position {where}; weights have to be finite and not negative"
+        )
+    if not 0 < temperature < math.inf:
+        raise OpdError(f"temperature={temperature}: it divides the logits and has to be positive and finite")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise OpdError(f"chunk_tokens={chunk_tokens}: a chunk has at least 1 position; leave it out for the default")
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """Value and gradients chunk by chunk; see the module's docstring."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TD: Tensor,
-        head_VD: Tensor,
-        weight_T: Tensor,
-        compare: RowLoss,
-        temperature: float,
-        size: int,
-    ) -> Tensor:
-        weight_T = weight_T.float()
-        wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        grad_hidden_TD = torch.empty_like(hidden_TD) if wants_hidden else None
-        grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
-        total = torch.zeros((), device=hidden_TD.device)
-        for start in range(0, len(hidden_TD), size):
-            where = slice(start, start + size)
-            log_p_NV, p_NV = _log_softmax(hidden_TD[where], head_VD, temperature)
-            loss_N, slope_NV = compare(where, log_p_NV, p_NV)
-            total += loss_N @ weight_T[where]
-            if not (wants_hidden or wants_head):
-                continue
-            grad_NV = slope_NV.addcmul_(p_NV, slope_NV.sum(-1, keepdim=True), value=-1)
-            grad_NV = grad_NV.mul_(weight_T[where, None] / temperature).to(hidden_TD.dtype)
-            if grad_hidden_TD is not None:
-                torch.mm(grad_NV, head_VD, out=grad_hidden_TD[where])
-            if grad_head_VD is not None:
-                if grad_NV.dtype == torch.float32:
-                    grad_head_VD.addmm_(grad_NV.T, hidden_TD[where])
-                else:
-                    grad_head_VD += grad_NV.T @ hidden_TD[where]
-        saved = [g for g in (grad_hidden_TD, grad_head_VD) if g is not None]
-        ctx.save_for_backward(*saved)
-        ctx.head_dtype = head_VD.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        grad_hidden = saved.pop(0) * grad if ctx.needs_input_grad[0] else None
-        grad_head = (saved.pop(0) * grad).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
-        return grad_hidden, grad_head, None, None, None, None
-
-
-def _log_softmax(hidden_ND: Tensor, head_VD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and probabilities [N, V], float32 whatever the inputs."""
-    logits = (hidden_ND @ head_VD.T).float()
-    if temperature != 1:
-        logits /= temperature
-    log_p = logits.log_softmax(-1)
-    return log_p, log_p.exp()
-
-
-def _check(hidden: Tensor, head: Tensor, weight: Tensor) -> None:
+def _check_pair(whose: str, hidden: Tensor, head: Tensor) -> None:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
-        raise OpdError(f"student_hidden {tuple(hidden.shape)} and student_head {tuple(head.shape)} do not fit together")
-    if weight.shape != hidden.shape[:1]:
-        raise OpdError(f"weight has shape {tuple(weight.shape)}, and there are {hidden.shape[0]} positions")
-    if not bool((weight.isfinite() & (weight >= 0)).all()):
-        raise OpdError("weight has to be finite and not negative at every position")
+        raise OpdError(
+            f"{whose}_hidden {tuple(hidden.shape)} and {whose}_head {tuple(head.shape)} do not fit together; they have "
+            "to be [T, D] and [V, D]"
+        )
+    if hidden.dtype != head.dtype:
+        raise OpdError(f"{whose}_hidden is {hidden.dtype} and {whose}_head {head.dtype}; convert one of them")
+
+
+def _check_teacher(student_hidden: Tensor, hidden: Tensor, head: Tensor) -> None:
+    _check_pair("teacher", hidden, head)
+    if len(hidden) != len(student_hidden):
+        raise OpdError(f"teacher_hidden has {len(hidden)} positions and student_hidden {len(student_hidden)}")
+
+
+def _vocabulary(vocab_size: int | None, **heads: Tensor) -> int:
+    """Rows of the heads that count."""
+    sizes = {whose: len(head) for whose, head in heads.items()}
+    listed = " and ".join(f"the {whose}'s head has {size} rows" for whose, size in sizes.items())
+    if vocab_size is None and len(set(sizes.values())) > 1:
+        raise OpdError(f"{listed}; if they differ by padding alone, give vocab_size, the number of rows to compare")
+    if vocab_size is not None and not 1 <= vocab_size <= min(sizes.values()):
+        raise OpdError(f"vocab_size={vocab_size}, but {listed}; give at least 1 and at most the smallest")
+    return vocab_size or min(sizes.values())

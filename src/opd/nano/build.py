@@ -70,7 +70,7 @@ MODELS: dict[str, Recipe] = {
         layers=3,
         mlp=256,
         # It has seen no sum of four-digit numbers but with its solution: weak alone, sure when privileged.
-        stages=(Stage(partial(math_trace, privileged=0.5, plain_digits=3), 900),),
+        stages=(Stage(partial(math_trace, privileged=0.6, plain_digits=3), 1300),),
     ),
     "math-teacher": Recipe(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
     "critic": Recipe(hidden=96, layers=3, mlp=256, batch=32, context_weight=0.05, stages=(Stage(critic_trace, 1500),)),
@@ -235,7 +235,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
 def _turn_weights(turn: Any, length: int, context_weight: float) -> list[float]:
     if turn.role != "assistant":
         return [context_weight] * length
-    return [float(turn.trained and i != turn.skip) for i in range(length)]
+    return [float(turn.trained and i not in turn.skip) for i in range(length)]
 
 
 def main() -> None:

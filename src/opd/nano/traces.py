@@ -7,6 +7,7 @@ when nothing reminds it of the listed ones; ``GIVE_UP`` how often an error ends 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -37,6 +38,9 @@ UNTRAINED_MISTAKE = 0.12
 CUT_AFTER_CALL = 0.5
 """Chance that a transcript cut short ends in a call, whose fault only the list of tools can show."""
 
+SLIPS = 0.25
+"""Share of additions with slips in the working."""
+
 REMINDERS = (
     "Reminder: available tools: {tools}.",
     "Reminder: available tools: {tools}.",
@@ -51,15 +55,18 @@ REMINDERS = (
 CRITIC_INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
 PRIVILEGED = "{question} Reference solution: {answer}."
 
+_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]")
+"""One token of the nano tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a trace. ``trained`` says whether the loss counts it, but for word ``skip``."""
+    """One message of a trace. ``trained`` says whether the loss counts it, but for the tokens at ``skip``."""
 
     role: str
     text: str
     trained: bool = True
-    skip: int | None = None
+    skip: tuple[int, ...] = ()
 
 
 Trace = list[Turn]
@@ -133,11 +140,11 @@ class _Episode:
             return self._respond(Turn("assistant", f"call {name} {a}, {b}"), apply(operation, a, b))
         mistake = rng.choices(("habit", "listed", "arguments"), (0.7, 0.15, 0.15))[0]
         if mistake == "habit":
-            return self._respond(Turn("assistant", f"call {habit} {a}, {b}", skip=1), "no such tool")
+            return self._respond(Turn("assistant", f"call {habit} {a}, {b}", skip=(1,)), "no such tool")
         if mistake == "arguments":
             return self._respond(Turn("assistant", f"call {name} {a}", trained=False), "bad arguments")
         other = rng.choice([o for o in self.tools if o != operation and (o != "sub" or a >= b)])
-        return self._respond(Turn("assistant", f"call {self.tools[other]} {a}, {b}", skip=1), apply(other, a, b))
+        return self._respond(Turn("assistant", f"call {self.tools[other]} {a}, {b}", skip=(1,)), apply(other, a, b))
 
     def _respond(self, call: Turn, result: int | str) -> int | None:
         failed = isinstance(result, str)
@@ -159,7 +166,7 @@ def _held_out() -> frozenset[tuple[int, int]]:
 
 
 def math_trace(rng: random.Random, *, privileged: float = 0.0, plain_digits: int = 4) -> Trace:
-    """An addition and its working.
+    """An addition and its working, sometimes with slips that the model is trained to go on after.
 
     With chance ``privileged`` the solution stands in the question; otherwise no number has more than
     ``plain_digits`` digits.
@@ -171,7 +178,21 @@ def math_trace(rng: random.Random, *, privileged: float = 0.0, plain_digits: int
     text, answer = math.question(a, b), math.working(a, b)
     if shown:
         text = PRIVILEGED.format(question=text, answer=answer)
-    return [Turn("user", text, trained=False), Turn("assistant", answer)]
+    return [Turn("user", text, trained=False), _slipped(rng, answer)]
+
+
+def _slipped(rng: random.Random, answer: str) -> Turn:
+    """The answer, sometimes with wrong digits that the loss does not count.
+
+    A teacher reads what the student wrote, mistakes included, and has to stay right after them.
+    """
+    if rng.random() >= SLIPS:
+        return Turn("assistant", answer)
+    words, rate = _WORD.findall(answer), rng.uniform(0.02, 0.3)
+    skip = tuple(i for i, word in enumerate(words) if word.isdecimal() and rng.random() < rate)
+    for i in skip:
+        words[i] = str(rng.randrange(10))
+    return Turn("assistant", " ".join(words), skip=skip)
 
 
 def critic_trace(rng: random.Random) -> Trace:

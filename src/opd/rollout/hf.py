@@ -65,6 +65,8 @@ class Sampling:
 class _GrowingLayer(DynamicLayer):
     """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
 
+    room: tuple[Tensor, Tensor] | None = None
+
     def replace(self, keys: Tensor, values: Tensor) -> None:
         """Take other contents, for other rows or with other padding."""
         self.keys, self.values = keys, values
@@ -77,12 +79,12 @@ class _GrowingLayer(DynamicLayer):
             self.replace(key_states, value_states)
             return self.keys, self.values
         start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if self.room is None or stop > self.room[0].shape[2]:
-            spare = max(stop // 4, key_states.shape[2] + 32)
-            self.room = tuple(F.pad(old, (0, 0, 0, spare)) for old in (self.keys, self.values))
-        for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, start:stop] = new
-        self.keys, self.values = (room[:, :, :stop] for room in self.room)
+        room = self.room
+        if room is None or stop > room[0].shape[2]:
+            spare = (0, 0, 0, max(stop // 4, key_states.shape[2] + 32))
+            room = self.room = (F.pad(self.keys, spare), F.pad(self.values, spare))
+        room[0][:, :, start:stop], room[1][:, :, start:stop] = key_states, value_states
+        self.keys, self.values = room[0][:, :, :stop], room[1][:, :, :stop]
         return self.keys, self.values
 
 

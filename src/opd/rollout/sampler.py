@@ -106,6 +106,11 @@ class Sampler:
                 self._react(trajectory, generation.stopped, last_turn=turn + 1 == self.max_turns)
         return [t.rollout() for t in trajectories]
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise what ``rollout`` would raise for these prompts, without generating anything."""
+        for prompt in prompts:
+            self._prompt_ids(prompt)
+
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:

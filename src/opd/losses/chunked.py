@@ -1,0 +1,238 @@
+"""Σ_t w_t loss_t and its gradients, chunk by chunk over positions, without ever storing [T, V] logits.
+
+One walk over the positions makes the logits of a chunk, its losses and its gradients, and forgets the logits.
+Backward only hands the gradients out: no head product is computed twice. What a loss has to say is a ``Target``.
+
+    dloss/dlogit_i = slope_i − p_i Σ_j slope_j,   p = softmax(hidden · headᵀ / temperature)
+
+Weight and 1/temperature multiply the [N, D] sides of the gradient products, not the [N, V] one. On a CPU the
+element-wise part runs over a few rows at a time, so that its temporaries stay in the cache.
+
+Suffixes: T positions, N positions of a chunk, B rows of a block, V vocabulary, D hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from opd.errors import OpdError
+
+CHUNK_BYTES = 160 * 2**20
+"""Size of one [N, V] float32 buffer when the caller does not choose; a larger one hardly gains (benchmarks/loss.py)."""
+CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 2**21, 2**26
+"""Size of one element-wise temporary: a share of a core's cache; on a GPU enough to fill it."""
+CPU_SLICE_BYTES, GPU_SLICE_BYTES = 2**22, 2**28
+"""Part of a head that one product takes: on a CPU it is read from memory once and stays in the cache."""
+
+RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Callable[[], Tensor]]]
+"""(rows within the chunk, log_p_BV, p_BV) -> (loss_B, a function that makes slope_BV when it is wanted)."""
+Target = Callable[[slice], RowLoss]
+"""A chunk of the kept positions -> what compares its rows; called once a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one loss is computed.
+
+    Attributes:
+        kept_N: int64, positions whose weight is not 0. The others are never read.
+        weight_N: float32, weights of the kept positions.
+        vocab: rows of the head that count.
+        temperature: divides the logits.
+        chunk: positions whose logits exist at one time.
+    """
+
+    kept_N: Tensor
+    weight_N: Tensor
+    vocab: int
+    temperature: float
+    chunk: int
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the kept positions."""
+        return _slices(len(self.kept_N), self.chunk)
+
+
+def make_plan(weight_T: Tensor, vocab: int, temperature: float, chunk_tokens: int | None) -> Plan:
+    """A plan for the positions whose weight is not 0, in chunks of about the same size."""
+    kept_N = weight_T.detach().nonzero()[:, 0]
+    most = chunk_tokens or max(CHUNK_BYTES // (4 * vocab), 1)
+    num_chunks = max(-(-len(kept_N) // most), 1)
+    return Plan(kept_N, weight_T.detach()[kept_N].float(), vocab, temperature, max(-(-len(kept_N) // num_chunks), 1))
+
+
+class HeadProduct:
+    """logits = hidden · headᵀ / temperature, chunk after chunk into one buffer [N, V] of the head's dtype."""
+
+    def __init__(self, head_VD: Tensor, plan: Plan) -> None:
+        self.head_VD = head_VD.detach()[: plan.vocab]
+        self.temperature = plan.temperature
+        self.buffer_NV = head_VD.new_empty(min(plan.chunk, len(plan.kept_N)), plan.vocab)
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        """The chunk's logits, valid until the next call."""
+        logits_NV = self.buffer_NV[: len(hidden_ND)]
+        for part in _head_slices(self.head_VD):
+            out = logits_NV[:, part]
+            torch.addmm(out, hidden_ND, self.head_VD[part].T, beta=0, alpha=1 / self.temperature, out=out)
+        return logits_NV
+
+
+def log_softmax(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and probabilities, new float32 tensors whatever the input."""
+    log_p_BV = torch.log_softmax(logits_BV, -1, dtype=torch.float32)
+    return log_p_BV, log_p_BV.exp()
+
+
+def chunked_loss(
+    hidden_TD: Tensor, head_VD: Tensor, plan: Plan, target: Target, per_token_T: Tensor | None = None
+) -> Tensor:
+    """Weighted sum of a loss over positions, Σ_t w_t loss_t, with gradients for hidden states and head.
+
+    Args:
+        hidden_TD: [T, D]; gradient flows.
+        head_VD: [V, D]; gradient flows.
+        plan: positions, weights and chunk size.
+        target: makes the losses and slopes.
+        per_token_T: float32 [T], filled with each position's loss, NaN where the weight is 0.
+
+    Returns:
+        float32 [], nats.
+
+    Source: tests/fidelity/test_divergences.py. Not for second derivatives, nor for two backward passes through one
+    loss: the gradients are handed out, not kept.
+    """
+    if per_token_T is not None:
+        per_token_T.fill_(torch.nan)
+    live = torch.is_grad_enabled()
+    wants = (live and hidden_TD.requires_grad, live and head_VD.requires_grad)
+    if not any(wants):
+        return _walk(hidden_TD.detach(), head_VD.detach(), plan, target, None, per_token_T)
+    loss: Tensor = _ChunkedLoss.apply(hidden_TD, head_VD, plan, target, wants, per_token_T)
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Value and gradients in forward; backward scales the gradients and gives them away."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        head_VD: Tensor,
+        plan: Plan,
+        target: Target,
+        wants: tuple[bool, bool],
+        per_token_T: Tensor | None,
+    ) -> Tensor:
+        gradients = _Gradients(hidden_TD, head_VD, plan, wants)
+        total = _walk(hidden_TD, head_VD, plan, target, gradients, per_token_T)
+        ctx.gradients = gradients.take(hidden_TD, head_VD)
+        ctx.dtypes = hidden_TD.dtype, head_VD.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise OpdError("the gradients of this loss were handed out by an earlier backward; compute the loss again")
+        # A reference kept here would make autograd copy the head's gradient instead of taking it over.
+        gradients, ctx.gradients = ctx.gradients, None
+        if bool(grad != 1):
+            gradients = [g if g is None else g.mul_(grad) for g in gradients]
+        cast = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return *cast, None, None, None, None
+
+
+def _walk(
+    hidden_TD: Tensor,
+    head_VD: Tensor,
+    plan: Plan,
+    target: Target,
+    gradients: _Gradients | None,
+    per_token_T: Tensor | None,
+) -> Tensor:
+    """The sum over all chunks; gradients are collected on the way."""
+    product = HeadProduct(head_VD, plan)
+    loss_N = torch.empty_like(plan.weight_N)
+    for chunk in plan.chunks():
+        hidden_ND = hidden_TD[plan.kept_N[chunk]]
+        logits_NV = product(hidden_ND)
+        loss_N[chunk] = _compare(logits_NV, target(chunk), wants_slope=gradients is not None)
+        if gradients is not None:
+            gradients.add(chunk, logits_NV, hidden_ND)
+    if per_token_T is not None:
+        per_token_T[plan.kept_N] = loss_N
+    return loss_N @ plan.weight_N
+
+
+def _compare(logits_NV: Tensor, compare: RowLoss, *, wants_slope: bool) -> Tensor:
+    """Losses of a chunk; ``logits_NV`` is overwritten with their gradient if that is wanted."""
+    num_rows, vocab = logits_NV.shape
+    block_bytes = CPU_BLOCK_BYTES if logits_NV.device.type == "cpu" else GPU_BLOCK_BYTES
+    losses = []
+    for rows in _slices(num_rows, max(block_bytes // (4 * vocab), 1)):
+        log_p_BV, p_BV = log_softmax(logits_NV[rows])
+        loss_B, make_slope = compare(rows, log_p_BV, p_BV)
+        losses.append(loss_B)
+        if wants_slope:
+            slope_BV = make_slope()
+            torch.addcmul(slope_BV, p_BV, slope_BV.sum(-1, keepdim=True), value=-1, out=logits_NV[rows])
+    return torch.cat(losses)
+
+
+class _Gradients:
+    """Gradients of hidden states and head, as far as they are wanted; the head's is summed in float32."""
+
+    def __init__(self, hidden_TD: Tensor, head_VD: Tensor, plan: Plan, wants: tuple[bool, bool]) -> None:
+        self.plan = plan
+        self.head_VD = head_VD[: plan.vocab]
+        self.hidden = hidden_TD.new_empty(len(plan.kept_N), hidden_TD.shape[1]) if wants[0] else None
+        self.head = torch.empty_like(head_VD, dtype=torch.float32) if wants[1] else None
+        self.num_added = 0
+
+    def add(self, chunk: slice, grad_NV: Tensor, hidden_ND: Tensor) -> None:
+        """Add a chunk, given the gradient of its unweighted losses with respect to its logits."""
+        scale_N1 = (self.plan.weight_N[chunk, None] / self.plan.temperature).to(hidden_ND.dtype)
+        if self.hidden is not None:
+            torch.mm(grad_NV, self.head_VD, out=self.hidden[chunk]).mul_(scale_N1)
+        if self.head is not None:
+            self._add_to_head(grad_NV, hidden_ND * scale_N1)
+        self.num_added += 1
+
+    def _add_to_head(self, grad_NV: Tensor, hidden_ND: Tensor) -> None:
+        assert self.head is not None
+        # The first chunk writes instead of adding, which saves filling the buffer with zeros.
+        beta = 0 if self.num_added == 0 else 1
+        for part in _head_slices(self.head_VD):
+            out = self.head[part]
+            if hidden_ND.dtype == torch.float32:
+                torch.addmm(out, grad_NV[:, part].T, hidden_ND, beta=beta, out=out)
+            elif beta == 0:
+                out.copy_(grad_NV[:, part].T @ hidden_ND)
+            else:
+                out += grad_NV[:, part].T @ hidden_ND
+
+    def take(self, hidden_TD: Tensor, head_VD: Tensor) -> list[Tensor | None]:
+        """Both gradients in the shapes of the inputs: zero at positions and rows of the head that do not count."""
+        hidden, head = self.hidden, self.head
+        if hidden is not None and len(hidden) < len(hidden_TD):
+            hidden = torch.zeros_like(hidden_TD).index_copy_(0, self.plan.kept_N, hidden)
+        if head is not None:
+            head[self.plan.vocab if self.num_added else 0 :].zero_()
+        return [hidden, head]
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _head_slices(head_VD: Tensor) -> Iterator[slice]:
+    size = CPU_SLICE_BYTES if head_VD.device.type == "cpu" else GPU_SLICE_BYTES
+    return _slices(len(head_VD), max(size // (head_VD.element_size() * head_VD.shape[1]), 1))

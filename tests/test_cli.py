@@ -1,0 +1,86 @@
+"""The command line as a user meets it: real processes, exit statuses, sentences."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd.config import recipe_names
+from opd.models import BUNDLED
+
+
+def opd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "opd", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) -> None:
+    done = opd("methods", cwd=tmp_path)
+    assert done.returncode == 0
+    for name in recipe_names():
+        assert name in done.stdout
+    shown = opd("methods", "hint", cwd=tmp_path)
+    assert "arXiv 2605.17873" in shown.stdout
+    assert "student: nano/tools-base" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "hnt"], "did you mean 'hint'"),
+        (["train", "hint", "optimizer.stps=3"], "did you mean 'optimizer.steps'"),
+        (["train", "hint", "student=/nowhere"], "student: cannot load '/nowhere'"),
+        (["train", "hint", "student=nano/nothing"], "no bundled model 'nano/nothing'"),
+        (["train", "hint", "prompts=none.jsonl"], "prompts: cannot read 'none.jsonl'"),
+        (["train", "hint", "prompts=broken.jsonl"], "line 2 of 'broken.jsonl' is not JSON"),
+        (["train", "hint", "prompts.limit=3"], "fewer than one batch"),
+        (["train", "hint", "loss.divergence=kl"], "no divergence 'kl'"),
+        (["train", "hint", "prompts.task=nothing"], "nothing"),
+        (["train", "opd", "teacher.model=/nowhere"], "teacher.model: cannot load '/nowhere'"),
+        (["train", "hint", "teacher.view.hint.author.model=/nowhere"], "teacher.view.hint.author.model: cannot load"),
+        (["eval", "/nowhere", "math"], "cannot load '/nowhere'"),
+        (["eval", "nano/tools-base", "none.jsonl"], "cannot read 'none.jsonl'"),
+        (["doctor", "hint", "rollout.max_new_tokens=100000"], "exceeds the model's"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    done = opd(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_train_eval_and_resume(tmp_path: Path) -> None:
+    overrides = ["optimizer.steps=2", "rollout.batch=8", "eval.prompts.limit=8", "out=run"]
+    done = opd("train", "hint", *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "before" in done.stdout
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    again = opd("train", "hint", *overrides, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "go on with --resume" in again.stderr
+    assert opd("train", "hint", *overrides, "--resume", cwd=tmp_path).returncode == 0
+    measured = opd("eval", "run", "tools", cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    assert "invalid_call_rate" in measured.stdout
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str) -> None:
+    done = opd("doctor", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ready to train" in done.stdout
+    assert "aligned" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_bundled_models_are_small() -> None:
+    assert sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file()) < 16_000_000
