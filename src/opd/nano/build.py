@@ -25,14 +25,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from opd.errors import ConfigError
 from opd.nano.tokenizer import END, START, build_tokenizer
-from opd.nano.traces import Source, Trace, critic_trace, math_trace, stream, tools_trace
+from opd.nano.traces import Source, Trace, copy_trace, critic_trace, math_trace, stream, tools_trace
 
 HEAD_DIM = 32
 WARMUP = 100
 POOL = 16
 """Batches drawn at once and sorted by length."""
-IGNORED = -100
-"""Target of a position without loss, as ``cross_entropy`` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Plan:
     """One model. Stages follow each other under one learning-rate schedule."""
 
     hidden: int
@@ -57,23 +55,30 @@ class Recipe:
     """Weight of the loss on what others say (questions, reminders, tools), against 1 for the assistant."""
 
 
-MODELS: dict[str, Recipe] = {
-    "tools-base": Recipe(
+MODELS: dict[str, Plan] = {
+    "tools-base": Plan(
         hidden=96,
         layers=3,
         mlp=256,
         context_weight=0.1,
         stages=(Stage(partial(tools_trace, habits=False), 1500), Stage(tools_trace, 1500)),
     ),
-    "math-base": Recipe(
+    "math-base": Plan(
         hidden=96,
         layers=3,
         mlp=256,
         # It has seen no sum of four-digit numbers but with its solution: weak alone, sure when privileged.
         stages=(Stage(partial(math_trace, privileged=0.6, plain_digits=3), 1300),),
     ),
-    "math-teacher": Recipe(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
-    "critic": Recipe(hidden=96, layers=3, mlp=256, batch=32, context_weight=0.05, stages=(Stage(critic_trace, 1500),)),
+    "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
+    "critic": Plan(
+        hidden=96,
+        layers=3,
+        mlp=256,
+        batch=32,
+        context_weight=0.05,
+        stages=(Stage(copy_trace, 500), Stage(critic_trace, 1500)),
+    ),
 }
 
 
@@ -101,9 +106,9 @@ def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: 
     return folder
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A Qwen3 model with fresh weights from torch's global generator."""
-    heads = recipe.hidden // HEAD_DIM
+    heads = plan.hidden // HEAD_DIM
     special = {
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -111,16 +116,16 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
     }
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.mlp,
-        num_hidden_layers=recipe.layers,
+        hidden_size=plan.hidden,
+        intermediate_size=plan.mlp,
+        num_hidden_layers=plan.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=HEAD_DIM,
         max_position_embeddings=1024,
         rope_theta=10_000.0,
         tie_word_embeddings=True,
-        initializer_range=recipe.hidden**-0.5,
+        initializer_range=plan.hidden**-0.5,
         **special,
     )
     model = Qwen3ForCausalLM(config)
@@ -129,7 +134,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
 
 
 def train(
-    recipe: Recipe,
+    plan: Plan,
     tokenizer: PreTrainedTokenizerFast,
     *,
     scale: float,
@@ -139,17 +144,17 @@ def train(
 ) -> Qwen3ForCausalLM:
     """AdamW under warmup and cosine decay, one fresh batch of traces a step."""
     torch.manual_seed(seed)
-    model = new_model(recipe, tokenizer).train()
-    batches = _batches(recipe, tokenizer, scale, seed)
-    steps = sum(_scaled(stage, scale) for stage in recipe.stages)
+    model = new_model(plan, tokenizer).train()
+    batches = _batches(plan, tokenizer, scale, seed)
+    steps = sum(_scaled(stage, scale) for stage in plan.stages)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.98))
     task = progress.add_task(title, total=steps, loss=float("nan")) if progress else None
     for step, (ids, weights) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, steps)
+            group["lr"] = plan.lr * _schedule(step, steps)
         loss = _loss(model, ids, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -188,18 +193,18 @@ def _loss(model: Any, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def _batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, scale: float, seed: int
+    plan: Plan, tokenizer: PreTrainedTokenizerFast, scale: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Fresh batches, each of traces of like length: less padding, and twice the speed."""
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in enumerate(plan.stages):
         traces = stream(stage.source, seed * 1000 + number)
         rng = random.Random(seed * 1000 + number)
         left = _scaled(stage, scale)
         while left > 0:
-            pool = sorted(islice(traces, POOL * recipe.batch), key=_words)
-            starts = rng.sample(range(0, len(pool), recipe.batch), min(left, POOL))
+            pool = sorted(islice(traces, POOL * plan.batch), key=_words)
+            starts = rng.sample(range(0, len(pool), plan.batch), min(left, POOL))
             for start in starts:
-                yield encode(tokenizer, pool[start : start + recipe.batch], recipe.context_weight)
+                yield encode(tokenizer, pool[start : start + plan.batch], plan.context_weight)
             left -= len(starts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from typing import Annotated
 
@@ -30,11 +31,12 @@ def main(
     author: Annotated[str, typer.Option(help="Who writes the hints: rules, or model (the nano critic).")] = "rules",
     out: Annotated[str, typer.Option(help="Folder of the run; an earlier demo's is replaced.")] = "runs/demo",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
+    picture: Annotated[str | None, typer.Option(help="Also save what is shown as an SVG picture.")] = None,
 ) -> None:
     """Show the base model, a mistake, its hint, the training, and what it came to."""
     if author not in AUTHORS:
         raise typer.BadParameter(f"--author is rules or model, not {author}")
-    console = Console()
+    console = Console(record=True, width=110, file=io.StringIO()) if picture else Console()
     shutil.rmtree(out, ignore_errors=True)
     overrides = {"teacher.view.hint.author": AUTHORS[author], "optimizer.steps": steps, "out": out}
     parts = gather(read("hint", overrides), Objects())
@@ -51,6 +53,8 @@ def main(
     result = opd.train("hint", overrides, displays=[LiveDisplay(console)])
     console.rule("[bold]4. what it came to")
     show_result(console, result)
+    if picture:
+        console.save_svg(picture, title="make demo")
 
 
 def _show_mistake(console: Console, parts: Parts, rollouts: list[Rollout]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
-from opd.nano.tokenizer import HABITS, TOOL_NAMES
+from opd.nano.tokenizer import HABITS, TOOL_NAMES, vocabulary
 from opd.tasks import math
 from opd.tasks.tools import Expression, ToolsTask, apply, make_prompt
 from opd.types import Message, Prompt
@@ -193,6 +193,12 @@ def _slipped(rng: random.Random, answer: str) -> Turn:
     for i in skip:
         words[i] = str(rng.randrange(10))
     return Turn("assistant", " ".join(words), skip=skip)
+
+
+def copy_trace(rng: random.Random) -> Trace:
+    """Random words, and the same again: the quickest way to the skill of copying from the context."""
+    words = " ".join(rng.choices(vocabulary()[4:], k=rng.randint(4, 24)))
+    return [Turn("user", words, trained=False), Turn("assistant", words)]
 
 
 def critic_trace(rng: random.Random) -> Trace:

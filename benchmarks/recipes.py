@@ -1,0 +1,137 @@
+"""What the recipes do on the nano suite, over seeds: the tables in the README and in benchmarks/README.md.
+
+    python benchmarks/recipes.py hint        # rules and the nano critic, 3 seeds each, and the critic's precision
+    python benchmarks/recipes.py collapse    # the live teacher without an anchor
+    python benchmarks/recipes.py opd         # a stronger teacher, beside supervised training on its answers
+    python benchmarks/recipes.py opsd        # the answer in the teacher's context
+    python benchmarks/recipes.py all
+
+Seeds change the order of prompts and every draw; the models are the bundled ones. Figures are greedy accuracy on
+the test split, and the mean of four sampled answers (avg@4).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import opd
+from opd.build import Objects, gather, sampler_of
+from opd.config import read
+from opd.rollout.hf import Sampling
+from opd.teachers.hints import ModelAuthor
+
+CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
+
+
+def run(recipe: str, seed: int, folder: Path, overrides: dict[str, Any]) -> opd.Result:
+    """One run, in a folder of its own."""
+    out = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    fixed = {"seed": seed, "out": str(out), "eval.samples": 4, "log": []}
+    return opd.train(recipe, {**fixed, **overrides})
+
+
+def spread(values: list[float]) -> str:
+    """Median and range, in percent."""
+    return f"{statistics.median(values):.1%} ({min(values):.1%}–{max(values):.1%})"
+
+
+def table(title: str, rows: dict[str, list[opd.Result]], metrics: list[str]) -> None:
+    """A line per variant: each metric before and after."""
+    print(f"\n### {title}\n")
+    print("| | " + " | ".join(f"{m} before | after" for m in metrics) + " | steps | seconds | stopped by |")
+    print("|---|" + "---|" * (2 * len(metrics) + 3))
+    for name, results in rows.items():
+        cells = []
+        for metric in metrics:
+            cells += [f"{results[0].before[metric]:.1%}", spread([r.after[metric] for r in results])]
+        steps = ", ".join(str(r.steps) for r in results)
+        seconds = f"{statistics.median(r.seconds for r in results):.0f}"
+        stops = ", ".join(r.stopped_by or "–" for r in results)
+        print(f"| {name} | {' | '.join(cells)} | {steps} | {seconds} | {stops} |", flush=True)
+
+
+def hint(seeds: int, folder: Path) -> None:
+    variants: dict[str, dict[str, Any]] = {"rules": {}, "nano critic": CRITIC}
+    rows = {name: [run("hint", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
+    table("`hint` on `tools`", rows, ["invalid_call_rate", "accuracy", "avg@4"])
+    critic_precision()
+
+
+def critic_precision() -> None:
+    """How often the critic is right about real rollouts of the base model, against the environment's events."""
+    parts = gather(read("hint", CRITIC), Objects())
+    assert isinstance(parts.author, ModelAuthor)
+    rollouts = sampler_of(parts, Sampling(), held_out=True).rollout(parts.held_out, seed=1)
+    events = [(i, e) for i, r in enumerate(rollouts) for e in r.events if "tools" in e.detail]
+    faulty = {(i, e.span): e.detail["tools"] for i, e in events}
+    hints = [(i, h) for i, found in enumerate(parts.author.hints(rollouts)) for h in found]
+    right = [(i, h) for i, h in hints if (i, h.span) in faulty]
+    exact = [(i, h) for i, h in right if _words(faulty[i, h.span]) <= _words(h.text)]
+    print(
+        f"\nThe critic on {len(rollouts)} sampled rollouts of the base model: {len(hints)} hints, of which "
+        f"{len(right) / len(hints):.1%} are about a faulty turn (precision) and {len(exact) / len(hints):.1%} also list "
+        f"its tools right; {len({(i, h.span) for i, h in right}) / len(faulty):.1%} of {len(faulty)} faulty turns "
+        f"found (recall); answers: {dict(parts.author.counts)}"
+    )
+
+
+def _words(text: str) -> set[str]:
+    return set(text.replace(",", " ").replace(".", " ").replace(":", " ").split())
+
+
+def collapse(seeds: int, folder: Path) -> None:
+    live = {"teacher.weights": "live", "loss.anchor": 0.0}
+    unguarded = {"guards.drop": 1.0, "guards.below_start": 1.0}
+    rows = {
+        "live, no anchor": [run("hint", s, folder, live) for s in range(seeds)],
+        "the same, guards off": [run("hint", s, folder, {**live, **unguarded}) for s in range(seeds)],
+        "frozen, no anchor": [run("hint", s, folder, {"loss.anchor": 0.0}) for s in range(seeds)],
+        "live, anchor": [run("hint", s, folder, {"teacher.weights": "live"}) for s in range(seeds)],
+        "frozen, anchor (the recipe)": [run("hint", s, folder, {}) for s in range(seeds)],
+    }
+    table("A live teacher collapses", rows, ["invalid_call_rate", "accuracy"])
+    for result in rows["live, no anchor"]:
+        for event in result.events:
+            print(f"- step {event['step']}: {event['text']}")
+
+
+def distil(seeds: int, folder: Path) -> None:
+    teacher = opd.evaluate("nano/math-teacher", "math")["accuracy"]
+    supervised = {"rollout.policy": "teacher", "loss.signal": "tokens"}
+    rows = {
+        "opd": [run("opd", s, folder, {}) for s in range(seeds)],
+        "supervised on the teacher's answers": [run("opd", s, folder, supervised) for s in range(seeds)],
+        "teacher's whole distribution on its answers": [
+            run("opd", s, folder, {"rollout.policy": "teacher", "loss.divergence": "forward_kl"}) for s in range(seeds)
+        ],
+    }
+    table("`opd` on `math`", rows, ["accuracy", "avg@4"])
+    print(f"\nThe teacher's accuracy is {teacher:.1%}.")
+    for name, results in rows.items():
+        closed = [(r.after["accuracy"] - r.before["accuracy"]) / (teacher - r.before["accuracy"]) for r in results]
+        print(f"- {name}: {spread(closed)} of the gap closed")
+
+
+def opsd(seeds: int, folder: Path) -> None:
+    rows = {"opsd": [run("opsd", s, folder, {}) for s in range(seeds)]}
+    table("`opsd` on `math`", rows, ["accuracy", "avg@4"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = {"hint": hint, "collapse": collapse, "opd": distil, "opsd": opsd}
+    parser.add_argument("what", choices=[*jobs, "all"])
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="opd-recipes-") as folder:
+        for name, job in jobs.items():
+            if args.what in (name, "all"):
+                job(args.seeds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
