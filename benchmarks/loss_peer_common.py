@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from torch import Tensor
 
 CHECK_TOKENS, CHECK_VOCAB = 128, 16_384
 """Size of the float64 comparison: whole logits in float64 at full size would take minutes."""
+SAMPLE_SECONDS = 0.02
+"""Between two looks at the memory; chunks live for longer."""
 
 
 @dataclass
@@ -99,15 +102,34 @@ def gradient_errors(variant: Variant, divergence: str, width: int, *, device: st
     return [float((got.double() - right).norm() / right.norm()) for got, right in pairs]
 
 
-def _memory_bytes(field: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+class PeakMemory:
+    """Peak of the process's own (anonymous) resident memory, sampled; code pages, which come and go, do not count."""
+
+    def __enter__(self) -> PeakMemory:
+        self.before = self.peak = self._now()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.done.wait(SAMPLE_SECONDS):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
 def measure(variant: Variant, inputs: Inputs, divergence: str) -> dict[str, float]:
     """Seconds of one call, and its peak memory beyond the inputs and the gradients it returns.
 
-    On a CPU: seconds the process computed (user and system), which other processes do not disturb, and resident
+    On a CPU: seconds the process computed (user and system), which other processes disturb least, and resident
     memory as Linux counts it. On a GPU: events, and torch's allocator.
     """
     variant(inputs.first(4), divergence)
@@ -126,11 +148,11 @@ def measure(variant: Variant, inputs: Inputs, divergence: str) -> dict[str, floa
         torch.cuda.synchronize()
         seconds, peak = start.elapsed_time(stop) / 1000, torch.cuda.max_memory_allocated()
     else:
-        with open("/proc/self/clear_refs", "w") as reset_peak:
-            reset_peak.write("5")
-        before, began = _memory_bytes("VmRSS"), time.process_time()
-        loss = variant(inputs, divergence)
-        seconds, peak = time.process_time() - began, _memory_bytes("VmHWM")
+        with PeakMemory() as memory:
+            began = time.process_time()
+            loss = variant(inputs, divergence)
+            seconds = time.process_time() - began
+        before, peak = memory.before, memory.peak
     returned = sum(g.numel() * g.element_size() for g in inputs.gradients())
     return {"seconds": seconds, "extra_bytes": max(peak - before - returned, 0), "loss": float(loss)}
 

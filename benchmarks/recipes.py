@@ -25,12 +25,14 @@ from opd.rollout.hf import Sampling
 from opd.teachers.hints import ModelAuthor
 
 CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
+UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
+"""For baselines that fall before they rise: a guard would stop them."""
 
 
 def run(recipe: str, seed: int, folder: Path, overrides: dict[str, Any]) -> opd.Result:
     """One run, in a folder of its own."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    fixed = {"seed": seed, "out": str(out), "eval.samples": 4, "log": []}
+    fixed = {"seed": seed, "out": str(out), "eval.samples": 4, "eval.every": 50, "log": []}
     return opd.train(recipe, {**fixed, **overrides})
 
 
@@ -68,15 +70,14 @@ def critic_precision() -> None:
     rollouts = sampler_of(parts, Sampling(), held_out=True).rollout(parts.held_out, seed=1)
     events = [(i, e) for i, r in enumerate(rollouts) for e in r.events if "tools" in e.detail]
     faulty = {(i, e.span): e.detail["tools"] for i, e in events}
-    hints = [(i, h) for i, found in enumerate(parts.author.hints(rollouts)) for h in found]
+    hints = [(i, h) for i, said in enumerate(parts.author.hints(rollouts)) for h in said]
     right = [(i, h) for i, h in hints if (i, h.span) in faulty]
     exact = [(i, h) for i, h in right if _words(faulty[i, h.span]) <= _words(h.text)]
-    print(
-        f"\nThe critic on {len(rollouts)} sampled rollouts of the base model: {len(hints)} hints, of which "
-        f"{len(right) / len(hints):.1%} are about a faulty turn (precision) and {len(exact) / len(hints):.1%} also list "
-        f"its tools right; {len({(i, h.span) for i, h in right}) / len(faulty):.1%} of {len(faulty)} faulty turns "
-        f"found (recall); answers: {dict(parts.author.counts)}"
-    )
+    found = len({(i, h.span) for i, h in right}) / len(faulty)
+    print(f"\nThe critic on {len(rollouts)} sampled rollouts of the base model, answers: {dict(parts.author.counts)}")
+    print(f"- precision: {len(right) / len(hints):.1%} of {len(hints)} hints are about a faulty turn")
+    print(f"- {len(exact) / len(hints):.1%} are, and list that prompt's tools right")
+    print(f"- recall: {found:.1%} of {len(faulty)} faulty turns have a hint")
 
 
 def _words(text: str) -> set[str]:
@@ -85,14 +86,14 @@ def _words(text: str) -> set[str]:
 
 def collapse(seeds: int, folder: Path) -> None:
     live = {"teacher.weights": "live", "loss.anchor": 0.0}
-    unguarded = {"guards.drop": 1.0, "guards.below_start": 1.0}
-    rows = {
-        "live, no anchor": [run("hint", s, folder, live) for s in range(seeds)],
-        "the same, guards off": [run("hint", s, folder, {**live, **unguarded}) for s in range(seeds)],
-        "frozen, no anchor": [run("hint", s, folder, {"loss.anchor": 0.0}) for s in range(seeds)],
-        "live, anchor": [run("hint", s, folder, {"teacher.weights": "live"}) for s in range(seeds)],
-        "frozen, anchor (the recipe)": [run("hint", s, folder, {}) for s in range(seeds)],
+    variants: dict[str, dict[str, Any]] = {
+        "live, no anchor": live,
+        "the same, guards off": {**live, **UNGUARDED},
+        "frozen, no anchor": {"loss.anchor": 0.0},
+        "live, anchor": {"teacher.weights": "live"},
     }
+    often = {"eval.every": 10, "eval.samples": 0}
+    rows = {name: [run("hint", s, folder, often | more) for s in range(seeds)] for name, more in variants.items()}
     table("A live teacher collapses", rows, ["invalid_call_rate", "accuracy"])
     for result in rows["live, no anchor"]:
         for event in result.events:
@@ -101,14 +102,14 @@ def collapse(seeds: int, folder: Path) -> None:
 
 def distil(seeds: int, folder: Path) -> None:
     teacher = opd.evaluate("nano/math-teacher", "math")["accuracy"]
-    supervised = {"rollout.policy": "teacher", "loss.signal": "tokens"}
-    rows = {
-        "opd": [run("opd", s, folder, {}) for s in range(seeds)],
-        "supervised on the teacher's answers": [run("opd", s, folder, supervised) for s in range(seeds)],
-        "teacher's whole distribution on its answers": [
-            run("opd", s, folder, {"rollout.policy": "teacher", "loss.divergence": "forward_kl"}) for s in range(seeds)
-        ],
+    off_policy = {"rollout.policy": "teacher", **UNGUARDED}
+    variants: dict[str, dict[str, Any]] = {
+        "opd": {},
+        "supervised on the teacher's answers": {**off_policy, "loss.signal": "tokens"},
+        "the teacher's distributions on its own answers": off_policy,
+        "opd with reverse KL": {"loss.divergence": "reverse_kl"},
     }
+    rows = {name: [run("opd", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
     table("`opd` on `math`", rows, ["accuracy", "avg@4"])
     print(f"\nThe teacher's accuracy is {teacher:.1%}.")
     for name, results in rows.items():

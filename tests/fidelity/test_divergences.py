@@ -259,7 +259,7 @@ def test_parts_of_a_head_and_blocks_of_rows_change_nothing(monkeypatch: pytest.M
     whole = ours(case, chunk_tokens=4)
     monkeypatch.setattr("opd.losses.chunked.CPU_SLICE_BYTES", 5 * 4 * 8)
     monkeypatch.setattr("opd.losses.chunked.CPU_BLOCK_BYTES", 3 * 4 * 33)
-    monkeypatch.setattr("opd.losses.chunked.CHUNK_BYTES", 4 * 4 * 33)
+    monkeypatch.setattr("opd.losses.chunked.CPU_CHUNK_BYTES", 4 * 4 * 33)
     assert_same(ours(case), whole, rtol=1e-6, atol=1e-7)
 
 

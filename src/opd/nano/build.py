@@ -75,9 +75,9 @@ MODELS: dict[str, Plan] = {
         hidden=96,
         layers=3,
         mlp=256,
-        batch=32,
-        context_weight=0.05,
-        stages=(Stage(copy_trace, 500), Stage(critic_trace, 1500)),
+        lr=4e-3,
+        context_weight=0.02,
+        stages=(Stage(copy_trace, 700), Stage(critic_trace, 1000)),
     ),
 }
 

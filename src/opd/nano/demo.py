@@ -68,8 +68,9 @@ def _show_mistake(console: Console, parts: Parts, rollouts: list[Rollout]) -> No
     event = next(e for e in rollout.events if e.span == segment.span)
     console.print(_transcript(parts, rollout, event, hint))
     position = _position_of(parts, rollout, event)
-    without = _probability(parts.student, [rollout], Segment(0, rollout.prompt_ids, segment.span), position)
-    with_hint = _probability(parts.student, [rollout], Segment(0, segment.context_ids, segment.span), position)
+    history = rollout.prompt_ids + rollout.completion_ids[: segment.span.start]
+    without = _probability(parts.student, rollout, Segment(0, history, segment.span), position)
+    with_hint = _probability(parts.student, rollout, Segment(0, segment.context_ids, segment.span), position)
     wrong_id = rollout.completion_ids[position]
     best_id = int(with_hint.argmax())
     name, right = escape(parts.chat.decode([wrong_id])), escape(parts.chat.decode([best_id]))
@@ -87,7 +88,7 @@ def _transcript(parts: Parts, rollout: Rollout, event: Event, hint: Hint) -> Pan
     for message in rollout.transcript:
         text, role = escape(message["content"]), message["role"]
         if role == "assistant" and next(turns) == event.span:
-            lines.append(f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← inserted for the teacher only[/]")
+            lines.append(f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← for the teacher only[/]")
             text = f"[red]{text}[/]  [dim]← {event.kind.replace('_', ' ')}[/]"
         lines.append(f"[dim]{role:>9}[/]  {text}")
     return Panel("\n".join(lines), expand=False)
@@ -101,9 +102,9 @@ def _position_of(parts: Parts, rollout: Rollout, event: Event) -> int:
 
 
 @torch.no_grad()
-def _probability(model: LanguageModel, rollouts: list[Rollout], segment: Segment, position: int) -> torch.Tensor:
+def _probability(model: LanguageModel, rollout: Rollout, segment: Segment, position: int) -> torch.Tensor:
     """The model's distribution at a completion position, read in a segment's context, [V]."""
-    where, hidden_TD = read_hidden(model, readings_of(rollouts, [segment]))
+    where, hidden_TD = read_hidden(model, readings_of([rollout], [segment]))
     row = where.position_T.tolist().index(position)
     return (hidden_TD[row] @ model.head_VD.T).float().softmax(-1)
 
