@@ -241,6 +241,8 @@ class GuardsConfig(_Strict):
     """Stop when validation has lost this share of its best (accuracy), or the divergence has grown by as much."""
     below_start: float = Field(0.05, ge=0)
     """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
+    patience: int = Field(2, ge=1)
+    """Evaluations in a row that have to show it; the last one of a run counts alone."""
     max_skipped: int = Field(10, ge=1)
     """Stop after so many steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)

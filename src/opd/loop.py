@@ -88,6 +88,8 @@ class State:
     best_step: int = 0
     skipped: int = 0
     """Steps in a row whose loss or gradient was not finite."""
+    collapsing: int = 0
+    """Evaluations in a row at which the student had collapsed."""
     idle: int = 0
     """Steps in a row in which no teacher had anything to say."""
     stopped_by: str | None = None
@@ -238,7 +240,8 @@ class Loop:
             state.best, state.best_step = metrics, state.step
             self.checkpoints.save_best(self.student)
         seen = self.guards.collapsed(state.before, state.best, metrics)
-        if seen:
+        state.collapsing = state.collapsing + 1 if seen else 0
+        if seen and (self.guards.lasting(state.collapsing) or state.step == self.steps):
             self._stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
 
     def _event(self, kind: str, text: str) -> None:

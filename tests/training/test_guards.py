@@ -52,6 +52,8 @@ def test_better_follows_the_metric() -> None:
 
 
 def test_limits_in_a_row() -> None:
+    assert not Guards(patience=2).lasting(1)
+    assert Guards(patience=2).lasting(2)
     assert not Guards(max_skipped=3).skipped(2)
     assert Guards(max_skipped=3).skipped(3)
     assert Guards(max_idle=1).idle(1)

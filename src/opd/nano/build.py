@@ -60,15 +60,21 @@ MODELS: dict[str, Plan] = {
         hidden=96,
         layers=3,
         mlp=256,
-        context_weight=0.1,
-        stages=(Stage(partial(tools_trace, habits=False), 1500), Stage(tools_trace, 1500)),
+        lr=4e-3,
+        context_weight=0.05,
+        stages=(
+            Stage(copy_trace, 600),
+            Stage(partial(tools_trace, habits=False), 800),
+            Stage(tools_trace, 1600),
+        ),
     ),
     "math-base": Plan(
         hidden=96,
         layers=3,
         mlp=256,
-        # It has seen no sum of four-digit numbers but with its solution: weak alone, sure when privileged.
-        stages=(Stage(partial(math_trace, privileged=0.6, plain_digits=3), 1300),),
+        lr=4e-3,
+        # Long sums it has rarely seen without their solution: weak alone, sure when privileged.
+        stages=(Stage(copy_trace, 500), Stage(partial(math_trace, privileged=0.5, long=0.02), 800)),
     ),
     "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
     "critic": Plan(

@@ -165,14 +165,14 @@ def _held_out() -> frozenset[tuple[int, int]]:
     return frozenset(pairs) | frozenset((b, a) for a, b in pairs)
 
 
-def math_trace(rng: random.Random, *, privileged: float = 0.0, plain_digits: int = 4) -> Trace:
+def math_trace(rng: random.Random, *, privileged: float = 0.0, long: float = 1.0) -> Trace:
     """An addition and its working, sometimes with slips that the model is trained to go on after.
 
-    With chance ``privileged`` the solution stands in the question; otherwise no number has more than
-    ``plain_digits`` digits.
+    With chance ``privileged`` the solution stands in the question. ``long`` is the chance that a question
+    without one may have numbers of four digits; otherwise they have two or three.
     """
     shown = rng.random() < privileged
-    limit = 10 ** (4 if shown else plain_digits)
+    limit = 10_000 if shown or rng.random() < long else 1000
     pairs = iter(partial(math.draw, rng), None)
     a, b = next((a, b) for a, b in pairs if max(a, b) < limit and (a, b) not in _held_out())
     text, answer = math.question(a, b), math.working(a, b)

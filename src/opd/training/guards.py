@@ -27,6 +27,7 @@ class Guards:
 
     drop: float = 0.5
     below_start: float = 0.05
+    patience: int = 2
     max_skipped: int = 10
     max_idle: int = 5
     num_prompts: int = 1
@@ -61,6 +62,10 @@ class Guards:
         if value < top - max(top * self.drop, 3 * self._standard_error(top)):
             return f"validation {name} fell from {top:.1%} at its best to {value:.1%}"
         return None
+
+    def lasting(self, in_a_row: int) -> bool:
+        """Whether a collapse has been seen often enough in a row to be no passing dip."""
+        return in_a_row >= self.patience
 
     def skipped(self, in_a_row: int) -> bool:
         """Whether too many updates in a row were not finite."""
