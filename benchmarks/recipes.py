@@ -90,7 +90,6 @@ def collapse(seeds: int, folder: Path) -> None:
         "live, no anchor": live,
         "the same, guards off": {**live, **UNGUARDED},
         "frozen, no anchor": {"loss.anchor": 0.0},
-        "live, anchor": {"teacher.weights": "live"},
     }
     often = {"eval.every": 10, "eval.samples": 0}
     rows = {name: [run("hint", s, folder, often | more) for s in range(seeds)] for name, more in variants.items()}
@@ -107,7 +106,6 @@ def distil(seeds: int, folder: Path) -> None:
         "opd": {},
         "supervised on the teacher's answers": {**off_policy, "loss.signal": "tokens"},
         "the teacher's distributions on its own answers": off_policy,
-        "opd with reverse KL": {"loss.divergence": "reverse_kl"},
     }
     rows = {name: [run("opd", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
     table("`opd` on `math`", rows, ["accuracy", "avg@4"])

@@ -29,6 +29,14 @@ def test_overrides_from_strings_and_mappings() -> None:
     assert author.kind == "model"
 
 
+def test_own_prompts_are_not_measured_on_the_recipes() -> None:
+    assert read("opd", ["prompts=a.jsonl"]).eval.prompts is None
+    own = read("opd", ["eval.prompts=b.jsonl", "prompts=a.jsonl"]).eval.prompts
+    assert own is not None
+    assert own.path == "b.jsonl"
+    assert read("opd", ["prompts.limit=70"]).eval.prompts is not None
+
+
 def test_shorthands() -> None:
     assert read(MINIMAL | {"prompts": "a.jsonl"}).prompts.path == "a.jsonl"
     assert read(MINIMAL | {"prompts": "org/data"}).prompts.dataset == "org/data"

@@ -314,6 +314,9 @@ class RunConfig(_Strict):
 
 RECIPES = files("opd") / "recipes"
 
+PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset"})
+"""Overrides that replace the prompts; held-out prompts then have to be named too."""
+
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
@@ -331,8 +334,11 @@ def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapp
         ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
     """
     tree = dict(source) if isinstance(source, Mapping) else _load(source)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [split(o) for o in overrides]
-    for key, value in pairs:
+    pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
+    if any(key in PROMPT_SOURCES for key in pairs):
+        # Who brings prompts of their own does not want to be measured on the recipe's.
+        _set(tree, "eval.prompts", None)
+    for key, value in pairs.items():
         _set(tree, key, value)
     try:
         return RunConfig.model_validate(tree)

@@ -43,6 +43,8 @@ class LiveDisplay:
         self.total = loop.steps
         self.task = self.progress.add_task("train", total=loop.steps, completed=loop.state.step, figures="")
         self.progress.start()
+        if loop.evaluate is None:
+            self.console.print("[yellow]nothing will be measured:[/] there are no eval.prompts and no eval.text")
         if loop.state.step:
             self.console.print(f"going on from step {loop.state.step}")
 
