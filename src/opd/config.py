@@ -315,7 +315,7 @@ class RunConfig(_Strict):
 RECIPES = files("opd") / "recipes"
 
 PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset"})
-"""Overrides that replace the prompts; held-out prompts then have to be named too."""
+"""Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
 
 def recipe_names() -> list[str]:
@@ -335,7 +335,7 @@ def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapp
     """
     tree = dict(source) if isinstance(source, Mapping) else _load(source)
     pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
-    if any(key in PROMPT_SOURCES for key in pairs):
+    if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # Who brings prompts of their own does not want to be measured on the recipe's.
         _set(tree, "eval.prompts", None)
     for key, value in pairs.items():
