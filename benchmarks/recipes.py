@@ -105,7 +105,6 @@ def distil(seeds: int, folder: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
         "opd": {},
         "supervised on the teacher's answers": {**off_policy, "loss.signal": "tokens"},
-        "the teacher's distributions on its own answers": off_policy,
     }
     rows = {name: [run("opd", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
     table("`opd` on `math`", rows, ["accuracy", "avg@4"])

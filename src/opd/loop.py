@@ -124,17 +124,17 @@ class Loop:
         """
         state = self.state
         if not state.before:
-            self._evaluate()
+            self._evaluate(last=False)
         while state.step < self.steps and state.stopped_by is None:
             started = time.perf_counter()
             metrics = self._step(state.step)
             state.step += 1
             state.seconds += time.perf_counter() - started
             self.log.step(state.step, metrics)
-            if state.step % self.evaluate_every == 0 or state.step == self.steps:
-                self._evaluate()
             last = state.step == self.steps or state.stopped_by is not None
-            self.checkpoints.save(self, last=last)
+            if last or state.step % self.evaluate_every == 0:
+                self._evaluate(last=last)
+            self.checkpoints.save(self, last=last or state.stopped_by is not None)
         if state.signal_tokens == 0:
             raise EmptyStepError("the run is over and no teacher gave a target for a single token")
         return state
@@ -226,8 +226,11 @@ class Loop:
         if self.guards.skipped(self.state.skipped):
             self._stop("non_finite", f"the {what} was not finite for {self.state.skipped} steps in a row")
 
-    def _evaluate(self) -> None:
-        """Measure the student on held-out prompts, remember the best, and let the guards look."""
+    def _evaluate(self, *, last: bool) -> None:
+        """Measure the student on held-out prompts, remember the best, and let the guards look.
+
+        A collapse stops the run when it lasts; at the end of a run there is no more waiting.
+        """
         state = self.state
         metrics = self.evaluate() if self.evaluate else {}
         if not metrics:
@@ -241,7 +244,7 @@ class Loop:
             self.checkpoints.save_best(self.student)
         seen = self.guards.collapsed(state.before, state.best, metrics)
         state.collapsing = state.collapsing + 1 if seen else 0
-        if seen and (self.guards.lasting(state.collapsing) or state.step == self.steps):
+        if seen and (last or self.guards.lasting(state.collapsing)):
             self._stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
 
     def _event(self, kind: str, text: str) -> None:

@@ -224,12 +224,15 @@ def critic_trace(rng: random.Random) -> Trace:
 
 
 def _spoiled(rng: random.Random, episode: _Episode) -> Trace:
-    """The episode's messages, sometimes with other failed calls put in, sometimes cut before a turn."""
+    """The episode's messages, sometimes with failed or needless calls put in, sometimes cut before a turn."""
     messages = episode.run()
     starts = [i for i, message in enumerate(messages) if message.role == "assistant"]
     for _ in range(rng.choices((0, 1, 2, 3), (0.6, 0.25, 0.1, 0.05))[0]):
         at = rng.choice(starts)
         messages[at:at] = _failed_call(rng, list(episode.tools.values()))
+    for _ in range(rng.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]):
+        at = rng.choice(starts)
+        messages[at:at] = _needless_call(rng, list(episode.tools.values()))
     return messages[: rng.choice(starts[1:])] if len(starts) > 1 and rng.random() < 0.2 else messages
 
 
@@ -240,6 +243,12 @@ def _failed_call(rng: random.Random, tools: list[str]) -> Trace:
     invented = [name for names in HABITS.values() for name in names]
     name = rng.choice(invented if rng.random() < 0.7 else [n for n in TOOL_NAMES if n not in tools])
     return [Turn("assistant", f"call {name} {a}, {b}"), Turn("tool", "error: no such tool")]
+
+
+def _needless_call(rng: random.Random, tools: list[str]) -> Trace:
+    """A call that works and that nobody asked for: no fault of the kind the critic is to find."""
+    call = f"call {rng.choice(tools)} {rng.randrange(100)}, {rng.randrange(10)}"
+    return [Turn("assistant", call), Turn("tool", str(rng.randrange(1000)))]
 
 
 def stream(source: Source, seed: int) -> Iterator[Trace]:

@@ -1,0 +1,84 @@
+"""The models that ship behave as the recipes need them: weak where there is something to learn, sure where hinted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from opd.chat import Chat
+from opd.metrics import Metrics, summarise
+from opd.models import load, stop_ids
+from opd.nano.traces import PRIVILEGED
+from opd.rollout.hf import HFEngine, Sampling
+from opd.rollout.sampler import Sampler
+from opd.tasks import get_task
+from opd.teachers.hints import ModelAuthor, RulesAuthor
+from opd.types import Prompt, Rollout
+
+NUMBER = 96
+"""Prompts a figure is measured on; bands below leave room for three standard errors."""
+
+
+def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list[Rollout]:
+    model = load(f"nano/{name}", key="student")
+    engine = HFEngine(model, sampling=Sampling(temperature=temperature), stop_ids=stop_ids(model))
+    task = get_task(prompts[0].domain)
+    return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=64, max_turns=5).rollout(prompts, 0)
+
+
+def figures(name: str, prompts: list[Prompt]) -> Metrics:
+    return summarise(rollouts(name, prompts))
+
+
+def test_tools_base_invents_tools() -> None:
+    measured = figures("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
+    assert 0.35 < measured["invalid_call_rate"] < 0.75
+    assert 0.1 < measured["accuracy"] < 0.4
+
+
+@pytest.mark.parametrize("event", [None, "no such tool", "bad arguments"])
+def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
+    text = "Reminder: available tools: {tools}."
+    if event:
+        text = "Reminder: this call is not valid: {error}. available tools: {tools}."
+    reminded = [
+        dataclasses.replace(
+            prompt,
+            messages=(
+                *(prompt.messages or ()),
+                {"role": "user", "content": text.format(tools=prompt.data["listing"], error=event)},
+            ),
+        )
+        for prompt in get_task("tools").prompts("test")[:NUMBER]
+    ]
+    measured = figures("tools-base", reminded)
+    assert measured["invalid_call_rate"] < 0.05
+    assert measured["accuracy"] > 0.9
+
+
+def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
+    prompts = list(get_task("math").prompts("test"))[:NUMBER]
+    assert 0.2 < figures("math-base", prompts)["accuracy"] < 0.65
+    questions = [(prompt.messages or ())[0]["content"] for prompt in prompts]
+    texts = [PRIVILEGED.format(question=q, answer=p.answer) for q, p in zip(questions, prompts, strict=True)]
+    privileged = [
+        dataclasses.replace(prompt, messages=({"role": "user", "content": text},))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    assert figures("math-base", privileged)["accuracy"] > 0.95
+
+
+def test_math_teacher_is_right() -> None:
+    assert figures("math-teacher", list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
+
+
+def test_the_critic_finds_what_the_rules_find() -> None:
+    written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
+    critic = load("nano/critic", key="author")
+    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
+    author = ModelAuthor(engine, Chat(critic.tokenizer))
+    found = [{hint.span for hint in hints} for hints in author.hints(written)]
+    faulty = [{hint.span for hint in hints} for hints in RulesAuthor().hints(written)]
+    assert sum(map(len, faulty)) > 20
+    assert sum(a == b for a, b in zip(found, faulty, strict=True)) > 0.95 * NUMBER
