@@ -186,8 +186,9 @@ class HFEngine:
                 else:
                     rows.join(new)
             assert rows is not None
-            if self._advance(rows, generator, stops).any():
-                alive = _collect(rows, stops, done)
+            finished = self._advance(rows, generator, stops)
+            if finished.any():
+                alive = _collect(rows, finished.tolist(), self.stop_ids, done)
                 if not alive:
                     rows = None
                     continue
@@ -249,18 +250,12 @@ class HFEngine:
         rows.logits_BV = out.logits[:, -1]
 
 
-def _collect(rows: _Rows, stops: Tensor, done: dict[int, Generation]) -> list[int]:
+def _collect(rows: _Rows, finished: list[bool], stop_ids: frozenset[int], done: dict[int, Generation]) -> list[int]:
     """Take over rows that have just finished; returns the indices of those that go on."""
-    last = rows.token_BN.gather(1, (rows.count_B - 1).clamp_max(rows.token_BN.shape[1] - 1)[:, None])[:, 0]
-    stopped = torch.isin(last, stops)
-    ended = (stopped | (rows.count_B >= rows.budget_B)).tolist()
     for row, index in enumerate(rows.index):
-        if not ended[row] or index in done:  # done earlier, still in the batch until it is compacted
+        if not finished[row] or index in done:  # done earlier, still in the batch until it is compacted
             continue
         count = int(rows.count_B[row])
-        done[index] = Generation(
-            ids=tuple(rows.token_BN[row, :count].tolist()),
-            logprobs=tuple(rows.logprob_BN[row, :count].tolist()),
-            stopped=bool(stopped[row]),
-        )
+        ids = tuple(rows.token_BN[row, :count].tolist())
+        done[index] = Generation(ids, tuple(rows.logprob_BN[row, :count].tolist()), stopped=ids[-1] in stop_ids)
     return [row for row, index in enumerate(rows.index) if index not in done]
