@@ -68,6 +68,8 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
     """
     if name not in DIVERGENCES:
         raise ConfigError(f"loss.divergence: there is no divergence '{name}'; choose {', '.join(DIVERGENCES)}")
+    if name in ("skew_forward", "skew_reverse", "alpha") and not 0 < beta < 1:
+        raise ConfigError(f"loss.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
     if name == "jsd" and not 0 < beta < 1:
         raise ConfigError(
             f"loss.beta={beta}: jsd needs a beta between 0 and 1, at 0 and 1 it is zero for every pair; use forward_kl "
@@ -85,6 +87,22 @@ def _jsd_density(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float
     log_m = _log_mixture(p, q, beta)
     teacher = (log_q - log_m).mul_(q)
     return torch.sub(log_p, log_m, out=log_m).mul_(p).mul_(1 - beta).add_(teacher, alpha=beta)
+
+
+def _skew_reverse_slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
+    log_m = _log_mixture(q, p, beta)
+    pull = (p - q).mul_(beta * (1 - beta)).div_(log_m.exp())
+    return (log_p - log_m).sub_(pull).mul_(p)
+
+
+def _alpha_density(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
+    ratio = log_q - log_p
+    geometric = (log_p + beta * ratio).exp_()
+    far = torch.lerp(p, q, beta).sub_(geometric)
+    # Near equality three probabilities would cancel; small powers do not.
+    near = ratio.clamp(-1, 1)
+    near = (beta * near.expm1()).sub_((beta * near).expm1_()).mul_(p)
+    return torch.where(ratio.abs() < 1, near, far).div_(beta * (1 - beta))
 
 
 # KL(teacher ‖ student) = Σ q (log q − log p): covers every mode of the teacher.
@@ -107,4 +125,32 @@ register(
     density=_jsd_density,
     slope=lambda log_p, log_q, p, q, beta: (log_p - _log_mixture(p, q, beta)).mul_(p).mul_(1 - beta),
     source="GKD, arXiv 2306.13649",
+)
+# KL(teacher ‖ β q + (1 − β) p): forward KL that stays finite where the student has nothing.
+register(
+    "skew_forward",
+    density=lambda log_p, log_q, p, q, beta: (log_q - _log_mixture(p, q, beta)).mul_(q).add_(p - q, alpha=1 - beta),
+    slope=lambda log_p, log_q, p, q, beta: (p - q).mul_((1 - beta) ** 2).mul_(p).div_(_log_mixture(p, q, beta).exp_()),
+    source="SKL of DistiLLM, arXiv 2402.03898, where β is α = 0.1",
+)
+# KL(student ‖ (1 − β) q + β p): reverse KL bounded by −log β a token.
+register(
+    "skew_reverse",
+    density=lambda log_p, log_q, p, q, beta: (log_p - _log_mixture(q, p, beta)).mul_(p).add_(q - p, alpha=1 - beta),
+    slope=_skew_reverse_slope,
+    source="SRKL of DistiLLM, arXiv 2402.03898, where β is α = 0.1",
+)
+# (1 − Σ q^β p^(1 − β)) / (β (1 − β)): between reverse KL (β → 0) and forward KL (β → 1).
+register(
+    "alpha",
+    density=_alpha_density,
+    slope=lambda log_p, log_q, p, q, beta: p.sub((log_p + beta * (log_q - log_p)).exp_()).div_(beta),
+    source="Amari's α-divergence, in the parametrisation of Minka, MSR-TR-2005-173",
+)
+# Σ |p − q| / 2: bounded, and as robust to one wild token as can be.
+register(
+    "total_variation",
+    density=lambda log_p, log_q, p, q, beta: (p - q).abs_().mul_(0.5),
+    slope=lambda log_p, log_q, p, q, beta: (p - q).sign_().mul_(p).mul_(0.5),
+    source="f-DISTILL, arXiv 2307.15190",
 )
