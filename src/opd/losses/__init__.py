@@ -1,13 +1,21 @@
 """Losses: pure functions of tensors."""
 
 from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence, register
-from opd.losses.full_vocab import linear_cross_entropy, linear_divergence
+from opd.losses.full_vocab import linear_cross_entropy, linear_divergence, linear_token_loss
+from opd.losses.sampled import direct_estimate, group_advantage, policy_gradient, reward_to_go
+from opd.losses.support import Support
 
 __all__ = [
     "DIVERGENCES",
     "Divergence",
+    "Support",
     "check_divergence",
+    "direct_estimate",
+    "group_advantage",
     "linear_cross_entropy",
     "linear_divergence",
+    "linear_token_loss",
+    "policy_gradient",
     "register",
+    "reward_to_go",
 ]

@@ -14,6 +14,10 @@ from torch import Tensor
 from opd.errors import OpdError
 from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
 from opd.losses.divergences import check_divergence
+from opd.losses.support import Support, restricted
+
+TokenFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(positions_B, log_p_B of their tokens) -> (loss_B, its derivative by log_p_B)."""
 
 
 def linear_divergence(
@@ -29,6 +33,7 @@ def linear_divergence(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     per_token: Tensor | None = None,
+    support: Support | None = None,
 ) -> Tensor:
     """Weighted sum over positions of the divergence between student and teacher: Σ_t w_t D(p_t, q_t).
 
@@ -50,6 +55,8 @@ def linear_divergence(
         chunk_tokens: positions whose logits exist at one time; by default about 140 at a vocabulary of
             150,000 on a CPU, 900 on a GPU.
         per_token: float32 [T], overwritten with D_t in nats, NaN where the weight is 0; for logging, detached.
+        support: compare on the top k alone, with the rest as a tail, renormalised away or corrected for; None for the
+            whole vocabulary.
 
     Returns:
         float32 [], nats.
@@ -73,6 +80,8 @@ def linear_divergence(
 
         def compare(rows: slice, log_p_BV: Tensor, p_BV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
             log_q_BV, q_BV = log_softmax(teacher_logits[rows])
+            if support:
+                return restricted(functions, support, log_p_BV, log_q_BV, beta)
             both = (log_p_BV, log_q_BV, p_BV, q_BV, beta)
             return functions.density(*both).sum(-1), lambda: functions.slope(*both)
 
@@ -106,6 +115,44 @@ def linear_cross_entropy(
 
     Source: tests/fidelity/test_divergences.py.
     """
+    return linear_token_loss(
+        student_hidden,
+        student_head,
+        token,
+        lambda positions_B, log_p_B: (-log_p_B, torch.full_like(log_p_B, -1.0)),
+        weight=weight,
+        temperature=temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        per_token=per_token,
+    )
+
+
+def linear_token_loss(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    token: Tensor,
+    function: TokenFunction,
+    *,
+    weight: Tensor,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    per_token: Tensor | None = None,
+) -> Tensor:
+    """Weighted sum over positions of any function of the token's own log-probability: Σ_t w_t f_t(log p_t(token_t)).
+
+    Args:
+        token: int64 [T], each below the vocabulary's size where the weight is not 0.
+        function: takes int64 [B], which positions, and float32 [B], the student's log-probabilities of their tokens;
+            gives float32 [B] each, f and its derivative. The other arguments are those of ``linear_divergence``.
+
+    Returns:
+        float32 [].
+
+    Raises:
+        OpdError: shapes or dtypes do not fit, a token is outside the vocabulary, a weight is negative or not finite.
+    """
     _check(student_hidden, student_head, weight, temperature, chunk_tokens, per_token)
     vocab = _vocabulary(vocab_size, student=student_head)
     plan = make_plan(weight, vocab, temperature, chunk_tokens)
@@ -118,7 +165,8 @@ def linear_cross_entropy(
     def target(chunk: slice) -> RowLoss:
         def compare(rows: slice, log_p_BV: Tensor, p_BV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
             token_B1 = token_N1[chunk][rows]
-            return -log_p_BV.gather(1, token_B1)[:, 0], lambda: torch.zeros_like(p_BV).scatter_(1, token_B1, -1.0)
+            loss_B, derivative_B = function(plan.kept_N[chunk][rows], log_p_BV.gather(1, token_B1)[:, 0])
+            return loss_B, lambda: torch.zeros_like(p_BV).scatter_(1, token_B1, derivative_B[:, None])
 
         return compare
 
