@@ -49,7 +49,10 @@ def table(title: str, rows: dict[str, list[opd.Result]], metrics: list[str]) -> 
     for name, results in rows.items():
         cells = []
         for metric in metrics:
-            cells += [f"{results[0].before[metric]:.1%}", spread([r.after[metric] for r in results])]
+            # A model that no longer calls anything has no share of invalid calls.
+            after = [r.after[metric] for r in results if metric in r.after]
+            silent = f", {len(results) - len(after)} without a call" if len(after) < len(results) else ""
+            cells += [f"{results[0].before[metric]:.1%}", (spread(after) if after else "–") + silent]
         steps = ", ".join(str(r.steps) for r in results)
         seconds = f"{statistics.median(r.seconds for r in results):.0f}"
         stops = ", ".join(r.stopped_by or "–" for r in results)

@@ -213,7 +213,7 @@ def critic_trace(rng: random.Random) -> Trace:
         turn += 1
         lines.append(f"turn {turn}: {message.text}")
         if following is not None and following.text.startswith("error"):
-            faults.append(f"turn {turn}: available tools: {episode.prompt.data['listing']}.")
+            faults.append(f"turn {turn}: Reminder: available tools: {episode.prompt.data['listing']}.")
     if lines[-1].startswith("tool") and rng.random() < CUT_AFTER_CALL:
         lines.pop()
     return [
