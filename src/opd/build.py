@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from opd.chat import Chat
-from opd.config import EvalConfig, PromptsConfig, RunConfig
+from opd.config import EvalConfig, LossConfig, PromptsConfig, RunConfig
 from opd.data import from_rows, load_prompts, read_jsonl
 from opd.errors import ConfigError, DataError, ModelError
 from opd.evaluation import Evaluation
 from opd.log import RunLog
 from opd.loop import Loop, Objective, Term
-from opd.losses import check_divergence
+from opd.losses import Support, check_divergence
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.objectives import CrossEntropy, FullVocabulary
+from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, PolicyGradient
 from opd.rollout.answers import ReferenceAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
@@ -27,6 +27,7 @@ from opd.rollout.sampler import Sampler
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.local import Answers, EmaWeights, LocalTeacher, frozen_copy
+from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import HintView, PlainView, PrivilegedView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
@@ -150,23 +151,51 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
     """The loss: its terms, the model that teaches (None for supervised training), and the running average."""
     config, view = parts.config, view_of(parts)
     scoring, reference, average = _weights(parts)
-    objective: Objective
-    main: Teacher
-    if config.loss.signal == "tokens":
-        main = Answers()
-        objective = CrossEntropy(temperature=config.loss.temperature, chunk_tokens=config.loss.chunk_tokens)
-    else:
-        assert scoring is not None
-        main = LocalTeacher(scoring, max_tokens=config.teacher.max_tokens)
-        objective = _divergence(parts, config.loss.divergence)
-    terms = [Term("distill", main, view, objective)]
-    if reference is not None:
+    name = "outcome" if config.loss.signal == "reward" else "distill"
+    terms = [Term(name, *_main(parts, view, scoring, reference), weight=config.loss.weight)]
+    if config.loss.anchor:
+        assert reference is not None
         spared = None if isinstance(view, HintView) else PlainView()
-        anchor = LocalTeacher(reference, max_tokens=config.teacher.max_tokens)
         # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
         pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
-        terms.append(Term("anchor", anchor, spared, pull, weight=config.loss.anchor))
+        terms.append(Term("anchor", _reader(parts, reference), spared, pull, weight=config.loss.anchor))
+    if config.loss.outcome:
+        outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
+        terms.append(Term("outcome", outcome, PlainView(), _policy_gradient(config.loss), weight=config.loss.outcome))
     return terms, scoring, average
+
+
+def _main(
+    parts: Parts, view: View, scoring: LanguageModel | None, reference: LanguageModel | None
+) -> tuple[Teacher, View, Objective]:
+    """The term that ``loss.signal`` names."""
+    loss = parts.config.loss
+    if loss.signal == "tokens":
+        return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
+    if loss.signal == "reward":
+        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss)
+    assert scoring is not None
+    teacher = _reader(parts, scoring)
+    if loss.signal != "sampled":
+        support = Support(**loss.top_k.model_dump()) if loss.top_k else None
+        return teacher, view, _divergence(parts, loss.divergence, support)
+    base = _reader(parts, reference) if reference is not None and loss.sampled.scale != 1 else None
+    sampled = SampledTeacher(teacher, reference=base, scale=loss.sampled.scale, temperature=loss.temperature)
+    if loss.sampled.estimator == "policy_gradient":
+        return sampled, view, _policy_gradient(loss)
+    estimate = DirectEstimate(
+        estimator=loss.sampled.estimator, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
+    )
+    return sampled, view, estimate
+
+
+def _reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
+    return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
+
+
+def _policy_gradient(loss: LossConfig) -> PolicyGradient:
+    shape = loss.sampled.model_dump(include={"discount", "max_advantage", "clip", "max_ratio"})
+    return PolicyGradient(**shape, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
 
 
 def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None:
@@ -236,9 +265,10 @@ def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers:
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
     """The model that teaches, the anchor's reference and the running average; copies are shared where they can be."""
     config = parts.config
-    needs_initial = config.loss.anchor > 0 or (config.teacher.weights == "frozen" and config.loss.signal == "full")
-    initial = frozen_copy(parts.student) if needs_initial else None
-    reference = initial if config.loss.anchor > 0 else None
+    compares = config.loss.anchor > 0 or config.loss.sampled.scale != 1
+    frozen = config.teacher.weights == "frozen" and config.loss.reads_teacher
+    initial = frozen_copy(parts.student) if compares or frozen else None
+    reference = initial if compares else None
     if config.teacher.weights == "ema":
         copy = frozen_copy(parts.student)
         return copy, reference, EmaWeights(copy.model, parts.student.model, config.teacher.ema_decay)
@@ -246,7 +276,7 @@ def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, 
     return scoring, reference, None
 
 
-def _divergence(parts: Parts, name: str) -> FullVocabulary:
+def _divergence(parts: Parts, name: str, support: Support | None = None) -> FullVocabulary:
     loss = parts.config.loss
     return FullVocabulary(
         divergence=name,
@@ -254,6 +284,7 @@ def _divergence(parts: Parts, name: str) -> FullVocabulary:
         temperature=loss.temperature,
         vocab_size=parts.vocab_size,
         chunk_tokens=loss.chunk_tokens,
+        support=support,
     )
 
 

@@ -168,19 +168,91 @@ class TeacherConfig(_Strict):
         return self
 
 
+class TopKConfig(_Strict):
+    """The tokens a divergence runs over, for ``signal: top_k``."""
+
+    k: int = Field(ge=1)
+    whose: Literal["teacher", "student", "union", "intersection"] = "teacher"
+    """Whose k likeliest tokens."""
+    rest: Literal["tail", "renormalise", "correct"] = "tail"
+    """What becomes of the other tokens: one more outcome, left out of both distributions, or corrected for."""
+
+
+class SampledConfig(_Strict):
+    """How the sampled token's log-probability becomes a gradient, for ``signal: sampled`` and ``reward``."""
+
+    estimator: Literal["policy_gradient", "k2", "k3"] = "policy_gradient"
+    """The log-ratio as an advantage, or an estimate of the divergence differentiated as it stands."""
+    discount: float = Field(0.0, ge=0, le=1)
+    """Of the advantages that come later in the same rollout."""
+    max_advantage: float | None = Field(None, gt=0)
+    """Cuts advantages off on both sides, in nats."""
+    clip: tuple[float, float] | None = None
+    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]."""
+    max_ratio: float | None = Field(None, gt=0)
+    """Truncates the importance ratio."""
+    scale: float = Field(1.0, gt=0)
+    """Of the reward log teacher − log initial student; above 1 the target lies beyond the teacher (G-OPD)."""
+    by_deviation: bool = True
+    """Divide a group's outcome advantages by their standard deviation (GRPO) or not (Dr. GRPO)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SampledConfig:
+        if self.estimator != "policy_gradient":
+            ours = {"discount": 0.0, "max_advantage": None, "clip": None, "max_ratio": None}
+            for key, default in ours.items():
+                if getattr(self, key) != default:
+                    raise ValueError(
+                        f"{key} shapes an advantage, and estimator={self.estimator} has none; use policy_gradient"
+                    )
+        return self
+
+
 class LossConfig(_Strict):
     divergence: str = "forward_kl"
-    """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, or one you registered."""
-    signal: Literal["full", "tokens"] = "full"
-    """The teacher's whole distribution, or the rollout's own tokens (supervised training, no teacher pass)."""
+    """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
+    total_variation, or one you registered."""
+    signal: Literal["full", "top_k", "sampled", "reward", "tokens"] = "full"
+    """The teacher's whole distribution, its top k, its log-probability of the sampled token; the outcome alone (GRPO,
+    no teacher); or the rollout's own tokens (supervised training, no teacher pass)."""
+    top_k: TopKConfig | None = None
+    """For ``signal: top_k``."""
+    sampled: SampledConfig = SampledConfig()
+    """For ``signal: sampled`` and ``reward``, and for ``outcome``."""
+    weight: float = Field(1.0, gt=0)
+    """Of the term that the signal makes, beside anchor and outcome."""
+    outcome: float = Field(0.0, ge=0)
+    """Weight of the outcome reward, as a group-relative advantage on every token of the student's."""
     beta: float = Field(0.5, gt=0, lt=1)
-    """Mixture weight of jsd."""
+    """Mixture weight of jsd, skew (DistiLLM's α) and alpha."""
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the divergence."""
     anchor: float = Field(0.0, ge=0)
     """Weight of KL(student‖initial student), on the tokens that carry no hint (with another view: on all)."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Positions whose logits exist at one time; by default chosen from the vocabulary's size."""
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a model has to score the rollouts."""
+        return self.signal in ("full", "top_k", "sampled")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LossConfig:
+        if (self.signal == "top_k") != (self.top_k is not None):
+            raise ValueError("signal=top_k and top_k={k: …} go together; give both, or neither")
+        if self.signal == "sampled" and self.divergence != "reverse_kl":
+            raise ValueError(
+                f"divergence={self.divergence} with signal=sampled: one sampled token estimates the reverse KL alone; "
+                "set loss.divergence=reverse_kl, or loss.signal=full or top_k"
+            )
+        if self.sampled.scale != 1 and self.signal != "sampled":
+            raise ValueError(f"sampled.scale={self.sampled.scale} needs signal=sampled, and signal is {self.signal}")
+        if self.signal == "reward" and self.sampled.estimator != "policy_gradient":
+            raise ValueError("signal=reward has an advantage and no divergence; set sampled.estimator=policy_gradient")
+        if self.signal == "reward" and self.outcome:
+            raise ValueError("signal=reward is the outcome already; leave loss.outcome out")
+        return self
 
 
 class RolloutConfig(_Strict):
@@ -298,18 +370,35 @@ class RunConfig(_Strict):
                 "loss.signal=tokens on the student's own rollouts would train it on what it already does; "
                 "set rollout.policy=teacher or rollout.policy=answers"
             )
-        if self.loss.signal == "tokens" and self.teacher.view.kind != "plain":
-            raise ValueError("loss.signal=tokens has no teacher pass, so teacher.view must be plain")
-        if (
-            self.teacher.view.kind == "plain"
-            and self.teacher.weights in ("live", "frozen")
-            and (self.loss.signal == "full")
-        ):
+        if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
+            raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
+        self._fits_sampling()
+        if self.teacher.view.kind == "plain" and self.teacher.weights in ("live", "frozen") and self.loss.reads_teacher:
             raise ValueError(
                 f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
                 "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
             )
         return self
+
+    def _fits_sampling(self) -> None:
+        """Log-ratios and outcome advantages are about the student's own draws."""
+        rollout, loss = self.rollout, self.loss
+        what = "loss.outcome" if loss.outcome else f"loss.signal={loss.signal}"
+        outcome = loss.outcome > 0 or loss.signal == "reward"
+        if not (outcome or loss.signal == "sampled"):
+            return
+        if rollout.policy != "student":
+            raise ValueError(
+                f"{what} weighs the student's own draws, and rollout.policy is {rollout.policy}; set "
+                "rollout.policy=student, or loss.signal=full, top_k or tokens"
+            )
+        if rollout.top_p < 1 or rollout.top_k or rollout.temperature != loss.temperature:
+            raise ValueError(
+                f"{what} compares with the distribution that tokens were drawn from; set rollout.top_p=1, "
+                "rollout.top_k=0 and rollout.temperature to loss.temperature"
+            )
+        if outcome and rollout.samples < 2:
+            raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")
 
 
 RECIPES = files("opd") / "recipes"

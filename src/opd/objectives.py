@@ -6,8 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opd.losses import linear_cross_entropy, linear_divergence
-from opd.types import FullSignal, Signal, TokenSignal
+from opd.losses import (
+    Support,
+    direct_estimate,
+    linear_cross_entropy,
+    linear_divergence,
+    linear_token_loss,
+    policy_gradient,
+    reward_to_go,
+)
+from opd.losses.sampled import Estimator
+from opd.types import AdvantageSignal, FullSignal, SampledSignal, Signal, TokenSignal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +28,7 @@ class FullVocabulary:
     temperature: float = 1.0
     vocab_size: int | None = None
     chunk_tokens: int | None = None
+    support: Support | None = None
 
     def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of divergences, float32 []."""
@@ -33,6 +43,63 @@ class FullVocabulary:
             beta=self.beta,
             temperature=self.temperature,
             vocab_size=self.vocab_size,
+            chunk_tokens=self.chunk_tokens,
+            support=self.support,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradient:
+    """Do more of what has an advantage: the teacher's log-ratio at the sampled token, or the outcome's.
+
+    Attributes:
+        discount: of the advantages that come later in the same rollout; 0 leaves each token its own.
+        max_advantage: cuts advantages off on both sides; None for never.
+        clip, max_ratio: of the importance ratio; see ``opd.losses.policy_gradient``.
+    """
+
+    discount: float = 0.0
+    max_advantage: float | None = None
+    clip: tuple[float, float] | None = None
+    max_ratio: float | None = None
+    temperature: float = 1.0
+    chunk_tokens: int | None = None
+
+    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+        """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
+        assert isinstance(signal, SampledSignal | AdvantageSignal)
+        advantage_T = reward_to_go(signal.advantage_T, signal.rollout_T, self.discount)
+        if self.max_advantage is not None:
+            advantage_T = advantage_T.clamp(-self.max_advantage, self.max_advantage)
+        return linear_token_loss(
+            student_hidden_TD,
+            student_head_VD.to(student_hidden_TD.dtype),
+            signal.token_T,
+            policy_gradient(advantage_T, signal.rollout_logprobs_T, clip=self.clip, max_ratio=self.max_ratio),
+            weight=weight_T,
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectEstimate:
+    """An estimate of the divergence from the sampled token, differentiated as it stands."""
+
+    estimator: Estimator = "k2"
+    temperature: float = 1.0
+    chunk_tokens: int | None = None
+
+    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+        """The weighted sum of estimates, float32 []."""
+        assert isinstance(signal, SampledSignal)
+        return linear_token_loss(
+            student_hidden_TD,
+            student_head_VD.to(student_hidden_TD.dtype),
+            signal.token_T,
+            direct_estimate(signal.teacher_logprobs_T, self.estimator),
+            weight=weight_T,
+            temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
         )
 

@@ -166,6 +166,37 @@ class FullSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
+class SampledSignal(Signal):
+    """What the teacher thinks of the one token that was drawn.
+
+    Attributes:
+        teacher_logprobs_T: float32 [T], nats, detached.
+        rollout_logprobs_T: float32 [T], nats, under which the token was drawn.
+    """
+
+    teacher_logprobs_T: Tensor
+    rollout_logprobs_T: Tensor
+
+    @property
+    def advantage_T(self) -> Tensor:
+        """log q(y) − log μ(y): in the mean minus the reverse KL."""
+        return self.teacher_logprobs_T - self.rollout_logprobs_T
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageSignal(Signal):
+    """How much better than its alternatives what the student did turned out.
+
+    Attributes:
+        advantage_T: float32 [T], detached.
+        rollout_logprobs_T: float32 [T], nats, under which the token was drawn.
+    """
+
+    advantage_T: Tensor
+    rollout_logprobs_T: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The environment's reaction to one assistant turn.
 

@@ -69,10 +69,10 @@ def test_the_critic_names_exactly_the_turns_with_an_error() -> None:
         lines = transcript.text.splitlines()
         listing = lines[1].removeprefix("system: tools: ")
         failed = [a for a, b in pairwise(lines) if b.startswith("tool: error")]
-        expected = [f"{line.split(':')[0]}: available tools: {listing}." for line in failed]
+        expected = [f"{line.split(':')[0]}: Reminder: available tools: {listing}." for line in failed]
         last = lines[-1]
         if " call " in last and last.split()[3] not in listing.replace(",", "").split():
-            expected.append(f"{last.split(':')[0]}: available tools: {listing}.")
+            expected.append(f"{last.split(':')[0]}: Reminder: available tools: {listing}.")
         said = [] if verdict.text == "none" else verdict.text.splitlines()
         assert said[: len(expected)] == expected
         assert len(said) <= len(expected) + (" call " in last)

@@ -1,0 +1,106 @@
+"""Teachers that say one number a token: what another thinks of the sampled token, or what came of the rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opd.losses import group_advantage, linear_cross_entropy
+from opd.teachers.local import Answers, LocalTeacher
+from opd.types import AdvantageSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
+
+
+class SampledTeacher:
+    """Boils a full-vocabulary teacher down to the log-probability of the token that was drawn.
+
+    With a reference it is extrapolated: scale · log q(y) + (1 − scale) · log ref(y). A scale above 1 goes beyond the
+    teacher, away from what it was before its own training.
+
+    Args:
+        teacher: gives whole distributions.
+        reference: reads the rollout as the student did; None leaves the teacher as it is.
+        scale: of the reward log q − log ref.
+        temperature: divides the logits.
+
+    Source: Thinking Machines, On-Policy Distillation (2025); the scale, G-OPD, arXiv 2602.12125.
+    """
+
+    def __init__(
+        self,
+        teacher: LocalTeacher,
+        *,
+        reference: LocalTeacher | None = None,
+        scale: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        self.teacher = teacher
+        self.reference = reference
+        self.scale = scale
+        self.temperature = temperature
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
+        """Every segment is read once by the teacher, and once by the reference where there is one."""
+        signal = self.teacher.score(rollouts, segments)
+        logprobs_T = _token_logprobs(signal, self.temperature)
+        if self.reference is not None:
+            base_T = _token_logprobs(self.reference.score(rollouts, segments), self.temperature)
+            logprobs_T = torch.lerp(base_T, logprobs_T, self.scale)
+        return SampledSignal(
+            signal.rollout_T,
+            signal.position_T,
+            signal.token_T,
+            logprobs_T,
+            _rollout_logprobs(rollouts, signal).to(logprobs_T),
+        )
+
+
+class Outcome:
+    """The rollout's reward, compared with those of the other rollouts of the same prompt, for each of its tokens.
+
+    Rollouts of a group in which all did equally well have nothing to learn from, and get no signal.
+
+    Args:
+        by_deviation: divide by the group's standard deviation.
+
+    Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783.
+    """
+
+    def __init__(self, *, by_deviation: bool = True) -> None:
+        self.by_deviation = by_deviation
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> AdvantageSignal:
+        """An advantage for every student-chosen position of every segment; a rollout without a reward counts as 0."""
+        signal = Answers().score(rollouts, segments)
+        numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
+        group_B = torch.tensor([numbers[r.prompt.id] for r in rollouts], dtype=torch.int64)
+        reward_B = torch.tensor([r.reward or 0.0 for r in rollouts])
+        advantage_T = group_advantage(reward_B, group_B, by_deviation=self.by_deviation)[signal.rollout_T]
+        whole = AdvantageSignal(
+            signal.rollout_T,
+            signal.position_T,
+            signal.token_T,
+            advantage_T,
+            _rollout_logprobs(rollouts, signal),
+        )
+        return whole.take(advantage_T != 0)
+
+
+def _token_logprobs(signal: FullSignal, temperature: float) -> Tensor:
+    surprise_T = torch.empty(len(signal), dtype=torch.float32, device=signal.hidden_TD.device)
+    with torch.no_grad():
+        linear_cross_entropy(
+            signal.hidden_TD,
+            signal.head_VD.to(signal.hidden_TD.dtype),
+            signal.token_T,
+            weight=torch.ones_like(surprise_T),
+            temperature=temperature,
+            per_token=surprise_T,
+        )
+    return -surprise_T
+
+
+def _rollout_logprobs(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
+    return torch.tensor([rollouts[rollout].logprobs[position] for rollout, position in where], dtype=torch.float32)
