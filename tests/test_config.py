@@ -72,6 +72,33 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "words"),
+    [
+        ("opd", ["loss.signal=top_k"], ["signal=top_k", "top_k={k: …}"]),
+        ("opd", ["loss.top_k.k=8"], ["signal=top_k"]),
+        ("lsm", ["loss.top_k.rest=truncate"], ["loss.top_k.rest", "'tail'", "'renormalise'", "'correct'"]),
+        ("opd", ["loss.signal=sampled"], ["divergence=forward_kl", "signal=sampled", "loss.divergence=reverse_kl"]),
+        ("tml", ["rollout.policy=teacher"], ["loss.signal=sampled", "rollout.policy"]),
+        ("tml", ["rollout.top_p=0.9"], ["loss.signal=sampled", "rollout.top_p=1"]),
+        ("tml", ["loss.sampled.estimator=k1"], ["policy_gradient", "k2"]),
+        ("tml", ["loss.sampled.estimator=k2", "loss.sampled.discount=0.5"], ["discount", "use policy_gradient"]),
+        ("opd", ["loss.sampled.scale=1.25"], ["sampled.scale=1.25", "signal=sampled"]),
+        ("grpo", ["rollout.samples=1"], ["loss.signal=reward", "rollout.samples"]),
+        ("grpo", ["loss.outcome=1.0"], ["leave loss.outcome out"]),
+        ("hint-rl", ["rollout.samples=1"], ["loss.outcome", "rollout.samples"]),
+        ("hint", ["loss.signal=reward", "rollout.samples=4"], ["teacher.view must be plain"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_both_keys(
+    recipe: str, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(recipe, overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'hint'"):
         read("hnt")

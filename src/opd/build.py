@@ -92,7 +92,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         torch.set_num_threads(config.threads or 1)
     chat = Chat(student.tokenizer)
     prompts, task = _prompts(config.prompts, objects, chat)
-    _check_answers(config, prompts)
+    _check_answers(config, prompts, objects.task or task)
     curriculum = Uniform(prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
     held_out: list[Prompt] = []
     held_out_task: Task | None = None
@@ -302,7 +302,11 @@ def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[
     return from_rows(rows, key="prompts", chat=chat.has_template)
 
 
-def _check_answers(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | None) -> None:
+    rewarded = config.loss.outcome or config.loss.signal == "reward"
+    if rewarded and task is None:
+        what = "loss.outcome" if config.loss.outcome else "loss.signal=reward"
+        raise ConfigError(f"{what} needs rewards, and nothing checks the prompts' answers; give prompts with an answer")
     answers = config.rollout.policy == "answers"
     for prompt in prompts if answers or config.teacher.view.privileged else ():
         if prompt.answer is None:

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import RECIPES, RunConfig, read, recipe_names
+from opd.config import RECIPES, LossConfig, RunConfig, read, recipe_names
 
-AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "mixed with")
+AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
 
 
 def place(config: RunConfig) -> tuple[str, ...]:
@@ -21,10 +21,29 @@ def place(config: RunConfig) -> tuple[str, ...]:
         config.rollout.policy,
         weights[teacher.weights],
         hint,
-        config.loss.signal,
-        config.loss.divergence,
-        f"KL anchor ×{config.loss.anchor:g}" if config.loss.anchor else "–",
+        _signal(config.loss),
+        config.loss.divergence if config.loss.reads_teacher else "–",
+        _gradient(config.loss),
+        " + ".join(_mixed(config.loss)) or "–",
     )
+
+
+def _signal(loss: LossConfig) -> str:
+    if loss.top_k:
+        return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
+    return {"full": "full vocabulary", "sampled": "sampled token", "reward": "outcome"}.get(loss.signal, loss.signal)
+
+
+def _gradient(loss: LossConfig) -> str:
+    if loss.signal not in ("sampled", "reward"):
+        return "direct"
+    kind = loss.sampled.estimator
+    return "policy gradient" if kind == "policy_gradient" else f"direct ({kind})"
+
+
+def _mixed(loss: LossConfig) -> list[str]:
+    mixed = {"KL anchor": loss.anchor, "outcome reward": loss.outcome}
+    return [f"{name} ×{weight:g}" for name, weight in mixed.items() if weight]
 
 
 def show_map(console: Console) -> None:

@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 import torch
-from tests.fidelity.test_divergences import Case, assert_same, make_case
+from test_divergences import Case, assert_same, make_case
 from torch import Tensor
 
 from opd.losses import (

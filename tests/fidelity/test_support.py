@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.fidelity.test_divergences import FORMULAS, Case, assert_same, make_case
+from test_divergences import FORMULAS, Case, assert_same, make_case
 from torch import Tensor
 
 from opd.errors import ConfigError

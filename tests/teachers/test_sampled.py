@@ -1,0 +1,84 @@
+"""Teachers of one number a token, on real nano models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from opd.chat import Chat
+from opd.models import LanguageModel, load, stop_ids
+from opd.rollout.hf import HFEngine, Sampling
+from opd.rollout.sampler import Sampler
+from opd.tasks import get_task
+from opd.teachers.local import LocalTeacher
+from opd.teachers.sampled import Outcome, SampledTeacher
+from opd.teachers.views import PlainView
+from opd.types import Rollout
+
+
+@pytest.fixture(scope="module")
+def student() -> LanguageModel:
+    return load("nano/math-base", key="student")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LanguageModel:
+    return load("nano/math-teacher", key="teacher.model")
+
+
+@pytest.fixture(scope="module")
+def rollouts(student: LanguageModel) -> list[Rollout]:
+    task = get_task("math")
+    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
+    prompts = [p for p in task.prompts("test")[:4] for _ in range(4)]
+    return Sampler(engine, Chat(student.tokenizer), task, max_new_tokens=64, max_turns=1).rollout(prompts, 0)
+
+
+def read_alone(model: LanguageModel, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """log p of each completion token, from whole logits of one sequence."""
+    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+    with torch.no_grad():
+        logits = model.model(input_ids=ids).logits[0].double() / temperature
+    before = len(rollout.prompt_ids) - 1
+    return logits.log_softmax(-1)[before:-1].gather(1, ids[0, before + 1 :, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_teachers_logprobs_are_those_of_each_rollout_read_alone(
+    teacher: LanguageModel, rollouts: list[Rollout], temperature: float
+) -> None:
+    sampled = SampledTeacher(LocalTeacher(teacher), temperature=temperature)
+    signal = sampled.score(rollouts, PlainView().segments(rollouts))
+    wanted = torch.cat([read_alone(teacher, r, temperature) for r in rollouts])
+    torch.testing.assert_close(signal.teacher_logprobs_T.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert signal.token_T.tolist() == [token for r in rollouts for token in r.completion_ids]
+    assert signal.rollout_logprobs_T.tolist() == pytest.approx([x for r in rollouts for x in r.logprobs])
+
+
+def test_a_scale_above_one_goes_beyond_the_teacher(
+    student: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    segments = PlainView().segments(rollouts)
+    beyond = SampledTeacher(LocalTeacher(teacher), reference=LocalTeacher(student), scale=1.25)
+    plain = SampledTeacher(LocalTeacher(teacher)).score(rollouts, segments).teacher_logprobs_T
+    base = SampledTeacher(LocalTeacher(student)).score(rollouts, segments).teacher_logprobs_T
+    got = beyond.score(rollouts, segments).teacher_logprobs_T
+    torch.testing.assert_close(got, 1.25 * plain - 0.25 * base, rtol=1e-5, atol=1e-5)
+
+
+def test_the_rollouts_own_logprobs_are_the_students(student: LanguageModel, rollouts: list[Rollout]) -> None:
+    """At temperature 1 a student that teaches itself has no advantage anywhere."""
+    signal = SampledTeacher(LocalTeacher(student)).score(rollouts, PlainView().segments(rollouts))
+    assert float(signal.advantage_T.abs().max()) < 1e-3
+
+
+def test_an_outcome_speaks_only_where_a_group_differs(rollouts: list[Rollout]) -> None:
+    rewards = [1, 0, 0, 0] + [1] * 4 + [0] * 4 + [1, 1, 0, 0]
+    given = [dataclasses.replace(r, reward=float(x)) for r, x in zip(rollouts, rewards, strict=True)]
+    signal = Outcome().score(given, PlainView().segments(given))
+    assert set(signal.rollout_T.tolist()) == {0, 1, 2, 3, 12, 13, 14, 15}
+    first = signal.advantage_T[signal.rollout_T == 0]
+    assert first.tolist() == pytest.approx([3**0.5] * len(given[0].completion_ids))
+    assert signal.advantage_T[signal.rollout_T == 14].tolist() == pytest.approx([-1.0] * len(given[14].completion_ids))
