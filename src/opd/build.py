@@ -20,9 +20,11 @@ from opd.loop import Loop, Objective, Term
 from opd.losses import Support, check_divergence
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
 from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, PolicyGradient
+from opd.positions import Positions
 from opd.rollout.answers import ReferenceAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
+from opd.rollout.mixture import Mixture
 from opd.rollout.sampler import Sampler
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
@@ -152,7 +154,7 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
     config, view = parts.config, view_of(parts)
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
-    terms = [Term(name, *_main(parts, view, scoring, reference), weight=config.loss.weight)]
+    terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
     if config.loss.anchor:
         assert reference is not None
         spared = None if isinstance(view, HintView) else PlainView()
@@ -253,13 +255,31 @@ def view_of(parts: Parts) -> View:
     return PlainView()
 
 
-def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers:
+def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers | Mixture:
     rollout = parts.config.rollout
-    if rollout.policy == "answers":
+    if not rollout.off_policy:
+        return _writer(parts, rollout.policy)
+    return Mixture(_writer(parts, "student"), _writer(parts, rollout.other), share=rollout.off_policy)
+
+
+def _writer(parts: Parts, who: str) -> Sampler | ReferenceAnswers:
+    rollout = parts.config.rollout
+    if who == "answers":
         return ReferenceAnswers(parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
-    writer = parts.teacher if rollout.policy == "teacher" else None
-    return sampler_of(parts, sampling, held_out=False, model=writer)
+    return sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
+
+
+def _positions(parts: Parts) -> Positions | None:
+    config, tokenizer = parts.config.loss.positions, parts.student.tokenizer
+    skipped = set(tokenizer.all_special_ids) if config.skip_special else set()
+    for token in config.skip_tokens:
+        if token not in tokenizer.get_vocab():
+            raise ConfigError(f"loss.positions.skip_tokens: the student's tokenizer has no token '{token}'")
+        skipped.add(tokenizer.get_vocab()[token])
+    if config == type(config)():
+        return None
+    return Positions(skip_ids=frozenset(skipped), first=config.first, mean=config.mean, importance=config.importance)
 
 
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
@@ -307,7 +327,7 @@ def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | No
     if rewarded and task is None:
         what = "loss.outcome" if config.loss.outcome else "loss.signal=reward"
         raise ConfigError(f"{what} needs rewards, and nothing checks the prompts' answers; give prompts with an answer")
-    answers = config.rollout.policy == "answers"
+    answers = "answers" in config.rollout.writers
     for prompt in prompts if answers or config.teacher.view.privileged else ():
         if prompt.answer is None:
             why = "rollout.policy=answers" if answers else "teacher.view=privileged"

@@ -208,6 +208,21 @@ class SampledConfig(_Strict):
         return self
 
 
+class PositionsConfig(_Strict):
+    """Which of the tokens that carry the signal count, and how much."""
+
+    first: int | None = Field(None, ge=1)
+    """Only the student's first so many tokens of a rollout."""
+    skip_special: bool = False
+    """Leave out the tokenizer's special tokens."""
+    skip_tokens: tuple[str, ...] = ()
+    """Leave out these tokens, as the tokenizer spells them."""
+    mean: Literal["token", "sequence", "turn"] = "token"
+    """Over all tokens alike, or each rollout or turn as much as any other."""
+    importance: float = Field(0.0, ge=0)
+    """γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out."""
+
+
 class LossConfig(_Strict):
     divergence: str = "forward_kl"
     """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
@@ -219,6 +234,8 @@ class LossConfig(_Strict):
     """For ``signal: top_k``."""
     sampled: SampledConfig = SampledConfig()
     """For ``signal: sampled`` and ``reward``, and for ``outcome``."""
+    positions: PositionsConfig = PositionsConfig()
+    """Weights of the signal's positions."""
     weight: float = Field(1.0, gt=0)
     """Of the term that the signal makes, beside anchor and outcome."""
     outcome: float = Field(0.0, ge=0)
@@ -246,6 +263,11 @@ class LossConfig(_Strict):
                 f"divergence={self.divergence} with signal=sampled: one sampled token estimates the reverse KL alone; "
                 "set loss.divergence=reverse_kl, or loss.signal=full or top_k"
             )
+        if self.positions.importance and self.signal != "sampled":
+            raise ValueError(
+                f"positions.importance goes by the sampled tokens' log-ratios, and signal is {self.signal}; set "
+                "loss.signal=sampled"
+            )
         if self.sampled.scale != 1 and self.signal != "sampled":
             raise ValueError(f"sampled.scale={self.sampled.scale} needs signal=sampled, and signal is {self.signal}")
         if self.signal == "reward" and self.sampled.estimator != "policy_gradient":
@@ -258,6 +280,10 @@ class LossConfig(_Strict):
 class RolloutConfig(_Strict):
     policy: Literal["student", "teacher", "answers"] = "student"
     """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
+    off_policy: float = Field(0.0, ge=0, le=1)
+    """Chance that a batch is not the student's but of ``other``; GKD's λ is 1 less this."""
+    other: Literal["teacher", "answers"] = "teacher"
+    """Who writes the batches of ``off_policy``."""
     batch: int = Field(64, ge=1)
     """Prompts per step."""
     samples: int = Field(1, ge=1)
@@ -272,6 +298,17 @@ class RolloutConfig(_Strict):
     """0 keeps every token."""
     max_rows: int = Field(256, ge=1)
     """Sequences decoded at once."""
+
+    @property
+    def writers(self) -> set[str]:
+        """Everyone who writes completions."""
+        return {self.policy, self.other} if self.off_policy else {self.policy}
+
+    @model_validator(mode="after")
+    def _fits(self) -> RolloutConfig:
+        if self.off_policy and self.policy != "student":
+            raise ValueError(f"off_policy mixes the student's rollouts with others, and policy is {self.policy}")
+        return self
 
 
 class OptimizerConfig(_Strict):
@@ -363,8 +400,9 @@ class RunConfig(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        if self.rollout.policy == "teacher" and self.teacher.weights != "model":
-            raise ValueError("rollout.policy=teacher needs teacher.weights=model and teacher.model")
+        if "teacher" in self.rollout.writers and self.teacher.weights != "model":
+            key = "policy" if self.rollout.policy == "teacher" else "other"
+            raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
         if self.loss.signal == "tokens" and self.rollout.policy == "student":
             raise ValueError(
                 "loss.signal=tokens on the student's own rollouts would train it on what it already does; "
@@ -387,10 +425,11 @@ class RunConfig(_Strict):
         outcome = loss.outcome > 0 or loss.signal == "reward"
         if not (outcome or loss.signal == "sampled"):
             return
-        if rollout.policy != "student":
+        if rollout.writers != {"student"}:
             raise ValueError(
-                f"{what} weighs the student's own draws, and rollout.policy is {rollout.policy}; set "
-                "rollout.policy=student, or loss.signal=full, top_k or tokens"
+                f"{what} weighs the student's own draws, and rollout.policy and rollout.off_policy let "
+                f"{' and '.join(sorted(rollout.writers - {'student'}))} write; set rollout.policy=student and "
+                "rollout.off_policy=0, or loss.signal=full, top_k or tokens"
             )
         if rollout.top_p < 1 or rollout.top_k or rollout.temperature != loss.temperature:
             raise ValueError(

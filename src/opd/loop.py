@@ -50,6 +50,8 @@ class Term:
     view: View | None
     objective: Objective
     weight: float = 1.0
+    positions: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
+    """Weights of the signal's positions, [T]; None counts all of them alike."""
 
 
 class Curriculum(Protocol):
@@ -151,26 +153,34 @@ class Loop:
                 "check rollout.max_new_tokens and the stop token"
             )
         with _timed(times, "teacher_s"):
-            signals = self._score(rollouts)
+            signals, weights = self._score(rollouts)
         with _timed(times, "update_s"):
-            metrics = self._update(rollouts, signals)
+            metrics = self._update(rollouts, signals, weights)
         tokens = sum(r.num_tokens for r in rollouts)
         self.state.tokens += tokens
         self.state.signal_tokens += sum(len(s) for s in signals)
         share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.terms, signals, strict=True)}
         return {**metrics, **share, **summarise(rollouts), "tokens": float(tokens), **times}
 
-    def _score(self, rollouts: Sequence[Rollout]) -> list[Signal]:
-        """Each term's teacher reads what its view shows it."""
+    def _score(self, rollouts: Sequence[Rollout]) -> tuple[list[Signal], list[Tensor]]:
+        """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""
         taken: list[Segment] = []
         signals: list[Signal] = []
+        weights: list[Tensor] = []
         for term in self.terms:
             segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
             taken += segments
-            signals.append(term.teacher.score(rollouts, segments).to(self.student.device))
-        return signals
+            signal = term.teacher.score(rollouts, segments).to(self.student.device)
+            weight_T = torch.ones(len(signal), device=self.student.device)
+            if term.positions:
+                weight_T = term.positions(rollouts, signal)
+            counts = weight_T > 0
+            signals.append(signal.take(counts))
+            # The count is the whole batch's, so micro-batches add up to exactly one big batch.
+            weights.append(weight_T[counts] / counts.sum().clamp_min(1))
+        return signals, weights
 
-    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal]) -> Metrics:
+    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]) -> Metrics:
         """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
         if not any(map(len, signals)):
             return self._idle()
@@ -182,14 +192,13 @@ class Loop:
         for start in range(0, len(readings), size):
             where, hidden_TD = read(self.student, readings[start : start + size])
             losses: list[Tensor] = []
-            for term, signal in zip(self.terms, signals, strict=True):
-                here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
+            for term, signal, weight_T in zip(self.terms, signals, weights, strict=True):
+                chosen = torch.isin(signal.rollout_T, where.rollout_T)
+                here = signal.take(chosen)
                 if not len(here):
                     continue
                 row_T = align(rollouts, where, here)
-                # The count is the whole batch's, so micro-batches add up to exactly one big batch.
-                weight_T = torch.full((len(here),), 1 / len(signal), device=hidden_TD.device)
-                loss = term.objective(hidden_TD[row_T], self.student.head_VD, here, weight_T)
+                loss = term.objective(hidden_TD[row_T], self.student.head_VD, here, weight_T[chosen])
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import RECIPES, LossConfig, RunConfig, read, recipe_names
+from opd.config import RECIPES, LossConfig, RolloutConfig, RunConfig, read, recipe_names
 
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
 
@@ -18,7 +18,7 @@ def place(config: RunConfig) -> tuple[str, ...]:
     hint = f"hint ({view.hint.author.kind}, at the {view.hint.place})" if view.hint else view.kind
     weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return (
-        config.rollout.policy,
+        _who(config.rollout),
         weights[teacher.weights],
         hint,
         _signal(config.loss),
@@ -26,6 +26,12 @@ def place(config: RunConfig) -> tuple[str, ...]:
         _gradient(config.loss),
         " + ".join(_mixed(config.loss)) or "–",
     )
+
+
+def _who(rollout: RolloutConfig) -> str:
+    if not rollout.off_policy:
+        return rollout.policy
+    return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}"
 
 
 def _signal(loss: LossConfig) -> str:

@@ -1,0 +1,85 @@
+"""Which of the tokens that carry a signal count, and how much.
+
+Suffixes: T positions of a signal, R rollouts or turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from opd.types import Rollout, SampledSignal, Signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """Weights of a signal's positions; the loss is their weighted sum over the number of positions that count.
+
+    Attributes:
+        skip_ids: tokens that never count, such as a template's special ones.
+        first: only the student's first so many tokens of a rollout count; None for all.
+        mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
+        importance: γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out.
+
+    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600.
+    """
+
+    skip_ids: frozenset[int] = frozenset()
+    first: int | None = None
+    mean: Literal["token", "sequence", "turn"] = "token"
+    importance: float = 0.0
+
+    def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+        """float32 [T], finite and not negative, 0 where a position does not count."""
+        weight_T = torch.ones(len(signal), device=signal.token_T.device)
+        if self.importance:
+            weight_T = 1 + self.importance * _still_to_come(signal)
+        if self.skip_ids:
+            skipped = torch.tensor(sorted(self.skip_ids), device=signal.token_T.device)
+            weight_T = weight_T.masked_fill(torch.isin(signal.token_T, skipped), 0.0)
+        if self.first is not None:
+            rank_T = _look_up(signal, [list(accumulate(r.completion_mask)) for r in rollouts])
+            weight_T = weight_T.masked_fill(rank_T > self.first, 0.0)
+        if self.mean != "token":
+            group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
+            weight_T = _balanced(weight_T, signal.rollout_T, group_T)
+        return weight_T
+
+
+def _look_up(signal: Signal, table: list[list[int]]) -> Tensor:
+    """The number in a table of rollouts and positions, int64 [T]."""
+    where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
+    return torch.tensor([table[r][p] for r, p in where], dtype=torch.int64, device=signal.token_T.device)
+
+
+def _turns(rollout: Rollout) -> list[int]:
+    """The number of each completion position's turn; what stands between turns has that of the turn before."""
+    starts = {turn.start for turn in rollout.turns}
+    return list(accumulate(int(p in starts) for p in range(len(rollout.completion_ids))))
+
+
+def _balanced(weight_T: Tensor, rollout_T: Tensor, group_T: Tensor) -> Tensor:
+    """The same weights with an equal sum in each (rollout, group), and a mean of 1 over what counts."""
+    counts = weight_T > 0
+    _, index_T = torch.stack([rollout_T, group_T]).unique(dim=1, return_inverse=True)
+    sum_R = torch.zeros(int(index_T.max()) + 1 if len(index_T) else 0, device=weight_T.device)
+    sum_R = sum_R.index_add_(0, index_T, weight_T)
+    alive = (sum_R > 0).sum()
+    return torch.where(counts, weight_T / sum_R[index_T].clamp_min(1e-12) * counts.sum() / alive, 0.0)
+
+
+def _still_to_come(signal: Signal) -> Tensor:
+    """1 − Σ_{u < t} |A_u| / Σ_u |A_u| within each rollout, float32 [T], in [0, 1]."""
+    assert isinstance(signal, SampledSignal)
+    size_T = signal.advantage_T.abs()
+    share_T = torch.ones_like(size_T)
+    for rollout in signal.rollout_T.unique():
+        here = signal.rollout_T == rollout
+        before = size_T[here].cumsum(0) - size_T[here]
+        share_T[here] = 1 - before / size_T[here].sum().clamp_min(1e-12)
+    return share_T.clamp(0, 1)

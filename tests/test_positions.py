@@ -1,0 +1,60 @@
+"""Weights of positions: worked out by hand on rollouts with tool results in between."""
+
+import math
+
+import pytest
+import torch
+
+from opd.positions import Positions
+from opd.types import Prompt, Rollout, SampledSignal, Signal, Span
+
+
+def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]]) -> Rollout:
+    return Rollout(
+        prompt=Prompt(id="p", text="x"),
+        prompt_ids=(1,),
+        completion_ids=tuple(ids),
+        completion_mask=tuple(c == "1" for c in mask),
+        logprobs=(-1.0,) * len(ids),
+        turns=tuple(Span(*t) for t in turns),
+        finish="stop",
+    )
+
+
+ROLLOUTS = [rollout([5, 6, 9, 7, 9], "11011", [(0, 2), (3, 5)]), rollout([8], "1", [(0, 1)])]
+
+
+def signal() -> Signal:
+    where = [(i, p) for i, r in enumerate(ROLLOUTS) for p, mine in enumerate(r.completion_mask) if mine]
+    rollout_T, position_T = torch.tensor(where).unbind(1)
+    return Signal(rollout_T, position_T, torch.tensor([ROLLOUTS[i].completion_ids[p] for i, p in where]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"first": 3}, [1, 1, 1, 0, 1]),  # the tool's token between is not one of the student's
+        ({"skip_ids": frozenset({9, 6})}, [1, 0, 1, 0, 1]),
+        ({"mean": "sequence"}, [5 / 8] * 4 + [5 / 2]),
+        ({"mean": "turn"}, [5 / 6] * 4 + [5 / 3]),
+        ({"mean": "sequence", "first": 1}, [1, 0, 0, 0, 1]),
+        ({"mean": "turn", "skip_ids": frozenset({5, 6})}, [0, 0, 3 / 4, 3 / 4, 3 / 2]),
+    ],
+)
+def test_weights(settings: dict[str, object], wanted: list[float]) -> None:
+    weights = Positions(**settings)(ROLLOUTS, signal())  # type: ignore[arg-type]
+    assert weights.tolist() == pytest.approx(wanted)
+    counted = (weights > 0).sum()
+    if settings.get("mean", "token") != "token":
+        assert float(weights.sum()) == pytest.approx(float(counted))
+
+
+def test_importance_equals_the_formula() -> None:
+    plain = signal()
+    advantage = torch.tensor([0.5, -1.5, 2.0, 0.0, -0.25])
+    sampled = SampledSignal(plain.rollout_T, plain.position_T, plain.token_T, advantage - 1, torch.full((5,), -1.0))
+    weights = Positions(importance=0.5)(ROLLOUTS, sampled)
+    sizes = [0.5, 1.5, 2.0, 0.0]
+    wanted = [1 + 0.5 * (1 - math.fsum(sizes[:t]) / 4.0) for t in range(4)] + [1.5]
+    assert weights.tolist() == pytest.approx(wanted)
