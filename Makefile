@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 AUTHOR ?= rules
 
-.PHONY: help setup demo test check nano bench-loss bench-rollout clean
+.PHONY: help setup demo test check nano methods bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
 	@echo "make test   set up, then run all tests"
 	@echo "make check  formatting, lint and types"
+	@echo "make methods  every recipe on the nano suite, three seeds: docs/methods.md"
 	@echo "make nano   rebuild the bundled models from nothing"
 
 # torch first and pinned: a looser request may take another build of it, gigabytes larger.
@@ -34,6 +35,9 @@ check: setup
 
 nano: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.build
+
+methods: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py --write docs/methods.md
 
 bench-loss: setup
 	$(BIN)/python benchmarks/loss.py
