@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 
 import opd
-from opd.config import MethodConfig, RunConfig, read, recipe_names
+from opd.config import MethodConfig, RunConfig
 from opd.methods import AXES, place
+from opd.run_file import read, recipe_names
 
 SUPERVISED = {"rollout.policy": "teacher", "loss.signal": "tokens"}
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {"supervised on the teacher's answers": ("opd", SUPERVISED)}

@@ -20,8 +20,8 @@ from typing import Any
 
 import opd
 from opd.build import Objects, gather, sampler_of
-from opd.config import read
 from opd.rollout.hf import Sampling
+from opd.run_file import read
 from opd.teachers.hints import ModelAuthor
 
 CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}

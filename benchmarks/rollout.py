@@ -17,9 +17,9 @@ import torch
 
 from opd.build import device_of
 from opd.chat import Chat
-from opd.config import read
 from opd.models import LanguageModel, load, pad, stop_ids
 from opd.rollout.hf import HFEngine, Sampling
+from opd.run_file import read
 from opd.tasks import get_task
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.config import recipe_names
 from opd.models import BUNDLED
+from opd.run_file import recipe_names
 
 
 def opd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

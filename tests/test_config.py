@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.config import read, recipe_names
 from opd.errors import ConfigError
+from opd.run_file import read, recipe_names
 
 MINIMAL = {
     "student": "s",
@@ -78,7 +78,11 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         ("opd", ["loss.signal=top_k"], ["signal=top_k", "top_k={k: …}"]),
         ("opd", ["loss.top_k.k=8"], ["signal=top_k"]),
         ("lsm", ["loss.top_k.rest=truncate"], ["loss.top_k.rest", "'tail'", "'renormalise'", "'correct'"]),
-        ("opd", ["loss.signal=sampled"], ["divergence=forward_kl", "signal=sampled", "loss.divergence=reverse_kl"]),
+        (
+            "gkd",
+            ["loss.signal=sampled", "rollout.off_policy=0"],
+            ["divergence=jsd", "signal=sampled", "loss.divergence=reverse_kl"],
+        ),
         ("tml", ["rollout.policy=teacher"], ["loss.signal=sampled", "rollout.policy"]),
         ("tml", ["rollout.off_policy=0.5"], ["loss.signal=sampled", "rollout.off_policy=0"]),
         ("opd", ["loss.positions.importance=0.5"], ["positions.importance", "loss.signal=sampled"]),

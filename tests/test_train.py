@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
 from conftest import make_model
-from opd.config import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.loop import Loop
 from opd.models import LanguageModel
+from opd.run_file import read
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 

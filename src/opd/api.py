@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd import config as run_file
+from opd import run_file
 from opd.build import Objects, assemble, evaluation, gather
 from opd.config import PromptsConfig, RunConfig
 from opd.errors import CheckpointError, ConfigError

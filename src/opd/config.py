@@ -1,17 +1,10 @@
-"""The run file: one schema. Unknown keys are refused with the nearest right one; nothing here imports torch."""
+"""The run file: every key, its default and what it means. Nothing here imports torch; ``opd.run_file`` reads it."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from opd.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Strict(BaseModel):
@@ -438,118 +431,3 @@ class RunConfig(_Strict):
             )
         if outcome and rollout.samples < 2:
             raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")
-
-
-RECIPES = files("opd") / "recipes"
-
-PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset"})
-"""Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
-
-
-def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
-    """Read a recipe's name, a run file or a mapping, apply overrides and validate.
-
-    Args:
-        source: ``"hint"``, ``"my.yaml"`` or a mapping.
-        overrides: ``["optimizer.lr=1e-4"]`` or ``{"optimizer.lr": 1e-4}``.
-
-    Raises:
-        ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
-    """
-    tree = dict(source) if isinstance(source, Mapping) else _load(source)
-    pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
-    if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
-        # Who brings prompts of their own does not want to be measured on the recipe's.
-        _set(tree, "eval.prompts", None)
-    for key, value in pairs.items():
-        _set(tree, key, value)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
-
-
-def _load(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if not path.suffix and not path.exists():
-        if str(source) not in recipe_names():
-            near = difflib.get_close_matches(str(source), recipe_names(), 1)
-            guess = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(
-                f"there is no recipe '{source}' (shipped: {', '.join(recipe_names())}) and no such file{guess}"
-            )
-        text = (RECIPES / f"{source}.yaml").read_text()
-    else:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read run file '{source}': {error}") from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{source}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"'{source}' has to be a mapping of keys such as student, prompts and teacher")
-    return tree
-
-
-def split(override: str) -> tuple[str, Any]:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-4")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key, value
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a scalar on the way (``author: rules``) gives way to a mapping."""
-    *path, last = key.split(".")
-    for part in path:
-        inner = tree.get(part)
-        tree[part] = dict(inner) if isinstance(inner, Mapping) else {}
-        tree = tree[part]
-    tree[last] = value
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first problem as one sentence, unknown keys before all else."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        *parents, name = (str(part) for part in first["loc"])
-        known = list(_fields(parents))
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-        mend = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key '{key}'; {mend}{more}"
-    if first["type"] == "missing":
-        return f"'{key}' is missing; set it in the run file or as {key}=…{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
-
-
-def _fields(parents: Sequence[str]) -> Mapping[str, Any]:
-    """Field names of the model at a path."""
-    model: type[BaseModel] = RunConfig
-    for part in parents:
-        candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
-        inner = [
-            a
-            for c in candidates
-            for a in (c, *getattr(c, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not inner:
-            break
-        model = inner[0]
-    return model.model_fields

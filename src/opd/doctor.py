@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from opd.build import Objects, Parts, assemble_terms, gather, sampler_of
-from opd.config import read
+from opd.config import RunConfig
 from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
 from opd.model_card import figure
 from opd.reading import align, student_readings
 from opd.reading import read as read_hidden
 from opd.rollout.hf import Sampling
+from opd.run_file import read
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""
@@ -43,6 +44,8 @@ def _facts(parts: Parts) -> Iterator[str]:
     if parts.teacher:
         padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
         yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, same vocabulary{padded}"
+    elif not config.loss.reads_teacher:
+        yield f"teacher   none; loss.signal is {config.loss.signal}"
     else:
         yield f"teacher   the student's own weights, {config.teacher.weights}; view: {config.teacher.view.kind}"
 
@@ -62,18 +65,24 @@ def _lengths(parts: Parts) -> Iterator[str]:
 def _memory(parts: Parts) -> Iterator[str]:
     trained = sum(p.numel() for p in parts.student.model.parameters())
     config = parts.config
-    copies = int(config.teacher.weights == "ema") + int(config.loss.anchor > 0 or config.teacher.weights == "frozen")
+    copies = int(config.teacher.weights == "ema") + int(_keeps_initial(config))
     other = sum(p.numel() * p.element_size() for p in parts.teacher.model.parameters()) if parts.teacher else 0
     # Weights, gradients and two moments in float32, then each frozen copy.
     state = trained * 4 * (4 + copies) + other
     yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"
 
 
+def _keeps_initial(config: RunConfig) -> bool:
+    own = config.teacher.weights == "frozen" and config.loss.reads_teacher
+    return own or config.loss.anchor > 0 or config.loss.sampled.scale != 1
+
+
 def _teaching(parts: Parts) -> Iterator[str]:
     """Let the student roll out a few prompts and see what the teacher makes of them."""
     terms, _, _ = assemble_terms(parts)
     main = terms[0]
-    prompts = parts.prompts[:NUM_PROMPTS]
+    samples = parts.config.rollout.samples
+    prompts = [p for p in parts.prompts[: max(NUM_PROMPTS // samples, 1)] for _ in range(samples)]
     rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=0)
     ours = summarise(rollouts)
     yield f"rollouts  {len(rollouts)} sampled: {_line(ours)}"
@@ -87,7 +96,8 @@ def _teaching(parts: Parts) -> Iterator[str]:
         row_T = align(rollouts, where, signal)
         weight_T = torch.full((len(signal),), 1 / len(signal), device=hidden_TD.device)
         loss = main.objective(hidden_TD[row_T], parts.student.head_VD, signal, weight_T)
-    measured = f"{parts.config.loss.divergence} {loss:.3f} nats per token"
+    what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
+    measured = f"{what} {loss:.3f} a token"
     yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
     if parts.teacher:
         theirs = summarise(sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0))

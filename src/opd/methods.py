@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import RECIPES, LossConfig, RolloutConfig, RunConfig, read, recipe_names
+from opd.config import LossConfig, RolloutConfig, RunConfig
+from opd.run_file import RECIPES, read, recipe_names
 
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
 

@@ -14,13 +14,13 @@ from rich.panel import Panel
 
 import opd
 from opd.build import Objects, Parts, gather, sampler_of, view_of
-from opd.config import read
 from opd.display import LiveDisplay, show_result
 from opd.metrics import summarise
 from opd.models import LanguageModel
 from opd.reading import read as read_hidden
 from opd.reading import readings_of
 from opd.rollout.hf import Sampling
+from opd.run_file import read
 from opd.teachers.views import HintView
 from opd.types import Event, Hint, Rollout, Segment
 
