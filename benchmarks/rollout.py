@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--task", default="math")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--limit", type=int, default=128)
+    parser.add_argument("--limit", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
