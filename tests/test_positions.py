@@ -35,6 +35,9 @@ def signal() -> Signal:
     [
         ({}, [1, 1, 1, 1, 1]),
         ({"first": 3}, [1, 1, 1, 0, 1]),  # the tool's token between is not one of the student's
+        ({"after": 1}, [0, 1, 1, 1, 0]),
+        ({"after": 1, "first": 3}, [0, 1, 1, 0, 0]),
+        ({"ramp": 0.6}, [1, 1.2, 1.4, 1.6, 1]),
         ({"skip_ids": frozenset({9, 6})}, [1, 0, 1, 0, 1]),
         ({"mean": "sequence"}, [5 / 8] * 4 + [5 / 2]),
         ({"mean": "turn"}, [5 / 6] * 4 + [5 / 3]),
@@ -51,10 +54,24 @@ def test_weights(settings: dict[str, object], wanted: list[float]) -> None:
 
 
 def test_importance_equals_the_formula() -> None:
-    plain = signal()
     advantage = torch.tensor([0.5, -1.5, 2.0, 0.0, -0.25])
-    sampled = SampledSignal(plain.rollout_T, plain.position_T, plain.token_T, advantage - 1, torch.full((5,), -1.0))
-    weights = Positions(importance=0.5)(ROLLOUTS, sampled)
+    weights = Positions(importance=0.5)(ROLLOUTS, sampled(advantage))
     sizes = [0.5, 1.5, 2.0, 0.0]
     wanted = [1 + 0.5 * (1 - math.fsum(sizes[:t]) / 4.0) for t in range(4)] + [1.5]
     assert weights.tolist() == pytest.approx(wanted)
+
+
+def sampled(log_ratio_T: torch.Tensor) -> SampledSignal:
+    plain, own_T = signal(), torch.full((5,), -1.0)
+    where = plain.rollout_T, plain.position_T, plain.token_T
+    return SampledSignal(*where, log_ratio_T + own_T, own_T, torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("second", "wanted"),
+    [([2.0, 4.0], 1 / 3), ([0.5, 0.5], 1.2)],  # further away than the first turn; nearer, and cut at 1 + δ
+)
+def test_a_turn_fades_with_its_distance(second: list[float], wanted: float) -> None:
+    """The first turn's mean |log-ratio| is 1; SOD's product over neighbouring turns worked out by hand."""
+    weights = Positions(fade=0.2)(ROLLOUTS, sampled(torch.tensor([0.5, -1.5, *second, 9.0])))
+    assert weights.tolist() == pytest.approx([1, 1, wanted, wanted, 1], rel=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import run_file
-from opd.build import Objects, assemble, evaluation, gather
+from opd.build import CONTEXT_FILE, Objects, assemble, evaluation, gather
 from opd.config import PromptsConfig, RunConfig
 from opd.errors import CheckpointError, ConfigError
 from opd.log import RunLog, open_sinks
@@ -87,6 +87,8 @@ def train(
     parts = gather(config, objects)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "run.json", config.model_dump(mode="json"))
+    if parts.context:
+        (out / CONTEXT_FILE).write_text(parts.context + "\n", encoding="utf-8")
     log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
     loop = assemble(parts, log)
     loop.checkpoints.restore(loop)

@@ -17,7 +17,7 @@ from opd.errors import ConfigError, DataError, ModelError
 from opd.evaluation import Evaluation
 from opd.log import RunLog
 from opd.loop import Loop, Objective, Term
-from opd.losses import Support, check_divergence
+from opd.losses import Support, check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
 from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, PolicyGradient
 from opd.positions import Positions
@@ -26,11 +26,13 @@ from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.mixture import Mixture
 from opd.rollout.sampler import Sampler
+from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.local import Answers, EmaWeights, LocalTeacher, frozen_copy
+from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
-from opd.teachers.views import HintView, PlainView, PrivilegedView
+from opd.teachers.views import HintView, PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
@@ -39,6 +41,8 @@ from opd.types import HintAuthor, Prompt, Task, Teacher, View
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread costs more in waiting than it saves."""
 
+CONTEXT_FILE = "context.txt"
+"""In the run's folder: what the teacher of a context view read."""
 LONGEST = 32
 """Prompts, by characters, whose tokens are counted before the run; a run that meets a longer one later stops there."""
 
@@ -70,6 +74,8 @@ class Parts:
     author: HintAuthor | None
     vocab_size: int | None
     """Where heads are padded to different sizes: how many rows both have."""
+    context: str = ""
+    """What the teacher of a context view reads."""
 
 
 def device_of(config: RunConfig) -> str:
@@ -87,6 +93,8 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     """
     device = device_of(config)
     check_divergence(config.loss.divergence, beta=config.loss.beta)
+    if config.loss.clip is not None:
+        clipped(config.loss.divergence, config.loss.clip)
     student = objects.student or load(config.student, key="student", device=device)
     student = _with_precision(student, config)
     size = sum(p.numel() for p in student.model.parameters())
@@ -117,7 +125,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         vocab_size=vocab_size,
     )
     _check_lengths(parts)
-    return parts
+    return dataclasses.replace(parts, context=context_of(parts))
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
@@ -180,9 +188,12 @@ def _main(
     teacher = _reader(parts, scoring)
     if loss.signal != "sampled":
         support = Support(**loss.top_k.model_dump()) if loss.top_k else None
-        return teacher, view, _divergence(parts, loss.divergence, support)
+        return teacher, view, dataclasses.replace(_divergence(parts, loss.divergence), support=support, clip=loss.clip)
     base = _reader(parts, reference) if reference is not None and loss.sampled.scale != 1 else None
-    sampled = SampledTeacher(teacher, reference=base, scale=loss.sampled.scale, temperature=loss.temperature)
+    own = _reader(parts, parts.student) if loss.sampled.baseline else None
+    sampled = SampledTeacher(
+        teacher, reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
+    )
     if loss.sampled.estimator == "policy_gradient":
         return sampled, view, _policy_gradient(loss)
     estimate = DirectEstimate(
@@ -238,6 +249,7 @@ def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: Langu
         parts.held_out_task if held_out else parts.task,
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
+        grow_every=None if held_out else rollout.turns_grow_every,
         max_length=language_model.max_length,
     )
 
@@ -250,16 +262,47 @@ def view_of(parts: Parts) -> View:
         hint = config.hint
         return HintView(parts.author, parts.chat, place=hint.place, role=hint.role, max_hints=hint.max_hints)
     if config.privileged:
-        template = {"template": config.privileged.template} if config.privileged.template else {}
-        return PrivilegedView(parts.chat, **template)
+        return PrivilegedView(parts.chat, **config.privileged.model_dump(exclude_none=True))
+    if config.feedback:
+        return FeedbackView(parts.chat, **config.feedback.model_dump(exclude_none=True))
+    if config.context:
+        settings = config.context.model_dump(include={"template", "role"}, exclude_none=True)
+        return ContextView(parts.chat, parts.context, **settings)
     return PlainView()
+
+
+def context_of(parts: Parts) -> str:
+    """The text of a context view: as given, from a file, or gathered from the student's own rollouts.
+
+    A run that goes on reads what it gathered when it began.
+    """
+    config = parts.config.teacher.view.context
+    if config is None:
+        return ""
+    if config.text is not None:
+        return config.text
+    gathered = Path(parts.config.out) / CONTEXT_FILE
+    if config.experience and not gathered.exists():
+        assert parts.author is not None
+        prompts = parts.prompts[: config.experience.prompts]
+        rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+        return gather_experience(rollouts, parts.author, items=config.experience.items)
+    path = Path(config.file) if config.file else gathered
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"teacher.view.context.file: cannot read '{path}': {error}") from None
+    if not text:
+        raise DataError(f"teacher.view.context.file: '{path}' is empty")
+    return text
 
 
 def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers | Mixture:
     rollout = parts.config.rollout
-    if not rollout.off_policy:
+    if len(rollout.writers) == 1:
         return _writer(parts, rollout.policy)
-    return Mixture(_writer(parts, "student"), _writer(parts, rollout.other), share=rollout.off_policy)
+    student, other = _writer(parts, "student"), _writer(parts, rollout.other)
+    return Mixture(student, other, share=rollout.off_policy, first=rollout.off_policy_steps)
 
 
 def _writer(parts: Parts, who: str) -> Sampler | ReferenceAnswers:
@@ -279,7 +322,7 @@ def _positions(parts: Parts) -> Positions | None:
         skipped.add(tokenizer.get_vocab()[token])
     if config == type(config)():
         return None
-    return Positions(skip_ids=frozenset(skipped), first=config.first, mean=config.mean, importance=config.importance)
+    return Positions(skip_ids=frozenset(skipped), **config.model_dump(exclude={"skip_special", "skip_tokens"}))
 
 
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
@@ -296,7 +339,7 @@ def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, 
     return scoring, reference, None
 
 
-def _divergence(parts: Parts, name: str, support: Support | None = None) -> FullVocabulary:
+def _divergence(parts: Parts, name: str) -> FullVocabulary:
     loss = parts.config.loss
     return FullVocabulary(
         divergence=name,
@@ -304,7 +347,6 @@ def _divergence(parts: Parts, name: str, support: Support | None = None) -> Full
         temperature=loss.temperature,
         vocab_size=parts.vocab_size,
         chunk_tokens=loss.chunk_tokens,
-        support=support,
     )
 
 
@@ -327,6 +369,11 @@ def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | No
     if rewarded and task is None:
         what = "loss.outcome" if config.loss.outcome else "loss.signal=reward"
         raise ConfigError(f"{what} needs rewards, and nothing checks the prompts' answers; give prompts with an answer")
+    if config.teacher.view.feedback and task is None:
+        raise ConfigError(
+            "teacher.view.feedback shows attempts that succeeded, or what an environment said, and nothing checks the "
+            "prompts' answers; give prompts with an answer, or a task"
+        )
     answers = "answers" in config.rollout.writers
     for prompt in prompts if answers or config.teacher.view.privileged else ():
         if prompt.answer is None:
@@ -359,9 +406,9 @@ def _teacher(
 
 
 def _author(config: RunConfig, device: str) -> HintAuthor | None:
-    if config.teacher.view.hint is None:
+    author = config.teacher.view.author
+    if author is None:
         return None
-    author = config.teacher.view.hint.author
     if author.kind == "rules":
         return RulesAuthor(author.templates)
     said: dict[str, Any] = {"instruction": author.instruction} if author.instruction else {}

@@ -115,29 +115,86 @@ class PrivilegedConfig(_Strict):
     """The teacher's prompt, with {prompt} and {answer}."""
 
 
+class ExperienceConfig(_Strict):
+    """A context gathered before the first step: what an author says about the student's own mistakes (OPCD)."""
+
+    author: AuthorConfig = AuthorConfig()
+    """Who reads the rollouts. The rules' templates may leave a field of the prompt open, as ``{{listing}}``."""
+    prompts: int = Field(256, ge=1)
+    """Training prompts that the student rolls out for it."""
+    items: int = Field(8, ge=1)
+    """The most items that are kept, most frequent first."""
+
+
+class ContextConfig(_Strict):
+    """A text in the teacher's prompt that the student is to know by heart (OPCD, arXiv 2602.12275)."""
+
+    text: str | None = None
+    """The context; ``{name}`` is filled from the prompt's own entries where it has such a one."""
+    file: str | None = None
+    """A file that holds it."""
+    experience: ExperienceConfig | None = None
+    """Gather it from the student's own rollouts."""
+    template: str | None = None
+    """The teacher's prompt, with {context} and {prompt}."""
+    role: str | None = None
+    """Say it in a message of its own above the first turn, in this chat role."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ContextConfig:
+        given = [k for k in ("text", "file", "experience") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of text, file and experience, and has {' and '.join(given) or 'none'}")
+        if self.role and self.template:
+            raise ValueError("either role or template: a message of its own, or a part of the prompt")
+        return self
+
+
+class FeedbackConfig(_Strict):
+    """A successful attempt at the same prompt, or the environment's words (SDPO, arXiv 2601.20802)."""
+
+    template: str | None = None
+    """The teacher's prompt, with {prompt}, {solution} and {feedback}."""
+    solution: str | None = None
+    """The part about a successful attempt, with {solution}; an empty string shows none."""
+    environment: str | None = None
+    """The part about the environment's words, with {feedback}; an empty string shows none."""
+
+
 class ViewConfig(_Strict):
-    """What the teacher sees: ``plain``, ``privileged`` or ``hint``."""
+    """What the teacher sees: ``plain``, ``privileged``, ``context``, ``feedback`` or ``hint``."""
 
     hint: HintConfig | None = None
     privileged: PrivilegedConfig | None = None
+    context: ContextConfig | None = None
+    feedback: FeedbackConfig | None = None
 
     @property
-    def kind(self) -> Literal["plain", "privileged", "hint"]:
-        return "hint" if self.hint else "privileged" if self.privileged else "plain"
+    def kind(self) -> str:
+        return next((name for name in type(self).model_fields if getattr(self, name) is not None), "plain")
+
+    @property
+    def author(self) -> AuthorConfig | None:
+        """Who reads rollouts for it, if anyone does."""
+        if self.hint:
+            return self.hint.author
+        return self.context.experience.author if self.context and self.context.experience else None
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         if isinstance(value, str):
-            if value not in ("plain", "privileged", "hint"):
-                raise ValueError(f"is plain, privileged or hint, not '{value}'")
+            kinds = ("plain", *cls.model_fields)
+            if value not in kinds:
+                raise ValueError(f"is {', '.join(kinds[:-1])} or {kinds[-1]}, not '{value}'")
             return {} if value == "plain" else {value: {}}
         return value
 
     @model_validator(mode="after")
     def _one(self) -> ViewConfig:
-        if self.hint and self.privileged:
-            raise ValueError("is either hint or privileged, not both")
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"is one of them, not {' and '.join(given)}")
         return self
 
 
@@ -184,6 +241,8 @@ class SampledConfig(_Strict):
     """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""
+    baseline: bool = False
+    """Subtract each position's own mean log-ratio, minus the reverse KL: less variance, the same mean (vOPD)."""
     scale: float = Field(1.0, gt=0)
     """Of the reward log teacher − log initial student; above 1 the target lies beyond the teacher (G-OPD)."""
     by_deviation: bool = True
@@ -192,7 +251,7 @@ class SampledConfig(_Strict):
     @model_validator(mode="after")
     def _fits(self) -> SampledConfig:
         if self.estimator != "policy_gradient":
-            ours = {"discount": 0.0, "max_advantage": None, "clip": None, "max_ratio": None}
+            ours = {"discount": 0.0, "max_advantage": None, "clip": None, "max_ratio": None, "baseline": False}
             for key, default in ours.items():
                 if getattr(self, key) != default:
                     raise ValueError(
@@ -206,6 +265,8 @@ class PositionsConfig(_Strict):
 
     first: int | None = Field(None, ge=1)
     """Only the student's first so many tokens of a rollout."""
+    after: int = Field(0, ge=0)
+    """Leave out the student's first so many tokens of a rollout."""
     skip_special: bool = False
     """Leave out the tokenizer's special tokens."""
     skip_tokens: tuple[str, ...] = ()
@@ -214,6 +275,21 @@ class PositionsConfig(_Strict):
     """Over all tokens alike, or each rollout or turn as much as any other."""
     importance: float = Field(0.0, ge=0)
     """γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out."""
+    ramp: float = Field(0.0, ge=0)
+    """Late tokens count more: 1 at the first, 1 + ramp at the last of a rollout."""
+    fade: float | None = Field(None, ge=0)
+    """δ of SOD: a turn counts less the further the student has come from the teacher, and at most 1 + δ."""
+
+    @property
+    def by_log_ratio(self) -> str | None:
+        """The key that goes by the sampled tokens' log-ratios, if one does."""
+        return "importance" if self.importance else "fade" if self.fade is not None else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PositionsConfig:
+        if self.first is not None and self.first <= self.after:
+            raise ValueError(f"first={self.first} and after={self.after} leave no token; set first above after")
+        return self
 
 
 class LossConfig(_Strict):
@@ -235,6 +311,8 @@ class LossConfig(_Strict):
     """Weight of the outcome reward, as a group-relative advantage on every token of the student's."""
     beta: float = Field(0.5, gt=0, lt=1)
     """Mixture weight of jsd, skew (DistiLLM's α) and alpha."""
+    clip: float | None = Field(None, gt=0)
+    """The most that one token of the vocabulary adds to a position's divergence, in nats (OPSD)."""
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the divergence."""
     anchor: float = Field(0.0, ge=0)
@@ -256,13 +334,17 @@ class LossConfig(_Strict):
                 f"divergence={self.divergence} with signal=sampled: one sampled token estimates the reverse KL alone; "
                 "set loss.divergence=reverse_kl, or loss.signal=full or top_k"
             )
-        if self.positions.importance and self.signal != "sampled":
+        if self.positions.by_log_ratio and self.signal != "sampled":
             raise ValueError(
-                f"positions.importance goes by the sampled tokens' log-ratios, and signal is {self.signal}; set "
-                "loss.signal=sampled"
+                f"positions.{self.positions.by_log_ratio} goes by the sampled tokens' log-ratios, and signal is "
+                f"{self.signal}; set loss.signal=sampled"
             )
-        if self.sampled.scale != 1 and self.signal != "sampled":
-            raise ValueError(f"sampled.scale={self.sampled.scale} needs signal=sampled, and signal is {self.signal}")
+        for key, off in (("scale", 1.0), ("baseline", False)):
+            value = getattr(self.sampled, key)
+            if value != off and self.signal != "sampled":
+                raise ValueError(f"sampled.{key}={value} needs signal=sampled, and signal is {self.signal}")
+        if self.clip is not None and self.signal != "full":
+            raise ValueError(f"clip={self.clip} cuts a sum over the vocabulary, and signal is {self.signal}; set full")
         if self.signal == "reward" and self.sampled.estimator != "policy_gradient":
             raise ValueError("signal=reward has an advantage and no divergence; set sampled.estimator=policy_gradient")
         if self.signal == "reward" and self.outcome:
@@ -275,8 +357,10 @@ class RolloutConfig(_Strict):
     """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
     off_policy: float = Field(0.0, ge=0, le=1)
     """Chance that a batch is not the student's but of ``other``; GKD's λ is 1 less this."""
+    off_policy_steps: int = Field(0, ge=0)
+    """The first so many steps are not the student's but of ``other``."""
     other: Literal["teacher", "answers"] = "teacher"
-    """Who writes the batches of ``off_policy``."""
+    """Who writes the batches of ``off_policy`` and ``off_policy_steps``."""
     batch: int = Field(64, ge=1)
     """Prompts per step."""
     samples: int = Field(1, ge=1)
@@ -285,6 +369,8 @@ class RolloutConfig(_Strict):
     """The most tokens after the prompt, tool results included."""
     max_turns: int = Field(8, ge=1)
     """The most assistant turns, where there is an environment."""
+    turns_grow_every: int | None = Field(None, ge=1)
+    """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -295,12 +381,13 @@ class RolloutConfig(_Strict):
     @property
     def writers(self) -> set[str]:
         """Everyone who writes completions."""
-        return {self.policy, self.other} if self.off_policy else {self.policy}
+        return {self.policy, self.other} if self.off_policy or self.off_policy_steps else {self.policy}
 
     @model_validator(mode="after")
     def _fits(self) -> RolloutConfig:
-        if self.off_policy and self.policy != "student":
-            raise ValueError(f"off_policy mixes the student's rollouts with others, and policy is {self.policy}")
+        if (self.off_policy or self.off_policy_steps) and self.policy != "student":
+            key = "off_policy" if self.off_policy else "off_policy_steps"
+            raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
         return self
 
 
@@ -404,6 +491,12 @@ class RunConfig(_Strict):
         if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
             raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
         self._fits_sampling()
+        feedback = self.teacher.view.feedback
+        if feedback and feedback.environment == "" and self.rollout.samples < 2:
+            raise ValueError(
+                "teacher.view.feedback shows other attempts at the same prompt, and rollout.samples is 1; set it to 2 "
+                "or more"
+            )
         if self.teacher.view.kind == "plain" and self.teacher.weights in ("live", "frozen") and self.loss.reads_teacher:
             raise ValueError(
                 f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
@@ -421,8 +514,8 @@ class RunConfig(_Strict):
         if rollout.writers != {"student"}:
             raise ValueError(
                 f"{what} weighs the student's own draws, and rollout.policy and rollout.off_policy let "
-                f"{' and '.join(sorted(rollout.writers - {'student'}))} write; set rollout.policy=student and "
-                "rollout.off_policy=0, or loss.signal=full, top_k or tokens"
+                f"{' and '.join(sorted(rollout.writers - {'student'}))} write; set rollout.policy=student, "
+                "rollout.off_policy=0 and rollout.off_policy_steps=0, or loss.signal=full, top_k or tokens"
             )
         if rollout.top_p < 1 or rollout.top_k or rollout.temperature != loss.temperature:
             raise ValueError(

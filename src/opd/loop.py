@@ -61,8 +61,8 @@ class Curriculum(Protocol):
 
 
 class Roller(Protocol):
-    def rollout(self, prompts: Sequence[Prompt], seed: int) -> list[Rollout]:
-        """One rollout per prompt, in order; the same seed and weights give the same tokens."""
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
         ...
 
 
@@ -146,7 +146,7 @@ class Loop:
         times: Metrics = {}
         with _timed(times, "rollout_s"):
             seed = self.seed * 1_000_003 + step
-            rollouts = self.sampler.rollout(self.curriculum.step(step), seed)
+            rollouts = self.sampler.rollout(self.curriculum.step(step), seed, step)
         if not sum(r.num_tokens for r in rollouts):
             raise EmptyStepError(
                 f"step {step}: not one of {len(rollouts)} rollouts has a token of the student's own; "

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import LossConfig, RolloutConfig, RunConfig
+from opd.config import LossConfig, RolloutConfig, RunConfig, ViewConfig
 from opd.run_file import RECIPES, read, recipe_names
 
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
@@ -15,13 +15,11 @@ AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", 
 def place(config: RunConfig) -> tuple[str, ...]:
     """A recipe's value on each of ``AXES``."""
     teacher = config.teacher
-    view = teacher.view
-    hint = f"hint ({view.hint.author.kind}, at the {view.hint.place})" if view.hint else view.kind
     weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return (
         _who(config.rollout),
         weights[teacher.weights],
-        hint,
+        _sees(config.teacher.view),
         _signal(config.loss),
         config.loss.divergence if config.loss.reads_teacher else "–",
         _gradient(config.loss),
@@ -30,9 +28,15 @@ def place(config: RunConfig) -> tuple[str, ...]:
 
 
 def _who(rollout: RolloutConfig) -> str:
-    if not rollout.off_policy:
-        return rollout.policy
-    return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}"
+    if rollout.off_policy_steps:
+        return f"{rollout.other} for {rollout.off_policy_steps} steps, then {rollout.policy}"
+    return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}" if rollout.off_policy else rollout.policy
+
+
+def _sees(view: ViewConfig) -> str:
+    if view.hint:
+        return f"hint ({view.hint.author.kind}, at the {view.hint.place})"
+    return "context (experience)" if view.context and view.context.experience else view.kind
 
 
 def _signal(loss: LossConfig) -> str:

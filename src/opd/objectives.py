@@ -29,6 +29,7 @@ class FullVocabulary:
     vocab_size: int | None = None
     chunk_tokens: int | None = None
     support: Support | None = None
+    clip: float | None = None
 
     def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of divergences, float32 []."""
@@ -45,6 +46,7 @@ class FullVocabulary:
             vocab_size=self.vocab_size,
             chunk_tokens=self.chunk_tokens,
             support=self.support,
+            clip=self.clip,
         )
 
 

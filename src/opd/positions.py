@@ -15,6 +15,9 @@ from torch import Tensor
 
 from opd.types import Rollout, SampledSignal, Signal
 
+EPSILON = 1e-6
+"""SOD's, in nats."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
@@ -24,31 +27,69 @@ class Positions:
         skip_ids: tokens that never count, such as a template's special ones.
         first: only the student's first so many tokens of a rollout count; None for all.
         mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
+        after: the student's first so many tokens of a rollout do not count.
+        ramp: late tokens count more, 1 at the student's first and 1 + ramp at its last token of a rollout.
+        fade: δ of SOD: turn k counts (d_1 + ε) / (d_k + ε), at most 1 + δ, where d is the mean absolute log-ratio of a
+            turn's tokens. (The product over neighbouring turns in the source telescopes to this.)
         importance: γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out.
 
-    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600.
+    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600;
+    fading turns, arXiv 2605.07725; first three tokens left out, SDFT arXiv 2601.19897; ramp, our choice of a form for
+    arXiv 2605.21606.
     """
 
     skip_ids: frozenset[int] = frozenset()
     first: int | None = None
+    after: int = 0
     mean: Literal["token", "sequence", "turn"] = "token"
     importance: float = 0.0
+    ramp: float = 0.0
+    fade: float | None = None
 
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T], finite and not negative, 0 where a position does not count."""
         weight_T = torch.ones(len(signal), device=signal.token_T.device)
         if self.importance:
             weight_T = 1 + self.importance * _still_to_come(signal)
+        if self.ramp:
+            weight_T = weight_T * (1 + self.ramp * _progress(rollouts, signal))
+        if self.fade is not None:
+            weight_T = weight_T * _nearness(rollouts, signal).clamp_max(1 + self.fade)
         if self.skip_ids:
             skipped = torch.tensor(sorted(self.skip_ids), device=signal.token_T.device)
             weight_T = weight_T.masked_fill(torch.isin(signal.token_T, skipped), 0.0)
-        if self.first is not None:
-            rank_T = _look_up(signal, [list(accumulate(r.completion_mask)) for r in rollouts])
-            weight_T = weight_T.masked_fill(rank_T > self.first, 0.0)
+        if self.first is not None or self.after:
+            rank_T = _rank(rollouts, signal)
+            outside = (rank_T <= self.after) | (rank_T > (self.first or torch.inf))
+            weight_T = weight_T.masked_fill(outside, 0.0)
         if self.mean != "token":
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
             weight_T = _balanced(weight_T, signal.rollout_T, group_T)
         return weight_T
+
+
+def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    """Which of the student's own tokens of its rollout each is, from 1."""
+    return _look_up(signal, [list(accumulate(r.completion_mask)) for r in rollouts])
+
+
+def _progress(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    """0 at the student's first token of a rollout, 1 at its last, float32 [T]."""
+    last_T = torch.tensor([r.num_tokens for r in rollouts], device=signal.token_T.device)[signal.rollout_T]
+    return (_rank(rollouts, signal) - 1) / (last_T - 1).clamp_min(1)
+
+
+def _nearness(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    """(d_1 + ε) / (d_k + ε) of each token's turn k, float32 [T]; d as in ``Positions.fade``."""
+    assert isinstance(signal, SampledSignal)
+    turn_T = _look_up(signal, [_turns(r) for r in rollouts])
+    # Sorted by rollout and turn, so that a rollout's first turn is the first of its groups.
+    groups, index_T = torch.stack([signal.rollout_T, turn_T]).unique(dim=1, return_inverse=True)
+    ones = torch.ones_like(signal.advantage_T)
+    count_G = torch.zeros(groups.shape[1], device=ones.device).index_add_(0, index_T, ones)
+    distance_G = torch.zeros_like(count_G).index_add_(0, index_T, signal.log_ratio_T.abs()) / count_G + EPSILON
+    first_G = torch.searchsorted(groups[0].contiguous(), groups[0].contiguous())
+    return (distance_G[first_G] / distance_G)[index_T]
 
 
 def _look_up(signal: Signal, table: list[list[int]]) -> Tensor:
@@ -76,7 +117,7 @@ def _balanced(weight_T: Tensor, rollout_T: Tensor, group_T: Tensor) -> Tensor:
 def _still_to_come(signal: Signal) -> Tensor:
     """1 − Σ_{u < t} |A_u| / Σ_u |A_u| within each rollout, float32 [T], in [0, 1]."""
     assert isinstance(signal, SampledSignal)
-    size_T = signal.advantage_T.abs()
+    size_T = signal.log_ratio_T.abs()
     share_T = torch.ones_like(size_T)
     for rollout in signal.rollout_T.unique():
         here = signal.rollout_T == rollout

@@ -172,15 +172,22 @@ class SampledSignal(Signal):
     Attributes:
         teacher_logprobs_T: float32 [T], nats, detached.
         rollout_logprobs_T: float32 [T], nats, under which the token was drawn.
+        baseline_T: float32 [T], nats, taken off the advantage; 0 where there is none.
     """
 
     teacher_logprobs_T: Tensor
     rollout_logprobs_T: Tensor
+    baseline_T: Tensor
+
+    @property
+    def log_ratio_T(self) -> Tensor:
+        """log q(y) − log μ(y): in the mean minus the reverse KL."""
+        return self.teacher_logprobs_T - self.rollout_logprobs_T
 
     @property
     def advantage_T(self) -> Tensor:
-        """log q(y) − log μ(y): in the mean minus the reverse KL."""
-        return self.teacher_logprobs_T - self.rollout_logprobs_T
+        """The log-ratio less its baseline."""
+        return self.log_ratio_T - self.baseline_T
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,32 @@ def test_value_and_gradients_equal_the_paper(
     assert_same(got, reference(case, FORMULAS[name], beta=beta, temperature=temperature))
 
 
+CLIPPED: dict[str, Formula] = {
+    "forward_kl": lambda p, q, beta: q * (q / p).log(),
+    "reverse_kl": lambda p, q, beta: p * (p / q).log(),
+    "jsd": lambda p, q, beta: (
+        beta * q * (q / mixture(p, q, beta)).log() + (1 - beta) * p * (p / mixture(p, q, beta)).log()
+    ),
+}
+"""What OPSD sums over the vocabulary, term by term."""
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+@pytest.mark.parametrize("limit", [0.002, 0.05, 10.0])
+def test_clipped_terms_equal_the_paper(name: str, limit: float) -> None:
+    case = make_case(3, scale=4.0)
+    terms = CLIPPED[name]
+    wanted = reference(case, lambda p, q, beta: terms(p, q, beta).clamp_max(limit).sum(-1), beta=0.3)
+    assert_same(ours(case, divergence=name, beta=0.3, clip=limit), wanted)
+    whole = ours(case, divergence=name, beta=0.3)
+    assert torch.allclose(whole[1], wanted[1].float(), atol=1e-5) == (limit == 10.0)
+
+
+def test_clip_goes_with_three_divergences_alone() -> None:
+    with pytest.raises(ConfigError, match=r"loss.clip goes with forward_kl, reverse_kl, jsd, not with alpha"):
+        ours(make_case(), divergence="alpha", clip=0.1)
+
+
 def test_a_value_worked_out_by_hand() -> None:
     """p = (1/2, 1/2), q = (3/4, 1/4): the directions cannot be swapped unnoticed."""
     hidden, teacher = torch.ones(1, 1), torch.tensor([[math.log(3.0)], [0.0]])

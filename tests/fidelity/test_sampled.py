@@ -128,6 +128,20 @@ def test_in_the_mean_policy_gradient_and_k2_are_the_gradient_of_reverse_kl_and_k
     assert not torch.allclose(reverse, forward, atol=1e-2)
 
 
+def test_a_baseline_leaves_the_mean_gradient_and_takes_variance() -> None:
+    case = make_case(5)
+    log_q = (case.teacher_hidden @ case.teacher_head.T).log_softmax(-1)
+    log_p = (case.student_hidden @ case.student_head.T).log_softmax(-1).detach()
+    mean_T = (log_p.exp() * (log_q - log_p)).sum(-1)
+
+    def gradient(baseline_T: Tensor) -> Tensor:
+        return mean_gradient(case, lambda y, own_T: policy_gradient(log_q[:, y] - own_T - baseline_T, own_T))
+
+    torch.testing.assert_close(gradient(mean_T), gradient(torch.zeros_like(mean_T)), rtol=1e-4, atol=1e-5)
+    size = (log_p.exp() * (log_q - log_p).square()).sum(-1)
+    assert bool(((log_p.exp() * (log_q - log_p - mean_T[:, None]).square()).sum(-1) < size).all())
+
+
 def test_k1_differentiated_as_it_stands_knows_nothing_of_the_teacher() -> None:
     """The trap: loss log p(y) − log q(y) has the gradient of log p(y), whose mean is zero."""
     case = make_case(6)

@@ -74,6 +74,13 @@ def test_too_long_is_an_event_and_counts_as_wrong() -> None:
     assert all(len(r.turns) == 1 and r.reward == 0.0 for r in cut)
 
 
+@pytest.mark.parametrize(("step", "turns"), [(0, 1), (9, 1), (10, 2), (25, 3), (1000, 3)])
+def test_the_turn_limit_grows(step: int, turns: int) -> None:
+    engine = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
+    growing = Sampler(engine, CHAT, TOOLS, max_new_tokens=64, max_turns=3, grow_every=10)
+    assert max(len(r.turns) for r in growing.rollout(TOOLS.prompts("test")[:16], 0, step)) == turns
+
+
 def test_without_a_task_there_is_no_reward() -> None:
     model = make_model(0)
     engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))

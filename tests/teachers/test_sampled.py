@@ -68,6 +68,20 @@ def test_a_scale_above_one_goes_beyond_the_teacher(
     torch.testing.assert_close(got, 1.25 * plain - 0.25 * base, rtol=1e-5, atol=1e-5)
 
 
+def test_the_baseline_is_the_mean_log_ratio_of_each_position(
+    student: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    segments = PlainView().segments(rollouts)
+    signal = SampledTeacher(LocalTeacher(teacher), student=LocalTeacher(student)).score(rollouts, segments)
+    ids = torch.tensor([rollouts[1].prompt_ids + rollouts[1].completion_ids])
+    start = len(rollouts[1].prompt_ids) - 1
+    with torch.no_grad():
+        log_p, log_q = (m.model(input_ids=ids).logits[0, start:-1].log_softmax(-1) for m in (student, teacher))
+    wanted = (log_p.exp() * (log_q - log_p)).sum(-1)
+    torch.testing.assert_close(signal.baseline_T[signal.rollout_T == 1], wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(signal.advantage_T, signal.log_ratio_T - signal.baseline_T)
+
+
 def test_the_rollouts_own_logprobs_are_the_students(student: LanguageModel, rollouts: list[Rollout]) -> None:
     """At temperature 1 a student that teaches itself has no advantage anywhere."""
     signal = SampledTeacher(LocalTeacher(student)).score(rollouts, PlainView().segments(rollouts))

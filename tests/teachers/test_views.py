@@ -7,7 +7,8 @@ import pytest
 from conftest import make_tokenizer
 from opd.chat import Chat
 from opd.errors import ConfigError, DataError
-from opd.teachers.views import HintView, PlainView, PrivilegedView, apart, remaining
+from opd.teachers.prompt_views import PrivilegedView
+from opd.teachers.views import HintView, PlainView, apart, remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
 
 CHAT = Chat(make_tokenizer())
@@ -55,7 +56,7 @@ def test_privileged_refuses_a_missing_answer_and_a_wrong_template() -> None:
         view.privileged(Prompt(id="q", text="a"))
     with pytest.raises(ConfigError, match="lacks {answer}"):
         PrivilegedView(CHAT, template="{prompt}")
-    with pytest.raises(ConfigError, match="neither {prompt} nor {answer}"):
+    with pytest.raises(ConfigError, match="neither {answer} nor {prompt}"):
         PrivilegedView(CHAT, template="{prompt} {solution}")
 
 

@@ -1,6 +1,6 @@
 """Losses: pure functions of tensors."""
 
-from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence, register
+from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence, clipped, register
 from opd.losses.full_vocab import linear_cross_entropy, linear_divergence, linear_token_loss
 from opd.losses.sampled import direct_estimate, group_advantage, policy_gradient, reward_to_go
 from opd.losses.support import Support
@@ -10,6 +10,7 @@ __all__ = [
     "Divergence",
     "Support",
     "check_divergence",
+    "clipped",
     "direct_estimate",
     "group_advantage",
     "linear_cross_entropy",

@@ -78,6 +78,39 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
     return DIVERGENCES[name]
 
 
+_OFFSETS = {"forward_kl": 1.0, "reverse_kl": -1.0, "jsd": 0.0}
+"""The multiple of (p − q) in our densities, which clipping has to take out: a clipped sum of it is not zero."""
+
+
+def clipped(name: str, limit: float) -> Divergence:
+    """The divergence whose terms are cut: Σ min(term, limit), where a term is as the source writes it.
+
+    What lies above the limit has no gradient of its own, so that a few style tokens cannot outweigh all others.
+    A clipped sum is no divergence: it may be negative.
+
+    Args:
+        name: forward_kl (q log(q/p)), reverse_kl (p log(p/q)) or jsd.
+        limit: nats.
+
+    Raises:
+        ConfigError: another divergence.
+
+    Source: OPSD, arXiv 2601.18734. Proof: tests/fidelity/test_divergences.py.
+    """
+    if name not in _OFFSETS:
+        raise ConfigError(f"loss.clip goes with {', '.join(_OFFSETS)}, not with {name}; leave one of the two out")
+    whole, offset = DIVERGENCES[name], _OFFSETS[name]
+
+    def term(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
+        return whole.density(log_p, log_q, p, q, beta).sub_(p - q, alpha=offset)
+
+    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
+        own = whole.slope(log_p, log_q, p, q, beta).sub_(p, alpha=offset)
+        return own.masked_fill_(term(log_p, log_q, p, q, beta) > limit, 0.0)
+
+    return Divergence(lambda *both: term(*both).clamp_max_(limit), slope, f"{whole.source}; clipped, arXiv 2601.18734")
+
+
 def _log_mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
     """log(β q + (1 − β) p), finite where both have underflowed."""
     return torch.lerp(p, q, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd.errors import OpdError
 from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
-from opd.losses.divergences import check_divergence
+from opd.losses.divergences import check_divergence, clipped
 from opd.losses.support import Support, restricted
 
 TokenFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -34,6 +34,7 @@ def linear_divergence(
     chunk_tokens: int | None = None,
     per_token: Tensor | None = None,
     support: Support | None = None,
+    clip: float | None = None,
 ) -> Tensor:
     """Weighted sum over positions of the divergence between student and teacher: Σ_t w_t D(p_t, q_t).
 
@@ -57,6 +58,8 @@ def linear_divergence(
         per_token: float32 [T], overwritten with D_t in nats, NaN where the weight is 0; for logging, detached.
         support: compare on the top k alone, with the rest as a tail, renormalised away or corrected for; None for the
             whole vocabulary.
+        clip: the most that one token of the vocabulary adds to a position's divergence, in nats; forward_kl,
+            reverse_kl and jsd alone, as OPSD writes them. None for no limit.
 
     Returns:
         float32 [], nats.
@@ -69,6 +72,8 @@ def linear_divergence(
     tokens' probabilities.
     """
     functions = check_divergence(divergence, beta=beta)
+    if clip is not None:
+        functions = clipped(divergence, clip)
     _check(student_hidden, student_head, weight, temperature, chunk_tokens, per_token)
     _check_teacher(student_hidden, teacher_hidden, teacher_head)
     vocab = _vocabulary(vocab_size, student=student_head, teacher=teacher_head)

@@ -24,8 +24,8 @@ class ReferenceAnswers:
         self.stop = stop
         self.max_length = max_length
 
-    def rollout(self, prompts: Sequence[Prompt], seed: int) -> list[Rollout]:
-        """One rollout per prompt; nothing is drawn, so the seed changes nothing."""
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt; nothing is drawn, so seed and step change nothing."""
         return [self._rollout(prompt) for prompt in prompts]
 
     def _rollout(self, prompt: Prompt) -> Rollout:

@@ -59,7 +59,7 @@ class _Trajectory:
 
 
 class Sampler:
-    """Rolls out prompts, in an environment where the task has one.
+    """Rolls out prompts, in an environment where the task has one. A turn limit that grows is TCOD's, arXiv 2604.24005.
 
     Args:
         engine: generates tokens.
@@ -67,6 +67,7 @@ class Sampler:
         task: reacts to each turn; None for prompts without an environment or a checker.
         max_new_tokens: the most tokens a trajectory may have after its prompt, inserted ones included.
         max_turns: the most assistant turns.
+        grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
         max_length: the most tokens prompt and completion may have together; None for no limit.
     """
 
@@ -78,6 +79,7 @@ class Sampler:
         *,
         max_new_tokens: int,
         max_turns: int = 1,
+        grow_every: int | None = None,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -85,16 +87,18 @@ class Sampler:
         self.task = task
         self.max_new_tokens = max_new_tokens
         self.max_turns = max_turns
+        self.grow_every = grow_every
         self.max_length = max_length
 
-    def rollout(self, prompts: Sequence[Prompt], seed: int) -> list[Rollout]:
-        """One rollout per prompt, in order; the same seed and weights give the same tokens.
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt, in order; the same seed, step and weights give the same tokens.
 
         Raises:
             DataError: a prompt leaves no room for an answer.
         """
         trajectories = [_Trajectory(p, self._prompt_ids(p)) for p in prompts]
-        for turn in range(self.max_turns):
+        most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns
+        for turn in range(most):
             going_on = [t for t in trajectories if t.finish is None]
             if not going_on:
                 break
@@ -103,7 +107,7 @@ class Sampler:
             generations = self.engine.generate(contexts, budgets, seed * 1000 + turn)
             for trajectory, generation in zip(going_on, generations, strict=True):
                 trajectory.turns.append(trajectory.add(generation.ids, list(generation.logprobs)))
-                self._react(trajectory, generation.stopped, last_turn=turn + 1 == self.max_turns)
+                self._react(trajectory, generation.stopped, last_turn=turn + 1 == most)
         return [t.rollout() for t in trajectories]
 
     def check(self, prompts: Sequence[Prompt]) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opd.losses import group_advantage, linear_cross_entropy
+from opd.losses import group_advantage, linear_cross_entropy, linear_divergence
+from opd.reading import sort_key
 from opd.teachers.local import Answers, LocalTeacher
+from opd.teachers.views import PlainView
 from opd.types import AdvantageSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
 
 
@@ -21,10 +23,13 @@ class SampledTeacher:
     Args:
         teacher: gives whole distributions.
         reference: reads the rollout as the student did; None leaves the teacher as it is.
+        student: the live student, for a baseline: each position's own mean log-ratio, −KL(student‖teacher), which
+            takes variance from the advantage and leaves its mean gradient. Costs a forward pass. None for no baseline.
         scale: of the reward log q − log ref.
         temperature: divides the logits.
 
-    Source: Thinking Machines, On-Policy Distillation (2025); the scale, G-OPD, arXiv 2602.12125.
+    Source: Thinking Machines, On-Policy Distillation (2025); the scale, G-OPD, arXiv 2602.12125; the
+    baseline, vOPD, arXiv 2605.07865.
     """
 
     def __init__(
@@ -32,11 +37,13 @@ class SampledTeacher:
         teacher: LocalTeacher,
         *,
         reference: LocalTeacher | None = None,
+        student: LocalTeacher | None = None,
         scale: float = 1.0,
         temperature: float = 1.0,
     ) -> None:
         self.teacher = teacher
         self.reference = reference
+        self.student = student
         self.scale = scale
         self.temperature = temperature
 
@@ -53,7 +60,28 @@ class SampledTeacher:
             signal.token_T,
             logprobs_T,
             _rollout_logprobs(rollouts, signal).to(logprobs_T),
+            self._baseline(rollouts, signal),
         )
+
+    def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal) -> Tensor:
+        if self.student is None:
+            return torch.zeros(len(teacher), device=teacher.hidden_TD.device)
+        own = self.student.score(rollouts, PlainView().segments(rollouts))
+        own = own.take(torch.isin(sort_key(own), sort_key(teacher)))
+        divergence_T = torch.empty(len(teacher), device=teacher.hidden_TD.device)
+        with torch.no_grad():
+            linear_divergence(
+                own.hidden_TD,
+                own.head_VD.to(own.hidden_TD.dtype),
+                teacher.hidden_TD,
+                teacher.head_VD.to(teacher.hidden_TD.dtype),
+                weight=torch.ones_like(divergence_T),
+                divergence="reverse_kl",
+                temperature=self.temperature,
+                vocab_size=min(len(own.head_VD), len(teacher.head_VD)),
+                per_token=divergence_T,
+            )
+        return -divergence_T
 
 
 class Outcome:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 from opd.chat import Chat
-from opd.errors import ConfigError, DataError
-from opd.types import Hint, HintAuthor, Prompt, Rollout, Segment, Span
-
-PRIVILEGED_TEMPLATE = (
-    "{prompt}\n\nA correct solution, for your eyes only:\n{answer}\n\n"
-    "Now solve the problem yourself, in your own words and step by step."
-)
+from opd.types import Hint, HintAuthor, Rollout, Segment, Span
 
 
 class PlainView:
@@ -21,56 +14,7 @@ class PlainView:
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """One segment per rollout: the prompt, and the whole completion."""
-        return [_whole(index, rollout.prompt_ids, rollout) for index, rollout in enumerate(rollouts)]
-
-
-class PrivilegedView:
-    """The teacher reads the reference answer in its prompt.
-
-    Source: OPSD, arXiv 2601.18734.
-
-    Args:
-        chat: renders the teacher's prompt.
-        template: the text that takes the place of the last user message, with {prompt} and {answer}.
-
-    Raises:
-        ConfigError: the template lacks a field or has another one.
-    """
-
-    def __init__(self, chat: Chat, *, template: str = PRIVILEGED_TEMPLATE) -> None:
-        self.chat = chat
-        self.template = template
-        try:
-            filled = template.format(prompt="", answer="\0")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ConfigError(
-                f"teacher.view.privileged.template: {template!r} has a field that is neither {{prompt}} nor {{answer}} "
-                f"({error})"
-            ) from None
-        if "\0" not in filled:
-            raise ConfigError(f"teacher.view.privileged.template: {template!r} lacks {{answer}}")
-
-    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """One segment per rollout: the prompt with the answer, and the whole completion.
-
-        Raises:
-            DataError: a prompt has no answer.
-        """
-        return [
-            _whole(index, self.chat.prompt_ids(self.privileged(rollout.prompt)), rollout)
-            for index, rollout in enumerate(rollouts)
-        ]
-
-    def privileged(self, prompt: Prompt) -> Prompt:
-        """The prompt as the teacher sees it."""
-        if prompt.answer is None:
-            raise DataError(f"prompt '{prompt.id}' has no answer, and teacher.view=privileged needs one")
-        if prompt.messages is None:
-            text = self.template.format(prompt=prompt.text, answer=prompt.answer)
-            return dataclasses.replace(prompt, text=text)
-        *before, last = prompt.messages
-        content = self.template.format(prompt=last["content"], answer=prompt.answer)
-        return dataclasses.replace(prompt, messages=(*before, {**last, "content": content}))
+        return [whole(index, rollout.prompt_ids, rollout) for index, rollout in enumerate(rollouts)]
 
 
 class HintView:
@@ -152,7 +96,8 @@ def remaining(rollouts: Sequence[Rollout], taken: Sequence[Segment]) -> list[Seg
     return segments
 
 
-def _whole(index: int, context_ids: tuple[int, ...], rollout: Rollout) -> Segment:
+def whole(index: int, context_ids: tuple[int, ...], rollout: Rollout) -> Segment:
+    """A rollout's whole completion behind some context."""
     return Segment(index, context_ids, Span(0, len(rollout.completion_ids)))
 
 
