@@ -94,11 +94,7 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         ("opd", ["loss.sampled.baseline=true"], ["sampled.baseline", "signal=sampled"]),
         ("lsm", ["loss.clip=0.05"], ["clip=0.05", "signal is top_k"]),
         ("tml", ["rollout.off_policy_steps=5"], ["loss.signal=sampled", "rollout.off_policy_steps=0"]),
-        (
-            "sdpo",
-            ["teacher.view.feedback.environment=", "rollout.samples=1"],
-            ["teacher.view.feedback", "rollout.samples"],
-        ),
+        ("sdpo", ["rollout.samples=1"], ["teacher.view.feedback", "rollout.samples"]),
         ("opsd", ["rollout.off_policy=0.5"], ["rollout.other=teacher", "teacher.weights=model"]),
         ("tml", ["rollout.top_p=0.9"], ["loss.signal=sampled", "rollout.top_p=1"]),
         ("tml", ["loss.sampled.estimator=k1"], ["policy_gradient", "k2"]),
