@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from opd.positions import Positions
-from opd.types import Prompt, Rollout, SampledSignal, Signal, Span
+from opd.positions import Positions, Unsure
+from opd.types import FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
 
 
 def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]]) -> Rollout:
@@ -37,6 +37,7 @@ def signal() -> Signal:
         ({"first": 3}, [1, 1, 1, 0, 1]),  # the tool's token between is not one of the student's
         ({"after": 1}, [0, 1, 1, 1, 0]),
         ({"after": 1, "first": 3}, [0, 1, 1, 0, 0]),
+        ({"last": 2}, [0, 0, 1, 1, 1]),
         ({"ramp": 0.6}, [1, 1.2, 1.4, 1.6, 1]),
         ({"skip_ids": frozenset({9, 6})}, [1, 0, 1, 0, 1]),
         ({"mean": "sequence"}, [5 / 8] * 4 + [5 / 2]),
@@ -75,3 +76,12 @@ def test_a_turn_fades_with_its_distance(second: list[float], wanted: float) -> N
     """The first turn's mean |log-ratio| is 1; SOD's product over neighbouring turns worked out by hand."""
     weights = Positions(fade=0.2)(ROLLOUTS, sampled(torch.tensor([0.5, -1.5, *second, 9.0])))
     assert weights.tolist() == pytest.approx([1, 1, wanted, wanted, 1], rel=1e-5)
+
+
+def test_only_where_the_teacher_is_unsure_and_still_a_mean_over_all() -> None:
+    plain = signal()
+    logits = torch.tensor([[9.0, 0, 0], [0, 0, 0], [0, 9, 0], [1, 1, 0], [0, 0, 9]])
+    full = FullSignal(plain.rollout_T, plain.position_T, plain.token_T, logits, torch.eye(3))
+    weights = Unsure(entropy=0.8)(ROLLOUTS, full)
+    assert weights.tolist() == pytest.approx([0, 2 / 5, 0, 2 / 5, 0])
+    assert float(weights.sum() / (weights > 0).sum()) == pytest.approx(2 / 5)  # as the loop divides

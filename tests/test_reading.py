@@ -37,14 +37,25 @@ def whole(rollouts: list[Rollout]) -> list[Segment]:
 
 
 def test_states_predict_their_tokens(student: LanguageModel) -> None:
-    where, hidden = read(student, student_readings(ROLLOUTS))
+    where, states = read(student, student_readings(ROLLOUTS))
     assert where.token_T.tolist() == [8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     assert where.position_T.tolist() == [0, 1, 3, 0, 1, 0, 1, 2, 3, 4, 5]
-    logits = hidden @ student.head_VD.T
+    logits = states.hidden_TD @ student.head_VD.T
     for row, (index, position) in enumerate(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)):
         r = ROLLOUTS[index]
         context = torch.tensor([[*r.prompt_ids, *r.completion_ids[:position]]])
         assert torch.allclose(logits[row], student.model(context).logits[0, -1], atol=1e-4)
+
+
+def test_states_after_chosen_blocks_are_those_of_each_rollout_read_alone(student: LanguageModel) -> None:
+    where, states = read(student, student_readings(ROLLOUTS), layers=[1, 2])
+    assert states.layers_TKD is not None
+    assert torch.equal(states.layers_TKD[:, 1], states.hidden_TD)
+    for row, (index, position) in enumerate(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)):
+        r = ROLLOUTS[index]
+        context = torch.tensor([[*r.prompt_ids, *r.completion_ids[:position]]])
+        alone = student.model(context, output_hidden_states=True).hidden_states
+        assert torch.allclose(states.layers_TKD[row, 0], alone[1][0, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 12, 1000])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opd.chat import Chat
-from opd.config import EvalConfig, LossConfig, PromptsConfig, RunConfig
+from opd.config import EvalConfig, LossConfig, PromptsConfig, RunConfig, UnsureConfig
 from opd.data import from_rows, load_prompts, read_jsonl
 from opd.errors import ConfigError, DataError, ModelError
 from opd.evaluation import Evaluation
@@ -19,17 +19,19 @@ from opd.log import RunLog
 from opd.loop import Loop, Objective, Term
 from opd.losses import Support, check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, PolicyGradient
-from opd.positions import Positions
+from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, HiddenStates, PolicyGradient
+from opd.positions import Positions, Unsure
+from opd.reading import sort_key
 from opd.rollout.answers import ReferenceAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.mixture import Mixture
 from opd.rollout.sampler import Sampler
 from opd.teachers.experience import gather_experience
+from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
-from opd.teachers.local import Answers, EmaWeights, LocalTeacher, frozen_copy
+from opd.teachers.local import Answers, EmaWeights, LocalTeacher, Once, frozen_copy, states_of
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import HintView, PlainView
@@ -151,6 +153,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         steps=config.optimizer.steps,
         seed=config.seed,
         micro_batch=config.optimizer.micro_batch,
+        layers=layers_of(parts),
         average=average,
         evaluate=evaluation(parts, scoring),
         evaluate_every=config.eval.every,
@@ -163,6 +166,8 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
     terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
+    if config.loss.unsure:
+        terms.append(_unsure(parts, terms[0], config.loss.unsure))
     if config.loss.anchor:
         assert reference is not None
         spared = None if isinstance(view, HintView) else PlainView()
@@ -185,14 +190,17 @@ def _main(
     if loss.signal == "reward":
         return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss)
     assert scoring is not None
-    teacher = _reader(parts, scoring)
+    if loss.signal == "hidden":
+        teacher, objective = _hidden(parts, view, scoring)
+        return teacher, view, objective
+    reader = _reader(parts, scoring)
     if loss.signal != "sampled":
         support = Support(**loss.top_k.model_dump()) if loss.top_k else None
-        return teacher, view, dataclasses.replace(_divergence(parts, loss.divergence), support=support, clip=loss.clip)
+        return reader, view, dataclasses.replace(_divergence(parts, loss.divergence), support=support, clip=loss.clip)
     base = _reader(parts, reference) if reference is not None and loss.sampled.scale != 1 else None
     own = _reader(parts, parts.student) if loss.sampled.baseline else None
     sampled = SampledTeacher(
-        teacher, reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
+        Once(reader), reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
     )
     if loss.sampled.estimator == "policy_gradient":
         return sampled, view, _policy_gradient(loss)
@@ -200,6 +208,54 @@ def _main(
         estimator=loss.sampled.estimator, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
     )
     return sampled, view, estimate
+
+
+def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
+    """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
+    assert isinstance(main.teacher, SampledTeacher)
+    where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature)
+    support = Support(config.k, whose="teacher", rest="tail")
+    objective = dataclasses.replace(_divergence(parts, "forward_kl"), support=support)
+    return Term("unsure", main.teacher.teacher, main.view, objective, config.weight, where)
+
+
+def layers_of(parts: Parts) -> list[int]:
+    """The student's blocks whose states the loss is about."""
+    loss = parts.config.loss
+    if loss.signal != "hidden":
+        return []
+    known = parts.student.num_layers
+    layers = list(loss.hidden.layers or range(1, known + 1))
+    for layer in layers:
+        if not 1 <= layer <= known:
+            raise ConfigError(f"loss.hidden.layers: the student has blocks 1 to {known}, and no {layer}")
+    return layers
+
+
+def _hidden(parts: Parts, view: View, scoring: LanguageModel) -> tuple[Teacher, Objective]:
+    """A teacher of hidden states; the bridge to one of another shape is fitted on the student's first rollouts."""
+    config, student, layers = parts.config.loss.hidden, parts.student, layers_of(parts)
+    theirs = matching_layers(layers, student.num_layers, scoring.num_layers)
+    shapes = [(m.num_layers, m.head_VD.shape[1]) for m in (student, scoring)]
+    max_tokens = parts.config.teacher.max_tokens
+    if config.bridge is None:
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"loss.signal=hidden: the student has {shapes[0][0]} blocks of width {shapes[0][1]} and teacher.model "
+                f"{shapes[1][0]} of width {shapes[1][1]}; set loss.hidden.bridge={{rank: 8}}"
+            )
+        return HiddenTeacher(scoring, theirs, max_tokens=max_tokens), HiddenStates(normalise=config.normalise)
+    prompts = parts.prompts[: config.bridge.prompts]
+    rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+    segments = view.segments(rollouts)
+    where, own = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=max_tokens, layers=layers)
+    there, other = states_of(scoring, rollouts, segments, max_tokens=max_tokens, layers=theirs)
+    own = own.take(torch.isin(sort_key(where), sort_key(there)))
+    assert own.layers_TKD is not None
+    assert other.layers_TKD is not None
+    ours, target = fit_bridge(own.layers_TKD, other.layers_TKD, config.bridge.rank)
+    teacher = HiddenTeacher(scoring, theirs, projection=target, max_tokens=max_tokens)
+    return teacher, HiddenStates(projection=ours, normalise=config.normalise)
 
 
 def _reader(parts: Parts, model: LanguageModel) -> LocalTeacher:

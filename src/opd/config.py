@@ -267,6 +267,8 @@ class PositionsConfig(_Strict):
     """Only the student's first so many tokens of a rollout."""
     after: int = Field(0, ge=0)
     """Leave out the student's first so many tokens of a rollout."""
+    last: int | None = Field(None, ge=1)
+    """Only the student's last so many tokens of a rollout."""
     skip_special: bool = False
     """Leave out the tokenizer's special tokens."""
     skip_tokens: tuple[str, ...] = ()
@@ -292,17 +294,51 @@ class PositionsConfig(_Strict):
         return self
 
 
+class BridgeConfig(_Strict):
+    """Frozen projections into a common space, for a teacher of another width or depth (OPRD-Bridge)."""
+
+    rank: int = Field(8, ge=1)
+    """Dimensions of that space."""
+    prompts: int = Field(256, ge=1)
+    """Training prompts whose rollouts they are fitted on before the first step."""
+
+
+class HiddenConfig(_Strict):
+    """Which hidden states the student is to resemble, for ``signal: hidden`` (OPRD, arXiv 2606.06021)."""
+
+    layers: tuple[int, ...] | None = None
+    """The student's blocks, from 1; all by default. Of a teacher of another depth, those at the same relative depth."""
+    normalise: bool = False
+    """Compare directions alone; the loss is then smaller by orders of magnitude."""
+    bridge: BridgeConfig | None = None
+    """For a teacher of another width or depth."""
+
+
+class UnsureConfig(_Strict):
+    """A forward KL more where the teacher is unsure, beside ``signal: sampled`` (arXiv 2603.07079)."""
+
+    entropy: float = Field(0.8, ge=0)
+    """Of the teacher, in nats, from which on it is unsure."""
+    k: int = Field(16, ge=1)
+    """The teacher's likeliest tokens; all others are one more outcome."""
+    weight: float = Field(1.0, gt=0)
+
+
 class LossConfig(_Strict):
     divergence: str = "forward_kl"
     """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
     total_variation, or one you registered."""
-    signal: Literal["full", "top_k", "sampled", "reward", "tokens"] = "full"
-    """The teacher's whole distribution, its top k, its log-probability of the sampled token; the outcome alone (GRPO,
-    no teacher); or the rollout's own tokens (supervised training, no teacher pass)."""
+    signal: Literal["full", "top_k", "sampled", "hidden", "reward", "tokens"] = "full"
+    """The teacher's whole distribution, its top k, its log-probability of the sampled token, its hidden states; the
+    outcome alone (GRPO, no teacher); or the rollout's own tokens (supervised training, no teacher pass)."""
     top_k: TopKConfig | None = None
     """For ``signal: top_k``."""
     sampled: SampledConfig = SampledConfig()
     """For ``signal: sampled`` and ``reward``, and for ``outcome``."""
+    hidden: HiddenConfig = HiddenConfig()
+    """For ``signal: hidden``."""
+    unsure: UnsureConfig | None = None
+    """Beside ``signal: sampled``: more where the teacher is unsure."""
     positions: PositionsConfig = PositionsConfig()
     """Weights of the signal's positions."""
     weight: float = Field(1.0, gt=0)
@@ -323,7 +359,7 @@ class LossConfig(_Strict):
     @property
     def reads_teacher(self) -> bool:
         """Whether a model has to score the rollouts."""
-        return self.signal in ("full", "top_k", "sampled")
+        return self.signal in ("full", "top_k", "sampled", "hidden")
 
     @model_validator(mode="after")
     def _fits(self) -> LossConfig:
@@ -343,6 +379,18 @@ class LossConfig(_Strict):
             value = getattr(self.sampled, key)
             if value != off and self.signal != "sampled":
                 raise ValueError(f"sampled.{key}={value} needs signal=sampled, and signal is {self.signal}")
+        if self.sampled != SampledConfig() and self.signal not in ("sampled", "reward") and not self.outcome:
+            raise ValueError(
+                f"sampled shapes what one sampled token says, and signal is {self.signal}; set loss.signal=sampled, or "
+                "leave loss.sampled out"
+            )
+        if self.hidden != HiddenConfig() and self.signal != "hidden":
+            raise ValueError(f"hidden={{…}} needs signal=hidden, and signal is {self.signal}")
+        if self.unsure and self.signal != "sampled":
+            raise ValueError(
+                f"unsure adds the teacher's distribution to signal=sampled, and signal is {self.signal}, which has it "
+                "already or has no teacher; leave loss.unsure out"
+            )
         if self.clip is not None and self.signal != "full":
             raise ValueError(f"clip={self.clip} cuts a sum over the vocabulary, and signal is {self.signal}; set full")
         if self.signal == "reward" and self.sampled.estimator != "policy_gradient":

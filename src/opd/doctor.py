@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from opd.build import Objects, Parts, assemble_terms, gather, sampler_of
+from opd.build import Objects, Parts, assemble_terms, gather, layers_of, sampler_of
 from opd.config import RunConfig
 from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
@@ -92,10 +92,10 @@ def _teaching(parts: Parts) -> Iterator[str]:
     if not len(signal):
         raise EmptyStepError("the teacher had nothing to say about these rollouts; check teacher.view")
     with torch.no_grad():
-        where, hidden_TD = read_hidden(parts.student, student_readings(rollouts))
+        where, states = read_hidden(parts.student, student_readings(rollouts), layers_of(parts))
         row_T = align(rollouts, where, signal)
-        weight_T = torch.full((len(signal),), 1 / len(signal), device=hidden_TD.device)
-        loss = main.objective(hidden_TD[row_T], parts.student.head_VD, signal, weight_T)
+        weight_T = torch.full((len(signal),), 1 / len(signal), device=parts.student.device)
+        loss = main.objective(states.take(row_T), parts.student.head_VD, signal, weight_T)
     what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
     measured = f"{what} {loss:.3f} a token"
     yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"

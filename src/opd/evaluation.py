@@ -75,12 +75,12 @@ def mean_divergence(
     student.model.eval()
     total = 0.0
     for batch in batches(student_readings(rollouts), MAX_TOKENS):
-        where, hidden_TD = read(student, batch)
+        where, states = read(student, batch)
         here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
         if len(here):
             row_T = align(rollouts, where, here)
-            weight_T = torch.ones(len(here), device=hidden_TD.device)
-            total += float(objective(hidden_TD[row_T], student.head_VD, here, weight_T))
+            weight_T = torch.ones(len(here), device=student.device)
+            total += float(objective(states.take(row_T), student.head_VD, here, weight_T))
     return total / max(len(signal), 1)
 
 
@@ -91,7 +91,7 @@ def text_loss(student: LanguageModel, texts: Sequence[tuple[int, ...]]) -> float
     readings = [Reading(i, ids, 0, list(range(1, len(ids)))) for i, ids in enumerate(texts) if len(ids) > 1]
     total = 0.0
     for batch in batches(readings, MAX_TOKENS):
-        where, hidden_TD = read(student, batch)
-        weight_T = torch.ones(len(where), device=hidden_TD.device)
-        total += float(linear_cross_entropy(hidden_TD, student.head_VD, where.token_T, weight=weight_T))
+        where, states = read(student, batch)
+        weight_T = torch.ones(len(where), device=student.device)
+        total += float(linear_cross_entropy(states.hidden_TD, student.head_VD, where.token_T, weight=weight_T))
     return total / sum(len(r.wanted) for r in readings)

@@ -27,13 +27,13 @@ from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
-from opd.types import Prompt, Rollout, Segment, Signal, Teacher, View
+from opd.types import Prompt, Rollout, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
-    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum over positions, float32 []; gradients flow to the first two."""
         ...
 
@@ -113,6 +113,8 @@ class Loop:
     steps: int
     seed: int = 0
     micro_batch: int | None = None
+    layers: Sequence[int] = ()
+    """Blocks of the student whose states some objective wants."""
     average: EmaWeights | None = None
     evaluate: Callable[[], Metrics] | None = None
     evaluate_every: int = 20
@@ -190,7 +192,7 @@ class Loop:
         readings = student_readings(rollouts)
         size = self.micro_batch or len(readings)
         for start in range(0, len(readings), size):
-            where, hidden_TD = read(self.student, readings[start : start + size])
+            where, states = read(self.student, readings[start : start + size], self.layers)
             losses: list[Tensor] = []
             for term, signal, weight_T in zip(self.terms, signals, weights, strict=True):
                 chosen = torch.isin(signal.rollout_T, where.rollout_T)
@@ -198,7 +200,7 @@ class Loop:
                 if not len(here):
                     continue
                 row_T = align(rollouts, where, here)
-                loss = term.objective(hidden_TD[row_T], self.student.head_VD, here, weight_T[chosen])
+                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen])
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:

@@ -21,7 +21,7 @@ def place(config: RunConfig) -> tuple[str, ...]:
         weights[teacher.weights],
         _sees(config.teacher.view),
         _signal(config.loss),
-        config.loss.divergence if config.loss.reads_teacher else "–",
+        _divergence(config.loss),
         _gradient(config.loss),
         " + ".join(_mixed(config.loss)) or "–",
     )
@@ -42,7 +42,15 @@ def _sees(view: ViewConfig) -> str:
 def _signal(loss: LossConfig) -> str:
     if loss.top_k:
         return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
-    return {"full": "full vocabulary", "sampled": "sampled token", "reward": "outcome"}.get(loss.signal, loss.signal)
+    return {"full": "full vocabulary", "sampled": "sampled token", "hidden": "hidden states", "reward": "outcome"}.get(
+        loss.signal, loss.signal
+    )
+
+
+def _divergence(loss: LossConfig) -> str:
+    if loss.signal == "hidden":
+        return "squared distance"
+    return loss.divergence if loss.reads_teacher else "–"
 
 
 def _gradient(loss: LossConfig) -> str:
@@ -53,7 +61,8 @@ def _gradient(loss: LossConfig) -> str:
 
 
 def _mixed(loss: LossConfig) -> list[str]:
-    mixed = {"KL anchor": loss.anchor, "outcome reward": loss.outcome}
+    unsure = loss.unsure.weight if loss.unsure else 0.0
+    mixed = {"forward KL where unsure": unsure, "KL anchor": loss.anchor, "outcome reward": loss.outcome}
     return [f"{name} ×{weight:g}" for name, weight in mixed.items() if weight]
 
 

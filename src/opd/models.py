@@ -58,6 +58,25 @@ class LanguageModel:
         states: Tensor = out.last_hidden_state
         return states.to(self.autocast or states.dtype)
 
+    def layers(self, input_ids: Tensor, attention_mask: Tensor, chosen: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Last hidden states, and those after chosen blocks, each [B, L, D].
+
+        Args:
+            chosen: blocks, from 1; as in transformers the last one's state is that after the final norm.
+        """
+        with self.precision():
+            out = self.model.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+            )
+        states: Tensor = out.last_hidden_state
+        return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        number: int = self.model.config.get_text_config().num_hidden_layers
+        return number
+
     @property
     def max_length(self) -> int | None:
         """Positions the model can hold, where its config says so."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from opd.losses import (
     Support,
     direct_estimate,
+    hidden_distance,
     linear_cross_entropy,
     linear_divergence,
     linear_token_loss,
@@ -16,7 +17,8 @@ from opd.losses import (
     reward_to_go,
 )
 from opd.losses.sampled import Estimator
-from opd.types import AdvantageSignal, FullSignal, SampledSignal, Signal, TokenSignal
+from opd.teachers.hidden import Projection
+from opd.types import AdvantageSignal, FullSignal, HiddenSignal, SampledSignal, Signal, States, TokenSignal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,12 @@ class FullVocabulary:
     support: Support | None = None
     clip: float | None = None
 
-    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, FullSignal)
         return linear_divergence(
-            student_hidden_TD,
-            student_head_VD.to(student_hidden_TD.dtype),
+            student.hidden_TD,
+            student_head_VD.to(student.hidden_TD.dtype),
             signal.hidden_TD,
             signal.head_VD.to(signal.hidden_TD.dtype),
             weight=weight_T,
@@ -67,15 +69,15 @@ class PolicyGradient:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
         assert isinstance(signal, SampledSignal | AdvantageSignal)
         advantage_T = reward_to_go(signal.advantage_T, signal.rollout_T, self.discount)
         if self.max_advantage is not None:
             advantage_T = advantage_T.clamp(-self.max_advantage, self.max_advantage)
         return linear_token_loss(
-            student_hidden_TD,
-            student_head_VD.to(student_hidden_TD.dtype),
+            student.hidden_TD,
+            student_head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             policy_gradient(advantage_T, signal.rollout_logprobs_T, clip=self.clip, max_ratio=self.max_ratio),
             weight=weight_T,
@@ -92,12 +94,12 @@ class DirectEstimate:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of estimates, float32 []."""
         assert isinstance(signal, SampledSignal)
         return linear_token_loss(
-            student_hidden_TD,
-            student_head_VD.to(student_hidden_TD.dtype),
+            student.hidden_TD,
+            student_head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             direct_estimate(signal.teacher_logprobs_T, self.estimator),
             weight=weight_T,
@@ -107,18 +109,33 @@ class DirectEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """The squared distance between hidden states, the student's projected where the teacher has another width."""
+
+    projection: Projection | None = None
+    normalise: bool = False
+
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+        """The weighted sum of mean squared differences, float32 []."""
+        assert isinstance(signal, HiddenSignal)
+        assert student.layers_TKD is not None
+        own_TKR = self.projection(student.layers_TKD) if self.projection else student.layers_TKD
+        return hidden_distance(own_TKR, signal.layers_TKD, weight=weight_T, normalise=self.normalise)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
     """Supervised training: the token in the rollout is the target."""
 
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student_hidden_TD: Tensor, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
         assert isinstance(signal, TokenSignal)
         return linear_cross_entropy(
-            student_hidden_TD,
-            student_head_VD.to(student_hidden_TD.dtype),
+            student.hidden_TD,
+            student_head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             weight=weight_T,
             temperature=self.temperature,

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from opd.types import Rollout, SampledSignal, Signal
+from opd.losses import linear_entropy
+from opd.types import FullSignal, Rollout, SampledSignal, Signal
 
 EPSILON = 1e-6
 """SOD's, in nats."""
@@ -27,6 +28,7 @@ class Positions:
         skip_ids: tokens that never count, such as a template's special ones.
         first: only the student's first so many tokens of a rollout count; None for all.
         mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
+        last: only the student's last so many tokens of a rollout count.
         after: the student's first so many tokens of a rollout do not count.
         ramp: late tokens count more, 1 at the student's first and 1 + ramp at its last token of a rollout.
         fade: δ of SOD: turn k counts (d_1 + ε) / (d_k + ε), at most 1 + δ, where d is the mean absolute log-ratio of a
@@ -41,6 +43,7 @@ class Positions:
     skip_ids: frozenset[int] = frozenset()
     first: int | None = None
     after: int = 0
+    last: int | None = None
     mean: Literal["token", "sequence", "turn"] = "token"
     importance: float = 0.0
     ramp: float = 0.0
@@ -62,10 +65,36 @@ class Positions:
             rank_T = _rank(rollouts, signal)
             outside = (rank_T <= self.after) | (rank_T > (self.first or torch.inf))
             weight_T = weight_T.masked_fill(outside, 0.0)
+        if self.last is not None:
+            weight_T = weight_T.masked_fill(_rank(rollouts, signal) <= _length(rollouts, signal) - self.last, 0.0)
         if self.mean != "token":
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
             weight_T = _balanced(weight_T, signal.rollout_T, group_T)
         return weight_T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsure:
+    """Only positions count at which the teacher is unsure.
+
+    The loss stays a mean over all positions of the signal, so that its weight does not grow where few are left.
+
+    Attributes:
+        entropy: of the teacher, in nats, from which on it is unsure.
+        temperature: divides the logits.
+
+    Source: entropy-aware distillation, arXiv 2603.07079.
+    """
+
+    entropy: float
+    temperature: float = 1.0
+
+    def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+        """float32 [T]."""
+        assert isinstance(signal, FullSignal)
+        head_VD = signal.head_VD.to(signal.hidden_TD.dtype)
+        unsure_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
+        return unsure_T * unsure_T.float().mean()
 
 
 def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
@@ -75,8 +104,12 @@ def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
 
 def _progress(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
     """0 at the student's first token of a rollout, 1 at its last, float32 [T]."""
-    last_T = torch.tensor([r.num_tokens for r in rollouts], device=signal.token_T.device)[signal.rollout_T]
-    return (_rank(rollouts, signal) - 1) / (last_T - 1).clamp_min(1)
+    return (_rank(rollouts, signal) - 1) / (_length(rollouts, signal) - 1).clamp_min(1)
+
+
+def _length(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    """How many tokens of its rollout are the student's own, int64 [T]."""
+    return torch.tensor([r.num_tokens for r in rollouts], device=signal.token_T.device)[signal.rollout_T]
 
 
 def _nearness(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd.errors import AlignmentError
 from opd.models import LanguageModel, pad
-from opd.types import Rollout, Segment, Signal
+from opd.types import Rollout, Segment, Signal, States
 
 
 class Reading(NamedTuple):
@@ -71,23 +71,30 @@ def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Readi
         yield batch
 
 
-def read(language_model: LanguageModel, batch: Sequence[Reading]) -> tuple[Signal, Tensor]:
+def read(language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()) -> tuple[Signal, States]:
     """One forward pass over some readings.
 
     The state at a token's left neighbour predicts it. Its id is taken from the very tensor that the
     model read, through the same indices, so that ``align`` compares what was scored and not what was meant.
 
+    Args:
+        layers: blocks whose states are wanted besides the last hidden ones.
+
     Returns:
-        Which tokens were scored, and [T, D] the hidden states that predict them, both ordered by rollout
-        and position. Gradients flow unless the caller turned them off.
+        Which tokens were scored, and the states that predict them, both ordered by rollout and position. Gradients
+        flow unless the caller turned them off.
     """
     device = language_model.device
     ids_BL, mask_BL = pad([reading.ids for reading in batch], left=False, device=device)
     table = [(r.rollout, p, row, r.offset + p) for row, r in enumerate(batch) for p in r.wanted]
     columns = torch.tensor(sorted(table), dtype=torch.int64, device=device)
     rollout_T, position_T, row_T, column_T = columns.unbind(1)
-    hidden_BLD = language_model.hidden(ids_BL, mask_BL)
-    return Signal(rollout_T, position_T, ids_BL[row_T, column_T]), hidden_BLD[row_T, column_T - 1]
+    scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
+    if not layers:
+        return scored, States(language_model.hidden(ids_BL, mask_BL)[row_T, column_T - 1])
+    hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers)
+    layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1)
+    return scored, States(hidden_BLD[row_T, column_T - 1], layers_TKD)
 
 
 def sort_key(signal: Signal) -> Tensor:

@@ -204,6 +204,34 @@ class AdvantageSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenSignal(Signal):
+    """Hidden states that the student's are to resemble. K layers, D units.
+
+    Attributes:
+        layers_TKD: [T, K, D], detached; row t belongs to the state that predicts the token at ``position_T[t]``.
+    """
+
+    layers_TKD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """What a model computed at T positions, each about to predict a token.
+
+    Attributes:
+        hidden_TD: [T, D] last hidden states after the final norm: times the output head, the logits.
+        layers_TKD: [T, K, D] states after K chosen blocks; None where none were asked for.
+    """
+
+    hidden_TD: Tensor
+    layers_TKD: Tensor | None = None
+
+    def take(self, rows: Tensor) -> States:
+        """The same states at some rows."""
+        return States(self.hidden_TD[rows], None if self.layers_TKD is None else self.layers_TKD[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The environment's reaction to one assistant turn.
 

@@ -178,6 +178,30 @@ def linear_token_loss(
     return chunked_loss(student_hidden, student_head, plan, target, per_token)
 
 
+@torch.no_grad()
+def linear_entropy(
+    hidden: Tensor,
+    head: Tensor,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """How unsure a model is at each position: −Σ p log p, float32 [T], nats, detached.
+
+    Args:
+        hidden: [T, D] last hidden states.
+        head: [V, D] of the same dtype. The other arguments are those of ``linear_divergence``.
+    """
+    plan = make_plan(torch.ones(len(hidden), device=hidden.device), vocab_size or len(head), temperature, chunk_tokens)
+    product = HeadProduct(head, plan)
+    entropy_T = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for chunk in plan.chunks():
+        log_p_NV, p_NV = log_softmax(product(hidden[chunk]))
+        entropy_T[chunk] = -p_NV.mul_(log_p_NV).sum(-1)
+    return entropy_T
+
+
 def _check(
     hidden: Tensor,
     head: Tensor,

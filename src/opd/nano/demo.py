@@ -104,9 +104,9 @@ def _position_of(parts: Parts, rollout: Rollout, event: Event) -> int:
 @torch.no_grad()
 def _probability(model: LanguageModel, rollout: Rollout, segment: Segment, position: int) -> torch.Tensor:
     """The model's distribution at a completion position, read in a segment's context, [V]."""
-    where, hidden_TD = read_hidden(model, readings_of([rollout], [segment]))
+    where, states = read_hidden(model, readings_of([rollout], [segment]))
     row = where.position_T.tolist().index(position)
-    return (hidden_TD[row] @ model.head_VD.T).float().softmax(-1)
+    return (states.hidden_TD[row] @ model.head_VD.T).float().softmax(-1)
 
 
 if __name__ == "__main__":

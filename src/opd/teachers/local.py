@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from opd.models import LanguageModel, freeze
 from opd.reading import batches, read, readings_of, sort_key
-from opd.types import FullSignal, Rollout, Segment, TokenSignal
+from opd.types import FullSignal, Rollout, Segment, Signal, States, TokenSignal
 
 
 class LocalTeacher:
@@ -28,7 +29,6 @@ class LocalTeacher:
         self.language_model = language_model
         self.max_tokens = max_tokens
 
-    @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> FullSignal:
         """Read every segment once and keep one hidden state per student-chosen token.
 
@@ -37,27 +37,53 @@ class LocalTeacher:
         Returns:
             A detached signal, ordered by rollout and position.
         """
-        model, head_VD = self.language_model.model, self.language_model.head_VD.detach()
-        was_training = model.training
-        model.eval()
-        parts = [
-            FullSignal(where.rollout_T, where.position_T, where.token_T, hidden_TD, head_VD)
-            for where, hidden_TD in (
-                read(self.language_model, batch) for batch in batches(readings_of(rollouts, segments), self.max_tokens)
-            )
-        ]
-        model.train(was_training)
-        if not parts:
-            none = torch.zeros(0, dtype=torch.int64, device=head_VD.device)
-            return FullSignal(none, none, none, head_VD.new_zeros(0, head_VD.shape[1]), head_VD)
-        whole = FullSignal(
-            torch.cat([p.rollout_T for p in parts]),
-            torch.cat([p.position_T for p in parts]),
-            torch.cat([p.token_T for p in parts]),
-            torch.cat([p.hidden_TD for p in parts]),
-            head_VD,
-        )
-        return whole.take(sort_key(whole).argsort())
+        where, states = states_of(self.language_model, rollouts, segments, max_tokens=self.max_tokens)
+        head_VD = self.language_model.head_VD.detach()
+        return FullSignal(where.rollout_T, where.position_T, where.token_T, states.hidden_TD, head_VD)
+
+
+class Once:
+    """Reads once what several terms ask of one teacher in the same step.
+
+    Args:
+        teacher: reads.
+    """
+
+    def __init__(self, teacher: LocalTeacher) -> None:
+        self.teacher = teacher
+        self.last: tuple[Sequence[Rollout], Sequence[Segment], FullSignal] | None = None
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> FullSignal:
+        """The teacher's signal; that of the last call where it is about the same rollouts and segments."""
+        if self.last is None or self.last[0] is not rollouts or self.last[1] != segments:
+            self.last = rollouts, segments, self.teacher.score(rollouts, segments)
+        return self.last[2]
+
+
+@torch.no_grad()
+def states_of(
+    language_model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    segments: Sequence[Segment],
+    *,
+    max_tokens: int,
+    layers: Sequence[int] = (),
+) -> tuple[Signal, States]:
+    """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
+    model = language_model.model
+    was_training = model.training
+    model.eval()
+    parts = [read(language_model, batch, layers) for batch in batches(readings_of(rollouts, segments), max_tokens)]
+    model.train(was_training)
+    if not parts:
+        none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
+        hidden_TD = language_model.head_VD.detach().new_zeros(0, language_model.head_VD.shape[1])
+        return Signal(none, none, none), States(hidden_TD, hidden_TD[:, None].repeat(1, len(layers), 1))
+    where = Signal(*(torch.cat([getattr(w, f.name) for w, _ in parts]) for f in dataclasses.fields(Signal)))
+    layers_TKD = torch.cat([s.layers_TKD for _, s in parts if s.layers_TKD is not None]) if layers else None
+    states = States(torch.cat([s.hidden_TD for _, s in parts]), layers_TKD)
+    order_T = sort_key(where).argsort()
+    return where.take(order_T), states.take(order_T)
 
 
 class Answers:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opd.losses import group_advantage, linear_cross_entropy, linear_divergence
 from opd.reading import sort_key
-from opd.teachers.local import Answers, LocalTeacher
+from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.views import PlainView
 from opd.types import AdvantageSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
 
@@ -34,7 +34,7 @@ class SampledTeacher:
 
     def __init__(
         self,
-        teacher: LocalTeacher,
+        teacher: LocalTeacher | Once,
         *,
         reference: LocalTeacher | None = None,
         student: LocalTeacher | None = None,

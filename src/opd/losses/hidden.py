@@ -1,0 +1,38 @@
+"""The distance between hidden states. Suffixes: T positions, K layers, D units."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from opd.errors import OpdError
+
+
+def hidden_distance(student_TKD: Tensor, teacher_TKD: Tensor, *, weight: Tensor, normalise: bool = False) -> Tensor:
+    """Σ_t w_t (1/K) Σ_k ‖h_tk − h'_tk‖² / D: the weighted sum of mean squared differences.
+
+    The output head gets no gradient: how states are read out stays as it was.
+
+    Args:
+        student_TKD: [T, K, D]; gradient flows.
+        teacher_TKD: [T, K, D], detached.
+        weight: [T] finite and ≥ 0, detached.
+        normalise: to length 1 first, so that directions count alone; the loss is then small, at most 4/D a position.
+
+    Returns:
+        float32 [].
+
+    Raises:
+        OpdError: the shapes differ.
+
+    Source: OPRD, arXiv 2606.06021. Proof: tests/fidelity/test_hidden.py.
+    """
+    if student_TKD.shape != teacher_TKD.shape:
+        raise OpdError(
+            f"student states {tuple(student_TKD.shape)} and teacher states {tuple(teacher_TKD.shape)} differ in shape; "
+            "models of another width or depth need a bridge"
+        )
+    ours, theirs = student_TKD.float(), teacher_TKD.detach().float()
+    if normalise:
+        ours, theirs = normalize(ours, dim=-1), normalize(theirs, dim=-1)
+    return (ours - theirs).square().mean((1, 2)) @ weight.float()
