@@ -16,7 +16,7 @@ from opd.data import from_rows, load_prompts, read_jsonl
 from opd.errors import ConfigError, DataError, ModelError
 from opd.evaluation import Evaluation
 from opd.log import RunLog
-from opd.loop import Loop, Objective, Term
+from opd.loop import Loop, Objective, Roller, Term
 from opd.losses import Support, check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
 from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, HiddenStates, PolicyGradient
@@ -26,6 +26,8 @@ from opd.rollout.answers import ReferenceAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.mixture import Mixture
+from opd.rollout.recorded import Recording, record, save
+from opd.rollout.recorded import load as read_recording
 from opd.rollout.sampler import Sampler
 from opd.teachers.experience import gather_experience
 from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
@@ -105,7 +107,8 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     chat = Chat(student.tokenizer)
     prompts, task = _prompts(config.prompts, objects, chat)
     _check_answers(config, prompts, objects.task or task)
-    curriculum = Uniform(prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
+    trained = prompts[: config.rollout.offline] if config.rollout.offline else prompts
+    curriculum = Uniform(trained, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
     held_out: list[Prompt] = []
     held_out_task: Task | None = None
     if config.eval.prompts:
@@ -138,9 +141,13 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     if config.optimizer.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
     terms, scoring, average = assemble_terms(parts)
+    sampler = _training_sampler(parts)
+    if config.rollout.offline:
+        sampler = _recording(parts, terms[0], sampler)
+        terms[0] = dataclasses.replace(terms[0], teacher=sampler)
     return Loop(
         student=student,
-        sampler=_training_sampler(parts),
+        sampler=sampler,
         curriculum=parts.curriculum,
         terms=terms,
         optimizer=Optimizer(
@@ -353,12 +360,23 @@ def context_of(parts: Parts) -> str:
     return text
 
 
-def _training_sampler(parts: Parts) -> Sampler | ReferenceAnswers | Mixture:
+def _training_sampler(parts: Parts) -> Roller:
     rollout = parts.config.rollout
     if len(rollout.writers) == 1:
         return _writer(parts, rollout.policy)
     student, other = _writer(parts, "student"), _writer(parts, rollout.other)
     return Mixture(student, other, share=rollout.off_policy, first=rollout.off_policy_steps)
+
+
+def _recording(parts: Parts, main: Term, roller: Roller) -> Recording:
+    """The initial student's rollouts and the teacher's word on them; a run that goes on reads what it has."""
+    rollout, path = parts.config.rollout, Path(parts.config.out) / "recorded.jsonl"
+    if not path.exists():
+        assert isinstance(main.teacher, SampledTeacher)
+        assert main.view is not None
+        prompts, sizes = parts.prompts[: rollout.offline], {"samples": rollout.samples, "batch": rollout.batch}
+        save(record(roller, main.teacher, main.view, prompts, **sizes, seed=parts.config.seed), path)
+    return Recording(read_recording(path, parts.prompts))
 
 
 def _writer(parts: Parts, who: str) -> Sampler | ReferenceAnswers:

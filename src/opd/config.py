@@ -409,6 +409,8 @@ class RolloutConfig(_Strict):
     """The first so many steps are not the student's but of ``other``."""
     other: Literal["teacher", "answers"] = "teacher"
     """Who writes the batches of ``off_policy`` and ``off_policy_steps``."""
+    offline: int | None = Field(None, ge=1)
+    """Roll out so many prompts once, before the first step, let the teacher score them once, and train on that."""
     batch: int = Field(64, ge=1)
     """Prompts per step."""
     samples: int = Field(1, ge=1)
@@ -436,6 +438,8 @@ class RolloutConfig(_Strict):
         if (self.off_policy or self.off_policy_steps) and self.policy != "student":
             key = "off_policy" if self.off_policy else "off_policy_steps"
             raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
+        if self.offline and self.writers != {"student"}:
+            raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
         return self
 
 
@@ -539,6 +543,12 @@ class RunConfig(_Strict):
         if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
             raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
         self._fits_sampling()
+        if self.rollout.offline and (self.loss.signal != "sampled" or self.loss.unsure or self.loss.sampled.baseline):
+            what = "unsure" if self.loss.unsure else "sampled.baseline" if self.loss.sampled.baseline else "signal"
+            raise ValueError(
+                f"rollout.offline keeps the teacher's log-probabilities of the sampled tokens alone, and loss.{what} "
+                "needs more; set loss.signal=sampled without unsure and baseline, or leave rollout.offline out"
+            )
         feedback = self.teacher.view.feedback
         if feedback and feedback.environment == "" and self.rollout.samples < 2:
             raise ValueError(

@@ -28,6 +28,8 @@ def place(config: RunConfig) -> tuple[str, ...]:
 
 
 def _who(rollout: RolloutConfig) -> str:
+    if rollout.offline:
+        return f"{rollout.policy}, once ({rollout.offline} prompts)"
     if rollout.off_policy_steps:
         return f"{rollout.other} for {rollout.off_policy_steps} steps, then {rollout.policy}"
     return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}" if rollout.off_policy else rollout.policy
