@@ -298,7 +298,25 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
         samples=config.samples,
         divergence=divergence,
         texts=texts,
+        compared=_compared(parts, scoring),
+        teacher=_teacher_sampler(parts),
     )
+
+
+def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher, View, int] | None:
+    """Teacher, view and prompts of the diagnostics; none where there is no teacher, or looking at it costs requests."""
+    number, author = parts.config.eval.diagnostics, parts.config.teacher.view.author
+    asks = author is not None and author.kind == "http"
+    if not number or scoring is None or not parts.config.loss.reads_teacher or asks:
+        return None
+    return _reader(parts, scoring), view_of(parts), number
+
+
+def _teacher_sampler(parts: Parts) -> Sampler | None:
+    """Rolls out the teacher where it is a model of its own and answers can be checked."""
+    if parts.teacher is None or parts.held_out_task is None or not parts.config.eval.diagnostics:
+        return None
+    return sampler_of(parts, Sampling(temperature=0), held_out=True, model=parts.teacher)
 
 
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:

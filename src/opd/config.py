@@ -471,6 +471,9 @@ class EvalConfig(_Strict):
     """Also sample so many answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
     divergence: bool | None = None
     """Reverse KL to the teacher on the student's own rollouts; by default where no answer can be checked."""
+    diagnostics: int = Field(64, ge=0)
+    """Roll out so many held-out prompts to see how student and teacher stand to each other, and measure the teacher's
+    own accuracy once; 0 leaves it out. Not for hints from an endpoint, which every look would ask."""
     text: str | None = None
     """JSONL with ``text``: report the student's loss on it, in nats per token."""
     max_new_tokens: int | None = Field(None, ge=1)

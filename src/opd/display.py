@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from opd.metrics import Metrics
-from opd.model_card import figure
+from opd.model_card import figure, headline
 
 if TYPE_CHECKING:
     from opd.api import Result
@@ -55,7 +55,7 @@ class LiveDisplay:
             self.console.print(f"step {step}/{self.total}  {line}")
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        self.console.print(f"[bold]step {step:>4}[/]  {_figures(metrics)}")
+        self.console.print(f"[bold]step {step:>4}[/]  {_figures(headline(metrics))}")
 
     def event(self, step: int, kind: str, text: str) -> None:
         self.console.print(f"[yellow]step {step:>4}  {kind}:[/] {escape(text)}")
@@ -68,7 +68,7 @@ def show_result(console: Console, result: Result) -> None:
     """Before and after, and where everything lies."""
     if result.before:
         table = Table("", "before", "after", "best", title=f"after {result.steps} steps, {result.seconds:.0f} s")
-        for name, before in result.before.items():
+        for name, before in headline(result.before).items():
             row = [before, result.after.get(name), result.best.get(name)]
             table.add_row(name, *["" if value is None else figure(name, value) for value in row])
         console.print(table)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from opd.diagnostics import diagnose
 from opd.losses import linear_cross_entropy
 from opd.metrics import Metrics, summarise
 from opd.models import LanguageModel
 from opd.reading import Reading, align, batches, read, student_readings
 from opd.rollout.sampler import Sampler
+from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Teacher, View
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ class Evaluation:
         samples: n of avg@n; 0 leaves it out.
         teacher, objective: for the mean divergence on the student's own sampled rollouts; None leaves it out.
         texts: token ids of held-out texts, for the loss on them.
+        compared: the teacher, its view and how many prompts, for ``opd.diagnostics``; None leaves them out.
+        teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
     """
 
     student: LanguageModel
@@ -46,9 +51,11 @@ class Evaluation:
     samples: int = 0
     divergence: tuple[Teacher, View, Objective] | None = None
     texts: Sequence[tuple[int, ...]] = ()
+    compared: tuple[LocalTeacher, View, int] | None = None
+    teacher: Sampler | None = None
 
     def __call__(self) -> Metrics:
-        """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl`` and ``text_loss``."""
+        """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss``, and those of ``diagnose``."""
         metrics: Metrics = {}
         if self.prompts:
             metrics |= summarise(self.greedy.rollout(self.prompts, SEED))
@@ -63,7 +70,18 @@ class Evaluation:
             metrics["reverse_kl"] = mean_divergence(self.student, rollouts, teacher, view, objective)
         if self.texts:
             metrics["text_loss"] = text_loss(self.student, self.texts)
+        if "accuracy" in metrics and self.teacher_accuracy is not None:
+            metrics["teacher_accuracy"] = self.teacher_accuracy
+        if self.compared:
+            reader, view, number = self.compared
+            rollouts = self.sampled.rollout(self.prompts[:number], SEED)
+            metrics |= diagnose(self.student, rollouts, reader, view)
         return metrics
+
+    @cached_property
+    def teacher_accuracy(self) -> float | None:
+        """The teacher's greedy accuracy on the same prompts, measured once."""
+        return summarise(self.teacher.rollout(self.prompts, SEED)).get("accuracy") if self.teacher else None
 
 
 @torch.no_grad()

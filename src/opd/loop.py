@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import EmptyStepError
-from opd.metrics import Metrics, summarise
+from opd.metrics import Metrics, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
 from opd.teachers.local import EmaWeights
@@ -246,6 +246,7 @@ class Loop:
         metrics = self.evaluate() if self.evaluate else {}
         if not metrics:
             return
+        metrics |= gap_recovery(state.before or metrics, metrics)
         self.log.evaluation(state.step, metrics)
         state.after = metrics
         if not state.before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 from opd.types import Rollout
@@ -11,6 +12,9 @@ Metrics = dict[str, float]
 INVALID_CALLS = frozenset({"unknown_tool", "bad_arguments"})
 """Kinds of event that make a tool call invalid."""
 
+REPETITION_CHARACTERS, REPETITION_FACTOR = 10_000, 10
+"""How much of a text's end is looked at, and how much smaller it has to get to count as repetition."""
+
 
 def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     """What can be said about rollouts without any model.
@@ -19,6 +23,8 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         ``accuracy``: mean reward, where answers are checked; ``accuracy/DOMAIN`` where there are several domains.
         ``invalid_call_rate``: invalid tool calls over all tool calls, where there are any.
         ``length``: mean tokens the student chose. ``truncation_rate``: share that did not end by itself.
+        ``repetition_rate``: share whose last 10,000 characters zlib makes more than ten times smaller
+        (arXiv 2604.08527).
     """
     metrics: Metrics = {}
     checked = [r for r in rollouts if r.reward is not None]
@@ -33,7 +39,28 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         metrics["invalid_call_rate"] = invalid / calls
     metrics["length"] = _mean([float(r.num_tokens) for r in rollouts])
     metrics["truncation_rate"] = _mean([float(r.finish != "stop") for r in rollouts])
+    texts = [
+        said for r in rollouts if (said := "".join(m["content"] for m in r.transcript if m["role"] == "assistant"))
+    ]
+    if texts:
+        metrics["repetition_rate"] = _mean([float(repeats(text)) for text in texts])
     return metrics
+
+
+def repeats(text: str) -> bool:
+    """Whether the end of a text says the same thing over and over."""
+    end = text[-REPETITION_CHARACTERS:].encode()
+    return len(end) > REPETITION_FACTOR * len(zlib.compress(end))
+
+
+def gap_recovery(before: Metrics, now: Metrics) -> Metrics:
+    """``gap_recovery``: the share of the way from the start to the teacher that the accuracy has come.
+
+    Nothing where the teacher's accuracy is not known or is the student's at the start. Source: arXiv 2604.13016.
+    """
+    if "teacher_accuracy" not in now or now["teacher_accuracy"] == before["accuracy"]:
+        return {}
+    return {"gap_recovery": (now["accuracy"] - before["accuracy"]) / (now["teacher_accuracy"] - before["accuracy"])}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,16 +7,34 @@ from typing import TYPE_CHECKING
 import yaml
 
 from opd.config import RunConfig
+from opd.diagnostics import PREFIX
+from opd.metrics import Metrics
 
 if TYPE_CHECKING:
     from opd.api import Result
 
-PERCENT = ("accuracy", "avg@", "invalid_call_rate", "truncation_rate")
+PERCENT = (
+    "accuracy",
+    "avg@",
+    "gap_recovery",
+    "invalid_call_rate",
+    "repetition_rate",
+    "teacher_accuracy",
+    "truncation_rate",
+)
+HEADLINE_TEACHER = ("overlap@16", "entropy_gap", "reverse_kl")
+"""Of the comparison with the teacher, what stands beside the headline figures; all of it is in metrics.jsonl."""
 
 
 def figure(name: str, value: float) -> str:
     """A metric as a reader expects it: shares in percent, everything else with three decimals."""
     return f"{value:.1%}" if name.startswith(PERCENT) else f"{value:.3f}"
+
+
+def headline(metrics: Metrics) -> Metrics:
+    """The figures to show first: all but the details of the comparison with the teacher."""
+    shown = {PREFIX + name for name in HEADLINE_TEACHER}
+    return {k: v for k, v in metrics.items() if not k.startswith(PREFIX) or k in shown}
 
 
 def model_card(config: RunConfig, result: Result) -> str:
@@ -26,7 +44,7 @@ def model_card(config: RunConfig, result: Result) -> str:
     teacher = config.teacher.model or f"the student's own weights ({config.teacher.weights})"
     rows = [
         f"| {name} | {figure(name, before)} | {figure(name, result.after[name])} | {figure(name, result.best[name])} |"
-        for name, before in result.before.items()
+        for name, before in headline(result.before).items()
         if name in result.after and name in result.best
     ]
     table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["Nothing was measured."]
