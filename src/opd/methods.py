@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
 from opd.config import LossConfig, RolloutConfig, RunConfig, ViewConfig
 from opd.run_file import RECIPES, read, recipe_names
+
+MEASURED = RECIPES / "measured.json"
+"""What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
 
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
 
@@ -79,9 +84,18 @@ def show_map(console: Console) -> None:
 
 
 def show_recipe(console: Console, name: str) -> None:
-    """One recipe: what it is, and its file."""
+    """One recipe: what it is, what it did here with all diagnostics, and its file."""
     config = read(name)
     if config.method:
         console.print(f"[bold]{name}: {config.method.title}[/]\n{config.method.summary}")
         console.print(f"source    {config.method.source}\nreported  {config.method.reported}\n")
+    measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
+    if name in measured:
+        from opd.model_card import figure  # imports torch, which the map does not need
+
+        table = Table("on the nano suite", "before", "after", "over seeds")
+        for metric, (before, after, least, most) in measured[name].items():
+            cells = [figure(metric, value) for value in (before, after, least, most)]
+            table.add_row(metric, cells[0], cells[1], f"{cells[2]}–{cells[3]}")
+        console.print(table)
     console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default"))
