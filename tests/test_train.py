@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
 from conftest import make_model
+from opd.build import Objects, assemble, gather
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
+from opd.log import RunLog
 from opd.loop import Loop
 from opd.models import LanguageModel
 from opd.run_file import read
@@ -270,3 +272,18 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
     train(tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "run.json").read_text())
     assert read(saved).model_dump(mode="json") == saved
+
+
+def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
+    overrides = {"loss.gold": 0.5, "loss.anchor": 0.1, "loss.outcome": 0.1, "rollout.batch": 4, "rollout.samples": 3}
+    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": []}
+    config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
+    loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
+    rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
+    assert [r.writer for r in rollouts] == ["student"] * 12 + ["answers"] * 4
+    signals, _ = loop._score(rollouts)
+    about = {term.name: set(signal.rollout_T.tolist()) for term, signal in zip(loop.terms, signals, strict=True)}
+    assert about["gold"] == set(range(12, 16))
+    assert about["distill"] == about["anchor"] == set(range(12))
+    assert about["outcome"] < set(range(12))
+    loop.run()

@@ -16,13 +16,13 @@ from opd.data import from_rows, load_prompts, read_jsonl
 from opd.errors import ConfigError, DataError, ModelError
 from opd.evaluation import Evaluation
 from opd.log import RunLog
-from opd.loop import Loop, Objective, Roller, Term
+from opd.loop import Loop, Objective, Term
 from opd.losses import Support, check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
 from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, HiddenStates, PolicyGradient
 from opd.positions import Positions, Unsure
 from opd.reading import sort_key
-from opd.rollout.answers import ReferenceAnswers
+from opd.rollout.answers import ReferenceAnswers, WithAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.mixture import Mixture
@@ -36,11 +36,11 @@ from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.local import Answers, EmaWeights, LocalTeacher, Once, frozen_copy, states_of
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
-from opd.teachers.views import HintView, PlainView
+from opd.teachers.views import Among, HintView, PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
-from opd.types import HintAuthor, Prompt, Task, Teacher, View
+from opd.types import HintAuthor, Prompt, Roller, Task, Teacher, View
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread costs more in waiting than it saves."""
@@ -170,20 +170,26 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
 def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaWeights | None]:
     """The loss: its terms, the model that teaches (None for supervised training), and the running average."""
     config, view = parts.config, view_of(parts)
+    everything: View = PlainView()
+    if config.loss.gold:  # the reference answers in the batch are for the supervised term alone
+        view, everything = Among(view, answers=False), Among(everything, answers=False)
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
     terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
     if config.loss.unsure:
         terms.append(_unsure(parts, terms[0], config.loss.unsure))
+    if config.loss.gold:
+        supervised = CrossEntropy(chunk_tokens=config.loss.chunk_tokens)
+        terms.append(Term("gold", Answers(), Among(PlainView(), answers=True), supervised, weight=config.loss.gold))
     if config.loss.anchor:
         assert reference is not None
-        spared = None if isinstance(view, HintView) else PlainView()
+        spared = None if config.teacher.view.hint else everything
         # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
         pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
         terms.append(Term("anchor", _reader(parts, reference), spared, pull, weight=config.loss.anchor))
     if config.loss.outcome:
         outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
-        terms.append(Term("outcome", outcome, PlainView(), _policy_gradient(config.loss), weight=config.loss.outcome))
+        terms.append(Term("outcome", outcome, everything, _policy_gradient(config.loss), weight=config.loss.outcome))
     return terms, scoring, average
 
 
@@ -380,6 +386,8 @@ def context_of(parts: Parts) -> str:
 
 def _training_sampler(parts: Parts) -> Roller:
     rollout = parts.config.rollout
+    if parts.config.loss.gold:
+        return WithAnswers(_writer(parts, "student"), _answers(parts))
     if len(rollout.writers) == 1:
         return _writer(parts, rollout.policy)
     student, other = _writer(parts, "student"), _writer(parts, rollout.other)
@@ -397,12 +405,19 @@ def _recording(parts: Parts, main: Term, roller: Roller) -> Recording:
     return Recording(read_recording(path, parts.prompts))
 
 
-def _writer(parts: Parts, who: str) -> Sampler | ReferenceAnswers:
+def _writer(parts: Parts, who: str) -> Roller:
     rollout = parts.config.rollout
     if who == "answers":
-        return ReferenceAnswers(parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length)
+        return _answers(parts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
-    return sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
+    sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
+    if rollout.prefix and parts.teacher:
+        sampler.prefix = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine, rollout.prefix
+    return sampler
+
+
+def _answers(parts: Parts) -> ReferenceAnswers:
+    return ReferenceAnswers(parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length)
 
 
 def _positions(parts: Parts) -> Positions | None:
@@ -466,10 +481,14 @@ def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | No
             "teacher.view.feedback shows attempts that succeeded, or what an environment said, and nothing checks the "
             "prompts' answers; give prompts with an answer, or a task"
         )
-    answers = "answers" in config.rollout.writers
-    for prompt in prompts if answers or config.teacher.view.privileged else ():
+    reasons = {
+        "rollout.policy=answers": "answers" in config.rollout.writers,
+        "teacher.view=privileged": config.teacher.view.privileged is not None,
+        "loss.gold": config.loss.gold > 0,
+    }
+    why = next((reason for reason, given in reasons.items() if given), None)
+    for prompt in prompts if why else ():
         if prompt.answer is None:
-            why = "rollout.policy=answers" if answers else "teacher.view=privileged"
             raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
 
 

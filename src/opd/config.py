@@ -345,6 +345,8 @@ class LossConfig(_Strict):
     """Of the term that the signal makes, beside anchor and outcome."""
     outcome: float = Field(0.0, ge=0)
     """Weight of the outcome reward, as a group-relative advantage on every token of the student's."""
+    gold: float = Field(0.0, ge=0)
+    """Weight of supervised training on the prompts' reference answers, beside the student's own rollouts."""
     beta: float = Field(0.5, gt=0, lt=1)
     """Mixture weight of jsd, skew (DistiLLM's α) and alpha."""
     clip: float | None = Field(None, gt=0)
@@ -419,6 +421,8 @@ class RolloutConfig(_Strict):
     """The most tokens after the prompt, tool results included."""
     max_turns: int = Field(8, ge=1)
     """The most assistant turns, where there is an environment."""
+    prefix: int = Field(0, ge=0)
+    """The teacher writes the beginning of the first turn, up to so many tokens, a new number for every batch."""
     turns_grow_every: int | None = Field(None, ge=1)
     """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
     temperature: float = Field(1.0, ge=0)
@@ -438,6 +442,8 @@ class RolloutConfig(_Strict):
         if (self.off_policy or self.off_policy_steps) and self.policy != "student":
             key = "off_policy" if self.off_policy else "off_policy_steps"
             raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
+        if self.prefix and self.policy != "student":
+            raise ValueError(f"prefix lets the student go on after a teacher, and policy is {self.policy}")
         if self.offline and self.writers != {"student"}:
             raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
         return self
@@ -535,6 +541,8 @@ class RunConfig(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        if self.rollout.prefix and self.teacher.weights != "model":
+            raise ValueError("rollout.prefix needs teacher.weights=model and teacher.model, who writes it")
         if "teacher" in self.rollout.writers and self.teacher.weights != "model":
             key = "policy" if self.rollout.policy == "teacher" else "other"
             raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
@@ -551,6 +559,11 @@ class RunConfig(_Strict):
             raise ValueError(
                 f"rollout.offline keeps the teacher's log-probabilities of the sampled tokens alone, and loss.{what} "
                 "needs more; set loss.signal=sampled without unsure and baseline, or leave rollout.offline out"
+            )
+        if self.loss.gold and (self.rollout.writers != {"student"} or self.rollout.offline):
+            raise ValueError(
+                "loss.gold puts the reference answers beside the student's own rollouts; set rollout.policy=student, "
+                "and leave rollout.off_policy and rollout.offline out"
             )
         feedback = self.teacher.view.feedback
         if feedback and feedback.environment == "" and self.rollout.samples < 2:

@@ -27,7 +27,7 @@ from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
-from opd.types import Prompt, Rollout, Segment, Signal, States, Teacher, View
+from opd.types import Prompt, Roller, Rollout, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
@@ -57,12 +57,6 @@ class Term:
 class Curriculum(Protocol):
     def step(self, step: int) -> list[Prompt]:
         """The prompts of one step."""
-        ...
-
-
-class Roller(Protocol):
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
-        """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
         ...
 
 

@@ -35,6 +35,8 @@ def place(config: RunConfig) -> tuple[str, ...]:
 def _who(rollout: RolloutConfig) -> str:
     if rollout.offline:
         return f"{rollout.policy}, once ({rollout.offline} prompts)"
+    if rollout.prefix:
+        return f"{rollout.policy} after up to {rollout.prefix} of the teacher's tokens"
     if rollout.off_policy_steps:
         return f"{rollout.other} for {rollout.off_policy_steps} steps, then {rollout.policy}"
     return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}" if rollout.off_policy else rollout.policy
@@ -69,7 +71,12 @@ def _gradient(loss: LossConfig) -> str:
 
 def _mixed(loss: LossConfig) -> list[str]:
     unsure = loss.unsure.weight if loss.unsure else 0.0
-    mixed = {"forward KL where unsure": unsure, "KL anchor": loss.anchor, "outcome reward": loss.outcome}
+    mixed = {
+        "forward KL where unsure": unsure,
+        "KL anchor": loss.anchor,
+        "gold answers": loss.gold,
+        "outcome reward": loss.outcome,
+    }
     return [f"{name} ×{weight:g}" for name, weight in mixed.items() if weight]
 
 

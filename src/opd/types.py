@@ -90,6 +90,8 @@ class Rollout:
     """1.0 right, 0.0 wrong, in between by the task's choice; None where there is no checker."""
     num_calls: int = 0
     """Tool calls the student made, valid or not."""
+    writer: Literal["student", "teacher", "answers"] = "student"
+    """Who wrote it; ``answers`` are the prompts' own."""
     transcript: tuple[Message, ...] = ()
     """The turns and the environment's messages as text, for hint authors and people; never tokenised again."""
 
@@ -275,6 +277,14 @@ class Engine(Protocol):
 
     def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
         """Continue each context by at most its own ``max_new_tokens``; same inputs and seed, same tokens."""
+        ...
+
+
+class Roller(Protocol):
+    """Makes rollouts: the student, or whoever writes in its place."""
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
         ...
 
 

@@ -115,3 +115,24 @@ def test_every_prompt_once_per_epoch_and_the_order_is_a_function_of_the_step() -
     ]
     with pytest.raises(DataError, match="fewer than one batch"):
         Uniform(prompts, batch=11, samples=1, seed=0)
+
+
+def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
+    """The environment sees the whole turn, and the student answers for its own part alone."""
+    engine = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
+    other = HFEngine(load("nano/critic", key="x"), sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
+    prompts = TOOLS.prompts("test")[:12]
+    sampler = Sampler(engine, CHAT, TOOLS, max_new_tokens=40, max_turns=1, prefix=(other, 3))
+    lengths = set()
+    for seed in range(8):
+        batch = sampler.rollout(prompts, seed)
+        most = max(r.completion_mask.index(True) for r in batch)
+        lengths.add(most)
+        written = other.generate([r.prompt_ids for r in batch], [3] * len(batch), seed)
+        for rollout, generation in zip(batch, written, strict=True):
+            start = rollout.completion_mask.index(True)
+            assert rollout.completion_ids[:start] == generation.ids[:start]
+            assert all(rollout.completion_mask[start:])
+            assert rollout.turns[0] == (0, len(rollout.completion_ids))
+            assert rollout.transcript[0]["content"] == CHAT.decode(rollout.completion_ids)
+    assert lengths == {0, 1, 2, 3}

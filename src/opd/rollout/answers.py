@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from opd.chat import Chat
 from opd.errors import DataError
-from opd.types import Prompt, Rollout, Span
+from opd.types import Prompt, Roller, Rollout, Span
 
 
 class ReferenceAnswers:
@@ -44,4 +44,23 @@ class ReferenceAnswers:
             logprobs=(math.nan,) * len(ids),  # nobody drew them
             turns=(Span(0, len(ids)),),
             finish="stop",
+            writer="answers",
         )
+
+
+class WithAnswers:
+    """The student's rollouts, and behind them the reference answers to the same prompts, each once.
+
+    Args:
+        student: on-policy rollouts.
+        answers: what the mixed-in supervised loss is about.
+    """
+
+    def __init__(self, student: Roller, answers: ReferenceAnswers) -> None:
+        self.student = student
+        self.answers = answers
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt, in order, then one answer per different prompt."""
+        different = {prompt.id: prompt for prompt in prompts}
+        return self.student.rollout(prompts, seed, step) + self.answers.rollout(list(different.values()), seed, step)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from opd.types import Prompt, Rollout
-
-
-class _Roller(Protocol):
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]: ...
+from opd.types import Prompt, Roller, Rollout
 
 
 class Mixture:
@@ -26,7 +21,7 @@ class Mixture:
     Source: GKD, arXiv 2306.13649, whose λ is 1 − share; off-policy first, Qwen3, arXiv 2505.09388.
     """
 
-    def __init__(self, student: _Roller, other: _Roller, *, share: float, first: int = 0) -> None:
+    def __init__(self, student: Roller, other: Roller, *, share: float, first: int = 0) -> None:
         self.student = student
         self.other = other
         self.share = share

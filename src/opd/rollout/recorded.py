@@ -8,17 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from opd.errors import CheckpointError
 from opd.teachers.sampled import SampledTeacher
-from opd.types import Prompt, Rollout, SampledSignal, Segment, Span, View
-
-
-class _Roller(Protocol):
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]: ...
+from opd.types import Prompt, Roller, Rollout, SampledSignal, Segment, Span, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,7 @@ class Recording:
 
 
 def record(
-    roller: _Roller,
+    roller: Roller,
     teacher: SampledTeacher,
     view: View,
     prompts: Sequence[Prompt],

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from opd.chat import Chat
 from opd.errors import DataError
 from opd.types import Engine, Event, Message, Prompt, Rollout, Span, Task
@@ -68,6 +70,7 @@ class Sampler:
         max_new_tokens: the most tokens a trajectory may have after its prompt, inserted ones included.
         max_turns: the most assistant turns.
         grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
+        prefix: who writes the beginning of the first turn, and its most tokens: a number drawn for each batch.
         max_length: the most tokens prompt and completion may have together; None for no limit.
     """
 
@@ -80,6 +83,7 @@ class Sampler:
         max_new_tokens: int,
         max_turns: int = 1,
         grow_every: int | None = None,
+        prefix: tuple[Engine, int] | None = None,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -88,6 +92,7 @@ class Sampler:
         self.max_new_tokens = max_new_tokens
         self.max_turns = max_turns
         self.grow_every = grow_every
+        self.prefix = prefix
         self.max_length = max_length
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -97,6 +102,8 @@ class Sampler:
             DataError: a prompt leaves no room for an answer.
         """
         trajectories = [_Trajectory(p, self._prompt_ids(p)) for p in prompts]
+        if self.prefix:
+            self._begin(trajectories, *self.prefix, seed)
         most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns
         for turn in range(most):
             going_on = [t for t in trajectories if t.finish is None]
@@ -106,7 +113,8 @@ class Sampler:
             budgets = [self.max_new_tokens - len(t.ids) for t in going_on]
             generations = self.engine.generate(contexts, budgets, seed * 1000 + turn)
             for trajectory, generation in zip(going_on, generations, strict=True):
-                trajectory.turns.append(trajectory.add(generation.ids, list(generation.logprobs)))
+                span = trajectory.add(generation.ids, list(generation.logprobs))
+                trajectory.turns.append(span if turn else Span(0, span.stop))
                 self._react(trajectory, generation.stopped, last_turn=turn + 1 == most)
         return [t.rollout() for t in trajectories]
 
@@ -114,6 +122,16 @@ class Sampler:
         """Raise what ``rollout`` would raise for these prompts, without generating anything."""
         for prompt in prompts:
             self._prompt_ids(prompt)
+
+    def _begin(self, trajectories: Sequence[_Trajectory], engine: Engine, most: int, seed: int) -> None:
+        """Let another engine write the first tokens; its stop token is left to the student."""
+        length = int(torch.randint(most + 1, (), generator=torch.Generator().manual_seed(seed)))
+        if not length:
+            return
+        budget = min(length, self.max_new_tokens - 1)
+        written = engine.generate([t.prompt_ids for t in trajectories], [budget] * len(trajectories), seed)
+        for trajectory, generation in zip(trajectories, written, strict=True):
+            trajectory.add(generation.ids[:-1] if generation.stopped else generation.ids, None)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)

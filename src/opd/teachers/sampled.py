@@ -103,6 +103,10 @@ class Outcome:
         signal = Answers().score(rollouts, segments)
         numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
         group_B = torch.tensor([numbers[r.prompt.id] for r in rollouts], dtype=torch.int64)
+        # Those not asked about are in no group: they would lower the mean that the others are compared with.
+        asked = {segment.rollout for segment in segments}
+        left_out_B = torch.tensor([i not in asked for i in range(len(rollouts))])
+        group_B = torch.where(left_out_B, len(numbers) + torch.arange(len(rollouts)), group_B)
         reward_B = torch.tensor([r.reward or 0.0 for r in rollouts])
         advantage_T = group_advantage(reward_B, group_B, by_deviation=self.by_deviation)[signal.rollout_T]
         whole = AdvantageSignal(

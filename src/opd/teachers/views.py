@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from opd.chat import Chat
-from opd.types import Hint, HintAuthor, Rollout, Segment, Span
+from opd.types import Hint, HintAuthor, Rollout, Segment, Span, View
 
 
 class PlainView:
@@ -15,6 +16,25 @@ class PlainView:
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """One segment per rollout: the prompt, and the whole completion."""
         return [whole(index, rollout.prompt_ids, rollout) for index, rollout in enumerate(rollouts)]
+
+
+class Among:
+    """Another view, of the rollouts that certain writers wrote.
+
+    Args:
+        view: what to see of them.
+        answers: of the reference answers, or of all others.
+    """
+
+    def __init__(self, view: View, *, answers: bool) -> None:
+        self.view = view
+        self.answers = answers
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """The view's segments, numbered as in the whole batch."""
+        chosen = [i for i, rollout in enumerate(rollouts) if (rollout.writer == "answers") == self.answers]
+        seen = self.view.segments([rollouts[i] for i in chosen])
+        return [replace(segment, rollout=chosen[segment.rollout]) for segment in seen]
 
 
 class HintView:
