@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,13 +25,32 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.errors import ConfigError
-from opd.nano.tokenizer import END, START, build_tokenizer
-from opd.nano.traces import Source, Trace, copy_trace, critic_trace, math_trace, stream, tools_trace
+from opd.nano.tokenizer import END, START, build_tokenizer, train_byte_tokenizer
+from opd.nano.traces import (
+    WORD,
+    Source,
+    Trace,
+    Turn,
+    copy_trace,
+    critic_trace,
+    decoded_math_trace,
+    math_trace,
+    stream,
+    tools_trace,
+)
 
 HEAD_DIM = 32
 WARMUP = 100
 POOL = 16
 """Batches drawn at once and sorted by length."""
+NUM_TEXTS = 2000
+"""Traces that the byte-level tokenizer learns its merges from."""
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the teacher that does not share the student's."""
+    texts = (turn.text for trace in islice(stream(decoded_math_trace, 0), NUM_TEXTS) for turn in trace)
+    return train_byte_tokenizer(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,7 @@ class Plan:
     batch: int = 64
     context_weight: float = 0.0
     """Weight of the loss on what others say (questions, reminders, tools), against 1 for the assistant."""
+    tokenizer: Callable[[], PreTrainedTokenizerFast] = build_tokenizer
 
 
 MODELS: dict[str, Plan] = {
@@ -78,6 +98,9 @@ MODELS: dict[str, Plan] = {
         stages=(Stage(copy_trace, 500), Stage(partial(math_trace, privileged=0.5, long=0.02), 800)),
     ),
     "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
+    "math-teacher-bpe": Plan(
+        hidden=160, layers=3, mlp=480, stages=(Stage(decoded_math_trace, 1400),), tokenizer=byte_tokenizer
+    ),
     "critic": Plan(
         hidden=96,
         layers=3,
@@ -105,7 +128,7 @@ def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: 
     """
     if name not in MODELS:
         raise ConfigError(f"Unknown nano model {name!r}: use one of {', '.join(MODELS)}.")
-    tokenizer = build_tokenizer()
+    tokenizer = MODELS[name].tokenizer()
     model = train(MODELS[name], tokenizer, scale=scale, seed=seed, progress=progress, title=name)
     folder = out / name
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -225,16 +248,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
     An assistant's turn counts 1 from its first word to its end mark; the opening ``<|im_start|>`` and
     the role never count, because they are given to the model and not asked of it.
     """
+    opening = _opening(tokenizer)
     flat = [turn for trace in traces for turn in trace]
-    encoded = iter(tokenizer.backend_tokenizer.encode_batch([f"{START}{t.role} {t.text}{END}" for t in flat]))
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch([f"{START}{t.role}{opening}{t.text}{END}" for t in flat]))
     rows = []
     for trace in traces:
         ids: list[int] = []
         weights: list[float] = []
         for turn in trace:
-            part = next(encoded).ids
-            ids += part
-            weights += [0.0, 0.0, *_turn_weights(turn, len(part) - 2, context_weight)]
+            part = next(encoded)
+            ids += part.ids
+            weights += _turn_weights(turn, part.offsets, len(f"{START}{turn.role}{opening}"), context_weight)
         rows.append((ids, weights))
     width = max(len(ids) for ids, _ in rows)
     pad = tokenizer.pad_token_id
@@ -244,10 +268,22 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
     )
 
 
-def _turn_weights(turn: Any, length: int, context_weight: float) -> list[float]:
+def _opening(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What the chat template puts between a role and its message."""
+    marker = "\0"
+    rendered: str = tokenizer.apply_chat_template([{"role": marker, "content": marker}], tokenize=False)
+    return rendered.split(marker)[1]
+
+
+def _turn_weights(turn: Turn, offsets: Sequence[tuple[int, int]], given: int, context_weight: float) -> list[float]:
+    """Weights of a turn's tokens, which lie at ``offsets``; its first ``given`` characters never count."""
     if turn.role != "assistant":
-        return [context_weight] * length
-    return [float(turn.trained and i not in turn.skip) for i in range(length)]
+        return [context_weight if start >= given else 0.0 for start, _ in offsets]
+    skipped = [word.span() for i, word in enumerate(WORD.finditer(turn.text)) if i in turn.skip]
+    covered = {given + i for start, stop in skipped for i in range(start, stop)}
+    return [
+        float(turn.trained and start >= given and covered.isdisjoint(range(start, stop))) for start, stop in offsets
+    ]
 
 
 def main() -> None:
