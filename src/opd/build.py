@@ -18,14 +18,17 @@ from opd.evaluation import Evaluation
 from opd.log import RunLog
 from opd.loop import Loop, Objective, Term
 from opd.losses import Support, check_divergence
+from opd.losses.cross import Matched
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, PolicyGradient
+from opd.objectives import CrossEntropy, CrossTokenizer, DirectEstimate, FullVocabulary, PolicyGradient
 from opd.positions import Positions
 from opd.rollout.answers import ReferenceAnswers
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.mixture import Mixture
 from opd.rollout.sampler import Sampler
+from opd.teachers.alignment import TokenTexts, match
+from opd.teachers.cross import CrossTeacher
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.local import Answers, EmaWeights, LocalTeacher, frozen_copy
@@ -177,6 +180,8 @@ def _main(
     if loss.signal == "reward":
         return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss)
     assert scoring is not None
+    if loss.signal == "cross":
+        return _cross_teacher(parts, scoring), view, _cross_objective(parts, scoring)
     teacher = _reader(parts, scoring)
     if loss.signal != "sampled":
         support = Support(**loss.top_k.model_dump()) if loss.top_k else None
@@ -195,6 +200,37 @@ def _reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
     return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
 
 
+def _cross_teacher(parts: Parts, teacher: LanguageModel) -> CrossTeacher:
+    return CrossTeacher(
+        parts.student.tokenizer,
+        teacher,
+        skip_ids=stop_ids(parts.student),
+        max_tokens=parts.config.teacher.max_tokens,
+        temperature=parts.config.loss.temperature,
+    )
+
+
+def _cross_objective(parts: Parts, teacher: LanguageModel) -> CrossTokenizer:
+    loss, sides = parts.config.loss, (TokenTexts(parts.student.tokenizer), TokenTexts(teacher.tokenizer))
+
+    def matched(*, opening: bool) -> Matched:
+        ours, theirs = (torch.tensor(ids, device=parts.student.device) for ids in match(*sides, opening=opening))
+        share = len(theirs) / len(teacher.tokenizer)
+        cross = loss.cross
+        weight = share if cross.matched_weight is None else cross.matched_weight
+        rest = 1 - share if cross.unmatched_weight is None else cross.unmatched_weight
+        return Matched(ours, theirs, weight, rest)
+
+    return CrossTokenizer(
+        opening=matched(opening=True),
+        inside=matched(opening=False),
+        pieces=loss.cross.pieces,
+        beta=loss.beta,
+        temperature=loss.temperature,
+        chunk_tokens=loss.chunk_tokens,
+    )
+
+
 def _policy_gradient(loss: LossConfig) -> PolicyGradient:
     shape = loss.sampled.model_dump(include={"discount", "max_advantage", "clip", "max_ratio"})
     return PolicyGradient(**shape, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
@@ -207,6 +243,8 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
     if not parts.held_out and not texts:
         return None
     wanted = config.divergence if config.divergence is not None else parts.held_out_task is None
+    if parts.config.loss.signal == "cross":
+        wanted = False  # no reverse KL between two vocabularies
     divergence = None
     if wanted and scoring is not None and parts.held_out:
         view = view_of(parts)
@@ -228,13 +266,17 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
 
 
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
-    """A sampler in the run's environment, from the student or another model with its tokenizer."""
+    """A sampler in the run's environment, from the student or another model with its tokenizer.
+
+    With ``loss.signal=cross`` the other model has its own tokenizer, template and stop tokens.
+    """
     rollout = parts.config.rollout
     language_model = model or parts.student
+    speaker = language_model if parts.config.loss.signal == "cross" else parts.student
     budget = parts.config.eval.max_new_tokens if held_out else None
     return Sampler(
-        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(parts.student), max_rows=rollout.max_rows),
-        parts.chat,
+        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(speaker), max_rows=rollout.max_rows),
+        parts.chat if speaker is parts.student else Chat(speaker.tokenizer),
         parts.held_out_task if held_out else parts.task,
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
@@ -339,6 +381,8 @@ def _check_lengths(parts: Parts) -> None:
     for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
         longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
         sampler_of(parts, Sampling(), held_out=held_out).check(longest)
+        if parts.config.loss.signal == "cross" and not held_out:
+            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
 
 
 def _teacher(
@@ -348,6 +392,8 @@ def _teacher(
     name = config.teacher.model or ""
     teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
     teacher.model.requires_grad_(False)
+    if config.loss.signal == "cross":
+        return teacher, None
     known = check_vocabulary(student.tokenizer, teacher.tokenizer, key="teacher.model")
     ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
     if min(ours, theirs) < known:

@@ -38,7 +38,12 @@ def _who(rollout: RolloutConfig) -> str:
 def _signal(loss: LossConfig) -> str:
     if loss.top_k:
         return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
-    return {"full": "full vocabulary", "sampled": "sampled token", "reward": "outcome"}.get(loss.signal, loss.signal)
+    return {
+        "full": "full vocabulary",
+        "sampled": "sampled token",
+        "cross": "another tokenizer",
+        "reward": "outcome",
+    }.get(loss.signal, loss.signal)
 
 
 def _gradient(loss: LossConfig) -> str:

@@ -26,6 +26,7 @@ class Case:
     teacher_tokens: list[list[int]]
     matched: Matched
     weight: Tensor
+    by_text: Tensor
 
 
 def make_case(seed: int, *, sizes: tuple[int, ...] = (1, 3, 2, 1, 1), common: int = 5, spread: float = 1.0) -> Case:
@@ -47,6 +48,7 @@ def make_case(seed: int, *, sizes: tuple[int, ...] = (1, 3, 2, 1, 1), common: in
         tokens["teacher"],
         Matched(ids[0], ids[1], weight=0.7, rest=0.4),
         weight,
+        torch.zeros(len(sizes), dtype=torch.bool),
     )
 
 
@@ -59,11 +61,22 @@ def measure(hidden: Tensor, head: Tensor, tokens: list[int], temperature: float)
     return whole
 
 
-def distance(p: Tensor, q: Tensor, matched: Matched) -> Tensor:
-    """The hybrid of one group, written out."""
-    a, b = p[matched.student_M], q[matched.teacher_M]
+def plogp(p: Tensor, m: Tensor) -> Tensor:
+    """Σ p log(p / m) over what is not 0."""
+    some = p > 0
+    return (p[some] * (p[some] / m[some]).log()).sum()
+
+
+def jsd(a: Tensor, b: Tensor) -> Tensor:
     m = BETA * b + (1 - BETA) * a
-    jsd = BETA * torch.special.xlogy(b, b / m).sum() + (1 - BETA) * torch.special.xlogy(a, a / m).sum()
+    return BETA * plogp(b, m) + (1 - BETA) * plogp(a, m)
+
+
+def distance(p: Tensor, q: Tensor, own: tuple[int, int], matched: Matched, *, by_text: bool) -> Tensor:
+    """One group's, written out."""
+    if by_text:
+        a, b = p[own[0]], q[own[1]]
+        return (matched.weight + matched.rest) * jsd(torch.stack([a, 1 - a]), torch.stack([b, 1 - b]))
     others = [
         sorted((x[i] for i in range(len(x)) if i not in ids.tolist()), key=lambda x: float(x.detach()), reverse=True)
         for x, ids in ((p, matched.student_M), (q, matched.teacher_M))
@@ -71,7 +84,7 @@ def distance(p: Tensor, q: Tensor, matched: Matched) -> Tensor:
     size = max(map(len, others))
     padded = [[*side, *[torch.zeros((), dtype=torch.float64)] * (size - len(side))] for side in others]
     apart = sum(abs(x - y) for x, y in zip(*padded, strict=True))
-    return matched.weight * jsd + matched.rest * apart
+    return matched.weight * jsd(p[matched.student_M], q[matched.teacher_M]) + matched.rest * apart
 
 
 def reference(case: Case, temperature: float) -> tuple[Tensor, ...]:
@@ -79,7 +92,9 @@ def reference(case: Case, temperature: float) -> tuple[Tensor, ...]:
     for g, weight in enumerate(case.weight.double()):
         p = measure(case.student[g], case.student_head, case.student_tokens[g], temperature)
         q = measure(case.teacher[g], case.teacher_head, case.teacher_tokens[g], temperature)
-        total = total + weight * distance(p, q, case.matched)
+        total = total + weight * distance(
+            p, q, (case.student_tokens[g][0], case.teacher_tokens[g][0]), case.matched, by_text=bool(case.by_text[g])
+        )
     leaves = (*case.student, case.student_head)
     return total.detach(), *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
 
@@ -97,18 +112,23 @@ def value(case: Case, temperature: float = 1.0, chunk: int | None = None) -> Ten
         for x, tokens in zip(case.teacher, case.teacher_tokens, strict=True)
     ]
     return cross_divergence(
-        Groups(torch.stack([x[0] for x in case.student]), case.student_head),
-        Groups(torch.stack([x[0] for x in case.teacher]), case.teacher_head),
+        Groups(torch.stack([x[0] for x in case.student]), case.student_head, firsts(case.student_tokens)),
+        Groups(torch.stack([x[0] for x in case.teacher]), case.teacher_head, firsts(case.teacher_tokens)),
         later_hidden_RD=torch.stack([x[t] for x, t, _ in later]) if later else case.student[0][:0],
         later_token_R=torch.tensor([case.student_tokens[g][t] for _, t, g in later], dtype=torch.int64),
         later_group_R=torch.tensor([g for *_, g in later], dtype=torch.int64),
         teacher_rest_G=torch.tensor(rest),
+        by_text_G=case.by_text,
         matched=case.matched,
         weight_G=case.weight,
         beta=BETA,
         temperature=temperature,
         chunk_groups=chunk,
     )
+
+
+def firsts(tokens: list[list[int]]) -> Tensor:
+    return torch.tensor([t[0] for t in tokens])
 
 
 def assert_same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
@@ -119,16 +139,19 @@ def assert_same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 @pytest.mark.parametrize("common", [0, 5, 11])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_value_and_gradients_equal_the_formula(seed: int, common: int, chunk: int | None, temperature: float) -> None:
-    case = make_case(seed, common=common)
+@pytest.mark.parametrize("by_text", [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0]])
+def test_value_and_gradients_equal_the_formula(
+    by_text: list[int], common: int, chunk: int | None, temperature: float
+) -> None:
+    case = make_case(common, common=common)
+    case = replace(case, by_text=torch.tensor(by_text, dtype=torch.bool))
     assert_same(ours(case, temperature, chunk), reference(case, temperature))
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2,), (4, 1, 4)])
 def test_groups_of_any_size(sizes: tuple[int, ...]) -> None:
     case = make_case(3, sizes=sizes)
-    case = replace(case, weight=torch.ones(len(sizes)))
+    case = replace(case, weight=torch.ones(len(sizes)), by_text=torch.rand(len(sizes)) < 0.5)
     assert_same(ours(case), reference(case, 1.0))
 
 
@@ -141,6 +164,7 @@ def test_it_vanishes_at_equality_and_is_never_negative(common: int) -> None:
         teacher_head=case.student_head.detach(),
         teacher_tokens=case.student_tokens,
         matched=replace(case.matched, teacher_M=case.matched.student_M),
+        by_text=torch.tensor([False, True, False, True, False]),
     )
     loss, *gradients = ours(same)
     assert abs(float(loss)) < 1e-6
@@ -152,6 +176,7 @@ def test_it_vanishes_at_equality_and_is_never_negative(common: int) -> None:
 @pytest.mark.parametrize("spread", [1e2, 1e4])
 def test_extreme_logits_stay_finite(spread: float) -> None:
     case = make_case(7, spread=spread)
+    case = replace(case, by_text=torch.tensor([True, False, True, False, True]))
     assert all(x.isfinite().all() for x in ours(case))
 
 

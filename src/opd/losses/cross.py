@@ -10,6 +10,12 @@ Tokens that both vocabularies have are compared one by one, the others by size a
 
     D = a Σ_{i matched} jsd_β(p_i, q_i) + b Σ_k |p₍ₖ₎ − q₍ₖ₎|,   p₍ₖ₎ the k-th largest unmatched, 0 beyond the last
 
+In a group of several tokens only the entry of its own first token is the probability of a text that both sides know;
+the other entries are those of texts cut short. So such a group can also be measured by its text alone, against
+everything else (``by_text_G``):
+
+    D = (a + b) (jsd_β(p, q) + jsd_β(1 − p, 1 − q)),   p, q the probabilities of the group's text
+
 p and q do not sum to 1 in a group of several tokens, nor over the matched tokens. The JSD is still not negative and
 0 only at equality, because both of its terms have the same mixture β q + (1 − β) p.
 
@@ -55,10 +61,12 @@ class Groups:
     Attributes:
         hidden: [G, D] the states that predict each group's first token.
         head: [V, D] output head of the same dtype.
+        token: int64 [G], each group's first token.
     """
 
     hidden: Tensor
     head: Tensor
+    token: Tensor
 
 
 def cross_divergence(
@@ -69,6 +77,7 @@ def cross_divergence(
     later_token_R: Tensor,
     later_group_R: Tensor,
     teacher_rest_G: Tensor,
+    by_text_G: Tensor,
     matched: Matched,
     weight_G: Tensor,
     beta: float = 0.5,
@@ -87,6 +96,7 @@ def cross_divergence(
         later_token_R: int64 [R], those tokens.
         later_group_R: int64 [R], which group, 0 to G − 1.
         teacher_rest_G: float32 [G], nats: the teacher's log-probability of its own later tokens, 0 without any.
+        by_text_G: bool [G], the groups that count by the probability of their text alone.
         matched: the common vocabulary.
         weight_G: [G] finite and ≥ 0, detached.
         beta: of the JSD, in (0, 1): β KL(q ‖ m) + (1 − β) KL(p ‖ m), m = β q + (1 − β) p.
@@ -124,7 +134,8 @@ def cross_divergence(
             groups_B = kept_N[rows]
             log_p_BV = log_p_BV + rest_G[groups_B, None]
             log_q_BW = log_softmax(teacher_logits_NW[rows])[0] + teacher_rest_G[groups_B, None]
-            loss_B, make_slope = compare(log_p_BV, log_q_BW)
+            tokens = student.token[groups_B], teacher.token[groups_B]
+            loss_B, make_slope = compare(log_p_BV, log_q_BW, *tokens, by_text_G[groups_B])
 
             def slope() -> Tensor:
                 slope_BV = make_slope()
@@ -178,7 +189,32 @@ class _Comparison:
         self.beta = beta
         self.jsd = check_divergence("jsd", beta=beta)
 
-    def __call__(self, log_p_BV: Tensor, log_q_BW: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def __call__(
+        self, log_p_BV: Tensor, log_q_BW: Tensor, student_token_B: Tensor, teacher_token_B: Tensor, by_text_B: Tensor
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        whole_B, whole_slope = self._by_vocabulary(log_p_BV, log_q_BW)
+        if not by_text_B.any():
+            return whole_B, whole_slope
+        ids_B1 = student_token_B[:, None]
+        text_B1, text_slope_B1 = self._by_text(log_p_BV.gather(1, ids_B1), log_q_BW.gather(1, teacher_token_B[:, None]))
+
+        def slope() -> Tensor:
+            alone_BV = torch.zeros_like(log_p_BV).scatter_(1, ids_B1, text_slope_B1)
+            return torch.where(by_text_B[:, None], alone_BV, whole_slope())
+
+        return torch.where(by_text_B, text_B1[:, 0], whole_B), slope
+
+    def _by_text(self, log_p_B1: Tensor, log_q_B1: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance of two probabilities of one text, and its derivative by log p."""
+        p, q = log_p_B1.exp(), log_q_B1.exp()
+        other_p, other_q = ((1 - x).clamp_min(torch.finfo(x.dtype).tiny) for x in (p, q))
+        this = (log_p_B1, log_q_B1, p, q, self.beta)
+        others = (other_p.log(), other_q.log(), other_p, other_q, self.beta)
+        weight = self.matched.weight + self.matched.rest
+        slope_B1 = self.jsd.slope(*this) - self.jsd.slope(*others) / other_p * p
+        return weight * (self.jsd.density(*this) + self.jsd.density(*others)), weight * slope_B1
+
+    def _by_vocabulary(self, log_p_BV: Tensor, log_q_BW: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         both_BM = log_p_BV[:, self.matched.student_M], log_q_BW[:, self.matched.teacher_M]
         both = (*both_BM, both_BM[0].exp(), both_BM[1].exp(), self.beta)
         p_BU, order_BU = log_p_BV[:, self.unmatched_U].exp().sort(-1, descending=True)

@@ -4,16 +4,16 @@ A token's text is what it adds to the text before it. That is read off the token
 leading-space marks (Ġ, ▁), for word-level tokenizers whose decoder puts the spaces in, and for byte-level ones, some of
 whose tokens are only a part of a character.
 
-White space alone never keeps two tokenizers apart. Whether a space ends a token or begins the next is a habit, so
-groups are cut by counting the other characters. A token of nothing but white space belongs to the group before it,
-so that on both sides the next group begins with a token that says something; where both sides have such a token
-(a newline, an indentation), it is a group of its own.
+White space alone never keeps two tokenizers apart: whether a space ends a token or begins the next is a habit, so
+groups are cut by counting the other characters. A token of nothing but white space belongs to the group after it: what
+decides between going on with a word and beginning another is then in the same group on both sides. Where both sides
+have such a token (a newline, an indentation), it is a group of its own.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -95,12 +95,13 @@ def groups(student: Sequence[Piece], teacher: Sequence[Piece]) -> list[Group]:
     agreed = _common_length(*(_visible("".join(piece.text for piece in side)) for side in sides))
     ends = [list(accumulate(len(_visible(piece.text)) for piece in side)) for side in sides]
     common = sorted(end for end in {*ends[0]} & {*ends[1]} if 0 < end <= agreed)
-    # Pieces of white space alone end where the piece before them does, so they stay with it.
-    cuts = [[0, *(bisect_right(side_ends, end) for end in common)] for side_ends in ends]
+    # A cut is behind the first piece that ends there: pieces of white space alone, which end there too, come after it.
+    cuts = [[0, *(bisect_left(side_ends, end) + 1 for end in common)] for side_ends in ends]
     found: list[Group] = []
     for (a, b), (c, d) in zip(pairwise(cuts[0]), pairwise(cuts[1]), strict=True):
-        found += _split_blank(sides[0][a:b], sides[1][c:d])
-    return found
+        found += _split(sides[0][a:b], sides[1][c:d])
+    left = [side[cut[-1] :] for side, cut in zip(sides, cuts, strict=True)]
+    return found + list(_split(*(side[: _num_blank(side)] for side in left)))
 
 
 def match(student: TokenTexts, teacher: TokenTexts, *, opening: bool) -> tuple[list[int], list[int]]:
@@ -131,19 +132,20 @@ def _visible(text: str) -> str:
     return "".join(text.split())
 
 
-def _split_blank(student: list[Piece], teacher: list[Piece]) -> Iterator[Group]:
-    """One group, or two where both sides end in the same white space of tokens of its own."""
-    a, b = _num_solid(student), _num_solid(teacher)
-    blank = ["".join(p.text for p in side) for side in (student[a:], teacher[b:])]
+def _split(student: list[Piece], teacher: list[Piece]) -> Iterator[Group]:
+    """One group, or two where both sides begin with the same white space in tokens of its own."""
+    a, b = _num_blank(student), _num_blank(teacher)
+    blank = ["".join(piece.text for piece in side) for side in (student[:a], teacher[:b])]
     if blank[0] and blank[0] == blank[1]:
         yield _group(student[:a], teacher[:b])
-        yield _group(student[a:], teacher[b:])
-    else:
+        student, teacher = student[a:], teacher[b:]
+    if _num_blank(student) < len(student):
         yield _group(student, teacher)
 
 
-def _num_solid(side: Sequence[Piece]) -> int:
-    return 1 + max(i for i, piece in enumerate(side) if piece.text.strip())
+def _num_blank(side: Sequence[Piece]) -> int:
+    """How many pieces of white space alone come first."""
+    return next((i for i, piece in enumerate(side) if piece.text.strip()), len(side))
 
 
 def _group(student: Sequence[Piece], teacher: Sequence[Piece]) -> Group:
