@@ -159,14 +159,11 @@ def _by_text(texts: TokenTexts, *, opening: bool) -> dict[str, int]:
     """
     tokenizer = texts.tokenizer
     before = () if opening else tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
-    special = set(tokenizer.all_special_ids)
+    prefix, special = texts.decode(before), set(tokenizer.all_special_ids)
     found: dict[str, list[int]] = {}
     for name, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        text = (
-            None
-            if i in special or _BYTE.fullmatch(name)
-            else texts.decode((*before, i)).removeprefix(texts.decode(before))
-        )
+        by_name = i in special or _BYTE.fullmatch(name)
+        text = "" if by_name else texts.decode((*before, i)).removeprefix(prefix)
         found.setdefault(f"\0{name}" if not text or BROKEN in text else text, []).append(i)
     return {text: ids[0] if len(ids) == 1 else _written(tokenizer, text, ids) for text, ids in found.items()}
 
