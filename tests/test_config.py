@@ -107,6 +107,16 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         ("grpo", ["loss.outcome=1.0"], ["leave loss.outcome out"]),
         ("hint-rl", ["rollout.samples=1"], ["loss.outcome", "rollout.samples"]),
         ("hint", ["loss.signal=reward", "rollout.samples=4"], ["teacher.view must be plain"]),
+        ("gold", ["loss.divergence=reverse_kl"], ["divergence=reverse_kl", "signal=cross", "loss.divergence=jsd"]),
+        ("gold", ["loss.signal=full", "loss.cross.matched_weight=1"], ["cross is for", "loss.signal=cross"]),
+        ("gold", ["loss.positions.importance=0.5"], ["positions.importance", "signal is cross"]),
+        ("gold", ["loss.sampled.max_ratio=2"], ["sampled", "signal=cross", "loss.signal=sampled"]),
+        ("gold", ["loss.top_k.k=8"], ["top_k", "signal=top_k"]),
+        ("gold", ["teacher={weights: frozen}"], ["loss.signal=cross", "teacher.weights=frozen", "weights=model"]),
+        ("gold", ["teacher.view=privileged"], ["teacher.view=privileged", "loss.signal=cross", "view=plain"]),
+        ("gold", ["rollout.policy=teacher"], ["rollout.policy=teacher", "loss.signal=cross", "policy=student"]),
+        ("gold", ["rollout.off_policy=0.5"], ["rollout.other=teacher", "loss.signal=cross", "rollout.other=answers"]),
+        ("gold", ["eval.divergence=true"], ["eval.divergence", "loss.signal=cross", "eval.text"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_both_keys(

@@ -18,8 +18,16 @@ from opd.evaluation import Evaluation
 from opd.log import RunLog
 from opd.loop import Loop, Objective, Term
 from opd.losses import Support, check_divergence, clipped
+from opd.losses.cross import Matched
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, HiddenStates, PolicyGradient
+from opd.objectives import (
+    CrossEntropy,
+    CrossTokenizer,
+    DirectEstimate,
+    FullVocabulary,
+    HiddenStates,
+    PolicyGradient,
+)
 from opd.positions import Positions, Unsure
 from opd.reading import sort_key
 from opd.rollout.answers import ReferenceAnswers, WithAnswers
@@ -29,6 +37,8 @@ from opd.rollout.mixture import Mixture
 from opd.rollout.recorded import Recording, record, save
 from opd.rollout.recorded import load as read_recording
 from opd.rollout.sampler import Sampler
+from opd.teachers.alignment import TokenTexts, match
+from opd.teachers.cross import CrossTeacher
 from opd.teachers.experience import gather_experience
 from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
 from opd.teachers.hint_http import HttpAuthor
@@ -206,6 +216,8 @@ def _main(
     if loss.signal == "hidden":
         teacher, objective = _hidden(parts, view, scoring)
         return teacher, view, objective
+    if loss.signal == "cross":
+        return _cross_teacher(parts, scoring), view, _cross_objective(parts, scoring)
     reader = _reader(parts, scoring)
     if loss.signal != "sampled":
         support = Support(**loss.top_k.model_dump()) if loss.top_k else None
@@ -275,6 +287,37 @@ def _reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
     return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
 
 
+def _cross_teacher(parts: Parts, teacher: LanguageModel) -> CrossTeacher:
+    return CrossTeacher(
+        parts.student.tokenizer,
+        teacher,
+        skip_ids=stop_ids(parts.student),
+        max_tokens=parts.config.teacher.max_tokens,
+        temperature=parts.config.loss.temperature,
+    )
+
+
+def _cross_objective(parts: Parts, teacher: LanguageModel) -> CrossTokenizer:
+    loss, sides = parts.config.loss, (TokenTexts(parts.student.tokenizer), TokenTexts(teacher.tokenizer))
+
+    def matched(*, opening: bool) -> Matched:
+        ours, theirs = (torch.tensor(ids, device=parts.student.device) for ids in match(*sides, opening=opening))
+        share = len(theirs) / len(teacher.tokenizer)
+        cross = loss.cross
+        weight = share if cross.matched_weight is None else cross.matched_weight
+        rest = 1 - share if cross.unmatched_weight is None else cross.unmatched_weight
+        return Matched(ours, theirs, weight, rest)
+
+    return CrossTokenizer(
+        opening=matched(opening=True),
+        inside=matched(opening=False),
+        pieces=loss.cross.pieces,
+        beta=loss.beta,
+        temperature=loss.temperature,
+        chunk_tokens=loss.chunk_tokens,
+    )
+
+
 def _policy_gradient(loss: LossConfig) -> PolicyGradient:
     shape = loss.sampled.model_dump(include={"discount", "max_advantage", "clip", "max_ratio"})
     return PolicyGradient(**shape, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
@@ -287,6 +330,8 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
     if not parts.held_out and not texts:
         return None
     wanted = config.divergence if config.divergence is not None else parts.held_out_task is None
+    if parts.config.loss.signal == "cross":
+        wanted = False  # no reverse KL between two vocabularies
     divergence = None
     if wanted and scoring is not None and parts.held_out:
         view = view_of(parts)
@@ -310,10 +355,11 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
 
 
 def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher, View, int] | None:
-    """Teacher, view and prompts of the diagnostics; none where there is no teacher, or looking at it costs requests."""
+    """Teacher, view and prompts of the diagnostics; none for another vocabulary, or where each look costs requests."""
     number, author = parts.config.eval.diagnostics, parts.config.teacher.view.author
     asks = author is not None and author.kind == "http"
-    if not number or scoring is None or not parts.config.loss.reads_teacher or asks:
+    loss = parts.config.loss
+    if not number or scoring is None or not loss.reads_teacher or loss.signal == "cross" or asks:
         return None
     return _reader(parts, scoring), view_of(parts), number
 
@@ -326,13 +372,17 @@ def _teacher_sampler(parts: Parts) -> Sampler | None:
 
 
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
-    """A sampler in the run's environment, from the student or another model with its tokenizer."""
+    """A sampler in the run's environment, from the student or another model with its tokenizer.
+
+    With ``loss.signal=cross`` the other model has its own tokenizer, template and stop tokens.
+    """
     rollout = parts.config.rollout
     language_model = model or parts.student
+    speaker = language_model if parts.config.loss.signal == "cross" else parts.student
     budget = parts.config.eval.max_new_tokens if held_out else None
     return Sampler(
-        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(parts.student), max_rows=rollout.max_rows),
-        parts.chat,
+        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(speaker), max_rows=rollout.max_rows),
+        parts.chat if speaker is parts.student else Chat(speaker.tokenizer),
         parts.held_out_task if held_out else parts.task,
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
@@ -497,6 +547,8 @@ def _check_lengths(parts: Parts) -> None:
     for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
         longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
         sampler_of(parts, Sampling(), held_out=held_out).check(longest)
+        if parts.config.loss.signal == "cross" and not held_out:
+            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
 
 
 def _teacher(
@@ -506,6 +558,8 @@ def _teacher(
     name = config.teacher.model or ""
     teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
     teacher.model.requires_grad_(False)
+    if config.loss.signal == "cross":
+        return teacher, None
     known = check_vocabulary(student.tokenizer, teacher.tokenizer, key="teacher.model")
     ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
     if min(ours, theirs) < known:

@@ -228,6 +228,18 @@ class TopKConfig(_Strict):
     """What becomes of the other tokens: one more outcome, left out of both distributions, or corrected for."""
 
 
+class CrossConfig(_Strict):
+    """How tokens count that a teacher with another tokenizer has too, and those it has not, for ``signal: cross``."""
+
+    matched_weight: float | None = Field(None, ge=0)
+    """Of the JSD on common tokens; by default their share of the teacher's vocabulary, as in GOLD."""
+    unmatched_weight: float | None = Field(None, ge=0)
+    """Of the distance between the other tokens' probabilities, sorted by size (ULD); by default 1 less that share."""
+    pieces: Literal["text", "observed"] = "text"
+    """Where one side has in pieces what the other has whole: compare the probability of that text alone, or, as GOLD
+    does, the first piece's whole distribution times the probabilities of the pieces that followed."""
+
+
 class SampledConfig(_Strict):
     """How the sampled token's log-probability becomes a gradient, for ``signal: sampled`` and ``reward``."""
 
@@ -328,11 +340,14 @@ class LossConfig(_Strict):
     divergence: str = "forward_kl"
     """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
     total_variation, or one you registered."""
-    signal: Literal["full", "top_k", "sampled", "hidden", "reward", "tokens"] = "full"
+    signal: Literal["full", "top_k", "sampled", "hidden", "cross", "reward", "tokens"] = "full"
     """The teacher's whole distribution, its top k, its log-probability of the sampled token, its hidden states; the
-    outcome alone (GRPO, no teacher); or the rollout's own tokens (supervised training, no teacher pass)."""
+    distribution of a teacher with another tokenizer (GOLD); the outcome alone (GRPO, no teacher); or the rollout's own
+    tokens (supervised training, no teacher pass)."""
     top_k: TopKConfig | None = None
     """For ``signal: top_k``."""
+    cross: CrossConfig = CrossConfig()
+    """For ``signal: cross``."""
     sampled: SampledConfig = SampledConfig()
     """For ``signal: sampled`` and ``reward``, and for ``outcome``."""
     hidden: HiddenConfig = HiddenConfig()
@@ -361,7 +376,7 @@ class LossConfig(_Strict):
     @property
     def reads_teacher(self) -> bool:
         """Whether a model has to score the rollouts."""
-        return self.signal in ("full", "top_k", "sampled", "hidden")
+        return self.signal in ("full", "top_k", "sampled", "hidden", "cross")
 
     @model_validator(mode="after")
     def _fits(self) -> LossConfig:
@@ -399,7 +414,28 @@ class LossConfig(_Strict):
             raise ValueError("signal=reward has an advantage and no divergence; set sampled.estimator=policy_gradient")
         if self.signal == "reward" and self.outcome:
             raise ValueError("signal=reward is the outcome already; leave loss.outcome out")
+        self._fits_cross()
         return self
+
+    def _fits_cross(self) -> None:
+        """Two vocabularies have no token-by-token log-ratio, and one divergence."""
+        if self.signal != "cross":
+            if self.cross != CrossConfig():
+                raise ValueError(
+                    f"cross is for a teacher with another tokenizer, and signal is {self.signal}; set "
+                    "loss.signal=cross, or leave loss.cross out"
+                )
+            return
+        if self.divergence != "jsd":
+            raise ValueError(
+                f"divergence={self.divergence} with signal=cross: tokens that both vocabularies have are compared by "
+                "the JSD alone; set loss.divergence=jsd"
+            )
+        if not self.outcome and self.sampled != SampledConfig():
+            raise ValueError(
+                "sampled is about the sampled token's log-ratio, and signal=cross has none; leave loss.sampled out, or "
+                "set loss.signal=sampled and take a teacher with the same tokenizer"
+            )
 
 
 class RolloutConfig(_Strict):
@@ -571,12 +607,43 @@ class RunConfig(_Strict):
                 "teacher.view.feedback shows other attempts at the same prompt, and rollout.samples is 1; set it to 2 "
                 "or more"
             )
+        if self.loss.signal == "cross":
+            self._fits_cross()
         if self.teacher.view.kind == "plain" and self.teacher.weights in ("live", "frozen") and self.loss.reads_teacher:
             raise ValueError(
                 f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
                 "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
             )
         return self
+
+    def _fits_cross(self) -> None:
+        """A teacher with another tokenizer is another model, reads plain text and cannot write for the student."""
+        teacher, rollout = self.teacher, self.rollout
+        if teacher.weights != "model":
+            raise ValueError(
+                f"loss.signal=cross needs a teacher with another tokenizer, and teacher.weights={teacher.weights} is "
+                "the student itself; set teacher.weights=model and teacher.model, or loss.signal=full"
+            )
+        if teacher.view.kind != "plain":
+            raise ValueError(
+                f"teacher.view={teacher.view.kind} with loss.signal=cross: a teacher with another tokenizer reads the "
+                "plain conversation alone; set teacher.view=plain"
+            )
+        if "teacher" in rollout.writers:
+            key = "policy" if rollout.policy == "teacher" else "other"
+            raise ValueError(
+                f"rollout.{key}=teacher with loss.signal=cross: the teacher's tokens are not the student's; set "
+                "rollout.policy=student and rollout.off_policy=0, or rollout.other=answers"
+            )
+        if rollout.prefix:
+            raise ValueError(
+                "rollout.prefix with loss.signal=cross: the teacher's tokens are not the student's; leave one out"
+            )
+        if self.eval.divergence:
+            raise ValueError(
+                "eval.divergence with loss.signal=cross: there is no reverse KL between two vocabularies; leave "
+                "eval.divergence out and give eval.prompts with answers, or eval.text"
+            )
 
     def _fits_sampling(self) -> None:
         """Log-ratios and outcome advantages are about the student's own draws."""

@@ -12,10 +12,12 @@ from opd.config import RunConfig
 from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
 from opd.model_card import figure
+from opd.models import LanguageModel
 from opd.reading import align, student_readings
 from opd.reading import read as read_hidden
 from opd.rollout.hf import Sampling
 from opd.run_file import read
+from opd.teachers.alignment import TokenTexts, match
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""
@@ -43,11 +45,18 @@ def _facts(parts: Parts) -> Iterator[str]:
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
     if parts.teacher:
         padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
-        yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, same vocabulary{padded}"
+        vocabulary = f"same vocabulary{padded}" if config.loss.signal != "cross" else _common(parts, parts.teacher)
+        yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, {vocabulary}"
     elif not config.loss.reads_teacher:
         yield f"teacher   none; loss.signal is {config.loss.signal}"
     else:
         yield f"teacher   the student's own weights, {config.teacher.weights}; view: {config.teacher.view.kind}"
+
+
+def _common(parts: Parts, teacher: LanguageModel) -> str:
+    ours, theirs = parts.student.tokenizer, teacher.tokenizer
+    common = match(TokenTexts(ours), TokenTexts(theirs), opening=False)[0]
+    return f"{len(theirs)} tokens of its own, {len(common)} of them also the student's"
 
 
 def _lengths(parts: Parts) -> Iterator[str]:

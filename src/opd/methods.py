@@ -51,9 +51,13 @@ def _sees(view: ViewConfig) -> str:
 def _signal(loss: LossConfig) -> str:
     if loss.top_k:
         return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
-    return {"full": "full vocabulary", "sampled": "sampled token", "hidden": "hidden states", "reward": "outcome"}.get(
-        loss.signal, loss.signal
-    )
+    return {
+        "full": "full vocabulary",
+        "sampled": "sampled token",
+        "hidden": "hidden states",
+        "cross": "another tokenizer",
+        "reward": "outcome",
+    }.get(loss.signal, loss.signal)
 
 
 def _divergence(loss: LossConfig) -> str:

@@ -166,7 +166,7 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
         raise ModelError(
             f"{key}: the teacher's vocabulary is not the student's ({len(theirs)} and {len(ours)} tokens; the first "
             f"difference is {token!r} with id {index}), so their distributions cannot be compared token by token; "
-            "take a teacher with the same tokenizer"
+            "take a teacher with the same tokenizer, or set loss.signal=cross and loss.divergence=jsd"
         )
     return max(ours.values()) + 1
 

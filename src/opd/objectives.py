@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,9 +17,19 @@ from opd.losses import (
     policy_gradient,
     reward_to_go,
 )
+from opd.losses.cross import Groups, Matched, cross_divergence
 from opd.losses.sampled import Estimator
 from opd.teachers.hidden import Projection
-from opd.types import AdvantageSignal, FullSignal, HiddenSignal, SampledSignal, Signal, States, TokenSignal
+from opd.types import (
+    AdvantageSignal,
+    CrossSignal,
+    FullSignal,
+    HiddenSignal,
+    SampledSignal,
+    Signal,
+    States,
+    TokenSignal,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,65 @@ class FullVocabulary:
             support=self.support,
             clip=self.clip,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossTokenizer:
+    """The hybrid distance to a teacher with another tokenizer; see ``opd.losses.cross``.
+
+    Attributes:
+        opening: the common vocabulary where a text begins.
+        inside: the common vocabulary everywhere else.
+        pieces: how a group of several tokens counts: by the probability of its text, or as GOLD has it ("observed").
+    """
+
+    opening: Matched
+    inside: Matched
+    pieces: Literal["text", "observed"] = "text"
+    beta: float = 0.5
+    temperature: float = 1.0
+    chunk_tokens: int | None = None
+
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+        """The weighted sum over groups, float32 []; a group weighs what its first token does.
+
+        A group of which some row was dropped does not count: its student's probability would lack a factor.
+        """
+        assert isinstance(signal, CrossSignal)
+        first_T = signal.group_T.diff(prepend=signal.group_T.new_tensor([-1])) != 0
+        index_T = first_T.cumsum(0) - 1
+        whole_G = index_T.bincount() == signal.size_T[first_T]
+        weight_G = weight_T[first_T].where(whole_G, 0.0)
+        hidden_TD = student.hidden_TD
+        head_VD = student_head_VD.to(hidden_TD.dtype)
+        several_G = (signal.size_T[first_T] > 1) | (signal.teacher_size_T[first_T] > 1)
+        by_text_G = several_G & (self.pieces == "text")
+        teacher = Groups(
+            signal.teacher_hidden_TD[first_T],
+            signal.head_VD.to(signal.teacher_hidden_TD.dtype),
+            signal.teacher_token_T[first_T],
+        )
+        losses = [
+            cross_divergence(
+                Groups(hidden_TD[first_T], head_VD, signal.token_T[first_T]),
+                teacher,
+                later_hidden_RD=hidden_TD[~first_T],
+                later_token_R=signal.token_T[~first_T],
+                later_group_R=index_T[~first_T],
+                teacher_rest_G=signal.teacher_rest_T[first_T],
+                by_text_G=by_text_G,
+                matched=matched,
+                weight_G=weight_G.where(here_G, 0.0),
+                beta=self.beta,
+                temperature=self.temperature,
+                chunk_groups=self.chunk_tokens,
+            )
+            for matched, here_G in (
+                (self.inside, ~signal.opens_T[first_T]),
+                (self.opening, signal.opens_T[first_T]),
+            )
+        ]
+        return losses[0] + losses[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,6 +234,34 @@ class States:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossSignal(Signal):
+    """What a teacher with another tokenizer thinks of stretches of text that both read as whole tokens.
+
+    A row is a token of the student's in such a group; what is said of a group stands in each of its rows. D hidden
+    units and V tokens of the teacher's.
+
+    Attributes:
+        group_T: int64 [T], which group; rows of a group follow each other.
+        size_T: int64 [T], rows of the group as it was scored; fewer are left of it where positions were dropped.
+        opens_T: bool [T], whether the group begins a text.
+        teacher_hidden_TD: [T, D], detached; predicts the first of the teacher's tokens of the group.
+        teacher_token_T: int64 [T], that first token.
+        teacher_size_T: int64 [T], the teacher's tokens of the group.
+        teacher_rest_T: float32 [T], nats, detached: the teacher's log-probability of its other tokens of the group.
+        head_VD: [V, D] the teacher's output head, detached.
+    """
+
+    group_T: Tensor
+    size_T: Tensor
+    opens_T: Tensor
+    teacher_hidden_TD: Tensor
+    teacher_token_T: Tensor
+    teacher_size_T: Tensor
+    teacher_rest_T: Tensor
+    head_VD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The environment's reaction to one assistant turn.
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd.errors import ConfigError
-from opd.nano.build import MODELS, build
-from opd.nano.tokenizer import build_tokenizer
+from opd.nano.build import MODELS, build, byte_tokenizer, encode
+from opd.nano.tokenizer import END, build_tokenizer
+from opd.nano.traces import Turn
 
 SHIPPED = Path(build.__code__.co_filename).parent / "models"
 
@@ -35,6 +36,14 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
+def test_slips_are_left_out_of_the_loss_in_either_tokenizer() -> None:
+    answer = Turn("assistant", "5 + 6 = 9 carry 1 ; answer 9 1", skip=(4, 9))
+    for tokenizer in (build_tokenizer(), byte_tokenizer()):
+        ids, weights = encode(tokenizer, [[Turn("user", "5 + 6", trained=False), answer]], context_weight=0.0)
+        read = tokenizer.decode(ids[0][weights[0] > 0], skip_special_tokens=False)
+        assert read.replace(f" {END}", END) == f"5 + 6 = carry 1 ; answer 1{END}"
+
+
 def test_unknown_models_name_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Unknown nano model 'tool-base': use one of tools-base"):
         build("tool-base", tmp_path)
@@ -43,6 +52,7 @@ def test_unknown_models_name_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_shipped_models_have_this_tokenizer(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED / name)
-    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
-    assert tokenizer.chat_template == build_tokenizer().chat_template
+    built = MODELS[name].tokenizer()
+    assert tokenizer.get_vocab() == built.get_vocab()
+    assert tokenizer.chat_template == built.chat_template
     assert AutoModelForCausalLM.from_pretrained(SHIPPED / name).config.vocab_size == len(tokenizer)

@@ -24,7 +24,7 @@ def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list
     model = load(f"nano/{name}", key="student")
     engine = HFEngine(model, sampling=Sampling(temperature=temperature), stop_ids=stop_ids(model))
     task = get_task(prompts[0].domain)
-    return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=64, max_turns=5).rollout(prompts, 0)
+    return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=96, max_turns=5).rollout(prompts, 0)
 
 
 def figures(name: str, prompts: list[Prompt]) -> Metrics:
@@ -69,8 +69,9 @@ def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
     assert figures("math-base", privileged)["accuracy"] > 0.95
 
 
-def test_math_teacher_is_right() -> None:
-    assert figures("math-teacher", list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
+@pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
+def test_math_teachers_are_right(name: str) -> None:
+    assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
 def test_the_critic_finds_what_the_rules_find() -> None:

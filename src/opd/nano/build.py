@@ -1,8 +1,7 @@
 """Train the nano models from nothing: ``python -m opd.nano.build [--only NAME] [--out DIR] [--scale 0.01]``.
 
 Each model is one row of ``MODELS``: its shape, what it reads, and for how long. The same seed gives
-the same weights on the same machine. One thread is the fastest for models this small; to use two cores,
-run it twice with different ``--only``.
+the same weights on the same machine. One thread is the fastest for models this small; two cores build two at a time.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from math import cos, pi
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,32 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.errors import ConfigError
-from opd.nano.tokenizer import END, START, build_tokenizer
-from opd.nano.traces import Source, Trace, copy_trace, critic_trace, math_trace, stream, tools_trace
+from opd.nano.tokenizer import END, START, build_tokenizer, train_byte_tokenizer
+from opd.nano.traces import (
+    WORD,
+    Source,
+    Trace,
+    Turn,
+    copy_trace,
+    critic_trace,
+    decoded_math_trace,
+    math_trace,
+    stream,
+    tools_trace,
+)
 
 HEAD_DIM = 32
 WARMUP = 100
 POOL = 16
 """Batches drawn at once and sorted by length."""
+NUM_TEXTS = 2000
+"""Traces that the byte-level tokenizer learns its merges from."""
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the teacher that does not share the student's."""
+    texts = (turn.text for trace in islice(stream(decoded_math_trace, 0), NUM_TEXTS) for turn in trace)
+    return train_byte_tokenizer(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +74,7 @@ class Plan:
     batch: int = 64
     context_weight: float = 0.0
     """Weight of the loss on what others say (questions, reminders, tools), against 1 for the assistant."""
+    tokenizer: Callable[[], PreTrainedTokenizerFast] = build_tokenizer
 
 
 MODELS: dict[str, Plan] = {
@@ -78,6 +99,9 @@ MODELS: dict[str, Plan] = {
         stages=(Stage(copy_trace, 500), Stage(partial(math_trace, privileged=0.5, long=0.02), 800)),
     ),
     "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
+    "math-teacher-bpe": Plan(
+        hidden=160, layers=3, mlp=480, stages=(Stage(decoded_math_trace, 1400),), tokenizer=byte_tokenizer
+    ),
     "critic": Plan(
         hidden=96,
         layers=3,
@@ -105,7 +129,7 @@ def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: 
     """
     if name not in MODELS:
         raise ConfigError(f"Unknown nano model {name!r}: use one of {', '.join(MODELS)}.")
-    tokenizer = build_tokenizer()
+    tokenizer = MODELS[name].tokenizer()
     model = train(MODELS[name], tokenizer, scale=scale, seed=seed, progress=progress, title=name)
     folder = out / name
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -225,16 +249,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
     An assistant's turn counts 1 from its first word to its end mark; the opening ``<|im_start|>`` and
     the role never count, because they are given to the model and not asked of it.
     """
+    opening = _opening(tokenizer)
     flat = [turn for trace in traces for turn in trace]
-    encoded = iter(tokenizer.backend_tokenizer.encode_batch([f"{START}{t.role} {t.text}{END}" for t in flat]))
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch([f"{START}{t.role}{opening}{t.text}{END}" for t in flat]))
     rows = []
     for trace in traces:
         ids: list[int] = []
         weights: list[float] = []
         for turn in trace:
-            part = next(encoded).ids
-            ids += part
-            weights += [0.0, 0.0, *_turn_weights(turn, len(part) - 2, context_weight)]
+            part = next(encoded)
+            ids += part.ids
+            weights += _turn_weights(turn, part.offsets, len(f"{START}{turn.role}{opening}"), context_weight)
         rows.append((ids, weights))
     width = max(len(ids) for ids, _ in rows)
     pad = tokenizer.pad_token_id
@@ -244,10 +269,22 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
     )
 
 
-def _turn_weights(turn: Any, length: int, context_weight: float) -> list[float]:
+def _opening(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What the chat template puts between a role and its message."""
+    marker = "\0"
+    rendered: str = tokenizer.apply_chat_template([{"role": marker, "content": marker}], tokenize=False)
+    return rendered.split(marker)[1]
+
+
+def _turn_weights(turn: Turn, offsets: Sequence[tuple[int, int]], given: int, context_weight: float) -> list[float]:
+    """Weights of a turn's tokens, which lie at ``offsets``; its first ``given`` characters never count."""
     if turn.role != "assistant":
-        return [context_weight] * length
-    return [float(turn.trained and i not in turn.skip) for i in range(length)]
+        return [context_weight if start >= given else 0.0 for start, _ in offsets]
+    skipped = [word.span() for i, word in enumerate(WORD.finditer(turn.text)) if i in turn.skip]
+    covered = {given + i for start, stop in skipped for i in range(start, stop)}
+    return [
+        float(turn.trained and start >= given and covered.isdisjoint(range(start, stop))) for start, stop in offsets
+    ]
 
 
 def main() -> None:
@@ -257,14 +294,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="models at a time, one core each")
     arguments = parser.parse_args()
+    names = arguments.only or list(MODELS)
+    settings = (arguments.out, arguments.scale, arguments.seed)
+    started = time.monotonic()
+    if arguments.workers == 1 or len(names) == 1:
+        columns = ("{task.description:16}", "loss {task.fields[loss]:.3f}", "{task.completed}/{task.total}")
+        with Progress(TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]), TimeRemainingColumn()) as bar:
+            for name in names:
+                bar.console.print(_timed(name, *settings, progress=bar))
+    else:
+        print(f"building {', '.join(names)}, {arguments.workers} at a time")
+        with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(_timed, name, *settings) for name in names]):
+                print(done.result(), flush=True)
+    print(f"all in {time.monotonic() - started:.0f} s")
+
+
+def _timed(name: str, out: Path, scale: float, seed: int, progress: Progress | None = None) -> str:
+    """Build one model and say how long it took."""
     torch.set_num_threads(1)
-    columns = ("{task.description:13}", "loss {task.fields[loss]:.3f}", "{task.completed}/{task.total}")
-    with Progress(TextColumn(columns[0]), BarColumn(), *map(TextColumn, columns[1:]), TimeRemainingColumn()) as bar:
-        for name in arguments.only or MODELS:
-            start = time.monotonic()
-            folder = build(name, arguments.out, scale=arguments.scale, seed=arguments.seed, progress=bar)
-            bar.console.print(f"{name}: {folder} in {time.monotonic() - start:.0f} s")
+    started = time.monotonic()
+    folder = build(name, out, scale=scale, seed=seed, progress=progress)
+    return f"{name}: {folder} in {time.monotonic() - started:.0f} s"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 Lower case; words, punctuation marks and single digits are tokens; whitespace, newlines included,
 vanishes on encoding and becomes one space on decoding. Splitting never looks across a space, so
 the encoding of a text is the concatenation of the encodings of its parts.
+
+One teacher has another tokenizer, of the kind that real models have: byte-level pairs, spaces in front
+of words, a newline after the role.
 """
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import WordLevel
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 PAD, START, END, UNK = "<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>"
@@ -51,6 +57,17 @@ CHAT_TEMPLATE = (
     f"{{% if add_generation_prompt %}}{START}assistant {{% endif %}}"
 )
 
+BYTE_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{START}{{{{ message['role'] }}}}\n{{{{ message['content'] }}}}{END}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{START}assistant\n{{% endif %}}"
+)
+"""What stands before a turn ends in a newline, so that the turn's own first token is never joined to it."""
+
+NUM_MERGES = 20
+"""So few that the rarer words stay in pieces."""
+
 
 def vocabulary() -> tuple[str, ...]:
     """Every token in the order of its id: specials, digits, marks, words, letters, invented names."""
@@ -70,13 +87,39 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.Digits(individual_digits=True),
         ]
     )
+    return _wrapped(backend, CHAT_TEMPLATE)
+
+
+def train_byte_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with ``NUM_MERGES`` merges learned from texts; same texts, same tokenizer.
+
+    Words, marks and single digits take the space in front of them along, and nothing is joined across words.
+    """
+    backend = Tokenizer(BPE(unk_token=None))
+    word = pre_tokenizers.Split(Regex(r" ?\p{N}| ?[^\s\p{N}]+"), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [word, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    specials = [PAD, START, END, UNK]
+    trainer = BpeTrainer(
+        vocab_size=256 + len(specials) + NUM_MERGES,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _wrapped(backend, BYTE_CHAT_TEMPLATE)
+
+
+def _wrapped(backend: Tokenizer, chat_template: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,
         unk_token=UNK,
         additional_special_tokens=[START],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from opd.nano.tokenizer import HABITS, TOOL_NAMES, vocabulary
@@ -55,7 +55,7 @@ REMINDERS = (
 CRITIC_INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
 PRIVILEGED = "{question} Reference solution: {answer}."
 
-_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]")
+WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]")
 """One token of the nano tokenizer."""
 
 
@@ -188,11 +188,20 @@ def _slipped(rng: random.Random, answer: str) -> Turn:
     """
     if rng.random() >= SLIPS:
         return Turn("assistant", answer)
-    words, rate = _WORD.findall(answer), rng.uniform(0.02, 0.3)
+    words, rate = WORD.findall(answer), rng.uniform(0.02, 0.3)
     skip = tuple(i for i, word in enumerate(words) if word.isdecimal() and rng.random() < rate)
     for i in skip:
         words[i] = str(rng.randrange(10))
     return Turn("assistant", " ".join(words), skip=skip)
+
+
+def decoded_math_trace(rng: random.Random) -> Trace:
+    """An addition whose working is spaced as the word-level tokenizer decodes it.
+
+    A teacher with another tokenizer reads the student's tokens as that text.
+    """
+    question, answer = math_trace(rng)
+    return [question, replace(answer, text=" ".join(WORD.findall(answer.text)))]
 
 
 def copy_trace(rng: random.Random) -> Trace:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opd.models import LanguageModel, freeze
-from opd.reading import batches, read, readings_of, sort_key
+from opd.reading import Reading, batches, read, readings_of, sort_key
 from opd.types import FullSignal, Rollout, Segment, Signal, States, TokenSignal
 
 
@@ -60,7 +60,6 @@ class Once:
         return self.last[2]
 
 
-@torch.no_grad()
 def states_of(
     language_model: LanguageModel,
     rollouts: Sequence[Rollout],
@@ -70,10 +69,18 @@ def states_of(
     layers: Sequence[int] = (),
 ) -> tuple[Signal, States]:
     """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
+    return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
+
+
+@torch.no_grad()
+def collect(
+    language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
+) -> tuple[Signal, States]:
+    """Read batch by batch, without dropout: which tokens were scored and their states, in order, detached."""
     model = language_model.model
     was_training = model.training
     model.eval()
-    parts = [read(language_model, batch, layers) for batch in batches(readings_of(rollouts, segments), max_tokens)]
+    parts = [read(language_model, batch, layers) for batch in batches(readings, max_tokens)]
     model.train(was_training)
     if not parts:
         none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
