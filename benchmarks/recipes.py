@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import opd
-from opd.build import Objects, gather, sampler_of
+from opd.parts import Objects, gather, sampler_of
 from opd.rollout.hf import Sampling
 from opd.run_file import read
 from opd.teachers.hints import ModelAuthor

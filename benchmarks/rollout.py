@@ -15,9 +15,9 @@ import time
 
 import torch
 
-from opd.build import device_of
 from opd.chat import Chat
 from opd.models import LanguageModel, load, pad, stop_ids
+from opd.parts import device_of
 from opd.rollout.hf import HFEngine, Sampling
 from opd.run_file import read
 from opd.tasks import get_task

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
 from conftest import make_model
-from opd.build import Objects, assemble, gather
+from opd.build import assemble
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.log import RunLog
 from opd.loop import Loop
 from opd.models import LanguageModel
+from opd.parts import Objects, gather
 from opd.run_file import read
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]

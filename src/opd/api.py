@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import run_file
-from opd.build import CONTEXT_FILE, Objects, assemble, evaluation, gather
+from opd.build import assemble, evaluation
 from opd.config import PromptsConfig, RunConfig
 from opd.errors import CheckpointError, ConfigError
 from opd.log import RunLog, open_sinks
@@ -18,6 +18,7 @@ from opd.loop import Loop
 from opd.metrics import Metrics
 from opd.model_card import model_card
 from opd.models import LanguageModel
+from opd.parts import CONTEXT_FILE, Objects, gather
 from opd.tasks import TASKS
 from opd.types import Prompt, Task
 

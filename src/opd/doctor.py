@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 
-from opd.build import Objects, Parts, assemble_terms, gather, layers_of, sampler_of
 from opd.config import RunConfig
 from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
 from opd.model_card import figure
 from opd.models import LanguageModel
+from opd.parts import Objects, Parts, gather, sampler_of
 from opd.reading import align, student_readings
 from opd.reading import read as read_hidden
 from opd.rollout.hf import Sampling
 from opd.run_file import read
 from opd.teachers.alignment import TokenTexts, match
+from opd.terms import assemble_terms, layers_of
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""

@@ -180,14 +180,14 @@ def test_the_loss_is_the_same_in_micro_batches_and_counts_whole_groups_only(roll
     objective = CrossTokenizer(
         opening=matched(teacher, student, opening=True), inside=matched(teacher, student, opening=False)
     )
-    where, hidden_TD = read(teacher, student_readings(texts))
+    where, states = read(teacher, student_readings(texts))
     weight_T = torch.rand(len(signal))
 
     def loss(rows: torch.Tensor) -> float:
         part = signal.take(rows)
         row_T = align(texts, where, part)
         with torch.no_grad():
-            return float(objective(hidden_TD[row_T], teacher.head_VD, part, weight_T[rows]))
+            return float(objective(states.take(row_T), teacher.head_VD, part, weight_T[rows]))
 
     everything = torch.ones(len(signal), dtype=torch.bool)
     halves = signal.rollout_T < 4, signal.rollout_T >= 4

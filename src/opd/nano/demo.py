@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.panel import Panel
 
 import opd
-from opd.build import Objects, Parts, gather, sampler_of, view_of
 from opd.display import LiveDisplay, show_result
 from opd.metrics import summarise
 from opd.models import LanguageModel
+from opd.parts import Objects, Parts, gather, sampler_of, view_of
 from opd.reading import read as read_hidden
 from opd.reading import readings_of
 from opd.rollout.hf import Sampling

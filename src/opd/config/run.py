@@ -1,0 +1,279 @@
+"""The run file as a whole: prompts, rollouts, optimizer, evaluation, guards, and what goes together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from opd.config.base import Strict
+from opd.config.loss import LossConfig
+from opd.config.teacher import TeacherConfig
+
+
+class PromptsConfig(Strict):
+    """Where prompts come from: exactly one of ``task``, ``path`` and ``dataset``.
+
+    A bare string is a path if it ends in .jsonl or .json, otherwise a dataset id.
+    """
+
+    task: str | None = None
+    """A task with its own environment and checker: ``tools``, ``math`` or ``package.module:attribute``."""
+    path: str | None = None
+    """A JSONL file with ``prompt`` or ``messages``, and ``answer``, ``domain`` and ``id`` where there are such."""
+    dataset: str | None = None
+    """A Hugging Face dataset id or folder with the same columns."""
+    subset: str | None = None
+    """The dataset's configuration name."""
+    split: str = "train"
+    """Split of the task or dataset; a JSONL file has only one."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many."""
+    chat: bool | None = None
+    """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return cls.source(value) if isinstance(value, str) else value
+
+    @staticmethod
+    def source(name: str) -> dict[str, str]:
+        """The key that a bare string stands for."""
+        return {"path": name} if name.endswith((".jsonl", ".json")) else {"dataset": name}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsConfig:
+        given = [k for k in ("task", "path", "dataset") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of task, path and dataset, and has {' and '.join(given) or 'none'}")
+        return self
+
+
+class RolloutConfig(Strict):
+    policy: Literal["student", "teacher", "answers"] = "student"
+    """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
+    off_policy: float = Field(0.0, ge=0, le=1)
+    """Chance that a batch is not the student's but of ``other``; GKD's λ is 1 less this."""
+    off_policy_steps: int = Field(0, ge=0)
+    """The first so many steps are not the student's but of ``other``."""
+    other: Literal["teacher", "answers"] = "teacher"
+    """Who writes the batches of ``off_policy`` and ``off_policy_steps``."""
+    offline: int | None = Field(None, ge=1)
+    """Roll out so many prompts once, before the first step, let the teacher score them once, and train on that."""
+    batch: int = Field(64, ge=1)
+    """Prompts per step."""
+    samples: int = Field(1, ge=1)
+    """Rollouts per prompt."""
+    max_new_tokens: int = Field(256, ge=1)
+    """The most tokens after the prompt, tool results included."""
+    max_turns: int = Field(8, ge=1)
+    """The most assistant turns, where there is an environment."""
+    prefix: int = Field(0, ge=0)
+    """The teacher writes the beginning of the first turn, up to so many tokens, a new number for every batch."""
+    turns_grow_every: int | None = Field(None, ge=1)
+    """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0 keeps every token."""
+    max_rows: int = Field(256, ge=1)
+    """Sequences decoded at once."""
+
+    @property
+    def writers(self) -> set[str]:
+        """Everyone who writes completions."""
+        return {self.policy, self.other} if self.off_policy or self.off_policy_steps else {self.policy}
+
+    @model_validator(mode="after")
+    def _fits(self) -> RolloutConfig:
+        if (self.off_policy or self.off_policy_steps) and self.policy != "student":
+            key = "off_policy" if self.off_policy else "off_policy_steps"
+            raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
+        if self.prefix and self.policy != "student":
+            raise ValueError(f"prefix lets the student go on after a teacher, and policy is {self.policy}")
+        if self.offline and self.writers != {"student"}:
+            raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
+        return self
+
+
+class OptimizerConfig(Strict):
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    steps: int = Field(100, ge=1)
+    """Optimizer steps."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay to zero after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rollouts per forward and backward pass; the result is that of the whole batch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+
+class EvalConfig(Strict):
+    prompts: PromptsConfig | None = None
+    """Held-out prompts; without them nothing is measured."""
+    every: int = Field(20, ge=1)
+    """Steps between evaluations."""
+    samples: int = Field(0, ge=0)
+    """Also sample so many answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
+    divergence: bool | None = None
+    """Reverse KL to the teacher on the student's own rollouts; by default where no answer can be checked."""
+    diagnostics: int = Field(64, ge=0)
+    """Roll out so many held-out prompts to see how student and teacher stand to each other, and measure the teacher's
+    own accuracy once; 0 leaves it out. Not for hints from an endpoint, which every look would ask."""
+    text: str | None = None
+    """JSONL with ``text``: report the student's loss on it, in nats per token."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Default: the rollout's."""
+
+
+class GuardsConfig(Strict):
+    drop: float = Field(0.5, gt=0, le=1)
+    """Stop when validation has lost this share of its best (accuracy), or the divergence has grown by as much."""
+    below_start: float = Field(0.05, ge=0)
+    """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
+    patience: int = Field(2, ge=1)
+    """Evaluations in a row that have to show it; the last one of a run counts alone."""
+    max_skipped: int = Field(10, ge=1)
+    """Stop after so many steps in a row whose loss or gradient is not finite."""
+    max_idle: int = Field(5, ge=1)
+    """Stop after so many steps in a row in which the teacher had nothing to say."""
+
+
+class CheckpointConfig(Strict):
+    every: int = Field(20, ge=1)
+    """Steps between checkpoints."""
+
+
+class MethodConfig(Strict):
+    """What `opd methods` says about a recipe."""
+
+    title: str
+    summary: str
+    source: str
+    reported: str = ""
+
+
+class RunConfig(Strict):
+    """A whole run. See docs in the README; every key can be overridden as ``key.sub=value``."""
+
+    method: MethodConfig | None = None
+    student: str
+    """Path or id of a Hugging Face causal language model."""
+    prompts: PromptsConfig
+    teacher: TeacherConfig = TeacherConfig()
+    loss: LossConfig = LossConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    guards: GuardsConfig = GuardsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    out: str
+    """Folder of the run; it ends as an ordinary Hugging Face model folder."""
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward passes; weights that train and all reductions stay float32."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; by default one for models below 20 M parameters, where more are slower."""
+    log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.rollout.prefix and self.teacher.weights != "model":
+            raise ValueError("rollout.prefix needs teacher.weights=model and teacher.model, who writes it")
+        if "teacher" in self.rollout.writers and self.teacher.weights != "model":
+            key = "policy" if self.rollout.policy == "teacher" else "other"
+            raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
+        if self.loss.signal == "tokens" and self.rollout.policy == "student":
+            raise ValueError(
+                "loss.signal=tokens on the student's own rollouts would train it on what it already does; "
+                "set rollout.policy=teacher or rollout.policy=answers"
+            )
+        if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
+            raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
+        self._fits_sampling()
+        if self.rollout.offline and (self.loss.signal != "sampled" or self.loss.unsure or self.loss.sampled.baseline):
+            what = "unsure" if self.loss.unsure else "sampled.baseline" if self.loss.sampled.baseline else "signal"
+            raise ValueError(
+                f"rollout.offline keeps the teacher's log-probabilities of the sampled tokens alone, and loss.{what} "
+                "needs more; set loss.signal=sampled without unsure and baseline, or leave rollout.offline out"
+            )
+        if self.loss.gold and (self.rollout.writers != {"student"} or self.rollout.offline):
+            raise ValueError(
+                "loss.gold puts the reference answers beside the student's own rollouts; set rollout.policy=student, "
+                "and leave rollout.off_policy and rollout.offline out"
+            )
+        feedback = self.teacher.view.feedback
+        if feedback and feedback.environment == "" and self.rollout.samples < 2:
+            raise ValueError(
+                "teacher.view.feedback shows other attempts at the same prompt, and rollout.samples is 1; set it to 2 "
+                "or more"
+            )
+        if self.loss.signal == "cross":
+            self._fits_cross()
+        if self.teacher.view.kind == "plain" and self.teacher.weights in ("live", "frozen") and self.loss.reads_teacher:
+            raise ValueError(
+                f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
+                "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
+            )
+        return self
+
+    def _fits_cross(self) -> None:
+        """A teacher with another tokenizer is another model, reads plain text and cannot write for the student."""
+        teacher, rollout = self.teacher, self.rollout
+        if teacher.weights != "model":
+            raise ValueError(
+                f"loss.signal=cross needs a teacher with another tokenizer, and teacher.weights={teacher.weights} is "
+                "the student itself; set teacher.weights=model and teacher.model, or loss.signal=full"
+            )
+        if teacher.view.kind != "plain":
+            raise ValueError(
+                f"teacher.view={teacher.view.kind} with loss.signal=cross: a teacher with another tokenizer reads the "
+                "plain conversation alone; set teacher.view=plain"
+            )
+        if "teacher" in rollout.writers:
+            key = "policy" if rollout.policy == "teacher" else "other"
+            raise ValueError(
+                f"rollout.{key}=teacher with loss.signal=cross: the teacher's tokens are not the student's; set "
+                "rollout.policy=student and rollout.off_policy=0, or rollout.other=answers"
+            )
+        if rollout.prefix:
+            raise ValueError(
+                "rollout.prefix with loss.signal=cross: the teacher's tokens are not the student's; leave one out"
+            )
+        if self.eval.divergence:
+            raise ValueError(
+                "eval.divergence with loss.signal=cross: there is no reverse KL between two vocabularies; leave "
+                "eval.divergence out and give eval.prompts with answers, or eval.text"
+            )
+
+    def _fits_sampling(self) -> None:
+        """Log-ratios and outcome advantages are about the student's own draws."""
+        rollout, loss = self.rollout, self.loss
+        what = "loss.outcome" if loss.outcome else f"loss.signal={loss.signal}"
+        outcome = loss.outcome > 0 or loss.signal == "reward"
+        if not (outcome or loss.signal == "sampled"):
+            return
+        if rollout.writers != {"student"}:
+            raise ValueError(
+                f"{what} weighs the student's own draws, and rollout.policy and rollout.off_policy let "
+                f"{' and '.join(sorted(rollout.writers - {'student'}))} write; set rollout.policy=student, "
+                "rollout.off_policy=0 and rollout.off_policy_steps=0, or loss.signal=full, top_k or tokens"
+            )
+        if rollout.top_p < 1 or rollout.top_k or rollout.temperature != loss.temperature:
+            raise ValueError(
+                f"{what} compares with the distribution that tokens were drawn from; set rollout.top_p=1, "
+                "rollout.top_k=0 and rollout.temperature to loss.temperature"
+            )
+        if outcome and rollout.samples < 2:
+            raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")

@@ -1,0 +1,264 @@
+"""From a run file to its parts: models, prompts, tasks, views, hint authors, and whether they fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.chat import Chat
+from opd.config import PromptsConfig, RunConfig
+from opd.data import from_rows, load_prompts
+from opd.errors import ConfigError, DataError, ModelError
+from opd.losses import check_divergence, clipped
+from opd.models import LanguageModel, check_vocabulary, load, stop_ids
+from opd.rollout.curriculum import Uniform
+from opd.rollout.hf import HFEngine, Sampling
+from opd.rollout.sampler import Sampler
+from opd.teachers.experience import gather_experience
+from opd.teachers.hint_http import HttpAuthor
+from opd.teachers.hints import ModelAuthor, RulesAuthor
+from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
+from opd.teachers.views import HintView, PlainView
+from opd.types import HintAuthor, Prompt, Task, View
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which more than one CPU thread costs more in waiting than it saves."""
+
+CONTEXT_FILE = "context.txt"
+"""In the run's folder: what the teacher of a context view read."""
+LONGEST = 32
+"""Prompts, by characters, whose tokens are counted before the run; a run that meets a longer one later stops there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Parts given from Python instead of named in the run file."""
+
+    student: LanguageModel | None = None
+    teacher: LanguageModel | None = None
+    prompts: Sequence[Any] | None = None
+    task: Task | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run consists of before it is put into a loop; ``opd doctor`` looks at the same."""
+
+    config: RunConfig
+    student: LanguageModel
+    chat: Chat
+    prompts: list[Prompt]
+    curriculum: Uniform
+    task: Task | None
+    held_out: list[Prompt]
+    held_out_task: Task | None
+    teacher: LanguageModel | None
+    """The model of ``teacher.model``; None for the self-teachers."""
+    author: HintAuthor | None
+    vocab_size: int | None
+    """Where heads are padded to different sizes: how many rows both have."""
+    context: str = ""
+    """What the teacher of a context view reads."""
+
+
+def device_of(config: RunConfig) -> str:
+    """``auto`` resolved."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gather(config: RunConfig, objects: Objects) -> Parts:
+    """Load everything a run names and check that it fits together.
+
+    Raises:
+        OpdError: the first thing that does not, in one sentence.
+    """
+    device = device_of(config)
+    check_divergence(config.loss.divergence, beta=config.loss.beta)
+    if config.loss.clip is not None:
+        clipped(config.loss.divergence, config.loss.clip)
+    student = objects.student or load(config.student, key="student", device=device)
+    student = _with_precision(student, config)
+    size = sum(p.numel() for p in student.model.parameters())
+    if config.threads or size < SMALL_MODEL:
+        torch.set_num_threads(config.threads or 1)
+    chat = Chat(student.tokenizer)
+    prompts, task = _prompts(config.prompts, objects, chat)
+    _check_answers(config, prompts, objects.task or task)
+    trained = prompts[: config.rollout.offline] if config.rollout.offline else prompts
+    curriculum = Uniform(trained, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
+    held_out: list[Prompt] = []
+    held_out_task: Task | None = None
+    if config.eval.prompts:
+        held_out, held_out_task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
+    teacher, vocab_size = None, None
+    if config.teacher.weights == "model":
+        teacher, vocab_size = _teacher(config, objects, student, device)
+    parts = Parts(
+        config=config,
+        student=student,
+        chat=chat,
+        prompts=prompts,
+        curriculum=curriculum,
+        task=objects.task or task,
+        held_out=held_out,
+        held_out_task=objects.task or held_out_task,
+        teacher=teacher,
+        author=_author(config, device),
+        vocab_size=vocab_size,
+    )
+    _check_lengths(parts)
+    return dataclasses.replace(parts, context=context_of(parts))
+
+
+def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
+    """A sampler in the run's environment, from the student or another model with its tokenizer.
+
+    With ``loss.signal=cross`` the other model has its own tokenizer, template and stop tokens.
+    """
+    rollout = parts.config.rollout
+    language_model = model or parts.student
+    speaker = language_model if parts.config.loss.signal == "cross" else parts.student
+    budget = parts.config.eval.max_new_tokens if held_out else None
+    return Sampler(
+        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(speaker), max_rows=rollout.max_rows),
+        parts.chat if speaker is parts.student else Chat(speaker.tokenizer),
+        parts.held_out_task if held_out else parts.task,
+        max_new_tokens=budget or rollout.max_new_tokens,
+        max_turns=rollout.max_turns,
+        grow_every=None if held_out else rollout.turns_grow_every,
+        max_length=language_model.max_length,
+    )
+
+
+def view_of(parts: Parts) -> View:
+    """The view the run file asks for."""
+    config = parts.config.teacher.view
+    if config.hint:
+        assert parts.author is not None
+        hint = config.hint
+        return HintView(parts.author, parts.chat, place=hint.place, role=hint.role, max_hints=hint.max_hints)
+    if config.privileged:
+        return PrivilegedView(parts.chat, **config.privileged.model_dump(exclude_none=True))
+    if config.feedback:
+        return FeedbackView(parts.chat, **config.feedback.model_dump(exclude_none=True))
+    if config.context:
+        settings = config.context.model_dump(include={"template", "role"}, exclude_none=True)
+        return ContextView(parts.chat, parts.context, **settings)
+    return PlainView()
+
+
+def context_of(parts: Parts) -> str:
+    """The text of a context view: as given, from a file, or gathered from the student's own rollouts.
+
+    A run that goes on reads what it gathered when it began.
+    """
+    config = parts.config.teacher.view.context
+    if config is None:
+        return ""
+    if config.text is not None:
+        return config.text
+    gathered = Path(parts.config.out) / CONTEXT_FILE
+    if config.experience and not gathered.exists():
+        assert parts.author is not None
+        prompts = parts.prompts[: config.experience.prompts]
+        rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+        return gather_experience(rollouts, parts.author, items=config.experience.items)
+    path = Path(config.file) if config.file else gathered
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"teacher.view.context.file: cannot read '{path}': {error}") from None
+    if not text:
+        raise DataError(f"teacher.view.context.file: '{path}' is empty")
+    return text
+
+
+def _with_precision(model: LanguageModel, config: RunConfig) -> LanguageModel:
+    return dataclasses.replace(model, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+
+
+def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
+    given = objects.prompts
+    if given is None:
+        return load_prompts(config, key="prompts", has_template=chat.has_template)
+    if all(isinstance(p, Prompt) for p in given):
+        return list(given), objects.task
+    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
+    return from_rows(rows, key="prompts", chat=chat.has_template)
+
+
+def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | None) -> None:
+    rewarded = config.loss.outcome or config.loss.signal == "reward"
+    if rewarded and task is None:
+        what = "loss.outcome" if config.loss.outcome else "loss.signal=reward"
+        raise ConfigError(f"{what} needs rewards, and nothing checks the prompts' answers; give prompts with an answer")
+    if config.teacher.view.feedback and task is None:
+        raise ConfigError(
+            "teacher.view.feedback shows attempts that succeeded, or what an environment said, and nothing checks the "
+            "prompts' answers; give prompts with an answer, or a task"
+        )
+    reasons = {
+        "rollout.policy=answers": "answers" in config.rollout.writers,
+        "teacher.view=privileged": config.teacher.view.privileged is not None,
+        "loss.gold": config.loss.gold > 0,
+    }
+    why = next((reason for reason, given in reasons.items() if given), None)
+    for prompt in prompts if why else ():
+        if prompt.answer is None:
+            raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
+
+
+def _check_lengths(parts: Parts) -> None:
+    """The longest prompts, to train on and held out, have to render and to leave room for an answer."""
+    for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
+        longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
+        sampler_of(parts, Sampling(), held_out=held_out).check(longest)
+        if parts.config.loss.signal == "cross" and not held_out:
+            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
+
+
+def _teacher(
+    config: RunConfig, objects: Objects, student: LanguageModel, device: str
+) -> tuple[LanguageModel, int | None]:
+    dtype = config.dtype
+    name = config.teacher.model or ""
+    teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
+    teacher.model.requires_grad_(False)
+    if config.loss.signal == "cross":
+        return teacher, None
+    known = check_vocabulary(student.tokenizer, teacher.tokenizer, key="teacher.model")
+    ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
+    if min(ours, theirs) < known:
+        raise ModelError(
+            f"teacher.model: the tokenizer has ids up to {known - 1}, but an output head has only "
+            f"{min(ours, theirs)} rows"
+        )
+    return teacher, None if ours == theirs else min(ours, theirs)
+
+
+def _author(config: RunConfig, device: str) -> HintAuthor | None:
+    author = config.teacher.view.author
+    if author is None:
+        return None
+    if author.kind == "rules":
+        return RulesAuthor(author.templates)
+    said: dict[str, Any] = {"instruction": author.instruction} if author.instruction else {}
+    if author.kind == "http":
+        settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
+        return HttpAuthor(author.http or "", author.model or "", **settings, **said)
+    critic = load(author.model or "", key="teacher.view.hint.author.model", device=device)
+    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
+    return ModelAuthor(
+        engine,
+        Chat(critic.tokenizer),
+        max_new_tokens=author.max_new_tokens,
+        max_length=critic.max_length,
+        **said,
+    )

@@ -1,0 +1,218 @@
+"""From the parts of a run to the terms of its loss: who teaches, what it sees, how the distance is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from opd.config import LossConfig, UnsureConfig
+from opd.errors import ConfigError
+from opd.loop import Objective, Term
+from opd.losses import Support
+from opd.losses.cross import Matched
+from opd.models import LanguageModel, stop_ids
+from opd.objectives import (
+    CrossEntropy,
+    CrossTokenizer,
+    DirectEstimate,
+    FullVocabulary,
+    HiddenStates,
+    PolicyGradient,
+)
+from opd.parts import Parts, sampler_of, view_of
+from opd.positions import Positions, Unsure
+from opd.reading import sort_key
+from opd.rollout.hf import Sampling
+from opd.teachers.alignment import TokenTexts, match
+from opd.teachers.cross import CrossTeacher
+from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
+from opd.teachers.local import Answers, EmaWeights, LocalTeacher, Once, frozen_copy, states_of
+from opd.teachers.sampled import Outcome, SampledTeacher
+from opd.teachers.views import Among, PlainView
+from opd.types import Teacher, View
+
+
+def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaWeights | None]:
+    """The loss: its terms, the model that teaches (None for supervised training), and the running average."""
+    config, view = parts.config, view_of(parts)
+    everything: View = PlainView()
+    if config.loss.gold:  # the reference answers in the batch are for the supervised term alone
+        view, everything = Among(view, answers=False), Among(everything, answers=False)
+    scoring, reference, average = _weights(parts)
+    name = "outcome" if config.loss.signal == "reward" else "distill"
+    terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
+    if config.loss.unsure:
+        terms.append(_unsure(parts, terms[0], config.loss.unsure))
+    if config.loss.gold:
+        supervised = CrossEntropy(chunk_tokens=config.loss.chunk_tokens)
+        terms.append(Term("gold", Answers(), Among(PlainView(), answers=True), supervised, weight=config.loss.gold))
+    if config.loss.anchor:
+        assert reference is not None
+        spared = None if config.teacher.view.hint else everything
+        # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
+        pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
+        terms.append(Term("anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
+    if config.loss.outcome:
+        outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
+        terms.append(Term("outcome", outcome, everything, _policy_gradient(config.loss), weight=config.loss.outcome))
+    return terms, scoring, average
+
+
+def layers_of(parts: Parts) -> list[int]:
+    """The student's blocks whose states the loss is about."""
+    loss = parts.config.loss
+    if loss.signal != "hidden":
+        return []
+    known = parts.student.num_layers
+    layers = list(loss.hidden.layers or range(1, known + 1))
+    for layer in layers:
+        if not 1 <= layer <= known:
+            raise ConfigError(f"loss.hidden.layers: the student has blocks 1 to {known}, and no {layer}")
+    return layers
+
+
+def _main(
+    parts: Parts, view: View, scoring: LanguageModel | None, reference: LanguageModel | None
+) -> tuple[Teacher, View, Objective]:
+    """The term that ``loss.signal`` names."""
+    loss = parts.config.loss
+    if loss.signal == "tokens":
+        return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
+    if loss.signal == "reward":
+        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss)
+    assert scoring is not None
+    if loss.signal == "hidden":
+        teacher, objective = _hidden(parts, view, scoring)
+        return teacher, view, objective
+    if loss.signal == "cross":
+        return _cross_teacher(parts, scoring), view, _cross_objective(parts, scoring)
+    scorer = reader(parts, scoring)
+    if loss.signal != "sampled":
+        support = Support(**loss.top_k.model_dump()) if loss.top_k else None
+        return scorer, view, dataclasses.replace(divergence_of(parts, loss.divergence), support=support, clip=loss.clip)
+    base = reader(parts, reference) if reference is not None and loss.sampled.scale != 1 else None
+    own = reader(parts, parts.student) if loss.sampled.baseline else None
+    sampled = SampledTeacher(
+        Once(scorer), reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
+    )
+    if loss.sampled.estimator == "policy_gradient":
+        return sampled, view, _policy_gradient(loss)
+    estimate = DirectEstimate(
+        estimator=loss.sampled.estimator, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
+    )
+    return sampled, view, estimate
+
+
+def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
+    """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
+    assert isinstance(main.teacher, SampledTeacher)
+    where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature)
+    support = Support(config.k, whose="teacher", rest="tail")
+    objective = dataclasses.replace(divergence_of(parts, "forward_kl"), support=support)
+    return Term("unsure", main.teacher.teacher, main.view, objective, config.weight, where)
+
+
+def _hidden(parts: Parts, view: View, scoring: LanguageModel) -> tuple[Teacher, Objective]:
+    """A teacher of hidden states; the bridge to one of another shape is fitted on the student's first rollouts."""
+    config, student, layers = parts.config.loss.hidden, parts.student, layers_of(parts)
+    theirs = matching_layers(layers, student.num_layers, scoring.num_layers)
+    shapes = [(m.num_layers, m.head_VD.shape[1]) for m in (student, scoring)]
+    max_tokens = parts.config.teacher.max_tokens
+    if config.bridge is None:
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"loss.signal=hidden: the student has {shapes[0][0]} blocks of width {shapes[0][1]} and teacher.model "
+                f"{shapes[1][0]} of width {shapes[1][1]}; set loss.hidden.bridge={{rank: 8}}"
+            )
+        return HiddenTeacher(scoring, theirs, max_tokens=max_tokens), HiddenStates(normalise=config.normalise)
+    prompts = parts.prompts[: config.bridge.prompts]
+    rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+    segments = view.segments(rollouts)
+    where, own = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=max_tokens, layers=layers)
+    there, other = states_of(scoring, rollouts, segments, max_tokens=max_tokens, layers=theirs)
+    own = own.take(torch.isin(sort_key(where), sort_key(there)))
+    assert own.layers_TKD is not None
+    assert other.layers_TKD is not None
+    ours, target = fit_bridge(own.layers_TKD, other.layers_TKD, config.bridge.rank)
+    teacher = HiddenTeacher(scoring, theirs, projection=target, max_tokens=max_tokens)
+    return teacher, HiddenStates(projection=ours, normalise=config.normalise)
+
+
+def _cross_teacher(parts: Parts, teacher: LanguageModel) -> CrossTeacher:
+    return CrossTeacher(
+        parts.student.tokenizer,
+        teacher,
+        skip_ids=stop_ids(parts.student),
+        max_tokens=parts.config.teacher.max_tokens,
+        temperature=parts.config.loss.temperature,
+    )
+
+
+def _cross_objective(parts: Parts, teacher: LanguageModel) -> CrossTokenizer:
+    loss, sides = parts.config.loss, (TokenTexts(parts.student.tokenizer), TokenTexts(teacher.tokenizer))
+
+    def matched(*, opening: bool) -> Matched:
+        ours, theirs = (torch.tensor(ids, device=parts.student.device) for ids in match(*sides, opening=opening))
+        share = len(theirs) / len(teacher.tokenizer)
+        cross = loss.cross
+        weight = share if cross.matched_weight is None else cross.matched_weight
+        rest = 1 - share if cross.unmatched_weight is None else cross.unmatched_weight
+        return Matched(ours, theirs, weight, rest)
+
+    return CrossTokenizer(
+        opening=matched(opening=True),
+        inside=matched(opening=False),
+        pieces=loss.cross.pieces,
+        beta=loss.beta,
+        temperature=loss.temperature,
+        chunk_tokens=loss.chunk_tokens,
+    )
+
+
+def reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
+    """A model that scores rollouts, in batches as the run file says."""
+    return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
+
+
+def _policy_gradient(loss: LossConfig) -> PolicyGradient:
+    shape = loss.sampled.model_dump(include={"discount", "max_advantage", "clip", "max_ratio"})
+    return PolicyGradient(**shape, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
+
+
+def divergence_of(parts: Parts, name: str) -> FullVocabulary:
+    """A divergence between whole distributions, with the run file's settings."""
+    loss = parts.config.loss
+    return FullVocabulary(
+        divergence=name,
+        beta=loss.beta,
+        temperature=loss.temperature,
+        vocab_size=parts.vocab_size,
+        chunk_tokens=loss.chunk_tokens,
+    )
+
+
+def _positions(parts: Parts) -> Positions | None:
+    config, tokenizer = parts.config.loss.positions, parts.student.tokenizer
+    skipped = set(tokenizer.all_special_ids) if config.skip_special else set()
+    for token in config.skip_tokens:
+        if token not in tokenizer.get_vocab():
+            raise ConfigError(f"loss.positions.skip_tokens: the student's tokenizer has no token '{token}'")
+        skipped.add(tokenizer.get_vocab()[token])
+    if config == type(config)():
+        return None
+    return Positions(skip_ids=frozenset(skipped), **config.model_dump(exclude={"skip_special", "skip_tokens"}))
+
+
+def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
+    """The model that teaches, the anchor's reference and the running average; copies are shared where they can be."""
+    config = parts.config
+    compares = config.loss.anchor > 0 or config.loss.sampled.scale != 1
+    frozen = config.teacher.weights == "frozen" and config.loss.reads_teacher
+    initial = frozen_copy(parts.student) if compares or frozen else None
+    reference = initial if compares else None
+    if config.teacher.weights == "ema":
+        copy = frozen_copy(parts.student)
+        return copy, reference, EmaWeights(copy.model, parts.student.model, config.teacher.ema_decay)
+    scoring = {"frozen": initial, "live": parts.student, "model": parts.teacher}[config.teacher.weights]
+    return scoring, reference, None
