@@ -146,3 +146,9 @@ def test_a_missing_key_is_named() -> None:
     tree = {k: v for k, v in MINIMAL.items() if k != "out"}
     with pytest.raises(ConfigError, match="'out' is missing"):
         read(tree)
+
+
+def test_a_folder_of_a_recipes_name_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hint").mkdir()
+    assert read("hint").teacher.view.kind == "hint"

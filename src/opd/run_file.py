@@ -53,7 +53,7 @@ def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapp
 
 def _load(source: str | Path) -> dict[str, Any]:
     path = Path(source)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():  # a folder of that name is no run file
         if str(source) not in recipe_names():
             near = difflib.get_close_matches(str(source), recipe_names(), 1)
             guess = f"; did you mean '{near[0]}'?" if near else ""
