@@ -75,7 +75,7 @@ class CrossTokenizer:
 
     opening: Matched
     inside: Matched
-    pieces: Literal["text", "observed"] = "text"
+    pieces: Literal["text", "observed"] = "observed"
     beta: float = 0.5
     temperature: float = 1.0
     chunk_tokens: int | None = None

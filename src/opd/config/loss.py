@@ -26,9 +26,9 @@ class CrossConfig(Strict):
     """Of the JSD on common tokens; by default their share of the teacher's vocabulary, as in GOLD."""
     unmatched_weight: float | None = Field(None, ge=0)
     """Of the distance between the other tokens' probabilities, sorted by size (ULD); by default 1 less that share."""
-    pieces: Literal["text", "observed"] = "text"
-    """Where one side has in pieces what the other has whole: compare the probability of that text alone, or, as GOLD
-    does, the first piece's whole distribution times the probabilities of the pieces that followed."""
+    pieces: Literal["text", "observed"] = "observed"
+    """Where one side has in pieces what the other has whole: as GOLD does, the first piece's whole distribution times
+    the probabilities of the pieces that followed; or the probability of that text alone."""
 
 
 class SampledConfig(Strict):
