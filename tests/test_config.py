@@ -93,6 +93,7 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         ("opd", ["loss.positions.fade=0.2"], ["positions.fade", "loss.signal=sampled"]),
         ("opd", ["loss.sampled.baseline=true"], ["sampled.baseline", "signal=sampled"]),
         ("opd", ["loss.hidden.normalise=true"], ["hidden=", "signal=hidden"]),
+        ("oprd", ["loss.sampled.estimator=policy_gradient"], ["sampled", "signal is hidden", "loss.signal=sampled"]),
         ("oprd", ["loss.sampled.discount=0.5"], ["sampled", "signal is hidden", "loss.signal=sampled"]),
         ("opd", ["loss.unsure={}"], ["unsure", "signal=sampled", "signal is full"]),
         ("lsm", ["loss.clip=0.05"], ["clip=0.05", "signal is top_k"]),

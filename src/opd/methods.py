@@ -69,8 +69,8 @@ def _divergence(loss: LossConfig) -> str:
 def _gradient(loss: LossConfig) -> str:
     if loss.signal not in ("sampled", "reward"):
         return "direct"
-    kind = loss.sampled.estimator
-    return "policy gradient" if kind == "policy_gradient" else f"direct ({kind})"
+    kind = loss.sampled.direct
+    return f"direct ({kind})" if kind else "policy gradient"
 
 
 def _mixed(loss: LossConfig) -> list[str]:

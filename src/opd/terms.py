@@ -96,10 +96,10 @@ def _main(
     sampled = SampledTeacher(
         Once(scorer), reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
     )
-    if loss.sampled.estimator == "policy_gradient":
+    if loss.sampled.direct is None:
         return sampled, view, _policy_gradient(loss)
     estimate = DirectEstimate(
-        estimator=loss.sampled.estimator, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
+        estimator=loss.sampled.direct, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
     )
     return sampled, view, estimate
 

@@ -75,6 +75,15 @@ def test_policy_gradient_equals_the_formula(
     assert_same(got, (loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))))
 
 
+def test_ratios_are_clipped_token_by_token_and_not_after_the_mean() -> None:
+    """Ratios of 2 and 0.1, advantage 1: each is cut before the mean. The mean ratio, 1.05, would not be cut at all."""
+    log_p, ratio = torch.tensor([-1.0, -1.0]), torch.tensor([2.0, 0.1])
+    function = policy_gradient(torch.ones(2), log_p - ratio.log(), clip=(0.2, 0.2))
+    loss, slope = function(torch.arange(2), log_p)
+    torch.testing.assert_close(loss, -torch.tensor([1.2, 0.1]))
+    torch.testing.assert_close(slope, -torch.tensor([0.0, 0.1]))
+
+
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_direct_estimates_equal_the_formula(estimator: Estimator, temperature: float) -> None:

@@ -34,8 +34,8 @@ class CrossConfig(Strict):
 class SampledConfig(Strict):
     """How the sampled token's log-probability becomes a gradient, for ``signal: sampled`` and ``reward``."""
 
-    estimator: Literal["policy_gradient", "k2", "k3"] = "policy_gradient"
-    """The log-ratio as an advantage, or an estimate of the divergence differentiated as it stands."""
+    estimator: Literal["policy_gradient", "k2", "k3"] | None = None
+    """The log-ratio as an advantage (the default), or an estimate of the divergence differentiated as it stands."""
     discount: float = Field(0.0, ge=0, le=1)
     """Of the advantages that come later in the same rollout."""
     max_advantage: float | None = Field(None, gt=0)
@@ -51,9 +51,14 @@ class SampledConfig(Strict):
     by_deviation: bool = True
     """Divide a group's outcome advantages by their standard deviation (GRPO) or not (Dr. GRPO)."""
 
+    @property
+    def direct(self) -> Literal["k2", "k3"] | None:
+        """The estimate to differentiate, if it is not an advantage."""
+        return None if self.estimator == "policy_gradient" else self.estimator
+
     @model_validator(mode="after")
     def _fits(self) -> SampledConfig:
-        if self.estimator != "policy_gradient":
+        if self.direct:
             ours = {"discount": 0.0, "max_advantage": None, "clip": None, "max_ratio": None, "baseline": False}
             for key, default in ours.items():
                 if getattr(self, key) != default:
@@ -201,7 +206,7 @@ class LossConfig(Strict):
             )
         if self.clip is not None and self.signal != "full":
             raise ValueError(f"clip={self.clip} cuts a sum over the vocabulary, and signal is {self.signal}; set full")
-        if self.signal == "reward" and self.sampled.estimator != "policy_gradient":
+        if self.signal == "reward" and self.sampled.direct:
             raise ValueError("signal=reward has an advantage and no divergence; set sampled.estimator=policy_gradient")
         if self.signal == "reward" and self.outcome:
             raise ValueError("signal=reward is the outcome already; leave loss.outcome out")
