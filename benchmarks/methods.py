@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py [--seeds 3] [--workers 2] [--only tml --only lsm] [--write docs/methods.md]
 
-Figures are greedy accuracy on the test split and the mean of four sampled answers (avg@4), medians over seeds with
-their range. Recipes run as shipped. A claim holds if the ranges over seeds do not overlap, in the claim's direction.
+Figures are greedy accuracy on 128 prompts of the test split and the mean of four sampled answers (avg@4), medians over
+seeds with their range. Recipes run as shipped. A claim holds if the ranges over seeds do not overlap, in the claim's direction.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ class Figures:
     after: dict[str, float]
     steps: int
     tokens: int
+    """Rolled out by the student in training."""
+    teacher_tokens: int
+    """Of those, how many a teacher gave a target for."""
     seconds: float
     stopped_by: str | None
     curve: list[tuple[int, float]]
@@ -123,15 +126,24 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
 
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
     looks = 25 if run.recipe in ("tml", "grpo") else 100
-    fixed = {"eval.samples": 4, "eval.every": looks, "log": [], "seed": seed, "out": str(out)}
+    fixed = {
+        "eval.prompts.limit": 128,
+        "eval.samples": 4,
+        "eval.every": looks,
+        "log": [],
+        "seed": seed,
+        "out": str(out),
+    }
     result = opd.train(run.recipe, {**fixed, **run.overrides})
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    times = [row["train"]["teacher_s"] + row["train"]["update_s"] for row in rows if "train" in row]
+    steps = [row["train"] for row in rows if "train" in row]
+    times = [step["teacher_s"] + step["update_s"] for step in steps]
     return Figures(
         before=result.before,
         after=result.after,
         steps=result.steps,
         tokens=result.tokens,
+        teacher_tokens=round(sum(step["tokens"] * step.get("distill_share", 0.0) for step in steps)),
         seconds=result.seconds,
         stopped_by=result.stopped_by,
         curve=[(row["step"], row["eval"]["accuracy"]) for row in rows if "eval" in row],
@@ -174,6 +186,7 @@ def row(results: Sequence[Figures]) -> list[str]:
         f"{first:.2f} → {statistics.median(overlap):.2f}" if overlap and first is not None else "–",
         f"{statistics.median(r.steps for r in results):.0f}",
         f"{statistics.median(r.tokens for r in results) / 1000:.0f} k",
+        f"{statistics.median(r.teacher_tokens for r in results) / 1000:.0f} k",
         f"{statistics.median(r.seconds for r in results):.0f}",
         ", ".join(stops) or "–",
     ]
@@ -234,7 +247,7 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
     parts = [
         "# The methods, measured",
         f"Written by `make methods` ({seeds} seeds, {minutes:.0f} minutes); do not edit. Two shared CPU cores, the "
-        "bundled models of 0.3 to 1 M parameters, each recipe as shipped: this says what a method does here, not how "
+        "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method does here, not how "
         "it ranks at scale. Learning rates and numbers of updates are ours and differ between recipes.",
         "![Accuracy against cost](methods.svg)",
         *(part for task, rows in tasks.items() for part in (f"## On `{task}`", markdown(header, rows))),

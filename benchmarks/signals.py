@@ -3,8 +3,8 @@
     python benchmarks/signals.py [--tokens 512] [--vocab 151936] [--width 1024] [--layers 28] [--repeats 3]
 
 Only the loss, forward and backward, from states that both models have computed; V = 151,936, D = 1,024 and 28 blocks
-are those of Qwen3-0.6B. Each measurement is a process of its own, one thread, repeats alternating, medians quoted. Memory
-is the peak beyond the states and heads that both models have anyway, gradients included.
+are those of Qwen3-0.6B. Each measurement is a process of its own, one thread, repeats alternating, medians quoted.
+Memory is the peak beyond the states and heads that both models have anyway, gradients included.
 """
 
 from __future__ import annotations
