@@ -3,7 +3,8 @@
     python benchmarks/methods.py [--seeds 3] [--workers 2] [--only tml --only lsm] [--write docs/methods.md]
 
 Figures are greedy accuracy on 128 prompts of the test split and the mean of four sampled answers (avg@4), medians over
-seeds with their range. Recipes run as shipped. A claim holds if the ranges over seeds do not overlap, in the claim's direction.
+seeds with their range. Recipes run as shipped. A claim holds if the ranges over seeds do not overlap, in the claim's
+direction.
 """
 
 from __future__ import annotations
@@ -247,8 +248,8 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
     parts = [
         "# The methods, measured",
         f"Written by `make methods` ({seeds} seeds, {minutes:.0f} minutes); do not edit. Two shared CPU cores, the "
-        "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method does here, not how "
-        "it ranks at scale. Learning rates and numbers of updates are ours and differ between recipes.",
+        "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method does "
+        "here, not how it ranks at scale. Learning rates and numbers of updates are ours and differ between recipes.",
         "![Accuracy against cost](methods.svg)",
         *(part for task, rows in tasks.items() for part in (f"## On `{task}`", markdown(header, rows))),
         "## What the papers claim, here",
