@@ -248,8 +248,8 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
     parts = [
         "# The methods, measured",
         f"Written by `make methods` ({seeds} seeds, {minutes:.0f} minutes); do not edit. Two shared CPU cores, the "
-        "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method does "
-        "here, not how it ranks at scale. Learning rates and numbers of updates are ours and differ between recipes.",
+        "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method "
+        "does here, not how it ranks at scale. Learning rates and numbers of updates are ours and differ.",
         "![Accuracy against cost](methods.svg)",
         *(part for task, rows in tasks.items() for part in (f"## On `{task}`", markdown(header, rows))),
         "## What the papers claim, here",

@@ -14,7 +14,7 @@ from opd.run_file import RECIPES, read, recipe_names
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
 
-AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "mixed with")
+AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "where it counts", "mixed with")
 
 
 def place(config: RunConfig) -> tuple[str, ...]:
@@ -23,11 +23,12 @@ def place(config: RunConfig) -> tuple[str, ...]:
     weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return (
         _who(config.rollout),
-        weights[teacher.weights],
+        weights[teacher.weights] if config.loss.reads_teacher else "–",
         _sees(config.teacher.view),
         _signal(config.loss),
         _divergence(config.loss),
         _gradient(config.loss),
+        ", ".join(_where(config)) or "everywhere",
         " + ".join(_mixed(config.loss)) or "–",
     )
 
@@ -66,6 +67,24 @@ def _divergence(loss: LossConfig) -> str:
     return loss.divergence if loss.reads_teacher else "–"
 
 
+def _where(config: RunConfig) -> list[str]:
+    positions = config.loss.positions
+    said = {
+        "the faulty turns": config.teacher.view.hint is not None,
+        f"the first {positions.first} tokens": positions.first is not None,
+        f"the last {positions.last} tokens": positions.last is not None,
+        f"after {positions.after} tokens": positions.after > 0,
+        "no special tokens": positions.skip_special,
+        f"not at {' '.join(positions.skip_tokens)}": bool(positions.skip_tokens),
+        f"early tokens more (γ {positions.importance:g})": positions.importance > 0,
+        f"late tokens more (ramp {positions.ramp:g})": positions.ramp > 0,
+        "near turns more": positions.fade is not None,
+        f"each {positions.mean} alike": positions.mean != "token",
+        f"terms cut at {config.loss.clip}": config.loss.clip is not None,
+    }
+    return [text for text, holds in said.items() if holds]
+
+
 def _gradient(loss: LossConfig) -> str:
     if loss.signal not in ("sampled", "reward"):
         return "direct"
@@ -91,7 +110,7 @@ def show_map(console: Console) -> None:
         config = read(name)
         table.add_row(name, *place(config), config.method.source if config.method else "")
     console.print(table)
-    console.print("opd methods NAME shows a recipe's file; opd train NAME [key=value …] runs it")
+    console.print("opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it")
 
 
 def show_recipe(console: Console, name: str) -> None:
