@@ -10,14 +10,15 @@ direction.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from opd.config import MethodConfig, RunConfig
 from opd.methods import AXES, MEASURED, place
-from opd.run_file import read, recipe_names
+from opd.run_file import RECIPES, read, recipe_names
 
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For what may fall before it rises, and for collapses that are to be seen."""
@@ -49,6 +50,8 @@ VARIANTS: dict[str, Run] = {
     "opsd, reverse KL": Run("opsd", {"loss.divergence": "reverse_kl", **GUARDS_OFF}),
     "opsd, JSD": Run("opsd", {"loss.divergence": "jsd", **GUARDS_OFF}),
     "opsd, live": Run("opsd", {"teacher.weights": "live", **GUARDS_OFF}),
+    "opcd, live": Run("opcd", {"teacher.weights": "live", **GUARDS_OFF}),
+    "hint, live, no anchor": Run("hint", {"teacher.weights": "live", "loss.anchor": 0.0, **GUARDS_OFF}),
     "hint, 8 steps": Run("hint", EARLY),
     "hint at the start, 8 steps": Run("hint", {"teacher.view.hint.place": "start", **EARLY}),
     "one hint a rollout, 8 steps": Run("hint", {"teacher.view.hint.max_hints": 1, **EARLY}),
@@ -73,6 +76,8 @@ class Figures:
     """Updates and greedy accuracy at every look."""
     step_seconds: float
     """Median time of teacher and update together."""
+    train: dict[str, list[float]]
+    """By metric: mean of the first and of the last ten steps."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,14 @@ CLAIMS = (
     Claim("privileged self-distillation beats GRPO", "Qwen3-1.7B 43.4 against 37.7 (2601.18734)", "opsd", "grpo"),
     Claim("in opsd, forward KL beats reverse KL", "43.9 against 37.5 (2601.18734)", "opsd", "opsd, reverse KL"),
     Claim("in opsd, forward KL beats JSD", "43.9 against 36.9 (2601.18734)", "opsd", "opsd, JSD"),
-    Claim("a frozen teacher beats a live one", "53.9 against 18.8, Sokoban (2602.12275)", "opsd", "opsd, live"),
+    Claim("in opcd, frozen beats live", "53.9 against 18.8, Sokoban (2602.12275)", "opcd", "opcd, live"),
+    Claim("in hint, frozen beats live", "21 % → 0 % live (our own first design)", "hint", "hint, live, no anchor"),
+    Claim("in opsd, frozen beats live", "frozen throughout (2601.18734)", "opsd", "opsd, live"),
     Claim("feedback beats GRPO", "70.2 against 66.6 (2601.20802)", "sdpo", "grpo"),
     Claim("local support beats the sampled token", "41.7 against 36.4 (2603.25562)", "lsm", "tml"),
     Claim("off- then on-policy beats on-policy alone", "cold start: .55 → .75 overlap (2604.13016)", "qwen3", "opd"),
     Claim("off- then on-policy beats off-policy alone", "74.4 against 55.0 (2505.09388)", "qwen3", "off-policy only"),
-    Claim("on-policy beats supervised, sampled", "70 against ~70 at a ninth (TML)", "opd", "supervised", "avg@4"),
+    Claim("on-policy beats supervised, sampled", "as good at a ninth of the cost (TML)", "opd", "supervised", "avg@4"),
     Claim(
         "a hint above the turn beats one at the start",
         "+8.7 against +2.7 points (2605.17873)",
@@ -115,7 +122,7 @@ CLAIMS = (
     Claim("going beyond the teacher's reward beats not", "48.0 against 46.5 (2602.12125)", "gopd", "tml"),
     Claim("early tokens weighted beat all alike", "(2606.22600)", "iw", "tml"),
     Claim("the teacher's doubts learned beat leaving them", "Pass@8 +1.4 to +5.1 (2603.07079)", "entropy", "tml"),
-    Claim("distillation with reward beats GRPO", "57.2 against 54.6 (2506.02208)", "kdrl", "grpo"),
+    Claim("distillation with reward beats GRPO", "56.8 against 54.6 (2506.02208)", "kdrl", "grpo"),
     Claim("offline reaches online", "69.9 at a quarter of the cost (2604.13010)", "lightning", "tml"),
 )
 
@@ -149,22 +156,35 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
         stopped_by=result.stopped_by,
         curve=[(row["step"], row["eval"]["accuracy"]) for row in rows if "eval" in row],
         step_seconds=statistics.median(times),
+        train={
+            name: [statistics.fmean(part) for part in (values[:10], values[-10:])]
+            for name in ("grad_norm", "distill_share", "outcome_share")
+            if (values := [step[name] for step in steps if name in step])
+        },
     )
 
 
-def measure_all(runs: Mapping[str, Run], seeds: int, workers: int) -> dict[str, list[Figures]]:
-    """All runs and seeds, as many at a time as there are workers."""
+def measure_all(runs: Mapping[str, Run], seeds: int, workers: int, cache: Path) -> dict[str, list[Figures]]:
+    """All runs and seeds, as many at a time as there are workers; those in the cache are not run again."""
     console = Console(stderr=True)
+    known: dict[str, dict[str, Any]] = json.loads(cache.read_text()) if cache.exists() else {}
+    wanted = {_key(run, seed): (run, seed) for seed in range(seeds) for run in runs.values()}
     with (
         tempfile.TemporaryDirectory(prefix="opd-methods-") as folder,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        futures = {name: [pool.submit(measure, run, s, folder) for s in range(seeds)] for name, run in runs.items()}
-        measured = {}
-        for name, waiting in futures.items():
-            measured[name] = [future.result() for future in waiting]
-            console.print(f"{name}: {' | '.join(row(measured[name]))}", highlight=False)
-    return measured
+        missing = {pool.submit(measure, *wanted[key], folder): key for key in wanted if key not in known}
+        for number, done in enumerate(as_completed(missing), 1):
+            known[missing[done]] = asdict(done.result())
+            cache.write_text(json.dumps(known))
+            console.print(f"{number}/{len(missing)} {missing[done]}", highlight=False)
+    return {n: [Figures(**known[_key(run, seed)]) for seed in range(seeds)] for n, run in runs.items()}
+
+
+def _key(run: Run, seed: int) -> str:
+    """What decides a run's figures: its recipe's text, its overrides and its seed."""
+    text = (RECIPES / f"{run.recipe}.yaml").read_text() + json.dumps(dict(run.overrides))
+    return f"{run.recipe} {dict(run.overrides) or ''} seed {seed} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -197,7 +217,10 @@ def judged(claim: Claim, measured: Mapping[str, Sequence[Figures]]) -> list[str]
     """A claim beside what was measured."""
     better, worse = ([r.after[claim.metric] for r in measured[name]] for name in (claim.better, claim.worse))
     verdict = "holds" if min(better) > max(worse) else "does **not** hold" if max(better) < min(worse) else "undecided"
-    sides = f"`{claim.better}` {spread(better)}, `{claim.worse}` {spread(worse)}"
+    sides = ", ".join(
+        f"`{name}` {spread(values)} in {statistics.median(r.seconds for r in measured[name]):.0f} s"
+        for name, values in ((claim.better, better), (claim.worse, worse))
+    )
     return [claim.text, claim.reported, sides + (", sampled" if claim.metric == "avg@4" else ""), verdict]
 
 
@@ -266,10 +289,11 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
 
 def summary(results: Sequence[Figures]) -> dict[str, list[float]]:
     """By metric: before, and median, least and most after; for ``opd methods NAME``."""
-    names = [n for n in results[0].before if all(n in r.after for r in results)]
-    after = {n: [r.after[n] for r in results] for n in names}
+    pairs = [{n: (r.before[n], r.after[n]) for n in r.before if n in r.after} | r.train for r in results]
+    names = [n for n in pairs[0] if all(n in p for p in pairs)]
+    ends = {n: [p[n][1] for p in pairs] for n in names}
     return {
-        n: [round(x, 4) for x in (results[0].before[n], statistics.median(after[n]), min(after[n]), max(after[n]))]
+        n: [round(x, 4) for x in (pairs[0][n][0], statistics.median(ends[n]), min(ends[n]), max(ends[n]))]
         for n in names
     }
 
@@ -310,12 +334,14 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, help="write the page here, the figure beside it, and `opd methods`'s figures"
     )
+    parser.add_argument("--cache", type=Path, default=Path("runs/methods.json"), help="figures of runs already made")
     args = parser.parse_args()
+    args.cache.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     runs = {name: Run(name) for name in recipe_names()} | VARIANTS
     chosen = {name: run for name, run in runs.items() if not args.only or name in args.only}
     names = [name for name in chosen if name not in VARIANTS]
-    measured = measure_all(chosen, args.seeds, args.workers)
+    measured = measure_all(chosen, args.seeds, args.workers, args.cache)
     page = report(measured, names, args.seeds, (time.monotonic() - started) / 60)
     print(page)
     if args.write:
