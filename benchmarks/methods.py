@@ -27,7 +27,7 @@ from rich.console import Console
 
 from opd.config import MethodConfig, RunConfig
 from opd.methods import AXES, MEASURED, place
-from opd.run_file import RECIPES, read, recipe_names
+from opd.run_file import read, recipe_names
 
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For what may fall before it rises, and for collapses that are to be seen."""
@@ -182,9 +182,10 @@ def measure_all(runs: Mapping[str, Run], seeds: int, workers: int, cache: Path) 
 
 
 def _key(run: Run, seed: int) -> str:
-    """What decides a run's figures: its recipe's text, its overrides and its seed."""
-    text = (RECIPES / f"{run.recipe}.yaml").read_text() + json.dumps(dict(run.overrides))
-    return f"{run.recipe} {dict(run.overrides) or ''} seed {seed} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """What decides a run's figures: all of its settings, and its seed."""
+    config = read(run.recipe, run.overrides).model_dump(mode="json", exclude={"method"}, exclude_defaults=True)
+    settings = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
+    return f"{run.recipe} {dict(run.overrides) or ''} seed {seed} {settings}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -115,3 +115,10 @@ def test_a_run_writes_them_at_every_look(tmp_path: Path) -> None:
     off = opd.train("opd", {**small, "eval.diagnostics": 0, "out": str(tmp_path / "off")})
     assert off.after["accuracy"] == result.after["accuracy"]
     assert not any(name.startswith(("teacher", "gap")) for name in off.after)
+
+
+def test_a_view_of_feedback_is_compared_on_groups(tmp_path: Path) -> None:
+    small = {"optimizer.steps": 1, "eval.prompts.limit": 16, "log": []}
+    result = opd.train("sdpo", {**small, "eval.divergence": True, "out": str(tmp_path / "run")})
+    assert result.before["teacher/overlap@16"] > 0
+    assert result.before["reverse_kl"] > 0

@@ -85,3 +85,5 @@ def test_only_where_the_teacher_is_unsure_and_still_a_mean_over_all() -> None:
     weights = Unsure(entropy=0.8)(ROLLOUTS, full)
     assert weights.tolist() == pytest.approx([0, 2 / 5, 0, 2 / 5, 0])
     assert float(weights.sum() / (weights > 0).sum()) == pytest.approx(2 / 5)  # as the loop divides
+    skipping = Unsure(entropy=0.8, among=Positions(after=1))(ROLLOUTS, full)
+    assert skipping.tolist() == pytest.approx([0, 2 / 3, 0, 2 / 3, 0])

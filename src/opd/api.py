@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Result:
     Attributes:
         out: folder with the model, ``metrics.jsonl`` and ``result.json``.
         before, after, best: figures by name at the start, of the weights in ``out``, and at the best evaluation.
-        steps: optimizer steps made. tokens: student tokens rolled out. seconds: time in steps.
+        steps: optimizer steps made. tokens: the student's own, rolled out in steps.
+        seconds: time in steps, and in what was made before the first.
         stopped_by: the guard that stopped the run, or None.
         events: what guards saw: step, kind, text.
     """
@@ -91,7 +93,9 @@ def train(
     if parts.context:
         (out / CONTEXT_FILE).write_text(parts.context + "\n", encoding="utf-8")
     log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
+    started = time.perf_counter()
     loop = assemble(parts, log)
+    loop.state.seconds = time.perf_counter() - started  # what is made before the first step is not free
     loop.checkpoints.restore(loop)
     log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
     for display in displays:

@@ -41,8 +41,8 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     terms, scoring, average = assemble_terms(parts)
     sampler = _training_sampler(parts)
     if config.rollout.offline:
-        sampler = _recording(parts, terms[0], sampler)
-        terms[0] = dataclasses.replace(terms[0], teacher=sampler)
+        sampler = recording = _recording(parts, terms[0], sampler)
+        terms[0] = dataclasses.replace(terms[0], teacher=recording, view=recording)
     return Loop(
         student=student,
         sampler=sampler,
@@ -91,6 +91,7 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
         samples=config.samples,
         divergence=divergence,
         texts=texts,
+        repeats=parts.config.rollout.samples if parts.config.teacher.view.feedback else 1,
         compared=_compared(parts, scoring),
         teacher=_teacher_sampler(parts),
     )
@@ -98,8 +99,8 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
 
 def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher, View, int] | None:
     """Teacher, view and prompts of the diagnostics; none for another vocabulary, or where each look costs requests."""
-    number, author = parts.config.eval.diagnostics, parts.config.teacher.view.author
-    asks = author is not None and author.kind == "http"
+    number, hint = parts.config.eval.diagnostics, parts.config.teacher.view.hint
+    asks = hint is not None and hint.author.kind == "http"
     loss = parts.config.loss
     if not number or scoring is None or not loss.reads_teacher or loss.signal == "cross" or asks:
         return None
@@ -140,7 +141,7 @@ def _writer(parts: Parts, who: str) -> Roller:
         return _answers(parts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
     sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
-    if rollout.prefix and parts.teacher:
+    if who == "student" and rollout.prefix:
         sampler.prefix = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine, rollout.prefix
     return sampler
 

@@ -38,7 +38,9 @@ class Evaluation:
         greedy: rolls out with the most likely token.
         sampled: rolls out at temperature 1, for avg@n and for the divergence.
         samples: n of avg@n; 0 leaves it out.
-        teacher, objective: for the mean divergence on the student's own sampled rollouts; None leaves it out.
+        divergence: teacher, view and objective for the mean divergence on the student's own sampled rollouts; None
+            leaves it out.
+        repeats: rollouts per prompt where a teacher compares, so that a view of feedback finds other attempts.
         texts: token ids of held-out texts, for the loss on them.
         compared: the teacher, its view and how many prompts, for ``opd.diagnostics``; None leaves them out.
         teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
@@ -51,6 +53,7 @@ class Evaluation:
     samples: int = 0
     divergence: tuple[Teacher, View, Objective] | None = None
     texts: Sequence[tuple[int, ...]] = ()
+    repeats: int = 1
     compared: tuple[LocalTeacher, View, int] | None = None
     teacher: Sampler | None = None
 
@@ -66,15 +69,17 @@ class Evaluation:
                 metrics[f"avg@{self.samples}"] = accuracy
         if self.divergence and self.prompts:
             teacher, view, objective = self.divergence
-            rollouts = self.sampled.rollout(self.prompts, SEED)
-            metrics["reverse_kl"] = mean_divergence(self.student, rollouts, teacher, view, objective)
+            rollouts = self.sampled.rollout([p for p in self.prompts for _ in range(self.repeats)], SEED)
+            mean = mean_divergence(self.student, rollouts, teacher, view, objective)
+            metrics |= {} if mean is None else {"reverse_kl": mean}
         if self.texts:
             metrics["text_loss"] = text_loss(self.student, self.texts)
         if "accuracy" in metrics and self.teacher_accuracy is not None:
             metrics["teacher_accuracy"] = self.teacher_accuracy
         if self.compared:
             reader, view, number = self.compared
-            rollouts = self.sampled.rollout(self.prompts[:number], SEED)
+            prompts = self.prompts[: max(number // self.repeats, 1)]
+            rollouts = self.sampled.rollout([p for p in prompts for _ in range(self.repeats)], SEED)
             metrics |= diagnose(self.student, rollouts, reader, view)
         return metrics
 
@@ -87,8 +92,8 @@ class Evaluation:
 @torch.no_grad()
 def mean_divergence(
     student: LanguageModel, rollouts: Sequence[Rollout], teacher: Teacher, view: View, objective: Objective
-) -> float:
-    """Mean of an objective over the student's tokens, in nats per token."""
+) -> float | None:
+    """Mean of an objective over the student's tokens, in nats per token; None where the teacher says nothing."""
     signal = teacher.score(rollouts, view.segments(rollouts)).to(student.device)
     student.model.eval()
     total = 0.0
@@ -99,7 +104,7 @@ def mean_divergence(
             row_T = align(rollouts, where, here)
             weight_T = torch.ones(len(here), device=student.device)
             total += float(objective(states.take(row_T), student.head_VD, here, weight_T))
-    return total / max(len(signal), 1)
+    return total / len(signal) if len(signal) else None
 
 
 @torch.no_grad()

@@ -150,13 +150,19 @@ class Loop:
             )
         with _timed(times, "teacher_s"):
             signals, weights = self._score(rollouts)
+        if step == 0 and not len(signals[0]):
+            raise EmptyStepError(
+                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, every "
+                "span is empty, or all rewards are equal; check teacher.view"
+            )
         with _timed(times, "update_s"):
             metrics = self._update(rollouts, signals, weights)
         tokens = sum(r.num_tokens for r in rollouts)
-        self.state.tokens += tokens
+        own = [r for r in rollouts if r.writer == "student"]
+        self.state.tokens += sum(r.num_tokens for r in own)
         self.state.signal_tokens += sum(len(s) for s in signals)
         share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.terms, signals, strict=True)}
-        return {**metrics, **share, **summarise(rollouts), "tokens": float(tokens), **times}
+        return {**metrics, **share, **(summarise(own) if own else {}), "tokens": float(tokens), **times}
 
     def _score(self, rollouts: Sequence[Rollout]) -> tuple[list[Signal], list[Tensor]]:
         """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -13,6 +14,10 @@ from opd.run_file import RECIPES, read, recipe_names
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
+
+USAGE = "opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it"
+NARROW = 160
+"""Columns below which a table of all axes cannot be read."""
 
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "where it counts", "mixed with")
 
@@ -34,6 +39,11 @@ def place(config: RunConfig) -> tuple[str, ...]:
 
 
 def _who(rollout: RolloutConfig) -> str:
+    nucleus = f", top-p {rollout.top_p:g}" if rollout.top_p < 1 else ""
+    return _writer(rollout) + nucleus
+
+
+def _writer(rollout: RolloutConfig) -> str:
     if rollout.offline:
         return f"{rollout.policy}, once ({rollout.offline} prompts)"
     if rollout.prefix:
@@ -50,6 +60,8 @@ def _sees(view: ViewConfig) -> str:
 
 
 def _signal(loss: LossConfig) -> str:
+    if loss.hidden.bridge:
+        return f"hidden states, bridge of {loss.hidden.bridge.rank}"
     if loss.top_k:
         return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
     return {
@@ -72,6 +84,8 @@ def _where(config: RunConfig) -> list[str]:
     said = {
         "the faulty turns": config.teacher.view.hint is not None,
         f"the first {positions.first} tokens": positions.first is not None,
+        f"rollouts cut at {config.rollout.max_new_tokens}": config.rollout.max_new_tokens
+        < (config.eval.max_new_tokens or 0),
         f"the last {positions.last} tokens": positions.last is not None,
         f"after {positions.after} tokens": positions.after > 0,
         "no special tokens": positions.skip_special,
@@ -89,7 +103,11 @@ def _gradient(loss: LossConfig) -> str:
     if loss.signal not in ("sampled", "reward"):
         return "direct"
     kind = loss.sampled.direct
-    return f"direct ({kind})" if kind else "policy gradient"
+    if kind:
+        return f"direct ({kind})"
+    said = {"clip": loss.sampled.clip and "–".join(map(str, loss.sampled.clip)), "scale": loss.sampled.scale}
+    extra = [f"{name} {value}" for name, value in said.items() if value not in (None, 1.0)]
+    return ", ".join(["policy gradient", *extra, *(["baseline"] if loss.sampled.baseline else [])])
 
 
 def _mixed(loss: LossConfig) -> list[str]:
@@ -105,12 +123,20 @@ def _mixed(loss: LossConfig) -> list[str]:
 
 def show_map(console: Console) -> None:
     """All recipes as a table."""
+    if console.width < NARROW:
+        for name in recipe_names():
+            config = read(name)
+            console.print(f"[bold]{name}[/]  {config.method.title if config.method else ''}")
+            places = zip(AXES, place(config), strict=True)
+            console.print("  " + escape(" · ".join(f"{axis}: {value}" for axis, value in places if value != "–")))
+        console.print(USAGE)
+        return
     table = Table("recipe", *AXES, "source")
     for name in recipe_names():
         config = read(name)
         table.add_row(name, *place(config), config.method.source if config.method else "")
     console.print(table)
-    console.print("opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it")
+    console.print(USAGE)
 
 
 def show_recipe(console: Console, name: str) -> None:

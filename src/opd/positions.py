@@ -82,19 +82,23 @@ class Unsure:
     Attributes:
         entropy: of the teacher, in nats, from which on it is unsure.
         temperature: divides the logits.
+        among: weights of the positions that may count; None for all alike.
 
     Source: entropy-aware distillation, arXiv 2603.07079.
     """
 
     entropy: float
     temperature: float = 1.0
+    among: Positions | None = None
 
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T]."""
         assert isinstance(signal, FullSignal)
         head_VD = signal.head_VD.to(signal.hidden_TD.dtype)
         unsure_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
-        return unsure_T * unsure_T.float().mean()
+        weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(unsure_T, dtype=torch.float32)
+        may = (weight_T > 0).sum().clamp_min(1)
+        return weight_T.masked_fill(~unsure_T, 0.0) * ((weight_T > 0) & unsure_T).sum() / may
 
 
 def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:

@@ -24,6 +24,7 @@ from opd.parts import Parts, sampler_of, view_of
 from opd.positions import Positions, Unsure
 from opd.reading import sort_key
 from opd.rollout.hf import Sampling
+from opd.rollout.sampler import ALL_TURNS
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
@@ -55,7 +56,11 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         terms.append(Term("anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
     if config.loss.outcome:
         outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
-        terms.append(Term("outcome", outcome, everything, _policy_gradient(config.loss), weight=config.loss.outcome))
+        terms.append(
+            Term(
+                "outcome", outcome, everything, _policy_gradient(config.loss, outcome=True), weight=config.loss.outcome
+            )
+        )
     return terms, scoring, average
 
 
@@ -80,7 +85,7 @@ def _main(
     if loss.signal == "tokens":
         return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
     if loss.signal == "reward":
-        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss)
+        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss, outcome=True)
     assert scoring is not None
     if loss.signal == "hidden":
         teacher, objective = _hidden(parts, view, scoring)
@@ -107,7 +112,10 @@ def _main(
 def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
     """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
     assert isinstance(main.teacher, SampledTeacher)
-    where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature)
+    positions = _positions(parts)
+    # The log-ratios that some weights go by are the sampled token's, which this term does not look at.
+    among = dataclasses.replace(positions, importance=0.0, fade=None) if positions else None
+    where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature, among=among)
     support = Support(config.k, whose="teacher", rest="tail")
     objective = dataclasses.replace(divergence_of(parts, "forward_kl"), support=support)
     return Term("unsure", main.teacher.teacher, main.view, objective, config.weight, where)
@@ -126,14 +134,21 @@ def _hidden(parts: Parts, view: View, scoring: LanguageModel) -> tuple[Teacher, 
                 f"{shapes[1][0]} of width {shapes[1][1]}; set loss.hidden.bridge={{rank: 8}}"
             )
         return HiddenTeacher(scoring, theirs, max_tokens=max_tokens), HiddenStates(normalise=config.normalise)
-    prompts = parts.prompts[: config.bridge.prompts]
-    rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=parts.config.seed)
+    prompts = [p for p in parts.prompts[: config.bridge.prompts] for _ in range(parts.config.rollout.samples)]
+    rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, parts.config.seed, ALL_TURNS)
     segments = view.segments(rollouts)
     where, own = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=max_tokens, layers=layers)
     there, other = states_of(scoring, rollouts, segments, max_tokens=max_tokens, layers=theirs)
     own = own.take(torch.isin(sort_key(where), sort_key(there)))
     assert own.layers_TKD is not None
     assert other.layers_TKD is not None
+    positions, widest = len(own.hidden_TD), min(shapes[0][1], shapes[1][1])
+    if config.bridge.rank > widest or positions <= shapes[0][1]:
+        raise ConfigError(
+            f"loss.hidden.bridge: rank={config.bridge.rank} needs at most {widest} (the narrower model's width), and "
+            f"the {positions} positions that the teacher speaks about in {config.bridge.prompts} prompts' rollouts "
+            f"have to be more than {shapes[0][1]}; lower the rank or roll out more prompts"
+        )
     ours, target = fit_bridge(own.layers_TKD, other.layers_TKD, config.bridge.rank)
     teacher = HiddenTeacher(scoring, theirs, projection=target, max_tokens=max_tokens)
     return teacher, HiddenStates(projection=ours, normalise=config.normalise)
@@ -175,8 +190,11 @@ def reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
     return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
 
 
-def _policy_gradient(loss: LossConfig) -> PolicyGradient:
-    shape = loss.sampled.model_dump(include={"discount", "max_advantage", "clip", "max_ratio"})
+def _policy_gradient(loss: LossConfig, *, outcome: bool = False) -> PolicyGradient:
+    """Of the teacher's log-ratios; or of the outcome, whose advantage is no log-ratio to discount or to cut in nats."""
+    shape = loss.sampled.model_dump(
+        include={"clip", "max_ratio"} | (set() if outcome else {"discount", "max_advantage"})
+    )
     return PolicyGradient(**shape, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
 
 

@@ -65,3 +65,13 @@ def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -
     (tmp_path / "whole" / "checkpoints" / "000004").rename(tmp_path / "gone")
     again = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")}, resume=True)
     assert again.after == whole.after
+
+
+def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: Path) -> None:
+    recipe = {"loss.signal": "sampled", "loss.divergence": "reverse_kl", "rollout.offline": 16, "rollout.batch": 16}
+    small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
+    opd.train("hint", {**recipe, **small})
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [row["train"] for row in rows if "train" in row]
+    assert all(0 < row["distill_share"] < 1 for row in trained)
+    assert all(row["distill_share"] + row["anchor_share"] == pytest.approx(1) for row in trained)

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import make_tokenizer
 from opd.chat import Chat
-from opd.errors import ConfigError, EmptyStepError
+from opd.errors import ConfigError, DataError, EmptyStepError
 from opd.teachers.experience import gather_experience
 from opd.teachers.hints import RulesAuthor
 from opd.teachers.prompt_views import ContextView, FeedbackView, attempt
@@ -60,8 +60,18 @@ def test_a_context_is_filled_from_the_prompt_and_other_braces_stay() -> None:
     view = ContextView(CHAT, "c {name} {other} {", template="{context} : {prompt}")
     prompt = view.in_context(rollout("p", "e", None).prompt)
     assert prompt.messages == ({"role": "user", "content": "c k {other} { : a b"},)
-    alone = ContextView(CHAT, "c {name}", role="system").in_context(rollout("p", "e", None).prompt)
-    assert alone.messages == ({"role": "user", "content": "a b"}, {"role": "system", "content": "c k"})
+    chat = rollout("p", "e", None).prompt
+    system = {"role": "system", "content": "c k"}
+    assert ContextView(CHAT, "c {name}", role="system").in_context(chat).messages == (system, *(chat.messages or ()))
+    assert ContextView(CHAT, "c {name}", role="user").in_context(chat).messages == (
+        *(chat.messages or ()),
+        {"role": "user", "content": "c k"},
+    )
+    instructed = dataclasses.replace(chat, messages=({"role": "system", "content": "d"}, *(chat.messages or ())))
+    seen = ContextView(CHAT, "c", role="system").in_context(instructed).messages or ()
+    assert [m["content"] for m in seen] == ["c\n\nd", "a b"]
+    with pytest.raises(DataError, match=r"teacher.view.context.role=user: prompt 'q' is plain text"):
+        ContextView(CHAT, "c", role="user").in_context(Prompt(id="q", text="a"))
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{context} {answer}"])

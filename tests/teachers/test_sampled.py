@@ -13,6 +13,7 @@ from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.sampler import Sampler
 from opd.tasks import get_task
 from opd.teachers.local import LocalTeacher
+from opd.teachers.prompt_views import PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import PlainView
 from opd.types import Rollout
@@ -68,6 +69,29 @@ def test_a_scale_above_one_goes_beyond_the_teacher(
     torch.testing.assert_close(got, 1.25 * plain - 0.25 * base, rtol=1e-5, atol=1e-5)
 
 
+def test_the_reference_reads_what_the_student_read(student: LanguageModel, rollouts: list[Rollout]) -> None:
+    """A self-teacher that sees the answer has a reference that does not: else teacher and reference were one."""
+    template = "{prompt} Reference solution: {answer}."
+    segments = PrivilegedView(Chat(student.tokenizer), template=template).segments(rollouts)
+    reader = LocalTeacher(student)
+    sees = SampledTeacher(reader).score(rollouts, segments).teacher_logprobs_T
+    plain = SampledTeacher(reader).score(rollouts, PlainView().segments(rollouts)).teacher_logprobs_T
+    got = SampledTeacher(reader, reference=reader, scale=1.5).score(rollouts, segments).teacher_logprobs_T
+    torch.testing.assert_close(got, 1.5 * sees - 0.5 * plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_outcome_is_a_mean_over_all_tokens(rollouts: list[Rollout]) -> None:
+    """Groups that all did equally well count with an advantage of 0; only a batch of nothing else has no signal."""
+    rewards = [1.0, 0.0, 1.0, 1.0, *[0.7] * 12]
+    given = [dataclasses.replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)]
+    for by_deviation in (True, False):
+        signal = Outcome(by_deviation=by_deviation).score(given, PlainView().segments(given))
+        assert len(signal) == sum(r.num_tokens for r in given)
+        assert bool((signal.advantage_T[signal.rollout_T >= 4] == 0).all())
+        equal = given[4:]
+        assert not len(Outcome(by_deviation=by_deviation).score(equal, PlainView().segments(equal)))
+
+
 def test_the_baseline_is_the_mean_log_ratio_of_each_position(
     student: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]
 ) -> None:
@@ -88,11 +112,12 @@ def test_the_rollouts_own_logprobs_are_the_students(student: LanguageModel, roll
     assert float(signal.advantage_T.abs().max()) < 1e-3
 
 
-def test_an_outcome_speaks_only_where_a_group_differs(rollouts: list[Rollout]) -> None:
+def test_an_outcome_compares_the_rollouts_of_a_prompt(rollouts: list[Rollout]) -> None:
     rewards = [1, 0, 0, 0] + [1] * 4 + [0] * 4 + [1, 1, 0, 0]
     given = [dataclasses.replace(r, reward=float(x)) for r, x in zip(rollouts, rewards, strict=True)]
     signal = Outcome().score(given, PlainView().segments(given))
-    assert set(signal.rollout_T.tolist()) == {0, 1, 2, 3, 12, 13, 14, 15}
+    differing = signal.rollout_T[signal.advantage_T != 0]
+    assert set(differing.tolist()) == {0, 1, 2, 3, 12, 13, 14, 15}
     first = signal.advantage_T[signal.rollout_T == 0]
     assert first.tolist() == pytest.approx([3**0.5] * len(given[0].completion_ids))
     assert signal.advantage_T[signal.rollout_T == 14].tolist() == pytest.approx([-1.0] * len(given[14].completion_ids))

@@ -188,6 +188,16 @@ class LossConfig(Strict):
                 f"positions.{self.positions.by_log_ratio} goes by the sampled tokens' log-ratios, and signal is "
                 f"{self.signal}; set loss.signal=sampled"
             )
+        if self.sampled.direct and self.signal not in ("sampled", "reward", "cross"):
+            raise ValueError(
+                f"sampled.estimator={self.sampled.direct} is of the sampled token's divergence, and signal is "
+                f"{self.signal}; set loss.signal=sampled"
+            )
+        if self.sampled.scale != 1 and self.sampled.baseline:
+            raise ValueError(
+                "sampled.scale and sampled.baseline: the baseline is the mean log-ratio to the teacher itself; leave "
+                "one of them out"
+            )
         for key, off in (("scale", 1.0), ("baseline", False)):
             value = getattr(self.sampled, key)
             if value != off and self.signal != "sampled":
@@ -204,10 +214,21 @@ class LossConfig(Strict):
                 f"unsure adds the teacher's distribution to signal=sampled, and signal is {self.signal}, which has it "
                 "already or has no teacher; leave loss.unsure out"
             )
+        if self.top_k and self.top_k.k == 1 and self.top_k.rest == "renormalise":
+            raise ValueError(
+                "top_k.k=1 with rest=renormalise compares one token that has all of the mass on both sides: the loss "
+                "is 0 everywhere; take a larger k or rest=tail"
+            )
         if self.clip is not None and self.signal != "full":
             raise ValueError(f"clip={self.clip} cuts a sum over the vocabulary, and signal is {self.signal}; set full")
         if self.signal == "reward" and self.sampled.direct:
             raise ValueError("signal=reward has an advantage and no divergence; set sampled.estimator=policy_gradient")
+        if self.signal == "reward" and (self.sampled.discount or self.sampled.max_advantage):
+            key = "discount" if self.sampled.discount else "max_advantage"
+            raise ValueError(
+                f"sampled.{key} shapes log-ratios, and signal=reward has none: every token of a rollout has the "
+                "same advantage already; leave it out, or set loss.signal=sampled"
+            )
         if self.signal == "reward" and self.outcome:
             raise ValueError("signal=reward is the outcome already; leave loss.outcome out")
         self._fits_cross()

@@ -90,6 +90,13 @@ class RolloutConfig(Strict):
         if (self.off_policy or self.off_policy_steps) and self.policy != "student":
             key = "off_policy" if self.off_policy else "off_policy_steps"
             raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
+        if self.prefix and self.prefix >= self.max_new_tokens:
+            raise ValueError(
+                f"prefix={self.prefix} has to leave the student a token of max_new_tokens={self.max_new_tokens}; "
+                "lower it"
+            )
+        if self.offline and self.turns_grow_every:
+            raise ValueError("offline makes its rollouts once, so turns_grow_every has nothing to grow; leave one out")
         if self.prefix and self.policy != "student":
             raise ValueError(f"prefix lets the student go on after a teacher, and policy is {self.policy}")
         if self.offline and self.writers != {"student"}:
@@ -189,6 +196,15 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        if self.rollout.offline and self.teacher.weights in ("ema", "live"):
+            raise ValueError(
+                f"rollout.offline asks the teacher once, and teacher.weights={self.teacher.weights} changes with the "
+                "student; set teacher.weights=frozen or model"
+            )
+        if self.eval.divergence and not self.loss.reads_teacher:
+            raise ValueError(
+                f"eval.divergence needs a teacher, and loss.signal={self.loss.signal} has none; leave one of them out"
+            )
         if self.rollout.prefix and self.teacher.weights != "model":
             raise ValueError("rollout.prefix needs teacher.weights=model and teacher.model, who writes it")
         if "teacher" in self.rollout.writers and self.teacher.weights != "model":

@@ -88,7 +88,7 @@ class ExperienceConfig(Strict):
 class ContextConfig(Strict):
     """A text in the teacher's prompt that the student is to know by heart (OPCD, arXiv 2602.12275)."""
 
-    text: str | None = None
+    text: str | None = Field(None, min_length=1)
     """The context; ``{name}`` is filled from the prompt's own entries where it has such a one."""
     file: str | None = None
     """A file that holds it."""
@@ -118,6 +118,12 @@ class FeedbackConfig(Strict):
     """The part about a successful attempt, with {solution}; an empty string shows none."""
     environment: str | None = None
     """The part about the environment's words, with {feedback}; an empty string shows none."""
+
+    @model_validator(mode="after")
+    def _something(self) -> FeedbackConfig:
+        if self.solution == "" and self.environment == "":
+            raise ValueError("solution and environment are both empty, so the teacher would see nothing; give one")
+        return self
 
 
 class ViewConfig(Strict):

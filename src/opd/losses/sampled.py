@@ -90,11 +90,11 @@ def reward_to_go(advantage_T: Tensor, rollout_T: Tensor, discount: float) -> Ten
     """
     if discount == 0:
         return advantage_T
-    total_T = advantage_T.clone()
-    for t in range(len(total_T) - 2, -1, -1):
-        if rollout_T[t] == rollout_T[t + 1]:
-            total_T[t] += discount * total_T[t + 1]
-    return total_T
+    totals, rollouts = advantage_T.tolist(), rollout_T.tolist()
+    for t in range(len(totals) - 2, -1, -1):
+        if rollouts[t] == rollouts[t + 1]:
+            totals[t] += discount * totals[t + 1]
+    return advantage_T.new_tensor(totals)
 
 
 def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = True) -> Tensor:
@@ -115,6 +115,6 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = T
 
     centred_B = reward_B - mean(reward_B)
     if not by_deviation:
-        return centred_B
+        return torch.where(centred_B.abs() > 1e-6, centred_B, 0.0)  # equal rewards differ from their mean by rounding
     deviation_B = mean(centred_B.square()).sqrt()
     return torch.where(deviation_B > 1e-6, centred_B / deviation_B.clamp_min(1e-6), 0.0)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from opd.errors import CheckpointError
+from opd.rollout.sampler import ALL_TURNS
 from opd.teachers.sampled import SampledTeacher
+from opd.teachers.views import runs
 from opd.types import Prompt, Roller, Rollout, SampledSignal, Segment, Span, View
 
 
@@ -52,12 +54,20 @@ class Recording:
             played.append(takes[number % len(takes)].rollout)
         return played
 
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """What the teacher spoke about when the rollouts were recorded; hints and feedback are not asked for again."""
+        return [
+            Segment(index, rollout.prompt_ids + rollout.completion_ids[: span.start], span)
+            for index, rollout in enumerate(rollouts)
+            for span in runs([not math.isnan(x) for x in self._said(rollout)])
+        ]
+
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
         """What the teacher said when the rollouts were recorded, for every position of the segments that it scored."""
         table = []
         for segment in segments:
             rollout = rollouts[segment.rollout]
-            said = next(t.teacher_logprobs for t in self.takes[rollout.prompt.id] if t.rollout is rollout)
+            said = self._said(rollout)
             table += [
                 (segment.rollout, p, rollout.completion_ids[p], said[p], rollout.logprobs[p])
                 for p in range(*segment.span)
@@ -68,6 +78,9 @@ class Recording:
         return SampledSignal(
             rollout_T, position_T, token_T, columns[3].float(), columns[4].float(), torch.zeros(len(table))
         )
+
+    def _said(self, rollout: Rollout) -> tuple[float, ...]:
+        return next(t.teacher_logprobs for t in self.takes[rollout.prompt.id] if t.rollout is rollout)
 
 
 def record(
@@ -84,7 +97,7 @@ def record(
     takes = []
     for number, start in enumerate(range(0, len(prompts), batch)):
         asked = [p for p in prompts[start : start + batch] for _ in range(samples)]
-        rollouts = roller.rollout(asked, seed * 1_000_003 + number)
+        rollouts = roller.rollout(asked, seed * 1_000_003 + number, ALL_TURNS)
         signal = teacher.score(rollouts, view.segments(rollouts))
         said = [[math.nan] * len(r.completion_ids) for r in rollouts]
         where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)

@@ -13,6 +13,9 @@ from opd.chat import Chat
 from opd.errors import DataError
 from opd.types import Engine, Event, Message, Prompt, Rollout, Span, Task
 
+ALL_TURNS = 2**31
+"""A step at which a turn limit that grows has reached its end, for rollouts made outside the run of steps."""
+
 
 @dataclass
 class _Trajectory:
@@ -20,6 +23,7 @@ class _Trajectory:
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
+    writer: Literal["student", "teacher"]
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -53,6 +57,7 @@ class _Trajectory:
             logprobs=tuple(self.logprobs),
             turns=tuple(self.turns),
             finish=self.finish,
+            writer=self.writer,
             events=tuple(self.events),
             reward=self.reward,
             num_calls=self.num_calls,
@@ -70,6 +75,7 @@ class Sampler:
         max_new_tokens: the most tokens a trajectory may have after its prompt, inserted ones included.
         max_turns: the most assistant turns.
         grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
+        writer: whose engine it is.
         prefix: who writes the beginning of the first turn, and its most tokens: a number drawn for each batch.
         max_length: the most tokens prompt and completion may have together; None for no limit.
     """
@@ -84,6 +90,7 @@ class Sampler:
         max_turns: int = 1,
         grow_every: int | None = None,
         prefix: tuple[Engine, int] | None = None,
+        writer: Literal["student", "teacher"] = "student",
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -93,6 +100,7 @@ class Sampler:
         self.max_turns = max_turns
         self.grow_every = grow_every
         self.prefix = prefix
+        self.writer = writer
         self.max_length = max_length
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -101,7 +109,7 @@ class Sampler:
         Raises:
             DataError: a prompt leaves no room for an answer.
         """
-        trajectories = [_Trajectory(p, self._prompt_ids(p)) for p in prompts]
+        trajectories = [_Trajectory(p, self._prompt_ids(p), self.writer) for p in prompts]
         if self.prefix:
             self._begin(trajectories, *self.prefix, seed)
         most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns

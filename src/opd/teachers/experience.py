@@ -31,4 +31,4 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
             f"teacher.view.context.experience: the author found nothing to say about {len(rollouts)} rollouts; roll "
             "out more prompts, or write the context yourself"
         )
-    return "\n".join(text for text, _ in said.most_common(items))
+    return "\n".join(text for text, _ in said.most_common(items)).strip()

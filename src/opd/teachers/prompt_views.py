@@ -51,7 +51,7 @@ class PrivilegedView(_PromptView):
 
     Args:
         chat: renders the teacher's prompt.
-        template: takes the place of the last user message; has {answer}, and may have {prompt}.
+        template: takes the place of the last message; has {answer}, and may have {prompt}.
 
     Raises:
         ConfigError: the template lacks a field or has another one.
@@ -84,11 +84,13 @@ class ContextView(_PromptView):
     Args:
         chat: renders the teacher's prompt.
         context: the text. A ``{name}`` in it is filled from ``Prompt.data`` where the prompt has such an entry.
-        template: takes the place of the last user message; has {context}, and may have {prompt}.
-        role: say the context in a message of its own above the first turn instead, in this chat role.
+        template: takes the place of the last message; has {context}, and may have {prompt}.
+        role: say the context in a message of its own instead, in this chat role: ``system`` comes first (before the
+            words of a system message that is there already), any other stands right above the first turn.
 
     Raises:
         ConfigError: the template lacks a field or has another one.
+        DataError: a role, and a prompt that is no chat.
 
     Source: OPCD, arXiv 2602.12275.
     """
@@ -106,8 +108,19 @@ class ContextView(_PromptView):
     def in_context(self, prompt: Prompt) -> Prompt:
         """The prompt as the teacher sees it."""
         context = _filled(self.context, prompt.data)
-        if self.role is None or prompt.messages is None:
+        if self.role is None:
             return _rewritten(prompt, self.template, context=context)
+        if prompt.messages is None:
+            raise DataError(
+                f"teacher.view.context.role={self.role}: prompt '{prompt.id}' is plain text and has no messages; use "
+                "template"
+            )
+        if self.role == "system":
+            first, rest = prompt.messages[0], prompt.messages[1:]
+            if first["role"] != "system":
+                return dataclasses.replace(prompt, messages=({"role": "system", "content": context}, *prompt.messages))
+            merged = {**first, "content": f"{context}\n\n{first['content']}"}
+            return dataclasses.replace(prompt, messages=(merged, *rest))
         return dataclasses.replace(prompt, messages=(*prompt.messages, {"role": self.role, "content": context}))
 
 
@@ -118,7 +131,7 @@ class FeedbackView(_PromptView):
 
     Args:
         chat: renders the teacher's prompt.
-        template: takes the place of the last user message, with {prompt}, {solution} and {feedback}.
+        template: takes the place of the last message, with {prompt}, {solution} and {feedback}.
         solution: the part about another attempt's {solution}; None never shows one.
         environment: the part about the environment's {feedback}; None never shows it.
 

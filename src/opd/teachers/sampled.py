@@ -52,7 +52,7 @@ class SampledTeacher:
         signal = self.teacher.score(rollouts, segments)
         logprobs_T = _token_logprobs(signal, self.temperature)
         if self.reference is not None:
-            base_T = _token_logprobs(self.reference.score(rollouts, segments), self.temperature)
+            base_T = _token_logprobs(_as_the_student_reads(self.reference, rollouts, signal), self.temperature)
             logprobs_T = torch.lerp(base_T, logprobs_T, self.scale)
         return SampledSignal(
             signal.rollout_T,
@@ -66,8 +66,7 @@ class SampledTeacher:
     def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal) -> Tensor:
         if self.student is None:
             return torch.zeros(len(teacher), device=teacher.hidden_TD.device)
-        own = self.student.score(rollouts, PlainView().segments(rollouts))
-        own = own.take(torch.isin(sort_key(own), sort_key(teacher)))
+        own = _as_the_student_reads(self.student, rollouts, teacher)
         divergence_T = torch.empty(len(teacher), device=teacher.hidden_TD.device)
         with torch.no_grad():
             linear_divergence(
@@ -87,7 +86,8 @@ class SampledTeacher:
 class Outcome:
     """The rollout's reward, compared with those of the other rollouts of the same prompt, for each of its tokens.
 
-    Rollouts of a group in which all did equally well have nothing to learn from, and get no signal.
+    Rollouts of a group in which all did equally well have an advantage of 0, and count in the mean; a batch that has
+    nothing but such groups gets no signal.
 
     Args:
         by_deviation: divide by the group's standard deviation.
@@ -116,7 +116,14 @@ class Outcome:
             advantage_T,
             _rollout_logprobs(rollouts, signal),
         )
-        return whole.take(advantage_T != 0)
+        # A mean over all tokens, as in the source; but where no group has anything to teach there is no signal.
+        return whole if bool(advantage_T.any()) else whole.take(advantage_T != 0)
+
+
+def _as_the_student_reads(reader: LocalTeacher, rollouts: Sequence[Rollout], where: Signal) -> FullSignal:
+    """What a model thinks of the same positions, read in the student's own context."""
+    own = reader.score(rollouts, PlainView().segments(rollouts))
+    return own.take(torch.isin(sort_key(own), sort_key(where)))
 
 
 def _token_logprobs(signal: FullSignal, temperature: float) -> Tensor:

@@ -110,7 +110,7 @@ def remaining(rollouts: Sequence[Rollout], taken: Sequence[Segment]) -> list[Seg
     segments = []
     for index, rollout in enumerate(rollouts):
         free = [m and p not in covered.get(index, ()) for p, m in enumerate(rollout.completion_mask)]
-        for span in _runs(free):
+        for span in runs(free):
             context = rollout.prompt_ids + rollout.completion_ids[: span.start]
             segments.append(Segment(index, context, span))
     return segments
@@ -121,7 +121,7 @@ def whole(index: int, context_ids: tuple[int, ...], rollout: Rollout) -> Segment
     return Segment(index, context_ids, Span(0, len(rollout.completion_ids)))
 
 
-def _runs(free: Sequence[bool]) -> list[Span]:
+def runs(free: Sequence[bool]) -> list[Span]:
     """Spans of consecutive True."""
     edges = [p for p in range(len(free) + 1) if (p < len(free) and free[p]) != (p > 0 and free[p - 1])]
     return [Span(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
