@@ -11,6 +11,8 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_divergences import Case, assert_same, make_case
 from torch import Tensor
 
@@ -44,26 +46,48 @@ def logprobs(case: Case, token_T: Tensor, temperature: float = 1.0) -> tuple[Cas
     return c, log_p.gather(1, token_T[:, None])[:, 0]
 
 
-def draws(seed: int, case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def draws(seed: int, case: Case, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, advantages, and logprobs at which importance ratios lie between 0.4 and 2.5."""
     random = torch.Generator().manual_seed(seed)
     tokens = len(case.weight)
-    token_T = torch.randint(33, (tokens,), generator=random)
+    token_T = torch.randint(len(case.student_head), (tokens,), generator=random)
     drift_T = (torch.rand(tokens, generator=random) * 2 - 1) * 0.9
-    return token_T, torch.randn(tokens, generator=random), logprobs(case, token_T)[1].detach().float() + drift_T
+    return (
+        token_T,
+        torch.randn(tokens, generator=random),
+        logprobs(case, token_T, temperature)[1].detach().float() + drift_T,
+    )
 
 
-@pytest.mark.parametrize("clip", [None, (0.2, 0.28)])
-@pytest.mark.parametrize("max_ratio", [None, 1.5])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    seed=st.integers(0, 10_000),
+    tokens=st.integers(1, 19),
+    vocab=st.integers(2, 60),
+    scale=st.sampled_from([0.5, 1.5, 4.0]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    clip=st.sampled_from([None, (0.2, 0.28), (0.5, 0.1)]),
+    max_ratio=st.sampled_from([None, 0.7, 1.5]),
+    chunk_tokens=st.sampled_from([None, 1, 4]),
+)
 def test_policy_gradient_equals_the_formula(
-    clip: tuple[float, float] | None, max_ratio: float | None, seed: int
+    seed: int,
+    tokens: int,
+    vocab: int,
+    scale: float,
+    temperature: float,
+    clip: tuple[float, float] | None,
+    max_ratio: float | None,
+    chunk_tokens: int | None,
 ) -> None:
-    case = make_case(seed, tokens=19)
-    token_T, advantage_T, rollout_T = draws(seed, case)
-    got = ours(case, token_T, policy_gradient(advantage_T, rollout_T, clip=clip, max_ratio=max_ratio), chunk_tokens=4)
+    """Some positions have a weight of 0; ratios lie on both sides of every limit."""
+    case = make_case(seed, tokens=tokens, vocab=vocab, scale=scale)
+    token_T, advantage_T, rollout_T = draws(seed, case, temperature)
+    function = policy_gradient(advantage_T, rollout_T, clip=clip, max_ratio=max_ratio)
+    options = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
+    got = ours(case, token_T, function, temperature=temperature, **options)
 
-    c, log_p = logprobs(case, token_T)
+    c, log_p = logprobs(case, token_T, temperature)
     ratio = (log_p - rollout_T).exp()
     if max_ratio:  # a constant factor of log p: value min(r, cap) A, gradient min(r, cap) A ∇log p
         capped = ratio.detach().clamp_max(max_ratio)
