@@ -311,3 +311,21 @@ def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
 def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="loss.hidden.bridge: rank="):
         opd.train("oprd", {**overrides, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize(
+    ("view", "kind"),
+    [({"privileged": {}}, "privileged"), ({"context": {"text": "a b c " * 80}}, "context")],
+)
+def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    student = make_model(0)
+    prompts = [{"prompt": "a b", "answer": "c d " * 120, "id": f"p{n}"} for n in range(8)]
+    overrides = {
+        "teacher": {"weights": "frozen", "view": view},
+        "rollout.batch": 4,
+        "rollout.max_new_tokens": 20,
+        "eval.prompts": None,
+        "out": str(tmp_path / "run"),
+    }
+    with pytest.raises(DataError, match=rf"teacher.view.{kind}: prompt 'p\d' has \d+ tokens as the teacher reads it"):
+        opd.train("opsd", overrides, student=(student.model, student.tokenizer), prompts=prompts)

@@ -114,7 +114,9 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         vocab_size=vocab_size,
     )
     _check_lengths(parts)
-    return dataclasses.replace(parts, context=context_of(parts))
+    parts = dataclasses.replace(parts, context=context_of(parts))
+    _check_view_lengths(parts)
+    return parts
 
 
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
@@ -230,6 +232,23 @@ def _check_lengths(parts: Parts) -> None:
                 raise DataError(f"teacher.model has to hold as much as the student: {error}") from None
         if parts.config.loss.signal == "cross" and not held_out:
             sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
+
+
+def _check_view_lengths(parts: Parts) -> None:
+    """The longest training prompts as the teacher reads them, where its view is known before any rollout."""
+    view, reader = view_of(parts), parts.teacher or parts.student
+    room = reader.max_length
+    if room is None or not isinstance(view, PrivilegedView | ContextView):
+        return
+    seen = view.privileged if isinstance(view, PrivilegedView) else view.in_context
+    most = parts.config.rollout.max_new_tokens
+    for prompt in sorted(parts.prompts, key=lambda p: -len(f"{p.messages or p.text}{p.answer}"))[:LONGEST]:
+        length = len(parts.chat.prompt_ids(seen(prompt)))
+        if length + most > room:
+            raise DataError(
+                f"teacher.view.{parts.config.teacher.view.kind}: prompt '{prompt.id}' has {length} tokens as the "
+                f"teacher reads it, and with rollout.max_new_tokens={most} exceeds the model's {room}; shorten one"
+            )
 
 
 def _teacher(
