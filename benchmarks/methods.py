@@ -248,7 +248,7 @@ def method_of(name: str) -> tuple[RunConfig, MethodConfig]:
     return config, config.method
 
 
-def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seeds: int, minutes: float) -> str:
+def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seeds: int) -> str:
     """The whole page."""
     header = [
         "",
@@ -271,7 +271,7 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
     claims = [c for c in CLAIMS if c.better in measured and c.worse in measured]
     parts = [
         "# The methods, measured",
-        f"Written by `make methods` ({seeds} seeds, {minutes:.0f} minutes); do not edit. Two shared CPU cores, the "
+        f"Written by `make methods` with {seeds} seed{'s' * (seeds > 1)}; do not edit. Two shared CPU cores, the "
         "bundled models of 0.3 to 1 M parameters, 128 test prompts, each recipe as shipped: this says what a method "
         "does here, not how it ranks at scale. Learning rates and numbers of updates are ours and differ.",
         "![Accuracy against cost](methods.svg)",
@@ -343,8 +343,9 @@ def main() -> None:
     chosen = {name: run for name, run in runs.items() if not args.only or name in args.only}
     names = [name for name in chosen if name not in VARIANTS]
     measured = measure_all(chosen, args.seeds, args.workers, args.cache)
-    page = report(measured, names, args.seeds, (time.monotonic() - started) / 60)
+    page = report(measured, names, args.seeds)
     print(page)
+    Console(stderr=True).print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     if args.write:
         args.write.write_text(page)
         draw(measured, names, args.write.with_suffix(".svg"))
