@@ -218,6 +218,8 @@ def judged(claim: Claim, measured: Mapping[str, Sequence[Figures]]) -> list[str]
     """A claim beside what was measured."""
     better, worse = ([r.after[claim.metric] for r in measured[name]] for name in (claim.better, claim.worse))
     verdict = "holds" if min(better) > max(worse) else "does **not** hold" if max(better) < min(worse) else "undecided"
+    if len(better) == 1:
+        verdict += ", one seed"
     sides = ", ".join(
         f"`{name}` {spread(values)} in {statistics.median(r.seconds for r in measured[name]):.0f} s"
         for name, values in ((claim.better, better), (claim.worse, worse))
@@ -259,6 +261,7 @@ def report(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], seed
         "overlap@16",
         "updates",
         "tokens",
+        "teacher tokens",
         "s",
         "stopped by",
     ]
