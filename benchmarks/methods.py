@@ -321,6 +321,7 @@ def draw(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], path: 
             bars = [[y - min(values)], [max(values) - y]]
             panel.errorbar(x, y, yerr=bars, fmt="o" if name in names else "s", capsize=2)
             panel.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.margins(x=0.15)
         panel.axhline(next(r[0].before["avg@4"] for n, r in measured.items() if _task(n, names) == task), ls=":")
         panel.set(title=f"{task}: sampled accuracy (dotted: before)", xlabel="seconds of training", ylim=(-0.02, 1.04))
     figure.savefig(path, metadata={"Date": None})
