@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from opd.doctor import examine
 from opd.models import BUNDLED
 from opd.run_file import recipe_names
 
@@ -73,12 +74,18 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
     assert "invalid_call_rate" in measured.stdout
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str) -> None:
-    done = opd("doctor", recipe, cwd=tmp_path)
+def test_the_doctor_at_the_command_line(tmp_path: Path) -> None:
+    done = opd("doctor", "hint", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
-    assert "aligned" in done.stdout
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    *said, last = examine(recipe, {})
+    assert last == "ready to train"
+    assert any("aligned" in line for line in said)
     assert not list(tmp_path.iterdir())
 
 
