@@ -154,4 +154,4 @@ def show_recipe(console: Console, name: str) -> None:
             cells = [figure(metric, value) for value in (before, after, least, most)]
             table.add_row(metric, cells[0], cells[1], f"{cells[2]}–{cells[3]}")
         console.print(table)
-    console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default"))
+    console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default", word_wrap=True))
