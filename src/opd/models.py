@@ -53,10 +53,7 @@ class LanguageModel:
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states after the final norm, [B, L, D] for [B, L] right-padded ids."""
-        with self.precision():
-            out = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        states: Tensor = out.last_hidden_state
-        return states.to(self.autocast or states.dtype)
+        return self.layers(input_ids, attention_mask, ())[0]
 
     def layers(self, input_ids: Tensor, attention_mask: Tensor, chosen: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Last hidden states, and those after chosen blocks, each [B, L, D].
@@ -66,7 +63,10 @@ class LanguageModel:
         """
         with self.precision():
             out = self.model.base_model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=False,
+                output_hidden_states=bool(chosen),
             )
         states: Tensor = out.last_hidden_state
         return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]

@@ -90,10 +90,8 @@ def read(language_model: LanguageModel, batch: Sequence[Reading], layers: Sequen
     columns = torch.tensor(sorted(table), dtype=torch.int64, device=device)
     rollout_T, position_T, row_T, column_T = columns.unbind(1)
     scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
-    if not layers:
-        return scored, States(language_model.hidden(ids_BL, mask_BL)[row_T, column_T - 1])
     hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers)
-    layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1)
+    layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
     return scored, States(hidden_BLD[row_T, column_T - 1], layers_TKD)
 
 
