@@ -74,8 +74,6 @@ class Figures:
     stopped_by: str | None
     curve: list[tuple[int, float]]
     """Updates and greedy accuracy at every look."""
-    step_seconds: float
-    """Median time of teacher and update together."""
     train: dict[str, list[float]]
     """By metric: mean of the first and of the last ten steps."""
 
@@ -145,7 +143,6 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     result = opd.train(run.recipe, {**fixed, **run.overrides})
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row["train"] for row in rows if "train" in row]
-    times = [step["teacher_s"] + step["update_s"] for step in steps]
     return Figures(
         before=result.before,
         after=result.after,
@@ -155,7 +152,6 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
         seconds=result.seconds,
         stopped_by=result.stopped_by,
         curve=[(row["step"], row["eval"]["accuracy"]) for row in rows if "eval" in row],
-        step_seconds=statistics.median(times),
         train={
             name: [statistics.fmean(part) for part in (values[:10], values[-10:])]
             for name in ("grad_norm", "distill_share", "outcome_share")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.losses.support import largest
 from opd.metrics import Metrics
 from opd.models import LanguageModel
 from opd.reading import align
@@ -76,7 +77,7 @@ def _compare(hidden_TD: Tensor, head_VD: Tensor, teacher: FullSignal) -> dict[st
 
 def _figures(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
     p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
-    shared_NV = _top(log_p_NV) & _top(log_q_NV)
+    shared_NV = largest(log_p_NV, TOP) & largest(log_q_NV, TOP)
     count_N = shared_NV.sum(-1)
     log_p_shared_NV = log_p_NV.masked_fill(~shared_NV, -torch.inf).log_softmax(-1)
     log_q_shared_NV = log_q_NV.masked_fill(~shared_NV, -torch.inf).log_softmax(-1)
@@ -93,11 +94,6 @@ def _figures(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
         "forward_kl": (q_NV * (log_q_NV - log_p_NV)).sum(-1),
         "reverse_kl": (p_NV * (log_p_NV - log_q_NV)).sum(-1),
     }
-
-
-def _top(log_p_NV: Tensor) -> Tensor:
-    ids_NK = log_p_NV.topk(min(TOP, log_p_NV.shape[-1])).indices
-    return torch.zeros_like(log_p_NV, dtype=torch.bool).scatter_(-1, ids_NK, True)
 
 
 def _groups(tokenizer: Any, rollouts: Sequence[Rollout], signal: Signal) -> dict[str, Tensor]:

@@ -230,8 +230,6 @@ def _check_lengths(parts: Parts) -> None:
                 sampler_of(parts, Sampling(), held_out=held_out, model=parts.teacher).check(longest)
             except DataError as error:
                 raise DataError(f"teacher.model has to hold as much as the student: {error}") from None
-        if parts.config.loss.signal == "cross" and not held_out:
-            sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).check(longest)
 
 
 def _check_view_lengths(parts: Parts) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from opd.errors import OpdError
-from opd.losses.cross import Groups, Matched, cross_divergence, token_logprobs
+from opd.losses import token_logprobs
+from opd.losses.cross import Groups, Matched, cross_divergence
 
 BETA = 0.3
 

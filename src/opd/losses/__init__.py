@@ -1,7 +1,13 @@
 """Losses: pure functions of tensors."""
 
 from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence, clipped, register
-from opd.losses.full_vocab import linear_cross_entropy, linear_divergence, linear_entropy, linear_token_loss
+from opd.losses.full_vocab import (
+    linear_cross_entropy,
+    linear_divergence,
+    linear_entropy,
+    linear_token_loss,
+    token_logprobs,
+)
 from opd.losses.hidden import hidden_distance
 from opd.losses.sampled import direct_estimate, group_advantage, policy_gradient, reward_to_go
 from opd.losses.support import Support
@@ -22,4 +28,5 @@ __all__ = [
     "policy_gradient",
     "register",
     "reward_to_go",
+    "token_logprobs",
 ]

@@ -35,7 +35,7 @@ from torch import Tensor
 from opd.errors import OpdError
 from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
 from opd.losses.divergences import check_divergence
-from opd.losses.full_vocab import linear_cross_entropy, linear_token_loss
+from opd.losses.full_vocab import linear_token_loss, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +159,6 @@ def cross_divergence(
         temperature=temperature,
     )
     return loss + carried
-
-
-@torch.no_grad()
-def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, token_T: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(hidden · headᵀ / temperature) at one token a position, float32 [T], nats, detached."""
-    surprise_T = torch.zeros(len(token_T), dtype=torch.float32, device=hidden_TD.device)
-    if len(token_T):
-        ones_T = torch.ones_like(surprise_T)
-        linear_cross_entropy(hidden_TD, head_VD, token_T, weight=ones_T, temperature=temperature, per_token=surprise_T)
-    return -surprise_T
 
 
 def _rest(

@@ -179,6 +179,16 @@ def linear_token_loss(
 
 
 @torch.no_grad()
+def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, token_T: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(hidden · headᵀ / temperature) at one token a position, float32 [T], nats, detached."""
+    surprise_T = torch.zeros(len(token_T), dtype=torch.float32, device=hidden_TD.device)
+    if len(token_T):
+        ones_T = torch.ones_like(surprise_T)
+        linear_cross_entropy(hidden_TD, head_VD, token_T, weight=ones_T, temperature=temperature, per_token=surprise_T)
+    return -surprise_T
+
+
+@torch.no_grad()
 def linear_entropy(
     hidden: Tensor,
     head: Tensor,

@@ -57,10 +57,10 @@ class Support:
     def mask(self, p_BV: Tensor, q_BV: Tensor) -> Tensor:
         """bool [B, V]: the tokens that count one by one."""
         if self.whose == "teacher":
-            return _largest(q_BV, self.k)
+            return largest(q_BV, self.k)
         if self.whose == "student":
-            return _largest(p_BV, self.k)
-        student, teacher = _largest(p_BV, self.k), _largest(q_BV, self.k)
+            return largest(p_BV, self.k)
+        student, teacher = largest(p_BV, self.k), largest(q_BV, self.k)
         return student | teacher if self.whose == "union" else student & teacher
 
 
@@ -100,7 +100,8 @@ def restricted(
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def _largest(p_BV: Tensor, k: int) -> Tensor:
+def largest(p_BV: Tensor, k: int) -> Tensor:
+    """bool [B, V]: the k largest of each row; probabilities and their logarithms give the same."""
     ids_BK = p_BV.topk(min(k, p_BV.shape[-1])).indices
     return torch.zeros_like(p_BV, dtype=torch.bool).scatter_(-1, ids_BK, True)
 

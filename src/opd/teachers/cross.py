@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opd.chat import Chat
-from opd.losses.cross import token_logprobs
+from opd.losses import token_logprobs
 from opd.models import LanguageModel
 from opd.reading import Reading
 from opd.teachers.alignment import Group, TokenTexts, groups

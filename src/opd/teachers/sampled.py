@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opd.losses import group_advantage, linear_cross_entropy, linear_divergence
+from opd.losses import group_advantage, linear_divergence, token_logprobs
 from opd.reading import sort_key
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.views import PlainView
@@ -127,17 +127,7 @@ def _as_the_student_reads(reader: LocalTeacher, rollouts: Sequence[Rollout], whe
 
 
 def _token_logprobs(signal: FullSignal, temperature: float) -> Tensor:
-    surprise_T = torch.empty(len(signal), dtype=torch.float32, device=signal.hidden_TD.device)
-    with torch.no_grad():
-        linear_cross_entropy(
-            signal.hidden_TD,
-            signal.head_VD.to(signal.hidden_TD.dtype),
-            signal.token_T,
-            weight=torch.ones_like(surprise_T),
-            temperature=temperature,
-            per_token=surprise_T,
-        )
-    return -surprise_T
+    return token_logprobs(signal.hidden_TD, signal.head_VD.to(signal.hidden_TD.dtype), signal.token_T, temperature)
 
 
 def _rollout_logprobs(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
