@@ -32,6 +32,9 @@ from opd.run_file import read, recipe_names
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For what may fall before it rises, and for collapses that are to be seen."""
 
+COLLAPSE = {"optimizer.steps": 50, **GUARDS_OFF}
+"""Long enough for a live teacher to come to its end."""
+
 EARLY = {"optimizer.steps": 8, "eval.every": 8}
 """Where a recipe ends at 100 %, its variants are compared while there is a difference to see."""
 
@@ -46,11 +49,11 @@ class Run:
 
 VARIANTS: dict[str, Run] = {
     "supervised": Run("opd", {"rollout.policy": "teacher", "loss.signal": "tokens", **GUARDS_OFF}),
-    "off-policy only": Run("opd", {"rollout.off_policy_steps": 200, **GUARDS_OFF}),
+    "off-policy only": Run("opd", {"rollout.off_policy_steps": 100, **GUARDS_OFF}),
     "opsd, reverse KL": Run("opsd", {"loss.divergence": "reverse_kl", **GUARDS_OFF}),
     "opsd, JSD": Run("opsd", {"loss.divergence": "jsd", **GUARDS_OFF}),
-    "opsd, live": Run("opsd", {"teacher.weights": "live", **GUARDS_OFF}),
-    "opcd, live": Run("opcd", {"teacher.weights": "live", **GUARDS_OFF}),
+    "opsd, live": Run("opsd", {"teacher.weights": "live", **COLLAPSE}),
+    "opcd, live": Run("opcd", {"teacher.weights": "live", **COLLAPSE}),
     "hint, live, no anchor": Run("hint", {"teacher.weights": "live", "loss.anchor": 0.0, **GUARDS_OFF}),
     "hint, 8 steps": Run("hint", EARLY),
     "hint at the start, 8 steps": Run("hint", {"teacher.view.hint.place": "start", **EARLY}),

@@ -101,6 +101,8 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
         ("gopd", ["loss.sampled.baseline=true"], ["sampled.scale", "sampled.baseline"]),
         ("lsm", ["loss.top_k.k=1"], ["top_k.k=1", "rest=renormalise", "rest=tail"]),
         ("gkd", ["rollout.prefix=64"], ["prefix=64", "max_new_tokens=64"]),
+        ("opd", ["rollout.prefix=4", "rollout.prefix_turns=1"], ["prefix", "prefix_turns", "leave one"]),
+        ("opsd", ["rollout.prefix_turns=1"], ["rollout.prefix_turns", "teacher.weights=model"]),
         ("lightning", ["rollout.turns_grow_every=5"], ["offline", "turns_grow_every"]),
         (
             "lightning",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from opd.positions import Positions, Unsure
-from opd.types import FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
+from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
 
 
-def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]]) -> Rollout:
+def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]], events: tuple[Event, ...] = ()) -> Rollout:
     return Rollout(
         prompt=Prompt(id="p", text="x"),
         prompt_ids=(1,),
@@ -18,10 +18,12 @@ def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]]) -> Rollout:
         logprobs=(-1.0,) * len(ids),
         turns=tuple(Span(*t) for t in turns),
         finish="stop",
+        events=events,
     )
 
 
-ROLLOUTS = [rollout([5, 6, 9, 7, 9], "11011", [(0, 2), (3, 5)]), rollout([8], "1", [(0, 1)])]
+NOTICED = (Event("unknown_tool", 1, Span(3, 5)),)
+ROLLOUTS = [rollout([5, 6, 9, 7, 9], "11011", [(0, 2), (3, 5)], NOTICED), rollout([8], "1", [(0, 1)])]
 
 
 def signal() -> Signal:
@@ -38,6 +40,8 @@ def signal() -> Signal:
         ({"after": 1}, [0, 1, 1, 1, 0]),
         ({"after": 1, "first": 3}, [0, 1, 1, 0, 0]),
         ({"last": 2}, [0, 0, 1, 1, 1]),
+        ({"outside_events": 0.0}, [0, 0, 1, 1, 0]),
+        ({"outside_events": 0.5, "ramp": 0.6}, [0.5, 0.6, 1.4, 1.6, 0.5]),
         ({"ramp": 0.6}, [1, 1.2, 1.4, 1.6, 1]),
         ({"skip_ids": frozenset({9, 6})}, [1, 0, 1, 0, 1]),
         ({"mean": "sequence"}, [5 / 8] * 4 + [5 / 2]),

@@ -20,7 +20,7 @@ from opd.rollout.hf import Sampling
 from opd.rollout.mixture import Mixture
 from opd.rollout.recorded import Recording, record, save
 from opd.rollout.recorded import load as read_recording
-from opd.rollout.sampler import Sampler
+from opd.rollout.sampler import Prefix, Sampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import HintView
@@ -141,8 +141,9 @@ def _writer(parts: Parts, who: str) -> Roller:
         return _answers(parts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
     sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
-    if who == "student" and rollout.prefix:
-        sampler.prefix = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine, rollout.prefix
+    if who == "student" and (rollout.prefix or rollout.prefix_turns):
+        engine = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine
+        sampler.prefix = Prefix(engine, tokens=rollout.prefix, turns=rollout.prefix_turns)
     return sampler
 
 

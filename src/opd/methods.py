@@ -48,6 +48,8 @@ def _writer(rollout: RolloutConfig) -> str:
         return f"{rollout.policy}, once ({rollout.offline} prompts)"
     if rollout.prefix:
         return f"{rollout.policy} after up to {rollout.prefix} of the teacher's tokens"
+    if rollout.prefix_turns:
+        return f"{rollout.policy} after up to {rollout.prefix_turns} of the teacher's turns"
     if rollout.off_policy_steps:
         return f"{rollout.other} for {rollout.off_policy_steps} steps, then {rollout.policy}"
     return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}" if rollout.off_policy else rollout.policy
@@ -88,6 +90,7 @@ def _where(config: RunConfig) -> list[str]:
         < (config.eval.max_new_tokens or 0),
         f"the last {positions.last} tokens": positions.last is not None,
         f"after {positions.after} tokens": positions.after > 0,
+        f"outside the environment's events × {positions.outside_events:g}": positions.outside_events != 1,
         "no special tokens": positions.skip_special,
         f"not at {' '.join(positions.skip_tokens)}": bool(positions.skip_tokens),
         f"early tokens more (γ {positions.importance:g})": positions.importance > 0,

@@ -30,6 +30,7 @@ class Positions:
         mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
         last: only the student's last so many tokens of a rollout count.
         after: the student's first so many tokens of a rollout do not count.
+        outside_events: factor on tokens outside the spans of the environment's events.
         ramp: late tokens count more, 1 at the student's first and 1 + ramp at its last token of a rollout.
         fade: δ of SOD: turn k counts (d_1 + ε) / (d_k + ε), at most 1 + δ, where d is the mean absolute log-ratio of a
             turn's tokens. (The product over neighbouring turns in the source telescopes to this.)
@@ -44,6 +45,7 @@ class Positions:
     first: int | None = None
     after: int = 0
     last: int | None = None
+    outside_events: float = 1.0
     mean: Literal["token", "sequence", "turn"] = "token"
     importance: float = 0.0
     ramp: float = 0.0
@@ -58,6 +60,9 @@ class Positions:
             weight_T = weight_T * (1 + self.ramp * _progress(rollouts, signal))
         if self.fade is not None:
             weight_T = weight_T * _nearness(rollouts, signal).clamp_max(1 + self.fade)
+        if self.outside_events != 1:
+            noticed_T = _look_up(signal, [_noticed(r) for r in rollouts]) > 0
+            weight_T = torch.where(noticed_T, weight_T, weight_T * self.outside_events)
         if self.skip_ids:
             skipped = torch.tensor(sorted(self.skip_ids), device=signal.token_T.device)
             weight_T = weight_T.masked_fill(torch.isin(signal.token_T, skipped), 0.0)
@@ -139,6 +144,12 @@ def _turns(rollout: Rollout) -> list[int]:
     """The number of each completion position's turn; what stands between turns has that of the turn before."""
     starts = {turn.start for turn in rollout.turns}
     return list(accumulate(int(p in starts) for p in range(len(rollout.completion_ids))))
+
+
+def _noticed(rollout: Rollout) -> list[int]:
+    """1 at each completion position inside some event's span."""
+    inside = {p for event in rollout.events for p in range(*event.span)}
+    return [int(p in inside) for p in range(len(rollout.completion_ids))]
 
 
 def _balanced(weight_T: Tensor, rollout_T: Tensor, group_T: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from opd.metrics import summarise
 from opd.models import load, stop_ids
 from opd.rollout.curriculum import Uniform
 from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
+from opd.rollout.sampler import Prefix, Sampler
 from opd.tasks import get_task
 from opd.tasks.answers import AnswerTask
 from opd.types import Prompt, Rollout
@@ -122,7 +122,7 @@ def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
     engine = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
     other = HFEngine(load("nano/critic", key="x"), sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
     prompts = TOOLS.prompts("test")[:12]
-    sampler = Sampler(engine, CHAT, TOOLS, max_new_tokens=40, max_turns=1, prefix=(other, 3))
+    sampler = Sampler(engine, CHAT, TOOLS, max_new_tokens=40, max_turns=1, prefix=Prefix(other, tokens=3))
     lengths = set()
     for seed in range(8):
         batch = sampler.rollout(prompts, seed)
@@ -136,3 +136,23 @@ def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
             assert rollout.turns[0] == (0, len(rollout.completion_ids))
             assert rollout.transcript[0]["content"] == CHAT.decode(rollout.completion_ids)
     assert lengths == {0, 1, 2, 3}
+
+
+def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() -> None:
+    teacher = HFEngine(load("nano/tools-base", key="x"), sampling=Sampling(), stop_ids=stop_ids(MODEL))
+    student = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
+    sampler = Sampler(student, CHAT, TOOLS, max_new_tokens=64, max_turns=4, prefix=Prefix(teacher, turns=2))
+    led = set()
+    for seed in range(6):
+        for rollout in sampler.rollout(TOOLS.prompts("test")[:12], seed):
+            own = [all(rollout.completion_mask[p] for p in range(*turn)) for turn in rollout.turns]
+            assert own == sorted(own)
+            assert own[-1]
+            assert not any(rollout.completion_mask[: rollout.turns[own.index(True)].start])
+            led.add(own.index(True))
+            conversation = [*(rollout.prompt.messages or ()), *rollout.transcript]
+            text = MODEL.tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
+            assert rollout.prompt_ids + rollout.completion_ids == CHAT.insert_text_ids(text)
+    assert led == {0, 1, 2}
+    tight = Sampler(student, CHAT, TOOLS, max_new_tokens=64, max_turns=1, prefix=Prefix(teacher, turns=2))
+    assert all(all(r.completion_mask) for r in tight.rollout(TOOLS.prompts("test")[:4], 1))

@@ -81,6 +81,8 @@ class PositionsConfig(Strict):
     """Leave out the tokenizer's special tokens."""
     skip_tokens: tuple[str, ...] = ()
     """Leave out these tokens, as the tokenizer spells them."""
+    outside_events: float = Field(1.0, ge=0)
+    """Weight of tokens outside the spans that the environment noticed something about; 0 leaves them out."""
     mean: Literal["token", "sequence", "turn"] = "token"
     """Over all tokens alike, or each rollout or turn as much as any other."""
     importance: float = Field(0.0, ge=0)

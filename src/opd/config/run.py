@@ -71,6 +71,8 @@ class RolloutConfig(Strict):
     """The most assistant turns, where there is an environment."""
     prefix: int = Field(0, ge=0)
     """The teacher writes the beginning of the first turn, up to so many tokens, a new number for every batch."""
+    prefix_turns: int = Field(0, ge=0)
+    """The teacher plays the first turns, up to so many, a new number for every batch; the last is the student's."""
     turns_grow_every: int | None = Field(None, ge=1)
     """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
     temperature: float = Field(1.0, ge=0)
@@ -79,6 +81,11 @@ class RolloutConfig(Strict):
     """0 keeps every token."""
     max_rows: int = Field(256, ge=1)
     """Sequences decoded at once."""
+
+    @property
+    def begun_by_teacher(self) -> str | None:
+        """The key that lets the teacher begin, if one does."""
+        return "prefix" if self.prefix else "prefix_turns" if self.prefix_turns else None
 
     @property
     def writers(self) -> set[str]:
@@ -97,8 +104,12 @@ class RolloutConfig(Strict):
             )
         if self.offline and self.turns_grow_every:
             raise ValueError("offline makes its rollouts once, so turns_grow_every has nothing to grow; leave one out")
-        if self.prefix and self.policy != "student":
-            raise ValueError(f"prefix lets the student go on after a teacher, and policy is {self.policy}")
+        if self.prefix and self.prefix_turns:
+            raise ValueError("prefix begins a turn and prefix_turns plays whole ones; leave one of them out")
+        if self.begun_by_teacher and self.policy != "student":
+            raise ValueError(
+                f"{self.begun_by_teacher} lets the student go on after a teacher, and policy is {self.policy}"
+            )
         if self.offline and self.writers != {"student"}:
             raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
         return self
@@ -205,8 +216,10 @@ class RunConfig(Strict):
             raise ValueError(
                 f"eval.divergence needs a teacher, and loss.signal={self.loss.signal} has none; leave one of them out"
             )
-        if self.rollout.prefix and self.teacher.weights != "model":
-            raise ValueError("rollout.prefix needs teacher.weights=model and teacher.model, who writes it")
+        if self.rollout.begun_by_teacher and self.teacher.weights != "model":
+            raise ValueError(
+                f"rollout.{self.rollout.begun_by_teacher} needs teacher.weights=model and teacher.model, who writes it"
+            )
         if "teacher" in self.rollout.writers and self.teacher.weights != "model":
             key = "policy" if self.rollout.policy == "teacher" else "other"
             raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
@@ -263,9 +276,10 @@ class RunConfig(Strict):
                 f"rollout.{key}=teacher with loss.signal=cross: the teacher's tokens are not the student's; set "
                 "rollout.policy=student and rollout.off_policy=0, or rollout.other=answers"
             )
-        if rollout.prefix:
+        if rollout.begun_by_teacher:
             raise ValueError(
-                "rollout.prefix with loss.signal=cross: the teacher's tokens are not the student's; leave one out"
+                f"rollout.{rollout.begun_by_teacher} with loss.signal=cross: the teacher's tokens are not the "
+                "student's; leave one out"
             )
         if self.eval.divergence:
             raise ValueError(

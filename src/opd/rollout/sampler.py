@@ -65,6 +65,22 @@ class _Trajectory:
         )
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Another engine begins each trajectory: whole turns or tokens of the first, a number drawn for each batch.
+
+    Attributes:
+        tokens: the most tokens of the first turn; its stop token is left to the student.
+        turns: the most turns; one that would end the trajectory is left to the student.
+
+    Source: turns, ReOPD arXiv 2607.04763, where they are replayed and the student writes only the next one.
+    """
+
+    engine: Engine
+    tokens: int = 0
+    turns: int = 0
+
+
 class Sampler:
     """Rolls out prompts, in an environment where the task has one. A turn limit that grows is TCOD's, arXiv 2604.24005.
 
@@ -76,7 +92,7 @@ class Sampler:
         max_turns: the most assistant turns.
         grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
         writer: whose engine it is.
-        prefix: who writes the beginning of the first turn, and its most tokens: a number drawn for each batch.
+        prefix: who begins in the student's place, and how far.
         max_length: the most tokens prompt and completion may have together; None for no limit.
     """
 
@@ -89,7 +105,7 @@ class Sampler:
         max_new_tokens: int,
         max_turns: int = 1,
         grow_every: int | None = None,
-        prefix: tuple[Engine, int] | None = None,
+        prefix: Prefix | None = None,
         writer: Literal["student", "teacher"] = "student",
         max_length: int | None = None,
     ) -> None:
@@ -110,9 +126,10 @@ class Sampler:
             DataError: a prompt leaves no room for an answer.
         """
         trajectories = [_Trajectory(p, self._prompt_ids(p), self.writer) for p in prompts]
-        if self.prefix:
-            self._begin(trajectories, *self.prefix, seed)
         most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns
+        if self.prefix:
+            self._begin(trajectories, self.prefix, seed)
+            self._lead(trajectories, self.prefix, most, seed)
         for turn in range(most):
             going_on = [t for t in trajectories if t.finish is None]
             if not going_on:
@@ -122,8 +139,8 @@ class Sampler:
             generations = self.engine.generate(contexts, budgets, seed * 1000 + turn)
             for trajectory, generation in zip(going_on, generations, strict=True):
                 span = trajectory.add(generation.ids, list(generation.logprobs))
-                trajectory.turns.append(span if turn else Span(0, span.stop))
-                self._react(trajectory, generation.stopped, last_turn=turn + 1 == most)
+                trajectory.turns.append(span if trajectory.turns else Span(0, span.stop))
+                self._react(trajectory, generation.stopped, last_turn=len(trajectory.turns) == most)
         return [t.rollout() for t in trajectories]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -131,15 +148,38 @@ class Sampler:
         for prompt in prompts:
             self._prompt_ids(prompt)
 
-    def _begin(self, trajectories: Sequence[_Trajectory], engine: Engine, most: int, seed: int) -> None:
-        """Let another engine write the first tokens; its stop token is left to the student."""
-        length = int(torch.randint(most + 1, (), generator=torch.Generator().manual_seed(seed)))
+    def _begin(self, trajectories: Sequence[_Trajectory], prefix: Prefix, seed: int) -> None:
+        """Let the other engine write the first tokens."""
+        length = _drawn(prefix.tokens, seed)
         if not length:
             return
         budget = min(length, self.max_new_tokens - 1)
-        written = engine.generate([t.prompt_ids for t in trajectories], [budget] * len(trajectories), seed)
+        written = prefix.engine.generate([t.prompt_ids for t in trajectories], [budget] * len(trajectories), seed)
         for trajectory, generation in zip(trajectories, written, strict=True):
             trajectory.add(generation.ids[:-1] if generation.stopped else generation.ids, None)
+
+    def _lead(self, trajectories: Sequence[_Trajectory], prefix: Prefix, most: int, seed: int) -> None:
+        """Let the other engine play the first turns, in the environment; at least one is left to the student."""
+        for turn in range(_drawn(min(prefix.turns, most - 1), seed)):
+            budgets = [self.max_new_tokens - 1 - len(t.ids) for t in trajectories]
+            contexts = [(*t.prompt_ids, *t.ids) for t in trajectories]
+            written = prefix.engine.generate(contexts, budgets, seed * 1000 + turn)
+            led = []
+            for trajectory, generation in zip(trajectories, written, strict=True):
+                if generation.stopped and self._goes_on(trajectory, generation.ids):
+                    trajectory.turns.append(trajectory.add(generation.ids, None))
+                    self._react(trajectory, stopped=True, last_turn=False)
+                    led.append(trajectory)
+            trajectories = led
+
+    def _goes_on(self, trajectory: _Trajectory, ids: Sequence[int]) -> bool:
+        """Whether the environment would answer such a turn, with room for more after it."""
+        if self.task is None:
+            return False
+        turn = {"role": "assistant", "content": self.chat.decode(ids)}
+        answer = self.task.step(trajectory.prompt, [*trajectory.transcript, turn]).message
+        length = len(trajectory.ids) + len(ids)
+        return answer is not None and length + len(self.chat.message_ids(answer)) < self.max_new_tokens
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
@@ -176,3 +216,8 @@ class Sampler:
             return
         trajectory.transcript.append(seen.message)
         trajectory.add(inserted, None)
+
+
+def _drawn(most: int, seed: int) -> int:
+    """A number from 0 to ``most``."""
+    return int(torch.randint(most + 1, (), generator=torch.Generator().manual_seed(seed)))
