@@ -9,6 +9,7 @@ from conftest import SHARED_DATA
 from opd.config import PromptsConfig
 from opd.data import from_rows, load_prompts
 from opd.errors import ConfigError, DataError
+from opd.run_file import read
 from opd.tasks.answers import AnswerTask, final_answer
 
 
@@ -102,3 +103,38 @@ def test_real_grade_school_problems_check_their_own_solutions() -> None:
     for prompt in prompts:
         assert task.step(prompt, [{"role": "assistant", "content": prompt.answer or ""}]).reward == 1.0
         assert task.step(prompt, [{"role": "assistant", "content": "the answer is 0.123"}]).reward == 0.0
+
+
+def test_a_mix_takes_of_each_source_in_turn_and_each_keeps_its_checker(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"prompt": "2 + 2", "answer": 4}\n{"prompt": "say hi"}\n')
+    write(tmp_path / "b.jsonl", '{"prompt": "1 + 1", "answer": 2, "domain": "own"}\n')
+    sources = [
+        {"path": str(tmp_path / "a.jsonl"), "domain": "sums"},
+        {"task": "tools", "limit": 3},
+        str(tmp_path / "b.jsonl"),
+    ]
+    config = PromptsConfig.model_validate(sources)
+    prompts, task = load_prompts(config, key="prompts", has_template=True)
+    assert [p.domain for p in prompts] == ["sums", "tools", "own", "sums", "tools", "tools"]
+    assert len({p.id for p in prompts}) == 6
+    assert task is not None
+    assert task.step(prompts[0], [{"role": "assistant", "content": "it is 4"}]).reward == 1.0
+    assert task.step(prompts[2], [{"role": "assistant", "content": "it is 4"}]).reward == 0.0
+    assert task.step(prompts[3], [{"role": "assistant", "content": "hi"}]).reward is None
+    call = {"role": "assistant", "content": (prompts[1].turns or ("",))[0]}
+    assert (task.step(prompts[1], [call]).message or {}).get("role") == "tool"
+
+
+def test_a_mix_has_no_keys_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"prompts: limit belongs into each source of the mix"):
+        read("opd", {"prompts": {"mix": [{"task": "math"}], "limit": 3}})
+    with pytest.raises(ConfigError, match=r"prompts.mix.0: needs exactly one of task, path, dataset and mix"):
+        read("opd", {"prompts": [{"split": "train"}]})
+
+
+def test_turns_of_a_solution(tmp_path: Path) -> None:
+    config = write(tmp_path / "a.jsonl", '{"prompt": "x", "turns": ["call f", "done"]}\n')
+    assert load_prompts(config, key="prompts", has_template=True)[0][0].turns == ("call f", "done")
+    config = write(tmp_path / "b.jsonl", '{"prompt": "x", "turns": "done"}\n')
+    with pytest.raises(DataError, match="row 1: 'turns' has to be a list of strings"):
+        load_prompts(config, key="prompts", has_template=True)

@@ -148,7 +148,8 @@ def _writer(parts: Parts, who: str) -> Roller:
 
 
 def _answers(parts: Parts) -> ReferenceAnswers:
-    return ReferenceAnswers(parts.chat, stop=min(stop_ids(parts.student)), max_length=parts.student.max_length)
+    stop, longest = min(stop_ids(parts.student)), parts.student.max_length
+    return ReferenceAnswers(parts.chat, parts.task, stop=stop, max_length=longest)
 
 
 def _texts(path: str, parts: Parts) -> list[tuple[int, ...]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from opd.config import PromptsConfig
 from opd.errors import DataError
 from opd.tasks import get_task
-from opd.tasks.answers import AnswerTask
+from opd.tasks.answers import AnswerTask, EachItsOwn
 from opd.types import Message, Prompt, Task
 
-COLUMNS = ("prompt", "messages", "answer", "domain", "id")
+COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id")
 """Columns that opd reads; any other goes into ``Prompt.data`` for the task."""
 
 
@@ -31,11 +33,29 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
     Raises:
         DataError: the file or dataset is missing, empty, or a row is broken.
     """
+    if config.mix:
+        return _mixed(config.mix, key=key, has_template=has_template)
+    prompts, task = _one_source(config, key=key, has_template=has_template)
+    return [replace(p, domain=config.domain) for p in prompts] if config.domain else prompts, task
+
+
+def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
     if config.task:
         task = get_task(config.task)
         return list(task.prompts(config.split))[: config.limit], task
     rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
     return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
+
+
+def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+    """One prompt of each source in turn; ids get the source's number where they would not be unique."""
+    loaded = [load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template) for n, c in enumerate(sources)]
+    ids = [p.id for prompts, _ in loaded for p in prompts]
+    if len(set(ids)) < len(ids):
+        loaded = [([replace(p, id=f"{n}/{p.id}") for p in ps], task) for n, (ps, task) in enumerate(loaded)]
+    tasks = {p.id: task for prompts, task in loaded for p in prompts if task}
+    turns = zip_longest(*(prompts for prompts, _ in loaded))
+    return [p for turn in turns for p in turn if p is not None], EachItsOwn(tasks) if tasks else None
 
 
 def from_rows(
@@ -107,12 +127,15 @@ def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> P
         turns = _messages(messages, where)
     elif chat:
         turns = ({"role": "user", "content": str(text)},)
-    answer = row.get("answer")
+    answer, solution = row.get("answer"), row.get("turns")
+    if solution is not None and not (isinstance(solution, list) and all(isinstance(t, str) for t in solution)):
+        raise DataError(f"{where}: 'turns' has to be a list of strings, the assistant turns of a solution")
     return Prompt(
         id=str(row.get("id", number)),
         messages=turns,
         text=None if turns else text,
         answer=None if answer is None else str(answer),
+        turns=tuple(solution) if solution else None,
         domain=str(row.get("domain") or "default"),
         data={k: v for k, v in row.items() if k not in COLUMNS},
     )

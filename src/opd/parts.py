@@ -216,7 +216,7 @@ def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | No
     }
     why = next((reason for reason, given in reasons.items() if given), None)
     for prompt in prompts if why else ():
-        if prompt.answer is None:
+        if prompt.answer is None and (prompt.turns is None or config.teacher.view.privileged):
             raise DataError(f"prompts: prompt '{prompt.id}' has no answer, and {why} needs one")
 
 

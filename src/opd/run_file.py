@@ -19,7 +19,7 @@ from opd.errors import ConfigError
 
 RECIPES = files("opd") / "recipes"
 
-PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset"})
+PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset", "prompts.mix"})
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
 

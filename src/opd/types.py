@@ -42,6 +42,8 @@ class Prompt:
     text: str | None = None
     answer: str | None = None
     """Reference answer or worked solution; what a privileged teacher gets to see."""
+    turns: tuple[str, ...] | None = None
+    """The assistant turns of a worked solution, where an environment answers in between; None for ``answer`` alone."""
     domain: str = "default"
     data: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the task needs to run its environment and check the answer."""

@@ -12,9 +12,9 @@ from opd.config.teacher import TeacherConfig
 
 
 class PromptsConfig(Strict):
-    """Where prompts come from: exactly one of ``task``, ``path`` and ``dataset``.
+    """Where prompts come from: exactly one of ``task``, ``path``, ``dataset`` and ``mix``.
 
-    A bare string is a path if it ends in .jsonl or .json, otherwise a dataset id.
+    A bare string is a path if it ends in .jsonl or .json, otherwise a dataset id; a list is a mix.
     """
 
     task: str | None = None
@@ -31,10 +31,16 @@ class PromptsConfig(Strict):
     """Use the first so many."""
     chat: bool | None = None
     """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
+    domain: str | None = None
+    """What these prompts are about, where several teachers share the work; by default what each prompt says itself."""
+    mix: tuple[PromptsConfig, ...] | None = Field(None, min_length=1)
+    """Several sources, one prompt of each in turn; each keeps its own environment and checker."""
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return {"mix": value}
         return cls.source(value) if isinstance(value, str) else value
 
     @staticmethod
@@ -44,9 +50,14 @@ class PromptsConfig(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
-        given = [k for k in ("task", "path", "dataset") if getattr(self, k) is not None]
+        given = [k for k in ("task", "path", "dataset", "mix") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of task, path and dataset, and has {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"needs exactly one of task, path, dataset and mix, and has {' and '.join(given) or 'none'}"
+            )
+        if self.mix and self.model_fields_set != {"mix"}:
+            other = min(self.model_fields_set - {"mix"})
+            raise ValueError(f"{other} belongs into each source of the mix; put it there")
         return self
 
 

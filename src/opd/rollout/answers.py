@@ -7,20 +7,22 @@ from collections.abc import Sequence
 
 from opd.chat import Chat
 from opd.errors import DataError
-from opd.types import Prompt, Roller, Rollout, Span
+from opd.types import Message, Observation, Prompt, Roller, Rollout, Span, Task
 
 
 class ReferenceAnswers:
-    """Gives each prompt's reference answer as if it had been sampled.
+    """Gives each prompt's worked solution as if it had been sampled, turn by turn where an environment answers.
 
     Args:
         chat: renders prompts and encodes answers.
-        stop: id that ends an answer.
-        max_length: the most tokens prompt and answer may have together; None for no limit.
+        task: the environment; None for prompts without one.
+        stop: id that ends a turn.
+        max_length: the most tokens prompt and solution may have together; None for no limit.
     """
 
-    def __init__(self, chat: Chat, *, stop: int, max_length: int | None) -> None:
+    def __init__(self, chat: Chat, task: Task | None, *, stop: int, max_length: int | None) -> None:
         self.chat = chat
+        self.task = task
         self.stop = stop
         self.max_length = max_length
 
@@ -30,21 +32,38 @@ class ReferenceAnswers:
 
     def _rollout(self, prompt: Prompt) -> Rollout:
         prompt_ids = self.chat.prompt_ids(prompt)
-        ids = (*self.chat.insert_text_ids(prompt.answer or ""), self.stop)
+        ids: list[int] = []
+        turns: list[Span] = []
+        transcript: list[Message] = []
+        seen = Observation()
+        for text in prompt.turns or (prompt.answer or "",):
+            if transcript and seen.message is None:
+                raise DataError(f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'")
+            if seen.message:
+                transcript.append(seen.message)
+                ids += self.chat.message_ids(seen.message)
+            start = len(ids)
+            ids += (*self.chat.insert_text_ids(text), self.stop)
+            turns.append(Span(start, len(ids)))
+            transcript.append({"role": "assistant", "content": text})
+            seen = self.task.step(prompt, transcript) if self.task else Observation()
         if self.max_length is not None and len(prompt_ids) + len(ids) > self.max_length:
             raise DataError(
                 f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "
                 f"{self.max_length}; shorten or drop it"
             )
+        written = {p for turn in turns for p in range(*turn)}
         return Rollout(
             prompt=prompt,
             prompt_ids=prompt_ids,
-            completion_ids=ids,
-            completion_mask=(True,) * len(ids),
+            completion_ids=tuple(ids),
+            completion_mask=tuple(p in written for p in range(len(ids))),
             logprobs=(math.nan,) * len(ids),  # nobody drew them
-            turns=(Span(0, len(ids)),),
+            turns=tuple(turns),
             finish="stop",
+            reward=seen.reward,
             writer="answers",
+            transcript=tuple(transcript),
         )
 
 

@@ -1,12 +1,12 @@
-"""The checker for users' own prompts: does the completion end in the reference answer?"""
+"""The checker for users' own prompts, and the one for prompts of several sources."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from opd.errors import DataError
-from opd.types import Message, Observation, Prompt
+from opd.types import Message, Observation, Prompt, Task
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -41,3 +41,23 @@ class AnswerTask:
             return Observation()
         right = final_answer(transcript[-1]["content"]) == final_answer(prompt.answer)
         return Observation(reward=float(right))
+
+
+class EachItsOwn:
+    """Prompts of several sources, each with its own environment and checker.
+
+    Args:
+        tasks: by prompt id; a prompt without one is not checked.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self.tasks = tasks
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """It has no prompts of its own."""
+        raise DataError(f"a mix has no prompts of its own, so no split '{split}'; ask its tasks")
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        """What the prompt's own task makes of the turn."""
+        task = self.tasks.get(prompt.id)
+        return task.step(prompt, transcript) if task else Observation()

@@ -74,6 +74,7 @@ def make_prompt(expression: Expression, rng: random.Random, id: str) -> Prompt:
             {"role": "user", "content": f"( {a} {first} {b} ) {second} {c}"},
         ),
         answer=f"{turns[0]} then {turns[1]}; {turns[2]}",
+        turns=turns,
         domain="tools",
         data=data,
     )
