@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +22,13 @@ from opd.rollout.hf import Sampling
 from opd.rollout.mixture import Mixture
 from opd.rollout.recorded import Recording, record, save
 from opd.rollout.recorded import load as read_recording
-from opd.rollout.sampler import Prefix, Sampler
+from opd.rollout.sampler import Prefix
+from opd.teachers.experts import ExpertsWrite, first
 from opd.teachers.local import LocalTeacher
+from opd.teachers.pool import ModelPool
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import HintView
-from opd.terms import assemble_terms, divergence_of, layers_of, reader
+from opd.terms import among_teachers, assemble_terms, divergence_of, experts_of, layers_of, reader
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
@@ -75,14 +79,15 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
     if parts.config.loss.signal == "cross":
         wanted = False  # no reverse KL between two vocabularies
     divergence = None
-    if wanted and scoring is not None and parts.held_out:
+    if wanted and (scoring is not None or parts.experts) and parts.held_out:
         view = view_of(parts)
         if isinstance(view, HintView):
             raise ConfigError(
                 "eval.divergence: a hint view has no target where no hint is written; leave it out and give "
                 "eval.prompts with answers"
             )
-        divergence = (LocalTeacher(scoring), view, divergence_of(parts, "reverse_kl"))
+        teacher = experts_of(parts) or reader(parts, scoring)
+        divergence = (teacher, view, among_teachers(parts, divergence_of(parts, "reverse_kl")))
     return Evaluation(
         student=parts.student,
         prompts=parts.held_out,
@@ -94,24 +99,53 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
         repeats=parts.config.rollout.samples if parts.config.teacher.view.feedback else 1,
         compared=_compared(parts, scoring),
         teacher=_teacher_sampler(parts),
+        domains=_experts_by_domain(parts),
     )
 
 
-def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher, View, int] | None:
+def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher | None, View, int] | None:
     """Teacher, view and prompts of the diagnostics; none for another vocabulary, or where each look costs requests."""
     number, hint = parts.config.eval.diagnostics, parts.config.teacher.view.hint
     asks = hint is not None and hint.author.kind == "http"
     loss = parts.config.loss
-    if not number or scoring is None or not loss.reads_teacher or loss.signal == "cross" or asks:
+    none = scoring is None and parts.experts is None
+    if not number or none or not loss.reads_teacher or loss.signal == "cross" or asks:
         return None
-    return reader(parts, scoring), view_of(parts), number
+    return reader(parts, scoring) if scoring else None, view_of(parts), number
 
 
-def _teacher_sampler(parts: Parts) -> Sampler | None:
+def _experts_by_domain(parts: Parts) -> dict[str, Callable[[], LocalTeacher]]:
+    """For the diagnostics: who knows most about each domain that is held out, of several teachers."""
+    pool, shares = parts.experts, parts.config.teacher.shares
+    if pool is None or not parts.config.eval.diagnostics or not parts.config.loss.reads_teacher:
+        return {}
+    domains = sorted({p.domain for p in parts.held_out} & shares.keys())
+    return {domain: partial(_expert_reader, parts, pool, first(shares[domain])) for domain in domains}
+
+
+def _expert_reader(parts: Parts, pool: ModelPool, name: str) -> LocalTeacher:
+    return reader(parts, pool[name])
+
+
+def _teacher_sampler(parts: Parts) -> Roller | None:
     """Rolls out the teacher where it is a model of its own and answers can be checked."""
-    if parts.teacher is None or parts.held_out_task is None or not parts.config.eval.diagnostics:
+    if parts.held_out_task is None or not parts.config.eval.diagnostics:
         return None
-    return sampler_of(parts, Sampling(temperature=0), held_out=True, model=parts.teacher)
+    greedy = Sampling(temperature=0)
+    if parts.experts:
+        if any(p.domain not in parts.config.teacher.shares for p in parts.held_out):
+            return None
+        return _experts_write(parts, greedy, held_out=True)
+    if parts.teacher is None:
+        return None
+    return sampler_of(parts, greedy, held_out=True, model=parts.teacher)
+
+
+def _experts_write(parts: Parts, sampling: Sampling, *, held_out: bool) -> ExpertsWrite:
+    """Rollouts by several teachers, each of its own domains."""
+    assert parts.experts
+    one = partial(sampler_of, parts, sampling, held_out=held_out)
+    return ExpertsWrite(parts.experts, parts.config.teacher.shares, lambda model: one(model=model))
 
 
 def _training_sampler(parts: Parts) -> Roller:
@@ -140,6 +174,8 @@ def _writer(parts: Parts, who: str) -> Roller:
     if who == "answers":
         return _answers(parts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
+    if who == "teacher" and parts.experts:
+        return _experts_write(parts, sampling, held_out=False)
     sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
     if who == "student" and (rollout.prefix or rollout.prefix_turns):
         engine = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine

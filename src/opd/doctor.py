@@ -12,7 +12,7 @@ from opd.errors import EmptyStepError
 from opd.metrics import Metrics, summarise
 from opd.model_card import figure
 from opd.models import LanguageModel
-from opd.parts import Objects, Parts, gather, sampler_of
+from opd.parts import Objects, Parts, gather, sampler_of, teachers_of
 from opd.reading import align, student_readings
 from opd.reading import read as read_hidden
 from opd.rollout.hf import Sampling
@@ -48,6 +48,11 @@ def _facts(parts: Parts) -> Iterator[str]:
         padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
         vocabulary = f"same vocabulary{padded}" if config.loss.signal != "cross" else _common(parts, parts.teacher)
         yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, {vocabulary}"
+    elif parts.experts and config.teacher.models:
+        for name, expert in config.teacher.models.items():
+            reads = ", ".join(expert.domains or (name,))
+            yield f"teacher   {name}: {expert.model}, {_size(parts.experts[name].model)} parameters, reads {reads}"
+        yield f"teachers  {len(config.teacher.models)}, of which {parts.experts.in_memory} at a time in memory"
     elif not config.loss.reads_teacher:
         yield f"teacher   none; loss.signal is {config.loss.signal}"
     else:
@@ -76,7 +81,8 @@ def _memory(parts: Parts) -> Iterator[str]:
     trained = sum(p.numel() for p in parts.student.model.parameters())
     config = parts.config
     copies = int(config.teacher.weights == "ema") + int(_keeps_initial(config))
-    other = sum(p.numel() * p.element_size() for p in parts.teacher.model.parameters()) if parts.teacher else 0
+    kept = {id(model.model): model.model for _, model in teachers_of(parts)}
+    other = sum(p.numel() * p.element_size() for model in kept.values() for p in model.parameters())
     # Weights, gradients and two moments in float32, then each frozen copy.
     state = trained * 4 * (4 + copies) + other
     yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from opd.models import LanguageModel
 from opd.reading import Reading, align, batches, read, student_readings
 from opd.rollout.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Rollout, Teacher, View
+from opd.types import Prompt, Roller, Rollout, Teacher, View
 
 if TYPE_CHECKING:
     from opd.loop import Objective
@@ -42,8 +42,10 @@ class Evaluation:
             leaves it out.
         repeats: rollouts per prompt where a teacher compares, so that a view of feedback finds other attempts.
         texts: token ids of held-out texts, for the loss on them.
-        compared: the teacher, its view and how many prompts, for ``opd.diagnostics``; None leaves them out.
+        compared: the teacher (None for several), its view and how many prompts, for ``opd.diagnostics``; None leaves
+            them out.
         teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
+        domains: of several teachers, what makes the one to compare with on each domain.
     """
 
     student: LanguageModel
@@ -54,8 +56,9 @@ class Evaluation:
     divergence: tuple[Teacher, View, Objective] | None = None
     texts: Sequence[tuple[int, ...]] = ()
     repeats: int = 1
-    compared: tuple[LocalTeacher, View, int] | None = None
-    teacher: Sampler | None = None
+    compared: tuple[LocalTeacher | None, View, int] | None = None
+    teacher: Roller | None = None
+    domains: Mapping[str, Callable[[], LocalTeacher]] = field(default_factory=dict)
 
     def __call__(self) -> Metrics:
         """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss``, and those of ``diagnose``."""
@@ -74,19 +77,25 @@ class Evaluation:
             metrics |= {} if mean is None else {"reverse_kl": mean}
         if self.texts:
             metrics["text_loss"] = text_loss(self.student, self.texts)
-        if "accuracy" in metrics and self.teacher_accuracy is not None:
-            metrics["teacher_accuracy"] = self.teacher_accuracy
+        if "accuracy" in metrics:
+            metrics |= self.teacher_accuracy
         if self.compared:
             reader, view, number = self.compared
             prompts = self.prompts[: max(number // self.repeats, 1)]
             rollouts = self.sampled.rollout([p for p in prompts for _ in range(self.repeats)], SEED)
-            metrics |= diagnose(self.student, rollouts, reader, view)
+            if reader:
+                metrics |= diagnose(self.student, rollouts, reader, view)
+            for domain, expert in self.domains.items():
+                own = [r for r in rollouts if r.prompt.domain == domain]
+                found = diagnose(self.student, own, expert(), view)
+                metrics |= {f"{name}/{domain}": value for name, value in found.items() if name.count("/") == 1}
         return metrics
 
     @cached_property
-    def teacher_accuracy(self) -> float | None:
-        """The teacher's greedy accuracy on the same prompts, measured once."""
-        return summarise(self.teacher.rollout(self.prompts, SEED)).get("accuracy") if self.teacher else None
+    def teacher_accuracy(self) -> Metrics:
+        """The teacher's greedy accuracy on the same prompts, in all and by domain, measured once."""
+        measured = summarise(self.teacher.rollout(self.prompts, SEED)) if self.teacher else {}
+        return {f"teacher_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import LossConfig, RolloutConfig, RunConfig, ViewConfig
+from opd.config import LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
 from opd.run_file import RECIPES, read, recipe_names
 
 MEASURED = RECIPES / "measured.json"
@@ -25,10 +25,9 @@ AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", 
 def place(config: RunConfig) -> tuple[str, ...]:
     """A recipe's value on each of ``AXES``."""
     teacher = config.teacher
-    weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return (
         _who(config.rollout),
-        weights[teacher.weights] if config.loss.reads_teacher else "–",
+        _teachers(teacher) if config.loss.reads_teacher else "–",
         _sees(config.teacher.view),
         _signal(config.loss),
         _divergence(config.loss),
@@ -36,6 +35,14 @@ def place(config: RunConfig) -> tuple[str, ...]:
         ", ".join(_where(config)) or "everywhere",
         " + ".join(_mixed(config.loss)) or "–",
     )
+
+
+def _teachers(teacher: TeacherConfig) -> str:
+    if teacher.models:
+        several = any(len(shares) > 1 for shares in teacher.shares.values())
+        return f"{len(teacher.models)} models, {teacher.combine if several else 'by domain'}"
+    weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
+    return weights[teacher.weights]
 
 
 def _who(rollout: RolloutConfig) -> str:

@@ -41,7 +41,8 @@ def model_card(config: RunConfig, result: Result) -> str:
     """Markdown with the front matter of the Hugging Face hub."""
     method = config.method
     title = method.title if method else "own recipe"
-    teacher = config.teacher.model or f"the student's own weights ({config.teacher.weights})"
+    several = ", ".join(f"{name} ({expert.model})" for name, expert in (config.teacher.models or {}).items())
+    teacher = several or config.teacher.model or f"the student's own weights ({config.teacher.weights})"
     rows = [
         f"| {name} | {figure(name, before)} | {figure(name, result.after[name])} | {figure(name, result.best[name])} |"
         for name, before in headline(result.before).items()

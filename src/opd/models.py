@@ -110,14 +110,19 @@ def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") ->
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=_DTYPES[dtype])
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{key}: cannot load '{name}' ({first}); give a folder with config.json, weights and a tokenizer, "
-            "or a hub id that is reachable from here"
-        ) from error
+        raise unloadable(key, name, error) from error
     language_model = LanguageModel(model.to(device).eval(), tokenizer, name)
     check_linear_head(language_model, key=key)
     return language_model
+
+
+def unloadable(key: str, name: str, error: Exception) -> ModelError:
+    """The sentence for a model that is not there or broken."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{key}: cannot load '{name}' ({first}); give a folder with config.json, weights and a tokenizer, or a hub id "
+        "that is reachable from here"
+    )
 
 
 @torch.no_grad()

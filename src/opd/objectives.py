@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from opd.losses import (
@@ -13,6 +14,7 @@ from opd.losses import (
     hidden_distance,
     linear_cross_entropy,
     linear_divergence,
+    linear_mixture_divergence,
     linear_token_loss,
     policy_gradient,
     reward_to_go,
@@ -23,6 +25,7 @@ from opd.teachers.hidden import Projection
 from opd.types import (
     AdvantageSignal,
     CrossSignal,
+    ExpertsSignal,
     FullSignal,
     HiddenSignal,
     SampledSignal,
@@ -60,6 +63,55 @@ class FullVocabulary:
             chunk_tokens=self.chunk_tokens,
             support=self.support,
             clip=self.clip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralTeachers:
+    """A divergence to several teachers' whole distributions.
+
+    Attributes:
+        inner: the divergence.
+        combine: the mean of the teachers' losses, or one loss to the arithmetic or geometric mean of their
+            distributions. Where one teacher speaks alone all three are the same.
+    """
+
+    inner: FullVocabulary
+    combine: Literal["losses", "arithmetic", "geometric"] = "losses"
+
+    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+        """The weighted sum of divergences, float32 []."""
+        assert isinstance(signal, ExpertsSignal)
+        total = torch.zeros((), device=weight_T.device)
+        if self.combine == "losses":
+            for k in range(len(signal.parts)):
+                rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]
+                if len(rows):
+                    shared_T = weight_T[rows] * signal.share_TK[rows, k]
+                    total = total + self.inner(student.take(rows), student_head_VD, signal.part(k, rows), shared_T)
+            return total
+        speaks_TK = signal.row_TK >= 0
+        for who_K in speaks_TK.unique(dim=0):
+            rows = (speaks_TK == who_K).all(1).nonzero()[:, 0]
+            total = total + self._together(student.take(rows), student_head_VD, signal, rows, who_K, weight_T[rows])
+        return total
+
+    def _together(
+        self, student: States, head_VD: Tensor, signal: ExpertsSignal, rows: Tensor, who_K: Tensor, weight_T: Tensor
+    ) -> Tensor:
+        """The loss where the same teachers speak."""
+        members = who_K.nonzero()[:, 0]
+        parts = [signal.part(int(k), rows) for k in members]
+        if len(parts) == 1:
+            return self.inner(student, head_VD, parts[0], weight_T)
+        return linear_mixture_divergence(
+            student.hidden_TD,
+            head_VD.to(student.hidden_TD.dtype),
+            [(part.hidden_TD, part.head_VD.to(part.hidden_TD.dtype)) for part in parts],
+            signal.share_TK[rows][:, members],
+            geometric=self.combine == "geometric",
+            weight=weight_T,
+            **{f.name: getattr(self.inner, f.name) for f in fields(self.inner)},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from opd.rollout.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
+from opd.teachers.pool import ModelPool
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.views import HintView, PlainView
 from opd.types import HintAuthor, Prompt, Task, View
@@ -58,7 +59,9 @@ class Parts:
     held_out: list[Prompt]
     held_out_task: Task | None
     teacher: LanguageModel | None
-    """The model of ``teacher.model``; None for the self-teachers."""
+    """The model of ``teacher.model``; None for the self-teachers and for several."""
+    experts: ModelPool | None
+    """The models of ``teacher.models``."""
     author: HintAuthor | None
     vocab_size: int | None
     """Where heads are padded to different sizes: how many rows both have."""
@@ -97,8 +100,11 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     held_out_task: Task | None = None
     if config.eval.prompts:
         held_out, held_out_task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
-    teacher, vocab_size = None, None
-    if config.teacher.weights == "model":
+    teacher, experts, vocab_size = None, None, None
+    if config.teacher.models:
+        _check_covered(config, prompts)
+        experts, vocab_size = _experts(config, student, device)
+    elif config.teacher.weights == "model":
         teacher, vocab_size = _teacher(config, objects, student, device)
     parts = Parts(
         config=config,
@@ -110,6 +116,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
         held_out=held_out,
         held_out_task=objects.task or held_out_task,
         teacher=teacher,
+        experts=experts,
         author=_author(config, device),
         vocab_size=vocab_size,
     )
@@ -225,17 +232,17 @@ def _check_lengths(parts: Parts) -> None:
     for prompts, held_out in ((parts.prompts, False), (parts.held_out, True)):
         longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
         sampler_of(parts, Sampling(), held_out=held_out).check(longest)
-        if parts.teacher is not None and parts.config.loss.reads_teacher:
+        for key, teacher in teachers_of(parts) if parts.config.loss.reads_teacher else ():
             try:
-                sampler_of(parts, Sampling(), held_out=held_out, model=parts.teacher).check(longest)
+                sampler_of(parts, Sampling(), held_out=held_out, model=teacher).check(longest)
             except DataError as error:
-                raise DataError(f"teacher.model has to hold as much as the student: {error}") from None
+                raise DataError(f"{key} has to hold as much as the student: {error}") from None
 
 
 def _check_view_lengths(parts: Parts) -> None:
     """The longest training prompts as the teacher reads them, where its view is known before any rollout."""
-    view, reader = view_of(parts), parts.teacher or parts.student
-    room = reader.max_length
+    view = view_of(parts)
+    room = parts.experts.max_length if parts.experts else (parts.teacher or parts.student).max_length
     if room is None or not isinstance(view, PrivilegedView | ContextView):
         return
     seen = view.privileged if isinstance(view, PrivilegedView) else view.in_context
@@ -258,14 +265,48 @@ def _teacher(
     teacher.model.requires_grad_(False)
     if config.loss.signal == "cross":
         return teacher, None
-    known = check_vocabulary(student.tokenizer, teacher.tokenizer, key="teacher.model")
-    ours, theirs = student.head_VD.shape[0], teacher.head_VD.shape[0]
-    if min(ours, theirs) < known:
-        raise ModelError(
-            f"teacher.model: the tokenizer has ids up to {known - 1}, but an output head has only "
-            f"{min(ours, theirs)} rows"
-        )
-    return teacher, None if ours == theirs else min(ours, theirs)
+    return teacher, _vocab_size(student, [("teacher.model", teacher)])
+
+
+def _experts(config: RunConfig, student: LanguageModel, device: str) -> tuple[ModelPool, int | None]:
+    assert config.teacher.models
+    sources = {name: expert.model for name, expert in config.teacher.models.items()}
+    pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device)
+    return pool, _vocab_size(student, [(f"teacher.models.{name}", pool[name]) for name in pool])
+
+
+def _vocab_size(student: LanguageModel, teachers: Sequence[tuple[str, LanguageModel]]) -> int | None:
+    """Rows that all heads have, where their padding differs; tokenizers have to agree."""
+    ours = student.head_VD.shape[0]
+    sizes = {ours}
+    for key, teacher in teachers:
+        known, theirs = check_vocabulary(student.tokenizer, teacher.tokenizer, key=key), teacher.head_VD.shape[0]
+        if min(ours, theirs) < known:
+            raise ModelError(
+                f"{key}: the tokenizer has ids up to {known - 1}, but an output head has only {min(ours, theirs)} rows"
+            )
+        sizes.add(theirs)
+    return min(sizes) if len(sizes) > 1 else None
+
+
+def _check_covered(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    shares = config.teacher.shares
+    for prompt in prompts:
+        if prompt.domain not in shares:
+            raise ConfigError(
+                f"teacher.models: prompt '{prompt.id}' is of domain '{prompt.domain}', and the teachers read "
+                f"{', '.join(shares)}; give it to one of them (models.NAME.domains), or name its source's domain "
+                "(prompts.domain)"
+            )
+
+
+def teachers_of(parts: Parts) -> Iterator[tuple[str, LanguageModel]]:
+    """Each teacher that is a model of its own, with its key; of several each is good until the next."""
+    if parts.teacher is not None:
+        yield "teacher.model", parts.teacher
+    for name in parts.experts or ():
+        assert parts.experts
+        yield f"teacher.models.{name}", parts.experts[name]
 
 
 def _author(config: RunConfig, device: str) -> HintAuthor | None:

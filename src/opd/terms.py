@@ -19,6 +19,7 @@ from opd.objectives import (
     FullVocabulary,
     HiddenStates,
     PolicyGradient,
+    SeveralTeachers,
 )
 from opd.parts import Parts, sampler_of, view_of
 from opd.positions import Positions, Unsure
@@ -27,6 +28,7 @@ from opd.rollout.hf import Sampling
 from opd.rollout.sampler import ALL_TURNS
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
+from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
 from opd.teachers.local import Answers, EmaWeights, LocalTeacher, Once, frozen_copy, states_of
 from opd.teachers.sampled import Outcome, SampledTeacher
@@ -86,20 +88,27 @@ def _main(
         return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
     if loss.signal == "reward":
         return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss, outcome=True)
-    assert scoring is not None
     if loss.signal == "hidden":
+        assert scoring is not None
         teacher, objective = _hidden(parts, view, scoring)
         return teacher, view, objective
     if loss.signal == "cross":
+        assert scoring is not None
         return _cross_teacher(parts, scoring), view, _cross_objective(parts, scoring)
-    scorer = reader(parts, scoring)
+    scorer = experts_of(parts) or reader(parts, scoring)
     if loss.signal != "sampled":
         support = Support(**loss.top_k.model_dump()) if loss.top_k else None
-        return scorer, view, dataclasses.replace(divergence_of(parts, loss.divergence), support=support, clip=loss.clip)
+        divergence = dataclasses.replace(divergence_of(parts, loss.divergence), support=support, clip=loss.clip)
+        return scorer, view, among_teachers(parts, divergence)
     base = reader(parts, reference) if reference is not None and loss.sampled.scale != 1 else None
     own = reader(parts, parts.student) if loss.sampled.baseline else None
     sampled = SampledTeacher(
-        Once(scorer), reference=base, student=own, scale=loss.sampled.scale, temperature=loss.temperature
+        scorer if isinstance(scorer, Experts) else Once(scorer),
+        reference=base,
+        student=own,
+        scale=loss.sampled.scale,
+        arithmetic=parts.config.teacher.combine == "arithmetic",
+        temperature=loss.temperature,
     )
     if loss.sampled.direct is None:
         return sampled, view, _policy_gradient(loss)
@@ -112,6 +121,7 @@ def _main(
 def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
     """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
     assert isinstance(main.teacher, SampledTeacher)
+    assert isinstance(main.teacher.teacher, Once)
     positions = _positions(parts)
     # The log-ratios that some weights go by are the sampled token's, which this term does not look at.
     among = dataclasses.replace(positions, importance=0.0, fade=None) if positions else None
@@ -185,8 +195,25 @@ def _cross_objective(parts: Parts, teacher: LanguageModel) -> CrossTokenizer:
     )
 
 
-def reader(parts: Parts, model: LanguageModel) -> LocalTeacher:
+def experts_of(parts: Parts) -> Experts | None:
+    """Several teachers, where the run file names several."""
+    config = parts.config.teacher
+    if parts.experts is None:
+        return None
+    return Experts(parts.experts, config.shares, max_tokens=config.max_tokens, alternate=config.combine == "alternate")
+
+
+def among_teachers(parts: Parts, divergence: FullVocabulary) -> Objective:
+    """A divergence to the teacher, or to several."""
+    if parts.experts is None:
+        return divergence
+    combine = parts.config.teacher.combine
+    return SeveralTeachers(inner=divergence, combine="losses" if combine == "alternate" else combine)
+
+
+def reader(parts: Parts, model: LanguageModel | None) -> LocalTeacher:
     """A model that scores rollouts, in batches as the run file says."""
+    assert model is not None
     return LocalTeacher(model, max_tokens=parts.config.teacher.max_tokens)
 
 

@@ -170,6 +170,32 @@ class FullSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSignal(Signal):
+    """What several teachers say, each about the rollouts of its own domains. K teachers.
+
+    Attributes:
+        row_TK: int64 [T, K]; the position's row in each teacher's part, −1 where that one says nothing.
+        share_TK: float32 [T, K]; how much each has to say, adding to 1 at every position; 0 where it says nothing.
+        parts: each teacher's own signal; positions taken out of the whole stay in them.
+    """
+
+    row_TK: Tensor
+    share_TK: Tensor
+    parts: tuple[FullSignal, ...]
+
+    def part(self, k: int, rows: Tensor) -> FullSignal:
+        """Teacher k about some of the positions at which it speaks, its head on the same device as its states."""
+        part = self.parts[k].take(self.row_TK[rows, k])
+        return replace(part, head_VD=part.head_VD.to(part.hidden_TD.device))
+
+    def to(self, device: torch.device) -> ExpertsSignal:
+        """The same signal on another device; heads stay where they are until they are used."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "parts"}
+        parts = tuple(replace(p.to(device), head_VD=p.head_VD) for p in self.parts)
+        return replace(self, **moved, parts=parts)
+
+
+@dataclass(frozen=True, slots=True)
 class SampledSignal(Signal):
     """What the teacher thinks of the one token that was drawn.
 

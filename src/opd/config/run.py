@@ -231,6 +231,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"rollout.{self.rollout.begun_by_teacher} needs teacher.weights=model and teacher.model, who writes it"
             )
+        self._fits_several()
         if "teacher" in self.rollout.writers and self.teacher.weights != "model":
             key = "policy" if self.rollout.policy == "teacher" else "other"
             raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
@@ -267,6 +268,25 @@ class RunConfig(Strict):
                 "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
             )
         return self
+
+    def _fits_several(self) -> None:
+        """What several teachers have in common with one."""
+        if not self.teacher.models:
+            return
+        loss, mend = self.loss, "name one teacher, as teacher.model"
+        if loss.reads_teacher and loss.signal not in ("full", "top_k", "sampled"):
+            raise ValueError(
+                f"teacher.models with loss.signal={loss.signal}: several teachers are mixed by what they think of the "
+                "student's tokens; set loss.signal=full, top_k or sampled, or " + mend
+            )
+        for key, given in {
+            "loss.unsure": loss.unsure is not None,
+            "loss.sampled.baseline": loss.sampled.baseline,
+            f"rollout.{self.rollout.begun_by_teacher}": self.rollout.begun_by_teacher is not None,
+            "rollout.offline": self.rollout.offline is not None,
+        }.items():
+            if given:
+                raise ValueError(f"teacher.models with {key}: it needs one teacher for all prompts; {mend}")
 
     def _fits_cross(self) -> None:
         """A teacher with another tokenizer is another model, reads plain text and cannot write for the student."""

@@ -163,11 +163,32 @@ class ViewConfig(Strict):
         return self
 
 
+class ExpertConfig(Strict):
+    """One of several teachers; a bare string is its model."""
+
+    model: str
+    """Path or id."""
+    domains: tuple[str, ...] | None = Field(None, min_length=1)
+    """Of the prompts that it reads; by default the one that it is named after."""
+    weight: float = Field(1.0, gt=0)
+    """Beside others that read the same prompts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
 class TeacherConfig(Strict):
     weights: Literal["frozen", "ema", "live", "model"] = "frozen"
     """The student's initial weights, their moving average, the student itself, or another model."""
     model: str | None = None
     """Path or id, for ``weights: model``."""
+    models: dict[str, ExpertConfig] | None = Field(None, min_length=1)
+    """Several, by name, instead of ``model``: each reads the prompts of its own domains."""
+    combine: Literal["losses", "arithmetic", "geometric", "alternate"] = "losses"
+    """Where several read the same prompt: the mean of their losses, one loss to the arithmetic or geometric mean of
+    their distributions, or a draw of one of them for each rollout."""
     ema_decay: float = Field(0.99, gt=0, lt=1)
     """Share of the average that stays at each step, for ``weights: ema``."""
     view: ViewConfig = ViewConfig()
@@ -176,8 +197,23 @@ class TeacherConfig(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> TeacherConfig:
-        if self.weights == "model" and self.model is None:
-            raise ValueError("weights is 'model', so teacher.model has to name one")
+        if self.models and self.model:
+            raise ValueError("model and models: name one teacher or several; leave one of them out")
+        if self.weights != "model" and self.models:
+            raise ValueError(f"models are given, but weights is '{self.weights}'; set teacher.weights=model")
+        if self.weights == "model" and self.model is None and self.models is None:
+            raise ValueError("weights is 'model', so teacher.model has to name one, or teacher.models several")
+        if self.combine != "losses" and not self.models:
+            raise ValueError(f"combine={self.combine} is about several teachers; give teacher.models")
         if self.weights != "model" and self.model is not None:
             raise ValueError(f"model is given, but weights is '{self.weights}'; set teacher.weights=model")
         return self
+
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """By domain and name, how much each of several teachers has to say."""
+        shares: dict[str, dict[str, float]] = {}
+        for name, expert in (self.models or {}).items():
+            for domain in expert.domains or (name,):
+                shares.setdefault(domain, {})[name] = expert.weight
+        return shares

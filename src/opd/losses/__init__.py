@@ -5,6 +5,7 @@ from opd.losses.full_vocab import (
     linear_cross_entropy,
     linear_divergence,
     linear_entropy,
+    linear_mixture_divergence,
     linear_token_loss,
     token_logprobs,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_divergence",
     "linear_entropy",
+    "linear_mixture_divergence",
     "linear_token_loss",
     "policy_gradient",
     "register",

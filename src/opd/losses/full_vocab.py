@@ -6,15 +6,18 @@ Suffixes: T positions, B rows of a block, V vocabulary, D student's hidden units
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from opd.errors import OpdError
-from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
-from opd.losses.divergences import check_divergence, clipped
+from opd.losses.chunked import HeadProduct, RowLoss, Target, chunked_loss, log_softmax, make_plan
+from opd.losses.divergences import Divergence, check_divergence, clipped
 from opd.losses.support import Support, restricted
+
+Distribution = Callable[[slice], tuple[Tensor, Tensor]]
+"""Rows within a chunk -> a teacher's (log_q_BV, q_BV)."""
 
 TokenFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(positions_B, log_p_B of their tokens) -> (loss_B, its derivative by log_p_B)."""
@@ -78,13 +81,91 @@ def linear_divergence(
     _check_teacher(student_hidden, teacher_hidden, teacher_head)
     vocab = _vocabulary(vocab_size, student=student_head, teacher=teacher_head)
     plan = make_plan(weight, vocab, temperature, chunk_tokens)
-    teacher_product = HeadProduct(teacher_head, plan)
+    product = HeadProduct(teacher_head, plan)
+
+    def distribution(chunk: slice) -> Distribution:
+        logits_NV = product(teacher_hidden.detach()[plan.kept_N[chunk]])
+        return lambda rows: log_softmax(logits_NV[rows])
+
+    target = _target(functions, distribution, beta, support)
+    return chunked_loss(student_hidden, student_head, plan, target, per_token)
+
+
+def linear_mixture_divergence(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teachers: Sequence[tuple[Tensor, Tensor]],
+    share: Tensor,
+    *,
+    geometric: bool,
+    weight: Tensor,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    per_token: Tensor | None = None,
+    support: Support | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """Weighted sum over positions of the divergence between the student and one mixture of K teachers.
+
+    Args:
+        teachers: K pairs of hidden states [T, E] and output head [V, E], detached; E may differ.
+        share: float32 [T, K], above 0 and adding to 1 at each position, detached.
+        geometric: mix log-probabilities, q ∝ Π_k q_k^share_k, where teachers have to agree; otherwise probabilities,
+            q = Σ_k share_k q_k, where one is enough. The other arguments are those of ``linear_divergence``.
+
+    Returns:
+        float32 [], nats.
+
+    Raises:
+        ConfigError, OpdError: as ``linear_divergence``; a share is not above 0.
+
+    Source: tests/fidelity/test_mixture.py.
+    """
+    functions = check_divergence(divergence, beta=beta)
+    if clip is not None:
+        functions = clipped(divergence, clip)
+    _check(student_hidden, student_head, weight, temperature, chunk_tokens, per_token)
+    for hidden, head in teachers:
+        _check_teacher(student_hidden, hidden, head)
+    if share.shape != (len(weight), len(teachers)) or not bool((share > 0).all()):
+        raise OpdError(
+            f"share has to be above 0 and of shape {(len(weight), len(teachers))}, and has shape {tuple(share.shape)}"
+        )
+    heads = {f"teacher {k}": head for k, (_, head) in enumerate(teachers)}
+    plan = make_plan(weight, _vocabulary(vocab_size, student=student_head, **heads), temperature, chunk_tokens)
+    products = [HeadProduct(head, plan) for _, head in teachers]
+
+    def distribution(chunk: slice) -> Distribution:
+        kept_N = plan.kept_N[chunk]
+        each = [product(hidden.detach()[kept_N]) for product, (hidden, _) in zip(products, teachers, strict=True)]
+        share_KN1 = share.detach()[kept_N].T[:, :, None]
+
+        def mixed(rows: slice) -> tuple[Tensor, Tensor]:
+            log_q_KBV = torch.stack([log_softmax(logits_NV[rows])[0] for logits_NV in each])
+            if geometric:
+                return log_softmax((share_KN1[:, rows] * log_q_KBV).sum(0))
+            log_q_BV = (log_q_KBV + share_KN1[:, rows].log()).logsumexp(0)
+            return log_q_BV, log_q_BV.exp()
+
+        return mixed
+
+    target = _target(functions, distribution, beta, support)
+    return chunked_loss(student_hidden, student_head, plan, target, per_token)
+
+
+def _target(
+    functions: Divergence, distribution: Callable[[slice], Distribution], beta: float, support: Support | None
+) -> Target:
+    """Compares the student's distribution with one that is made a chunk at a time."""
 
     def target(chunk: slice) -> RowLoss:
-        teacher_logits = teacher_product(teacher_hidden.detach()[plan.kept_N[chunk]])
+        teacher = distribution(chunk)
 
         def compare(rows: slice, log_p_BV: Tensor, p_BV: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-            log_q_BV, q_BV = log_softmax(teacher_logits[rows])
+            log_q_BV, q_BV = teacher(rows)
             if support:
                 return restricted(functions, support, log_p_BV, log_q_BV, beta)
             both = (log_p_BV, log_q_BV, p_BV, q_BV, beta)
@@ -92,7 +173,7 @@ def linear_divergence(
 
         return compare
 
-    return chunked_loss(student_hidden, student_head, plan, target, per_token)
+    return target
 
 
 def linear_cross_entropy(

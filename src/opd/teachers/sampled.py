@@ -9,9 +9,10 @@ from torch import Tensor
 
 from opd.losses import group_advantage, linear_divergence, token_logprobs
 from opd.reading import sort_key
+from opd.teachers.experts import Experts
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.views import PlainView
-from opd.types import AdvantageSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
+from opd.types import AdvantageSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
 
 
 class SampledTeacher:
@@ -26,6 +27,8 @@ class SampledTeacher:
         student: the live student, for a baseline: each position's own mean log-ratio, −KL(student‖teacher), which
             takes variance from the advantage and leaves its mean gradient. Costs a forward pass. None for no baseline.
         scale: of the reward log q − log ref.
+        arithmetic: where several teachers speak, mix their probabilities; otherwise their log-probabilities, which is
+            the mean of their losses and, but for a constant at each position, the geometric mean as well.
         temperature: divides the logits.
 
     Source: Thinking Machines, On-Policy Distillation (2025); the scale, G-OPD, arXiv 2602.12125; the
@@ -34,13 +37,15 @@ class SampledTeacher:
 
     def __init__(
         self,
-        teacher: LocalTeacher | Once,
+        teacher: LocalTeacher | Once | Experts,
         *,
         reference: LocalTeacher | None = None,
         student: LocalTeacher | None = None,
         scale: float = 1.0,
+        arithmetic: bool = False,
         temperature: float = 1.0,
     ) -> None:
+        self.arithmetic = arithmetic
         self.teacher = teacher
         self.reference = reference
         self.student = student
@@ -50,7 +55,7 @@ class SampledTeacher:
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
         """Every segment is read once by the teacher, and once by the reference where there is one."""
         signal = self.teacher.score(rollouts, segments)
-        logprobs_T = _token_logprobs(signal, self.temperature)
+        logprobs_T = self._logprobs(signal)
         if self.reference is not None:
             base_T = _token_logprobs(_as_the_student_reads(self.reference, rollouts, signal), self.temperature)
             logprobs_T = torch.lerp(base_T, logprobs_T, self.scale)
@@ -63,9 +68,22 @@ class SampledTeacher:
             self._baseline(rollouts, signal),
         )
 
-    def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal) -> Tensor:
+    def _logprobs(self, signal: FullSignal | ExpertsSignal) -> Tensor:
+        """The teacher's, or those of several in one, float32 [T]."""
+        if isinstance(signal, FullSignal):
+            return _token_logprobs(signal, self.temperature)
+        each_TK = torch.zeros_like(signal.share_TK)
+        for k in range(len(signal.parts)):
+            rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]
+            each_TK[rows, k] = _token_logprobs(signal.part(k, rows), self.temperature).to(each_TK)
+        if self.arithmetic:
+            return (each_TK + signal.share_TK.log()).logsumexp(-1)
+        return (signal.share_TK * each_TK).sum(-1)
+
+    def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal | ExpertsSignal) -> Tensor:
         if self.student is None:
-            return torch.zeros(len(teacher), device=teacher.hidden_TD.device)
+            return torch.zeros(len(teacher), device=teacher.token_T.device)
+        assert isinstance(teacher, FullSignal)
         own = _as_the_student_reads(self.student, rollouts, teacher)
         divergence_T = torch.empty(len(teacher), device=teacher.hidden_TD.device)
         with torch.no_grad():
