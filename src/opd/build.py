@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from opd.config import EvalConfig
 from opd.data import read_jsonl
 from opd.errors import ConfigError, DataError
-from opd.evaluation import Evaluation
+from opd.evaluation import Evaluation, Peer
 from opd.log import RunLog
 from opd.loop import Loop, Term
 from opd.models import LanguageModel, stop_ids
@@ -23,7 +23,8 @@ from opd.rollout.mixture import Mixture
 from opd.rollout.recorded import Recording, record, save
 from opd.rollout.recorded import load as read_recording
 from opd.rollout.sampler import Prefix
-from opd.teachers.experts import ExpertsWrite, first
+from opd.teachers.experts import Experts, ExpertsWrite, first, label_of
+from opd.teachers.gate import Gate
 from opd.teachers.local import LocalTeacher
 from opd.teachers.pool import ModelPool
 from opd.teachers.sampled import SampledTeacher
@@ -64,6 +65,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         micro_batch=config.optimizer.micro_batch,
         layers=layers_of(parts),
         average=average,
+        gate=_gate(parts, terms[0]),
         evaluate=evaluation(parts, scoring),
         evaluate_every=config.eval.every,
     )
@@ -99,8 +101,19 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
         repeats=parts.config.rollout.samples if parts.config.teacher.view.feedback else 1,
         compared=_compared(parts, scoring),
         teacher=_teacher_sampler(parts),
-        domains=_experts_by_domain(parts),
+        peers=peers_of(parts),
     )
+
+
+def _gate(parts: Parts, main: Term) -> Gate | None:
+    """What refuses teachers that are no better than the student, where the run file asks for it."""
+    config = parts.config.teacher.gate
+    if config is None:
+        return None
+    teacher = main.teacher.teacher if isinstance(main.teacher, SampledTeacher) else main.teacher
+    assert isinstance(teacher, Experts)
+    prompts = Counter(p.domain for p in parts.held_out)
+    return Gate(teacher, teacher.shares, prompts=prompts, **config.model_dump())
 
 
 def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher | None, View, int] | None:
@@ -114,37 +127,43 @@ def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher
     return reader(parts, scoring) if scoring else None, view_of(parts), number
 
 
-def _experts_by_domain(parts: Parts) -> dict[str, Callable[[], LocalTeacher]]:
-    """For the diagnostics: who knows most about each domain that is held out, of several teachers."""
+def peers_of(parts: Parts) -> list[Peer]:
+    """Several teachers, each on those of its domains that are held out."""
     pool, shares = parts.experts, parts.config.teacher.shares
-    if pool is None or not parts.config.eval.diagnostics or not parts.config.loss.reads_teacher:
-        return {}
-    domains = sorted({p.domain for p in parts.held_out} & shares.keys())
-    return {domain: partial(_expert_reader, parts, pool, first(shares[domain])) for domain in domains}
+    if pool is None or not parts.config.eval.diagnostics:
+        return []
+    return [
+        Peer(
+            domain=domain,
+            label=label_of(shares, domain, name),
+            reader=partial(_reader, parts, pool, name),
+            greedy=partial(_greedy, parts, pool, name),
+            leads=name == first(shares[domain]),
+        )
+        for domain in sorted({p.domain for p in parts.held_out} & shares.keys())
+        for name in shares[domain]
+    ]
 
 
-def _expert_reader(parts: Parts, pool: ModelPool, name: str) -> LocalTeacher:
+def _reader(parts: Parts, pool: ModelPool, name: str) -> LocalTeacher:
     return reader(parts, pool[name])
+
+
+def _greedy(parts: Parts, pool: ModelPool, name: str) -> Roller:
+    return sampler_of(parts, Sampling(temperature=0), held_out=True, model=pool[name])
 
 
 def _teacher_sampler(parts: Parts) -> Roller | None:
     """Rolls out the teacher where it is a model of its own and answers can be checked."""
-    if parts.held_out_task is None or not parts.config.eval.diagnostics:
+    if parts.teacher is None or parts.held_out_task is None or not parts.config.eval.diagnostics:
         return None
-    greedy = Sampling(temperature=0)
-    if parts.experts:
-        if any(p.domain not in parts.config.teacher.shares for p in parts.held_out):
-            return None
-        return _experts_write(parts, greedy, held_out=True)
-    if parts.teacher is None:
-        return None
-    return sampler_of(parts, greedy, held_out=True, model=parts.teacher)
+    return sampler_of(parts, Sampling(temperature=0), held_out=True, model=parts.teacher)
 
 
-def _experts_write(parts: Parts, sampling: Sampling, *, held_out: bool) -> ExpertsWrite:
+def _experts_write(parts: Parts, sampling: Sampling) -> ExpertsWrite:
     """Rollouts by several teachers, each of its own domains."""
     assert parts.experts
-    one = partial(sampler_of, parts, sampling, held_out=held_out)
+    one = partial(sampler_of, parts, sampling, held_out=False)
     return ExpertsWrite(parts.experts, parts.config.teacher.shares, lambda model: one(model=model))
 
 
@@ -175,7 +194,7 @@ def _writer(parts: Parts, who: str) -> Roller:
         return _answers(parts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
     if who == "teacher" and parts.experts:
-        return _experts_write(parts, sampling, held_out=False)
+        return _experts_write(parts, sampling)
     sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
     if who == "student" and (rollout.prefix or rollout.prefix_turns):
         engine = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,25 @@ MAX_TOKENS = 16_384
 """Padded tokens per forward pass."""
 
 
+@dataclass(frozen=True)
+class Peer:
+    """One of several teachers on one domain.
+
+    Attributes:
+        domain: whose prompts it is measured on.
+        label: behind its figures: the domain, with the teacher's name where several read it.
+        reader: makes what reads rollouts with it.
+        greedy: makes what rolls it out with the most likely token.
+        leads: whether nobody has more to say on that domain.
+    """
+
+    domain: str
+    label: str
+    reader: Callable[[], LocalTeacher]
+    greedy: Callable[[], Roller]
+    leads: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What to measure; calling it measures.
@@ -45,7 +64,7 @@ class Evaluation:
         compared: the teacher (None for several), its view and how many prompts, for ``opd.diagnostics``; None leaves
             them out.
         teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
-        domains: of several teachers, what makes the one to compare with on each domain.
+        peers: the same for several teachers, each on its domains.
     """
 
     student: LanguageModel
@@ -58,7 +77,7 @@ class Evaluation:
     repeats: int = 1
     compared: tuple[LocalTeacher | None, View, int] | None = None
     teacher: Roller | None = None
-    domains: Mapping[str, Callable[[], LocalTeacher]] = field(default_factory=dict)
+    peers: Sequence[Peer] = ()
 
     def __call__(self) -> Metrics:
         """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss``, and those of ``diagnose``."""
@@ -85,17 +104,27 @@ class Evaluation:
             rollouts = self.sampled.rollout([p for p in prompts for _ in range(self.repeats)], SEED)
             if reader:
                 metrics |= diagnose(self.student, rollouts, reader, view)
-            for domain, expert in self.domains.items():
-                own = [r for r in rollouts if r.prompt.domain == domain]
-                found = diagnose(self.student, own, expert(), view)
-                metrics |= {f"{name}/{domain}": value for name, value in found.items() if name.count("/") == 1}
+            for peer in self.peers:
+                own = [r for r in rollouts if r.prompt.domain == peer.domain]
+                found = diagnose(self.student, own, peer.reader(), view)
+                metrics |= {f"{name}/{peer.label}": value for name, value in found.items() if name.count("/") == 1}
         return metrics
 
     @cached_property
     def teacher_accuracy(self) -> Metrics:
-        """The teacher's greedy accuracy on the same prompts, in all and by domain, measured once."""
-        measured = summarise(self.teacher.rollout(self.prompts, SEED)) if self.teacher else {}
-        return {f"teacher_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
+        """The teacher's greedy accuracy on the same prompts, measured once; of several, each on its domains."""
+        if self.teacher:
+            measured = summarise(self.teacher.rollout(self.prompts, SEED))
+            return {f"teacher_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
+        accuracy: Metrics = {}
+        right, asked = 0.0, 0
+        for peer in self.peers:
+            own = [p for p in self.prompts if p.domain == peer.domain]
+            found = summarise(peer.greedy().rollout(own, SEED)).get("accuracy")
+            if found is not None:
+                accuracy[f"teacher_accuracy/{peer.label}"] = found
+                right, asked = right + peer.leads * found * len(own), asked + peer.leads * len(own)
+        return accuracy | ({"teacher_accuracy": right / asked} if asked == len(self.prompts) else {})
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from opd.errors import EmptyStepError
 from opd.metrics import Metrics, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
+from opd.teachers.gate import Gate
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
@@ -88,6 +89,8 @@ class State:
     """Evaluations in a row at which the student had collapsed."""
     idle: int = 0
     """Steps in a row in which no teacher had anything to say."""
+    refused: list[str] = field(default_factory=list)
+    """Teachers that the gate keeps out, as its figures name them."""
     stopped_by: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -110,6 +113,7 @@ class Loop:
     layers: Sequence[int] = ()
     """Blocks of the student whose states some objective wants."""
     average: EmaWeights | None = None
+    gate: Gate | None = None
     evaluate: Callable[[], Metrics] | None = None
     evaluate_every: int = 20
     state: State = field(default_factory=State)
@@ -123,6 +127,8 @@ class Loop:
         state = self.state
         if not state.before:
             self._evaluate(last=False)
+        elif self.gate:
+            self.gate.apply(state.after, state.refused)
         while state.step < self.steps and state.stopped_by is None:
             started = time.perf_counter()
             metrics = self._step(state.step)
@@ -247,6 +253,10 @@ class Loop:
         if not metrics:
             return
         metrics |= gap_recovery(state.before or metrics, metrics)
+        if self.gate:
+            state.refused, said = self.gate(metrics, state.refused if state.before else None)
+            for text in said:
+                self._event("gate", text)
         self.log.evaluation(state.step, metrics)
         state.after = metrics
         if not state.before:

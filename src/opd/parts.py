@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opd.chat import Chat
-from opd.config import PromptsConfig, RunConfig
+from opd.config import ExpertConfig, PromptsConfig, RunConfig
 from opd.data import from_rows, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
@@ -101,6 +101,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     if config.eval.prompts:
         held_out, held_out_task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
     teacher, experts, vocab_size = None, None, None
+    config = _as_experts(config, objects, prompts)
     if config.teacher.models:
         _check_covered(config, prompts)
         experts, vocab_size = _experts(config, student, device)
@@ -266,6 +267,17 @@ def _teacher(
     if config.loss.signal == "cross":
         return teacher, None
     return teacher, _vocab_size(student, [("teacher.model", teacher)])
+
+
+def _as_experts(config: RunConfig, objects: Objects, prompts: Sequence[Prompt]) -> RunConfig:
+    """A single teacher behind a gate is one of several that reads every domain."""
+    if not config.teacher.gate or config.teacher.models:
+        return config
+    if objects.teacher is not None or config.teacher.model is None:
+        raise ConfigError("teacher.gate: a teacher given from Python is not measured by it; give teacher.model a path")
+    one = ExpertConfig(model=config.teacher.model, domains=tuple(sorted({p.domain for p in prompts})))
+    several = config.teacher.model_copy(update={"models": {"teacher": one}, "model": None})
+    return config.model_copy(update={"teacher": several})
 
 
 def _experts(config: RunConfig, student: LanguageModel, device: str) -> tuple[ModelPool, int | None]:

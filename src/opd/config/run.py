@@ -270,14 +270,20 @@ class RunConfig(Strict):
         return self
 
     def _fits_several(self) -> None:
-        """What several teachers have in common with one."""
-        if not self.teacher.models:
+        """What asks for one teacher, known from the start to the end."""
+        if self.teacher.gate and not (self.eval.prompts and self.eval.diagnostics):
+            raise ValueError(
+                "teacher.gate goes by what is measured on held-out prompts; give eval.prompts, and eval.diagnostics "
+                "above 0"
+            )
+        if not self.teacher.models and not self.teacher.gate:
             return
-        loss, mend = self.loss, "name one teacher, as teacher.model"
+        several = "teacher.models" if self.teacher.models else "teacher.gate"
+        loss, mend = self.loss, "leave one of them out"
         if loss.reads_teacher and loss.signal not in ("full", "top_k", "sampled"):
             raise ValueError(
-                f"teacher.models with loss.signal={loss.signal}: several teachers are mixed by what they think of the "
-                "student's tokens; set loss.signal=full, top_k or sampled, or " + mend
+                f"{several} with loss.signal={loss.signal}: teachers are routed and mixed by what they think of the "
+                "student's tokens; set loss.signal=full, top_k or sampled"
             )
         for key, given in {
             "loss.unsure": loss.unsure is not None,
@@ -286,7 +292,7 @@ class RunConfig(Strict):
             "rollout.offline": self.rollout.offline is not None,
         }.items():
             if given:
-                raise ValueError(f"teacher.models with {key}: it needs one teacher for all prompts; {mend}")
+                raise ValueError(f"{several} with {key}: it needs one teacher for all prompts; {mend}")
 
     def _fits_cross(self) -> None:
         """A teacher with another tokenizer is another model, reads plain text and cannot write for the student."""

@@ -179,6 +179,21 @@ class ExpertConfig(Strict):
         return {"model": value} if isinstance(value, str) else value
 
 
+class GateConfig(Strict):
+    """Who may teach what, by the figures of every evaluation: better than the student there, and not too far from it.
+
+    A teacher that is refused is asked no more; it may come back when it is better by more than ``margin``.
+    """
+
+    margin: float = Field(0.0, ge=0)
+    """Its accuracy has to be above the student's by more than this at the start. Later on it is refused once the
+    student is ahead by more than chance explains (two standard errors)."""
+    overlap: float = Field(0.05, ge=0, le=1)
+    """The least share of the 16 likeliest tokens that it has in common with the student; below, it is too far."""
+    by_quality: bool = False
+    """Where several read the same prompts, let their shares be how far each is ahead of the student."""
+
+
 class TeacherConfig(Strict):
     weights: Literal["frozen", "ema", "live", "model"] = "frozen"
     """The student's initial weights, their moving average, the student itself, or another model."""
@@ -189,6 +204,8 @@ class TeacherConfig(Strict):
     combine: Literal["losses", "arithmetic", "geometric", "alternate"] = "losses"
     """Where several read the same prompt: the mean of their losses, one loss to the arithmetic or geometric mean of
     their distributions, or a draw of one of them for each rollout."""
+    gate: GateConfig | None = None
+    """Measure teachers against the student, and refuse those that would make it worse."""
     ema_decay: float = Field(0.99, gt=0, lt=1)
     """Share of the average that stays at each step, for ``weights: ema``."""
     view: ViewConfig = ViewConfig()
@@ -203,6 +220,10 @@ class TeacherConfig(Strict):
             raise ValueError(f"models are given, but weights is '{self.weights}'; set teacher.weights=model")
         if self.weights == "model" and self.model is None and self.models is None:
             raise ValueError("weights is 'model', so teacher.model has to name one, or teacher.models several")
+        if self.gate and self.weights != "model":
+            raise ValueError(
+                f"gate measures a teacher that is a model of its own, and weights is '{self.weights}'; leave one out"
+            )
         if self.combine != "losses" and not self.models:
             raise ValueError(f"combine={self.combine} is about several teachers; give teacher.models")
         if self.weights != "model" and self.model is not None:

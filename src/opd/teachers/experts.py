@@ -110,6 +110,11 @@ class ExpertsWrite:
         return [written[i] for i in range(len(prompts))]
 
 
+def label_of(shares: Shares, domain: str, name: str) -> str:
+    """What stands behind the figures of a teacher on a domain: the domain, with its name where several read it."""
+    return f"{domain}/{name}" if len(shares[domain]) > 1 else domain
+
+
 def first(shares: Mapping[str, float]) -> str:
     """Who has the largest share; of equal ones the first."""
     return max(shares, key=lambda name: shares[name])
