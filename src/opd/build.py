@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from opd.config import EvalConfig
+from opd.conflict import Conflict
 from opd.data import read_jsonl
 from opd.errors import ConfigError, DataError
 from opd.evaluation import Evaluation, Peer
@@ -66,13 +67,18 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         layers=layers_of(parts),
         average=average,
         gate=_gate(parts, terms[0]),
-        evaluate=evaluation(parts, scoring),
+        evaluate=evaluation(parts, scoring, terms[0]),
         evaluate_every=config.eval.every,
     )
 
 
-def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None:
-    """What the run measures; None if the run file asks for nothing."""
+def evaluation(parts: Parts, scoring: LanguageModel | None, main: Term | None = None) -> Evaluation | None:
+    """What the run measures; None if the run file asks for nothing.
+
+    Args:
+        scoring: the model that teaches; None for none, and for several.
+        main: the loss's main term, where there is one.
+    """
     config: EvalConfig = parts.config.eval
     texts = _texts(config.text, parts) if config.text else []
     if not parts.held_out and not texts:
@@ -102,6 +108,7 @@ def evaluation(parts: Parts, scoring: LanguageModel | None) -> Evaluation | None
         compared=_compared(parts, scoring),
         teacher=_teacher_sampler(parts),
         peers=peers_of(parts),
+        conflict=_conflict(parts, main) if config.conflict else None,
     )
 
 
@@ -114,6 +121,20 @@ def _gate(parts: Parts, main: Term) -> Gate | None:
     assert isinstance(teacher, Experts)
     prompts = Counter(p.domain for p in parts.held_out)
     return Gate(teacher, teacher.shares, prompts=prompts, **config.model_dump())
+
+
+def _conflict(parts: Parts, main: Term | None) -> Conflict:
+    """How several teachers stand to each other, by the loss that the run file asks for."""
+    assert main is not None
+    assert isinstance(main.teacher, Experts)
+    return Conflict(
+        student=parts.student,
+        experts=main.teacher,
+        view=view_of(parts),
+        objective=main.objective,
+        max_tokens=parts.config.teacher.max_tokens,
+        vocab_size=parts.vocab_size,
+    )
 
 
 def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher | None, View, int] | None:

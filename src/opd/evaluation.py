@@ -65,6 +65,7 @@ class Evaluation:
             them out.
         teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
         peers: the same for several teachers, each on its domains.
+        conflict: measures how these stand to each other.
     """
 
     student: LanguageModel
@@ -78,6 +79,7 @@ class Evaluation:
     compared: tuple[LocalTeacher | None, View, int] | None = None
     teacher: Roller | None = None
     peers: Sequence[Peer] = ()
+    conflict: Callable[[Sequence[Rollout]], Metrics] | None = None
 
     def __call__(self) -> Metrics:
         """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss``, and those of ``diagnose``."""
@@ -108,6 +110,8 @@ class Evaluation:
                 own = [r for r in rollouts if r.prompt.domain == peer.domain]
                 found = diagnose(self.student, own, peer.reader(), view)
                 metrics |= {f"{name}/{peer.label}": value for name, value in found.items() if name.count("/") == 1}
+            if self.conflict:
+                metrics |= self.conflict(rollouts)
         return metrics
 
     @cached_property

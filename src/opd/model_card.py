@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from opd import conflict
 from opd.config import RunConfig
 from opd.diagnostics import PREFIX
 from opd.metrics import Metrics
@@ -34,7 +35,7 @@ def figure(name: str, value: float) -> str:
 def headline(metrics: Metrics) -> Metrics:
     """The figures to show first: all but the details of the comparison with the teacher."""
     shown = {PREFIX + name for name in HEADLINE_TEACHER}
-    return {k: v for k, v in metrics.items() if not k.startswith(PREFIX) or k in shown}
+    return {k: v for k, v in metrics.items() if not k.startswith((PREFIX, conflict.PREFIX)) or k in shown}
 
 
 def model_card(config: RunConfig, result: Result) -> str:

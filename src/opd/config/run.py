@@ -157,6 +157,9 @@ class EvalConfig(Strict):
     diagnostics: int = Field(64, ge=0)
     """Roll out so many held-out prompts to see how student and teacher stand to each other, and measure the teacher's
     own accuracy once; 0 leaves it out. Not for hints from an endpoint, which every look would ask."""
+    conflict: bool = False
+    """Of several teachers: how far each two disagree on the same tokens, by domain, and the cosine of the gradients of
+    each two domains. Every teacher reads every domain for it, at every evaluation."""
     text: str | None = None
     """JSONL with ``text``: report the student's loss on it, in nats per token."""
     max_new_tokens: int | None = Field(None, ge=1)
@@ -275,6 +278,15 @@ class RunConfig(Strict):
             raise ValueError(
                 "teacher.gate goes by what is measured on held-out prompts; give eval.prompts, and eval.diagnostics "
                 "above 0"
+            )
+        if self.eval.conflict and (not self.teacher.models or not self.eval.prompts or not self.eval.diagnostics):
+            raise ValueError(
+                "eval.conflict compares several teachers on held-out prompts; give teacher.models, eval.prompts and "
+                "eval.diagnostics above 0"
+            )
+        if self.eval.conflict and self.loss.signal not in ("full", "top_k"):
+            raise ValueError(
+                f"eval.conflict compares whole distributions, and loss.signal is {self.loss.signal}; set full or top_k"
             )
         if not self.teacher.models and not self.teacher.gate:
             return
