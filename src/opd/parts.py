@@ -182,7 +182,8 @@ def context_of(parts: Parts) -> str:
         assert parts.author is not None
         prompts = parts.prompts[: config.experience.prompts]
         rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, parts.config.seed, ALL_TURNS)
-        return gather_experience(rollouts, parts.author, items=config.experience.items)
+        settings = config.experience
+        return gather_experience(rollouts, parts.author, items=settings.items, consolidate=settings.consolidate)
     path = Path(config.file or "")
     try:
         text = path.read_text(encoding="utf-8").strip()

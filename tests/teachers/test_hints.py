@@ -14,9 +14,10 @@ from fastapi import FastAPI, Request, Response
 
 from conftest import make_model, make_tokenizer
 from opd.chat import Chat
-from opd.errors import ConfigError, ModelError
+from opd.errors import ConfigError, EmptyStepError, ModelError
 from opd.models import stop_ids
 from opd.rollout.hf import HFEngine, Sampling
+from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import INSTRUCTION, ModelAuthor, RulesAuthor, parse, transcript
 from opd.types import Event, Generation, Hint, Prompt, Rollout, Span
@@ -111,6 +112,8 @@ class Server:
         self.authorization: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
         self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}
+        self.answers: list[str] = []
+        """Said one after the other before ``answer``."""
         self.delay = 0.0
         self.at_once = self.most_at_once = 0
         app = FastAPI()
@@ -140,7 +143,8 @@ class Server:
         if self.failures:
             status, headers = self.failures.pop(0)
             return Response("no, and here is why", status, headers)
-        return Response(json.dumps(self.answer), media_type="application/json")
+        said = {"choices": [{"message": {"content": self.answers.pop(0)}}]} if self.answers else self.answer
+        return Response(json.dumps(said), media_type="application/json")
 
     def stop(self) -> None:
         self.uvicorn.should_exit = True
@@ -221,3 +225,18 @@ def test_requests_run_side_by_side_up_to_the_limit(server: Server) -> None:
     found = HttpAuthor(server.url, "m", concurrency=3).hints([other(i) for i in range(9)])
     assert all(found)
     assert server.most_at_once == 3
+
+
+def test_an_author_rewrites_experience_into_few_lessons(server: Server) -> None:
+    server.answers = ["turn 1: look it up", "turn 1: look it up\nturn 2: ask first", "Lessons:\n- look up\n- ask\n- x"]
+    batch = [other(0), other(1)]
+    text = gather_experience(batch, HttpAuthor(server.url, "m", concurrency=1), items=2, consolidate=True)
+    assert text == "look up\nask"
+    task, items = server.requests[-1]["messages"]
+    assert "at most 2 general lessons" in task["content"]
+    assert items["content"].splitlines() == ["(2 times) look it up", "(1 times) ask first"]
+    server.answers = ["turn 1: look it up", "turn 1: look it up", "nothing to add"]
+    with pytest.raises(EmptyStepError, match=r"no line that starts with '- ', but 'nothing to add'"):
+        gather_experience(batch, HttpAuthor(server.url, "m"), items=2, consolidate=True)
+    with pytest.raises(ConfigError, match="rules cannot rewrite"):
+        gather_experience([ROLLOUT], RulesAuthor(), items=2, consolidate=True)

@@ -83,6 +83,16 @@ class ExperienceConfig(Strict):
     """Training prompts that the student rolls out for it."""
     items: int = Field(8, ge=1)
     """The most items that are kept, most frequent first."""
+    consolidate: bool = False
+    """Let a model that is the author rewrite all items into so many; otherwise equal ones count as one."""
+
+    @model_validator(mode="after")
+    def _can_write(self) -> ExperienceConfig:
+        if self.consolidate and self.author.kind == "rules":
+            raise ValueError(
+                "consolidate needs an author that can write; give author={model: …} or {http: …, model: …}"
+            )
+        return self
 
 
 class ContextConfig(Strict):

@@ -5,25 +5,38 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from opd.errors import EmptyStepError
+from opd.errors import ConfigError, EmptyStepError
+from opd.teachers.hint_http import HttpAuthor
+from opd.teachers.hints import ModelAuthor
 from opd.types import HintAuthor, Rollout
 
+LISTED = 64
+"""The most different items that an author gets to rewrite, most frequent first."""
 
-def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items: int) -> str:
-    """Extract an item for every mistake, accumulate them, and consolidate: the most frequent, each once.
+INSTRUCTION = (
+    "These are lessons from single mistakes, with how often each was noted. Merge what says the same, drop what holds "
+    "for one case alone, and answer with at most {items} general lessons, one a line, each line starting with '- '."
+)
+"""What an author that consolidates is told; the source gives the step and not its words."""
+
+
+def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items: int, consolidate: bool = False) -> str:
+    """Extract an item for every mistake, accumulate them, and consolidate.
 
     Args:
         rollouts: the student's own.
         author: finds mistakes and says of each what should have been known.
         items: the most that are kept, so that the context stays short.
+        consolidate: let the author rewrite them all into so many; otherwise equal ones count as one.
 
     Returns:
-        One text, most frequent item first; of equally frequent ones the earlier first.
+        One text, an item a line. Without consolidation the most frequent first, of equally frequent ones the earlier.
 
     Raises:
-        EmptyStepError: the author has nothing to say about any of the rollouts.
+        EmptyStepError: the author has nothing to say about any of the rollouts, or writes no lesson.
+        ConfigError: rules are to consolidate.
 
-    Source: OPCD, arXiv 2602.12275, whose items a model writes and merges; here equal items are merged.
+    Source: OPCD, arXiv 2602.12275.
     """
     said = Counter(hint.text for hints in author.hints(rollouts) for hint in hints)
     if not said:
@@ -31,4 +44,24 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
             f"teacher.view.context.experience: the author found nothing to say about {len(rollouts)} rollouts; roll "
             "out more prompts, or write the context yourself"
         )
+    if consolidate:
+        return _rewritten(said, author, items)
     return "\n".join(text for text, _ in said.most_common(items)).strip()
+
+
+def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
+    if not isinstance(author, ModelAuthor | HttpAuthor):
+        raise ConfigError(
+            "teacher.view.context.experience.consolidate: rules cannot rewrite; name a model as author, or leave it out"
+        )
+    listed = "\n".join(f"({count} times) {text}" for text, count in said.most_common(LISTED))
+    task = {"role": "system", "content": INSTRUCTION.format(items=items)}
+    answer = author.answers([(task, {"role": "user", "content": listed})])[0] or ""
+    lines = [line.strip() for line in answer.splitlines()]
+    lessons = [line.removeprefix("- ").strip() for line in lines if line.startswith("- ")]
+    if not lessons:
+        raise EmptyStepError(
+            "teacher.view.context.experience.consolidate: the author wrote no line that starts with '- ', but "
+            f"'{answer[:100]}'; take another author, or leave consolidate out"
+        )
+    return "\n".join(lessons[:items])

@@ -16,7 +16,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from opd.errors import ModelError
 from opd.teachers.hints import INSTRUCTION, parse, transcript
-from opd.types import Hint, Rollout
+from opd.types import Hint, Message, Rollout
 
 MAX_WAIT_S = 30.0
 """The longest pause between two attempts, also where the server asks for more."""
@@ -61,7 +61,7 @@ class HttpAuthor:
         self.retries = retries
         self.concurrency = concurrency
         self.cache = Path(cache) if cache else None
-        self.answers: dict[str, str] = {}
+        self.known: dict[str, str] = {}
         self.max_new_tokens = max_new_tokens
         self.instruction = instruction
         self.counts: Counter[str] = Counter()
@@ -72,17 +72,21 @@ class HttpAuthor:
         Raises:
             ModelError: the endpoint refuses, or does not answer after all attempts.
         """
+        answers = self.answers([transcript(rollout, self.instruction) for rollout in rollouts])
+        return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
+
+    def answers(self, conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+        """What the served model says at the end of each; raises as ``hints`` does."""
         with (
             httpx.Client(timeout=self.timeout, headers=self.headers) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
-            answers = list(pool.map(lambda rollout: self._answer(client, rollout), rollouts))
-        return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
+            return list(pool.map(lambda conversation: self._answer(client, conversation), conversations))
 
-    def _answer(self, client: httpx.Client, rollout: Rollout) -> str:
+    def _answer(self, client: httpx.Client, conversation: tuple[Message, ...]) -> str:
         body = {
             "model": self.model,
-            "messages": [dict(m) for m in transcript(rollout, self.instruction)],
+            "messages": [dict(m) for m in conversation],
             "temperature": 0,
             "max_tokens": self.max_new_tokens,
         }
@@ -122,8 +126,8 @@ class HttpAuthor:
         return content if isinstance(content, str) else ""
 
     def _recall(self, key: str) -> str | None:
-        if key in self.answers:
-            return self.answers[key]
+        if key in self.known:
+            return self.known[key]
         file = self.cache / f"{key}.json" if self.cache else None
         if file is None or not file.exists():
             return None
@@ -131,7 +135,7 @@ class HttpAuthor:
         return stored
 
     def _remember(self, key: str, answer: str) -> None:
-        self.answers[key] = answer
+        self.known[key] = answer
         if self.cache:
             self.cache.mkdir(parents=True, exist_ok=True)
             partial = self.cache / f".{key}.{os.getpid()}"

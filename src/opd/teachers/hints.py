@@ -82,16 +82,20 @@ class ModelAuthor:
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
         """One list per rollout; the model answers greedily or as its engine is set."""
-        contexts = [
-            self.chat.prompt_ids(Prompt(id=r.prompt.id, messages=transcript(r, self.instruction))) for r in rollouts
-        ]
+        answers = self.answers([transcript(r, self.instruction) for r in rollouts])
+        pairs = zip(answers, rollouts, strict=True)
+        return [[] if answer is None else parse(answer, r, self.counts) for answer, r in pairs]
+
+    def answers(self, conversations: Sequence[tuple[Message, ...]]) -> list[str | None]:
+        """What the model says at the end of each; None where it is too long to be read, which is counted."""
+        contexts = [self.chat.prompt_ids(Prompt(id=str(n), messages=c)) for n, c in enumerate(conversations)]
         room = self.max_length - self.max_new_tokens if self.max_length else None
         fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]
         self.counts["too_long"] += len(contexts) - len(fits)
-        answers = self.engine.generate([contexts[i] for i in fits], [self.max_new_tokens] * len(fits), 0)
-        found: list[list[Hint]] = [[] for _ in rollouts]
-        for index, answer in zip(fits, answers, strict=True):
-            found[index] = parse(self.chat.decode(answer.ids), rollouts[index], self.counts)
+        written = self.engine.generate([contexts[i] for i in fits], [self.max_new_tokens] * len(fits), 0)
+        found: list[str | None] = [None] * len(contexts)
+        for index, answer in zip(fits, written, strict=True):
+            found[index] = self.chat.decode(answer.ids)
         return found
 
 
