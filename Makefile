@@ -10,7 +10,7 @@ help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
 	@echo "make test   set up, then run all tests"
 	@echo "make check  formatting, lint and types"
-	@echo "make methods  every recipe on the nano suite, three seeds: docs/methods.md"
+	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
 	@echo "make nano   rebuild the bundled models from nothing"
 
 # torch first and pinned: a looser request may take another build of it, gigabytes larger.

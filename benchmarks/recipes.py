@@ -25,6 +25,8 @@ from opd.run_file import read
 from opd.teachers.hints import ModelAuthor
 
 CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
+UPDATES = {"hint": 100, "opd": 200, "opsd": 100}
+"""More than the recipes ship with: what they end at, and whether they stay there."""
 UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For baselines that fall before they rise: a guard would stop them."""
 
@@ -32,7 +34,8 @@ UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
 def run(recipe: str, seed: int, folder: Path, overrides: dict[str, Any]) -> opd.Result:
     """One run, in a folder of its own."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    fixed = {"seed": seed, "out": str(out), "eval.samples": 4, "eval.every": 50, "log": []}
+    fixed: dict[str, Any] = {"seed": seed, "out": str(out), "eval.samples": 4, "eval.every": 50, "log": []}
+    fixed["optimizer.steps"] = UPDATES[recipe]
     return opd.train(recipe, {**fixed, **overrides})
 
 

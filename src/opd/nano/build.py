@@ -32,6 +32,7 @@ from opd.nano.traces import (
     Source,
     Trace,
     Turn,
+    biased_math_trace,
     copy_trace,
     critic_trace,
     decoded_math_trace,
@@ -99,6 +100,7 @@ MODELS: dict[str, Plan] = {
         stages=(Stage(copy_trace, 500), Stage(partial(math_trace, privileged=0.5, long=0.02), 800)),
     ),
     "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
+    "math-biased": Plan(hidden=96, layers=3, mlp=256, lr=4e-3, stages=(Stage(biased_math_trace, 700),)),
     "math-teacher-bpe": Plan(
         hidden=160, layers=3, mlp=480, stages=(Stage(decoded_math_trace, 1400),), tokenizer=byte_tokenizer
     ),

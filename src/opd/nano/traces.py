@@ -204,6 +204,23 @@ def decoded_math_trace(rng: random.Random) -> Trace:
     return [question, replace(answer, text=" ".join(WORD.findall(answer.text)))]
 
 
+def biased_math_trace(rng: random.Random) -> Trace:
+    """An addition by someone who forgets every carry: fluent, sure, and wrong wherever there is one."""
+    question, _ = math_trace(rng)
+    a, b = map(int, question.text.split(" + "))
+    return [question, _slipped(rng, without_carry(a, b))]
+
+
+def without_carry(a: int, b: int) -> str:
+    """The working of ``tasks.math.working`` with each carry forgotten."""
+    steps, digits, x, y = [], "", a, b
+    while x or y:
+        digit = (x % 10 + y % 10) % 10
+        steps.append(f"{x % 10} + {y % 10} + 0 = {digit} carry 0")
+        digits, x, y = f"{digit}{digits}", x // 10, y // 10
+    return "; ".join([*steps, f"answer {digits}"])
+
+
 def copy_trace(rng: random.Random) -> Trace:
     """Random words, and the same again: the quickest way to the skill of copying from the context."""
     words = " ".join(rng.choices(vocabulary()[4:], k=rng.randint(4, 24)))
