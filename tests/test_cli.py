@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from opd.bundled import BUNDLED
 from opd.doctor import examine
-from opd.models import BUNDLED
 from opd.run_file import recipe_names
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from opd.figures import CONFLICT
 from opd.losses import linear_divergence
 from opd.metrics import Metrics
 from opd.models import LanguageModel
@@ -20,10 +21,6 @@ from opd.types import ExpertsSignal, FullSignal, Rollout, Segment, View
 
 if TYPE_CHECKING:
     from opd.loop import Objective
-
-PREFIX = "conflict/"
-"""Every name starts with it."""
-
 
 @dataclass(frozen=True)
 class Conflict:
@@ -65,7 +62,7 @@ class Conflict:
         }
         for a, b in combinations(gradients, 2):
             cosine = torch.nn.functional.cosine_similarity(gradients[a], gradients[b], dim=0)
-            metrics[f"{PREFIX}cosine/{a}~{b}"] = cosine.item()
+            metrics[f"{CONFLICT}cosine/{a}~{b}"] = cosine.item()
         return metrics
 
     @torch.no_grad()
@@ -78,7 +75,7 @@ class Conflict:
         found: Metrics = {}
         for a, b in combinations(said, 2):
             if len(said[a]):
-                found[f"{PREFIX}jsd/{domain}/{a}~{b}"] = self._jsd(said[a], said[b])
+                found[f"{CONFLICT}jsd/{domain}/{a}~{b}"] = self._jsd(said[a], said[b])
         return found
 
     def _jsd(self, one: FullSignal, other: FullSignal) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.figures import PREFIX
 from opd.losses.support import largest
 from opd.metrics import Metrics
 from opd.models import LanguageModel
@@ -24,9 +25,6 @@ TOP = 16
 
 CHUNK_BYTES = 2**26
 """[N, V] float32 at one time."""
-
-PREFIX = "teacher/"
-"""Every name starts with it."""
 
 
 @torch.no_grad()

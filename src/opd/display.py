@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from opd.figures import figure, headline
 from opd.metrics import Metrics
-from opd.model_card import figure, headline
 
 if TYPE_CHECKING:
     from opd.api import Result

@@ -9,8 +9,8 @@ import torch
 
 from opd.config import RunConfig
 from opd.errors import EmptyStepError
+from opd.figures import figure
 from opd.metrics import Metrics, summarise
-from opd.model_card import figure
 from opd.models import LanguageModel
 from opd.parts import Objects, Parts, gather, sampler_of, teachers_of
 from opd.reading import align, student_readings

@@ -10,6 +10,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from opd.config import LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
+from opd.figures import figure
 from opd.run_file import RECIPES, read, recipe_names
 
 MEASURED = RECIPES / "measured.json"
@@ -157,8 +158,6 @@ def show_recipe(console: Console, name: str) -> None:
         console.print(f"source    {config.method.source}\nreported  {config.method.reported}\n")
     measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
     if name in measured:
-        from opd.model_card import figure  # imports torch, which the map does not need
-
         table = Table("on the nano suite", "before", "after", "over seeds")
         for metric, (before, after, least, most) in measured[name].items():
             cells = [figure(metric, value) for value in (before, after, least, most)]

@@ -6,36 +6,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from opd import conflict
 from opd.config import RunConfig
-from opd.diagnostics import PREFIX
-from opd.metrics import Metrics
+from opd.figures import figure, headline
 
 if TYPE_CHECKING:
     from opd.api import Result
-
-PERCENT = (
-    "accuracy",
-    "avg@",
-    "gap_recovery",
-    "invalid_call_rate",
-    "repetition_rate",
-    "teacher_accuracy",
-    "truncation_rate",
-)
-HEADLINE_TEACHER = ("overlap@16", "entropy_gap", "reverse_kl")
-"""Of the comparison with the teacher, what stands beside the headline figures; all of it is in metrics.jsonl."""
-
-
-def figure(name: str, value: float) -> str:
-    """A metric as a reader expects it: shares in percent, everything else with three decimals."""
-    return f"{value:.1%}" if name.startswith(PERCENT) else f"{value:.3f}"
-
-
-def headline(metrics: Metrics) -> Metrics:
-    """The figures to show first: all but the details of the comparison with the teacher."""
-    shown = {PREFIX + name for name in HEADLINE_TEACHER}
-    return {k: v for k, v in metrics.items() if not k.startswith((PREFIX, conflict.PREFIX)) or k in shown}
 
 
 def model_card(config: RunConfig, result: Result) -> str:

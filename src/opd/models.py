@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from opd.bundled import resolve
 from opd.errors import ModelError
-
-BUNDLED = Path(__file__).parent / "nano" / "models"
-"""Small trained models that ship with the package; ``nano/NAME`` in a run file means one of them."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,17 +78,6 @@ class LanguageModel:
     def max_length(self) -> int | None:
         """Positions the model can hold, where its config says so."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def resolve(name: str) -> str:
-    """The folder behind ``nano/NAME``; any other path or id as it is."""
-    if not Path(name).exists() and name.startswith("nano/"):
-        folder = BUNDLED / name.removeprefix("nano/")
-        if not folder.is_dir():
-            known = ", ".join(sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/")))
-            raise ModelError(f"there is no bundled model '{name}'; the package has {known}")
-        return str(folder)
-    return name
 
 
 def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
