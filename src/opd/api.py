@@ -6,25 +6,24 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opd import run_file
 from opd.build import assemble, evaluation
-from opd.config import PromptsConfig, RunConfig
+from opd.config import MAY_CHANGE, PromptsConfig, RunConfig
 from opd.errors import CheckpointError, ConfigError
+from opd.folders import is_empty, locked, write_json, write_text
 from opd.log import RunLog, open_sinks
 from opd.loop import Loop
 from opd.metrics import Metrics
 from opd.model_card import model_card
 from opd.models import LanguageModel
-from opd.parts import CONTEXT_FILE, Objects, gather
+from opd.parts import CONTEXT_FILE, Objects, Parts, gather
 from opd.tasks import TASKS
 from opd.types import Prompt, Task
-
-MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device"})
-"""Keys of the run file that a resumed run may have changed; any other would make it another run."""
 
 GIVEN = "given from Python"
 """Stands in a run file for a part that was given as an object."""
@@ -85,13 +84,26 @@ def train(
     """
     config = run_file.read(source, _with_objects(overrides, student, teacher, prompts, task))
     out = Path(config.out)
-    _claim(out, config, resume=resume)
     objects = Objects(student=_pair(student), teacher=_pair(teacher), prompts=prompts, task=task)
-    parts = gather(config, objects)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "run.json", config.model_dump(mode="json"))
+    with ExitStack() as held:
+        existed = out.is_dir()
+        if existed:
+            held.enter_context(locked(out))
+        _claim(out, config, resume=resume)
+        parts = gather(config, objects)
+        if not existed:  # what is refused leaves no folder behind
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out))
+            _claim(out, config, resume=resume)
+        return _run(parts, displays)
+
+
+def _run(parts: Parts, displays: Sequence[Any]) -> Result:
+    """Train in a folder that is ours."""
+    config, out = parts.config, Path(parts.config.out)
+    write_json(out / "run.json", config.model_dump(mode="json"))
     if parts.context:
-        (out / CONTEXT_FILE).write_text(parts.context + "\n", encoding="utf-8")
+        write_text(out / CONTEXT_FILE, parts.context + "\n")
     log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
     started = time.perf_counter()
     loop = assemble(parts, log)
@@ -180,7 +192,7 @@ def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
     """Refuse a folder that holds something else: nothing is overwritten."""
     saved = out / "run.json"
     if not saved.exists():
-        if out.exists() and any(out.iterdir()):
+        if not is_empty(out):
             raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
         return
     if not resume:
@@ -216,11 +228,5 @@ def _finish(loop: Loop, config: RunConfig) -> Result:
     loop.student.tokenizer.save_pretrained(out)
     (out / "README.md").write_text(model_card(config, result))
     figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
-    _write(out / "result.json", figures)
+    write_json(out / "result.json", figures)
     return result
-
-
-def _write(path: Path, tree: Any) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(tree, indent=2) + "\n")
-    partial.replace(path)

@@ -11,6 +11,7 @@ from opd.config.loss import (
     UnsureConfig,
 )
 from opd.config.run import (
+    MAY_CHANGE,
     CheckpointConfig,
     EvalConfig,
     GuardsConfig,
@@ -34,6 +35,7 @@ from opd.config.teacher import (
 )
 
 __all__ = [
+    "MAY_CHANGE",
     "AuthorConfig",
     "BridgeConfig",
     "CheckpointConfig",

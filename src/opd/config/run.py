@@ -193,6 +193,10 @@ class MethodConfig(Strict):
     reported: str = ""
 
 
+MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device"})
+"""Keys of the run file that a resumed run may have changed; any other would make it another run."""
+
+
 class RunConfig(Strict):
     """A whole run. See docs in the README; every key can be overridden as ``key.sub=value``."""
 
