@@ -9,13 +9,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from opd.config import RunConfig
 from opd.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 RECIPES = files("opd") / "recipes"
 
@@ -28,50 +30,89 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
 
 
-def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
+def read(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, at: str = ""
+) -> RunConfig:
     """Read a recipe's name, a run file or a mapping, apply overrides and validate.
 
     Args:
         source: ``"hint"``, ``"my.yaml"`` or a mapping.
         overrides: ``["optimizer.lr=1e-4"]`` or ``{"optimizer.lr": 1e-4}``.
+        at: where the run file stands in a pipeline's file, such as ``stages.first``.
 
     Raises:
         ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
     """
-    tree = dict(source) if isinstance(source, Mapping) else _load(source)
+    tree = dict(source) if isinstance(source, Mapping) else _recipe_or_file(source, at)
     pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # Who brings prompts of their own does not want to be measured on the recipe's.
-        _set(tree, "eval.prompts", None)
+        set_key(tree, "eval.prompts", None)
     for key, value in pairs.items():
-        _set(tree, key, value)
+        set_key(tree, key, value)
+    return validate(RunConfig, tree, at=at)
+
+
+def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Model:
+    """Hold a tree against its schema.
+
+    Args:
+        at: where the tree stands in a larger file.
+
+    Raises:
+        ConfigError: the first problem, as one sentence.
+    """
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise ConfigError(_sentence(error, model, at)) from None
 
 
-def _load(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if not path.suffix and not path.is_file():  # a folder of that name is no run file
-        if str(source) not in recipe_names():
-            near = difflib.get_close_matches(str(source), recipe_names(), 1)
-            guess = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(
-                f"there is no recipe '{source}' (shipped: {', '.join(recipe_names())}) and no such file{guess}"
-            )
-        text = (RECIPES / f"{source}.yaml").read_text()
-    else:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read run file '{source}': {error}") from None
+def load(path: Path, what: str = "run file", keys: str = "student, prompts and teacher") -> dict[str, Any]:
+    """A YAML file's mapping; a key that stands there twice is refused.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
     try:
-        tree = yaml.safe_load(text)
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {what} '{path}': {error}") from None
+    try:
+        tree = yaml.load(text, _OnceOnly)
     except yaml.YAMLError as error:
-        raise ConfigError(f"'{source}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"'{source}' has to be a mapping of keys such as student, prompts and teacher")
+        raise ConfigError(f"'{path}' has to be a mapping of keys such as {keys}")
+    return tree
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """YAML in which a key stands once; PyYAML alone would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                problem = f"'{key.value}' stands twice, on lines {seen[key.value]} and {line}; rename or delete one"
+                raise yaml.YAMLError(problem)
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix or path.is_file():
+        return load(path)
+    if str(source) not in recipe_names():  # a folder of that name is no run file
+        near = difflib.get_close_matches(str(source), recipe_names(), 1)
+        guess = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(
+            f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' (shipped: {', '.join(recipe_names())}) and no "
+            f"such file{guess}"
+        )
+    tree: dict[str, Any] = yaml.safe_load((RECIPES / f"{source}.yaml").read_text())
     return tree
 
 
@@ -85,7 +126,7 @@ def split(override: str) -> tuple[str, Any]:
         return key, value
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; a scalar on the way (``author: rules``) gives way to a mapping."""
     *path, last = key.split(".")
     for part in path:
@@ -95,17 +136,18 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     """The first problem as one sentence, unknown keys before all else."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
+    where = [at] if at else []
+    key = ".".join([*where, *(str(part) for part in first["loc"])])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
-        known = list(_fields(parents))
+        known = list(_fields(model, parents))
         near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-        mend = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
+        mend = f"did you mean '{'.'.join([*where, *parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {mend}{more}"
     if first["type"] == "missing":
         return f"'{key}' is missing; set it in the run file or as {key}=…{more}"
@@ -115,9 +157,8 @@ def _sentence(error: ValidationError) -> str:
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
 
 
-def _fields(parents: Sequence[str]) -> Mapping[str, Any]:
+def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]:
     """Field names of the model at a path."""
-    model: type[BaseModel] = RunConfig
     for part in parents:
         candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
         inner = [
