@@ -148,6 +148,7 @@ def test_an_occupied_folder_is_refused_and_a_changed_run_too(tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ConfigError, match="is no run of opd"):
         train(tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

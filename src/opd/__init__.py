@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from opd.api import Result, evaluate, train
     from opd.errors import OpdError
+    from opd.stages.run import PipelineResult, pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "Observation",
     "OpdError",
+    "PipelineResult",
     "Prompt",
     "Result",
     "Rollout",
@@ -30,10 +32,18 @@ __all__ = [
     "Span",
     "Task",
     "evaluate",
+    "pipeline",
     "train",
 ]
 
-_HOME = {"Result": "opd.api", "evaluate": "opd.api", "train": "opd.api", "OpdError": "opd.errors"}
+_HOME = {
+    "OpdError": "opd.errors",
+    "PipelineResult": "opd.stages.run",
+    "Result": "opd.api",
+    "evaluate": "opd.api",
+    "pipeline": "opd.stages.run",
+    "train": "opd.api",
+}
 
 
 def __getattr__(name: str) -> Any:

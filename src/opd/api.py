@@ -88,6 +88,7 @@ def train(
     with ExitStack() as held:
         existed = out.is_dir()
         if existed:
+            _check_ours(out)
             held.enter_context(locked(out))
         _claim(out, config, resume=resume)
         parts = gather(config, objects)
@@ -155,7 +156,7 @@ def evaluate(
             "prompts": prompts,
             "eval": {"prompts": prompts, "samples": samples, "divergence": False},
             "teacher": {"weights": "ema"},
-            "rollout": {"max_new_tokens": max_new_tokens, "max_turns": max_turns},
+            "rollout": {"batch": 1, "max_new_tokens": max_new_tokens, "max_turns": max_turns},  # however few prompts
             "device": device,
             "out": "nothing is written",
         }
@@ -188,12 +189,17 @@ def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None
     return LanguageModel(model[0], model[1], getattr(model[0].config, "_name_or_path", "") or GIVEN)
 
 
-def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+def _check_ours(out: Path) -> None:
     """Refuse a folder that holds something else: nothing is overwritten."""
+    if not (out / "run.json").exists() and not is_empty(out):
+        raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
+
+
+def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+    """Refuse a folder that holds something else, another run, or a run that is not to be gone on with."""
+    _check_ours(out)
     saved = out / "run.json"
     if not saved.exists():
-        if not is_empty(out):
-            raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
         return
     if not resume:
         raise ConfigError(f"out: '{out}' already holds a run; go on with --resume, or choose another out")

@@ -31,6 +31,28 @@ def train(
     show_result(console, result)
 
 
+@app.command()
+def pipeline(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A pipeline's file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.first.optimizer.steps=5.")
+    ] = None,
+) -> None:
+    """Run a graph of stages, or go on with it. Exit status 2: a stage failed; 1: a guard stopped one."""
+    from opd.stages.run import pipeline as run
+    from opd.stages.table import display, show
+
+    try:
+        result = run(source, overrides or [], displays=[display(console)])
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\ninterrupted; the same command goes on")
+        raise typer.Exit(130) from None
+    show(console, result)
+    for problem in result.problems:
+        _complain(problem)
+    raise typer.Exit(result.exit_status)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
@@ -77,8 +99,12 @@ def main() -> None:
     try:
         app()
     except OpdError as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("\ninterrupted; go on with --resume")
         sys.exit(130)
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True).print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)

@@ -150,7 +150,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
         mend = f"did you mean '{'.'.join([*where, *parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {mend}{more}"
     if first["type"] == "missing":
-        return f"'{key}' is missing; set it in the run file or as {key}=…{more}"
+        return f"'{key}' is missing; set it in the file or as {key}=…{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
