@@ -22,6 +22,7 @@ from opd.types import ExpertsSignal, FullSignal, Rollout, Segment, View
 if TYPE_CHECKING:
     from opd.loop import Objective
 
+
 @dataclass(frozen=True)
 class Conflict:
     """Measures how several teachers stand to each other on the student's own rollouts.

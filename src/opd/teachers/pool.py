@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from opd.models import LanguageModel, load, resolve, unloadable
+from opd.bundled import resolve
+from opd.models import LanguageModel, load, unloadable
 
 NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 """Entries of a model's config that do not say what its weights look like."""
