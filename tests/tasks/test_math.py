@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from opd.errors import ConfigError
-from opd.tasks.math import SPLITS, MathTask, working
+from opd.tasks.drawn import SPLITS
+from opd.tasks.math import MathTask, working
 from opd.types import Prompt
 
 TASK = MathTask()

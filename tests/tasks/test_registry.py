@@ -32,7 +32,7 @@ def test_a_class_and_an_instance_by_their_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tolls", r"Unknown task 'tolls': use math, tools, or"),
+        ("tolls", r"Unknown task 'tolls': use math, search, strings, tools, or"),
         ("opd.nothing:Task", r"cannot be imported: No module named"),
         ("opd.tasks:Nothing", r"cannot be imported: .* no attribute"),
         (f"{__name__}:number", r"is a int, not a task"),
@@ -46,8 +46,8 @@ def test_a_wrong_name_is_one_clear_sentence(name: str, message: str) -> None:
 
 def test_prompts_are_the_same_in_every_process() -> None:
     code = (
-        "from opd.tasks import get_task; print(hash(0),"
-        "[(p.messages, p.answer) for t in ('tools', 'math') for p in get_task(t).prompts('val')[:20]])"
+        "from opd.tasks import TASKS, get_task; print("
+        "[(p.messages, p.answer) for t in TASKS for p in get_task(t).prompts('val')[:20]])"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "12"]
     assert runs[0] == runs[1]

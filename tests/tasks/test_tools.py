@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from opd.errors import ConfigError
-from opd.tasks.tools import SPLITS, Expression, ToolsTask, gold_turns
+from opd.tasks.drawn import SPLITS
+from opd.tasks.tools import Expression, ToolsTask, gold_turns
 from opd.types import Message, Observation, Prompt
 
 TASK = ToolsTask()

@@ -18,7 +18,8 @@ class PromptsConfig(Strict):
     """
 
     task: str | None = None
-    """A task with its own environment and checker: ``tools``, ``math`` or ``package.module:attribute``."""
+    """A task with its own environment and checker: ``tools``, ``math``, ``strings``, ``search`` or
+    ``package.module:attribute``."""
     path: str | None = None
     """A JSONL file with ``prompt`` or ``messages``, and ``answer``, ``domain`` and ``id`` where there are such."""
     dataset: str | None = None

@@ -8,12 +8,19 @@ from typing import cast
 
 from opd.errors import ConfigError
 from opd.tasks.math import MathTask
+from opd.tasks.search import SearchTask
+from opd.tasks.strings import StringsTask
 from opd.tasks.tools import ToolsTask
 from opd.types import Task
 
-__all__ = ["TASKS", "MathTask", "ToolsTask", "get_task"]
+__all__ = ["TASKS", "MathTask", "SearchTask", "StringsTask", "ToolsTask", "get_task"]
 
-TASKS: dict[str, Callable[[], Task]] = {"tools": ToolsTask, "math": MathTask}
+TASKS: dict[str, Callable[[], Task]] = {
+    "tools": ToolsTask,
+    "math": MathTask,
+    "strings": StringsTask,
+    "search": SearchTask,
+}
 """Built-in tasks by name; a new one is one line here."""
 
 

@@ -11,14 +11,10 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from opd.errors import ConfigError
+from opd.tasks.drawn import draw_splits, last_turn, pick
 from opd.types import Message, Observation, Prompt
 
-SPLITS = {"test": 256, "val": 256, "train": 4096}
-"""Prompts in each split; no pair of numbers, in either order, is in two of them."""
-
 _SEED = 20_240_602
-_SPECIAL = re.compile(r"<\|[^|]*\|>")
 _ANSWER = re.compile(r"answer((?:\s*\d)+)")
 
 
@@ -48,40 +44,25 @@ class MathTask:
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of ``train``, ``val`` or ``test``."""
-        if split not in SPLITS:
-            raise ConfigError(f"Task 'math' has no split {split!r}: use {', '.join(SPLITS)}.")
-        return _splits()[split]
+        return pick("math", _splits(), split)
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Check the number after the last "answer"."""
-        text = _SPECIAL.sub(" ", transcript[-1]["content"]).lower()
-        answers = _ANSWER.findall(text)
+        answers = _ANSWER.findall(last_turn(transcript))
         right = bool(answers) and int("".join(answers[-1].split())) == prompt.data["result"]
         return Observation(reward=float(right))
 
 
 @cache
 def _splits() -> dict[str, tuple[Prompt, ...]]:
-    rng = random.Random(_SEED)
-    seen: set[tuple[int, int]] = set()
-    return {
-        split: tuple(_make_prompt(*_draw_new(rng, seen), f"math/{split}/{i}") for i in range(size))
-        for split, size in SPLITS.items()
-    }
+    """No two prompts add the same numbers, in either order."""
+    return draw_splits(_SEED, draw, frozenset, _make_prompt)
 
 
-def _draw_new(rng: random.Random, seen: set[tuple[int, int]]) -> tuple[int, int]:
-    """A pair whose numbers were not drawn together before, in either order."""
-    while True:
-        a, b = draw(rng)
-        if (a, b) not in seen:
-            seen.update({(a, b), (b, a)})
-            return a, b
-
-
-def _make_prompt(a: int, b: int, id: str) -> Prompt:
+def _make_prompt(pair: tuple[int, int], id: str) -> Prompt:
+    a, b = pair
     return Prompt(
-        id=id,
+        id=f"math/{id}",
         messages=({"role": "user", "content": question(a, b)},),
         answer=working(a, b),
         domain="math",

@@ -19,19 +19,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from opd.errors import ConfigError
 from opd.nano.tokenizer import TOOL_NAMES
+from opd.tasks.drawn import SPLITS, last_turn, pick
 from opd.types import Message, Observation, Prompt
 
 OPERATIONS = ("add", "mul", "sub")
-SPLITS = {"test": 256, "val": 256, "train": 4096}
-"""Prompts in each split; no expression is in two of them."""
-
 MAX_ARGUMENT_DIGITS = 4
 """Longer numbers are bad arguments, so that results stay short whatever the student writes."""
 
 _SEED = 20_240_601
-_SPECIAL = re.compile(r"<\|[^|]*\|>")
 _CALL = re.compile(r"call\b\s*(\w*)(.*)", re.DOTALL)
 _ANSWER = re.compile(r"answer((?:\s*\d)+)")
 
@@ -94,13 +90,11 @@ class ToolsTask:
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of ``train``, ``val`` or ``test``."""
-        if split not in SPLITS:
-            raise ConfigError(f"Task 'tools' has no split {split!r}: use {', '.join(SPLITS)}.")
-        return _splits()[split]
+        return pick("tools", _splits(), split)
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Run the call in the last message, or check the answer when it is no call."""
-        text = _SPECIAL.sub(" ", transcript[-1]["content"]).strip().lower()
+        text = last_turn(transcript)
         call = _CALL.match(text)
         if call is None:
             answer = _ANSWER.fullmatch(text)
