@@ -56,7 +56,9 @@ def pipeline(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
-    prompts: Annotated[str, typer.Argument(help="A task (tools, math, strings, search), a JSONL file or a dataset id.")],
+    prompts: Annotated[
+        str, typer.Argument(help="A task (tools, math, strings, search), a JSONL file or a dataset id.")
+    ],
     split: Annotated[str, typer.Option(help="Split of the task or dataset.")] = "test",
     samples: Annotated[int, typer.Option(help="Also sample so many answers per prompt: avg@n.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens after a prompt.")] = 256,

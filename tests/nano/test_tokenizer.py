@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from opd.nano.tokenizer import END, HABITS, START, TOOL_NAMES, build_tokenizer, vocabulary
 from opd.nano.traces import CRITIC_INSTRUCTION, REMINDERS, critic_trace, math_trace, tools_trace
+from opd.nano.traces_text import search_trace, strings_trace
 from opd.tasks import TASKS, get_task
 
 TOKENIZER = build_tokenizer()
@@ -56,7 +57,7 @@ def test_tasks_are_made_of_known_words(name: str, split: str) -> None:
         assert_known(prompt.answer or "")
 
 
-@pytest.mark.parametrize("source", [tools_trace, critic_trace, math_trace])
+@pytest.mark.parametrize("source", [tools_trace, critic_trace, math_trace, strings_trace, search_trace])
 def test_traces_are_made_of_known_words(source) -> None:  # type: ignore[no-untyped-def]
     rng = random.Random(0)
     for _ in range(100):

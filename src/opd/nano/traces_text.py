@@ -1,0 +1,56 @@
+"""Traces of the tasks on words, and how traces of several tasks are mixed into one stream."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from opd.nano.traces import Source, Trace, Turn
+from opd.tasks import search, strings
+from opd.types import Prompt, Task
+
+
+def strings_trace(rng: random.Random) -> Trace:
+    """A list program and its working."""
+    while (program := strings.draw(rng)) in _held_out_programs():
+        pass
+    return [Turn("user", program.question, trained=False), Turn("assistant", program.working)]
+
+
+def search_trace(rng: random.Random) -> Trace:
+    """Facts, a question of two hops, and both facts quoted."""
+    while (problem := search.draw(rng))[1:] in _held_out_facts():
+        pass
+    return [
+        Turn("system", problem.documents, trained=False),
+        Turn("user", problem.question, trained=False),
+        Turn("assistant", problem.working),
+    ]
+
+
+def mixed_trace(rng: random.Random, *, sources: Sequence[Source]) -> Trace:
+    """A trace of one of the sources, each with equal chance."""
+    return rng.choice(sources)(rng)
+
+
+def seldom_trace(rng: random.Random, *, source: Source, hard: Callable[[Trace], bool], chance: float) -> Trace:
+    """A trace of the source; a hard one is kept with this chance, otherwise another is drawn."""
+    while True:
+        trace = source(rng)
+        if not hard(trace) or rng.random() < chance:
+            return trace
+
+
+def _held_out(task: Task) -> list[Prompt]:
+    return [prompt for split in ("val", "test") for prompt in task.prompts(split)]
+
+
+@cache
+def _held_out_programs() -> frozenset[tuple[object, ...]]:
+    return frozenset(prompt.data["program"] for prompt in _held_out(strings.StringsTask()))
+
+
+@cache
+def _held_out_facts() -> frozenset[tuple[object, ...]]:
+    return frozenset((prompt.data["known"], prompt.data["asked"]) for prompt in _held_out(search.SearchTask()))

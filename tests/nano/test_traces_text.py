@@ -1,0 +1,70 @@
+"""The traces of the tasks on words: what the tasks ask and answer, and never a prompt of val or test."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from itertools import islice
+
+import pytest
+
+from opd.nano.traces import Source, Trace, Turn, stream
+from opd.nano.traces_text import mixed_trace, search_trace, seldom_trace, strings_trace
+from opd.tasks import get_task, search, strings
+from opd.tasks.search import Fact, Problem
+from opd.tasks.strings import Program
+from opd.types import Prompt
+
+PROGRAM = Program("sort", "swap", tuple("kbdaf"))
+ZED_OWNS, ZED_LIKES = Fact("zed", "owns", "quix"), Fact("zed", "likes", "vex")
+PROBLEM = Problem((ZED_OWNS, ZED_LIKES), known=ZED_OWNS, asked=ZED_LIKES)
+
+
+def traces(source: Source, number: int = 400) -> list[Trace]:
+    return list(islice(stream(source, 0), number))
+
+
+def held_out(task: str) -> list[Prompt]:
+    return [prompt for split in ("val", "test") for prompt in get_task(task).prompts(split)]
+
+
+@pytest.mark.parametrize(("task", "source"), [("strings", strings_trace), ("search", search_trace)])
+def test_a_trace_has_the_form_of_the_tasks_prompts(task: str, source: Source) -> None:
+    roles = [message["role"] for message in get_task(task).prompts("train")[0].messages or ()]
+    for trace in traces(source):
+        assert [turn.role for turn in trace] == [*roles, "assistant"]
+        assert [turn.trained for turn in trace] == [False] * len(roles) + [True]
+
+
+def test_a_program_of_val_or_test_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([*(Program(*prompt.data["program"]) for prompt in held_out("strings")), PROGRAM])
+    monkeypatch.setattr(strings, "draw", lambda rng: next(drawn))
+    assert strings_trace(random.Random(0)) == [
+        Turn("user", "sort then swap: k b d a f", trained=False),
+        Turn("assistant", "a b d f k; answer k b d f a"),
+    ]
+
+
+def test_facts_asked_for_in_val_or_test_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(Fact(*prompt.data["known"]), Fact(*prompt.data["asked"])) for prompt in held_out("search")]
+    drawn = iter([*(Problem((asked, known), known, asked) for known, asked in pairs), PROBLEM])
+    monkeypatch.setattr(search, "draw", lambda rng: next(drawn))
+    assert search_trace(random.Random(0)) == [
+        Turn("system", "documents: zed owns quix. zed likes vex.", trained=False),
+        Turn("user", "who owns quix likes what?", trained=False),
+        Turn("assistant", "zed owns quix. zed likes vex. answer vex"),
+    ]
+
+
+def test_sources_are_mixed_in_equal_parts() -> None:
+    mixed = traces(partial(mixed_trace, sources=(strings_trace, search_trace)), 1000)
+    assert 0.45 < sum(trace[0].role == "system" for trace in mixed) / len(mixed) < 0.55
+
+
+def test_hard_traces_are_as_rare_as_asked() -> None:
+    def hard(trace: Trace) -> bool:
+        return trace[0].text.startswith("sort")
+
+    often = sum(map(hard, traces(strings_trace, 2000))) / 2000
+    rare = sum(map(hard, traces(partial(seldom_trace, source=strings_trace, hard=hard, chance=0.25), 2000))) / 2000
+    assert rare == pytest.approx(0.25 * often / (0.25 * often + 1 - often), abs=0.015)
