@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import opd
+from opd import run_file
 from opd.config import RunConfig
 from opd.errors import OpdError
 from opd.stages.config import read
@@ -27,7 +28,7 @@ def settings(stage: dict[str, Any], overrides: Any = (), **top: Any) -> dict[str
 
 def test_a_stage_is_its_run_file_with_keys_changed() -> None:
     plain = settings(RUN)
-    assert RunConfig.model_validate({**plain, "out": "o"}).optimizer.steps == 100
+    assert RunConfig.model_validate({**plain, "out": "o"}).optimizer.steps == run_file.read("opd").optimizer.steps
     for changed in ({"optimizer.steps": 5}, {"optimizer": {"steps": 5}}):
         expected = {**plain, "optimizer": {**plain["optimizer"], "steps": 5}}
         assert settings({**RUN, **changed}) == expected
