@@ -26,7 +26,7 @@ LONGEST = 10_000
 
 def main() -> None:
     """Do one job. The answer is nothing, or why it failed; status 1 says that the log knows more."""
-    answer = os.fdopen(os.dup(1), "w")
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
     os.dup2(2, 1)  # what libraries print belongs into the log
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
