@@ -39,7 +39,7 @@ class Result:
         steps: optimizer steps made. tokens: the student's own, rolled out in steps.
         seconds: time in steps, and in what was made before the first.
         stopped_by: the guard that stopped the run, or None.
-        events: what guards saw: step, kind, text.
+        events: what guards saw and what was done about it: step, kind, text.
     """
 
     out: Path
@@ -213,9 +213,9 @@ def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def _finish(loop: Loop, config: RunConfig) -> Result:
-    """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run collapsed."""
+    """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(config.out)
-    if state.stopped_by in ("collapse", "non_finite") and state.best:
+    if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
         loop.checkpoints.load_best(loop.student)
         state = dataclasses.replace(state, after=state.best)
     result = Result(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from opd.config import EvalConfig
+from opd.config import EvalConfig, RunConfig
 from opd.conflict import Conflict
 from opd.data import read_jsonl
 from opd.errors import ConfigError, DataError
-from opd.evaluation import Evaluation, Peer
+from opd.evaluation import SEED, Evaluation, Peer, mean_divergence
 from opd.log import RunLog
 from opd.loop import Loop, Term
+from opd.metrics import Metrics, summarise
 from opd.models import LanguageModel, stop_ids
 from opd.parts import Parts, sampler_of, view_of
 from opd.rollout.answers import ReferenceAnswers, WithAnswers
@@ -32,9 +35,11 @@ from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import HintView
 from opd.terms import among_teachers, assemble_terms, divergence_of, experts_of, layers_of, reader
 from opd.training.checkpoint import Checkpoints
-from opd.training.guards import Guards
+from opd.training.extrapolation import Extrapolation
+from opd.training.guards import Guards, Watch
 from opd.training.optim import Optimizer
-from opd.types import Prompt, Roller, View
+from opd.training.recovery import Recovery
+from opd.types import Prompt, Roller, Rollout, View
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
@@ -56,9 +61,9 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         terms=terms,
         optimizer=Optimizer(
             student.model,
-            **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing"}),
+            **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing", "extrapolate"}),
         ),
-        guards=Guards(**config.guards.model_dump(), num_prompts=max(len(parts.held_out), 1)),
+        guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(parts.held_out), 1)),
         checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
         log=log,
         steps=config.optimizer.steps,
@@ -69,6 +74,8 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         gate=_gate(parts, terms[0]),
         evaluate=evaluation(parts, scoring, terms[0]),
         evaluate_every=config.eval.every,
+        recovery=_recovery(config),
+        extrapolation=_extrapolation(parts, scoring),
     )
 
 
@@ -135,6 +142,51 @@ def _conflict(parts: Parts, main: Term | None) -> Conflict:
         max_tokens=parts.config.teacher.max_tokens,
         vocab_size=parts.vocab_size,
     )
+
+
+def _recovery(config: RunConfig) -> Recovery | None:
+    recover = config.guards.recover
+    if recover is None:
+        return None
+    policy = recover.model_dump(include={"times", "lr", "anchor"})
+    return Recovery(Watch(**recover.model_dump(exclude=set(policy)), prompts=config.rollout.batch), **policy)
+
+
+def _extrapolation(parts: Parts, scoring: LanguageModel | None) -> Extrapolation | None:
+    """Candidates are compared by greedy accuracy where answers can be checked, else by reverse KL to the teacher."""
+    config = parts.config.optimizer.extrapolate
+    if config is None:
+        return None
+    checkable = [p for p in parts.prompts if p.answer is not None] or parts.prompts
+    prompts = random.Random(parts.config.seed).sample(checkable, min(config.prompts, len(checkable)))
+    sampler = sampler_of(parts, Sampling(temperature=0 if parts.task else 1), held_out=False)
+    sampler.grow_every = None
+    measure = summarise if parts.task else _divergence(parts, scoring)
+
+    def validate() -> tuple[Metrics, int]:
+        rollouts = sampler.rollout(prompts, SEED)
+        return measure(rollouts), sum(r.num_tokens for r in rollouts)
+
+    return Extrapolation(parts.student.model, validate, candidates=config.candidates)
+
+
+def _divergence(parts: Parts, scoring: LanguageModel | None) -> Callable[[Sequence[Rollout]], Metrics]:
+    """Measures ``reverse_kl`` on rollouts."""
+    view = view_of(parts)
+    none = scoring is None and parts.experts is None
+    if none or isinstance(view, HintView) or parts.config.loss.signal == "cross":
+        raise ConfigError(
+            "optimizer.extrapolate compares by accuracy or by the divergence from the teacher, and neither can be "
+            "measured on these prompts; give prompts with answers, or leave it out"
+        )
+    teacher = experts_of(parts) or reader(parts, scoring)
+    objective = among_teachers(parts, divergence_of(parts, "reverse_kl"))
+
+    def measure(rollouts: Sequence[Rollout]) -> Metrics:
+        mean = mean_divergence(parts.student, rollouts, teacher, view, objective)
+        return {} if mean is None else {"reverse_kl": mean}
+
+    return measure
 
 
 def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher | None, View, int] | None:

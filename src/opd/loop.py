@@ -12,22 +12,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from opd.errors import EmptyStepError
-from opd.metrics import Metrics, gap_recovery, summarise
+from opd.metrics import Metrics, entropy, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
 from opd.teachers.gate import Gate
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
+from opd.training.extrapolation import Extrapolation
 from opd.training.guards import Guards
 from opd.training.optim import Optimizer
+from opd.training.recovery import Recovery
+from opd.training.state import State
 from opd.types import Prompt, Roller, Rollout, Segment, Signal, States, Teacher, View
 
 
@@ -43,7 +46,7 @@ class Objective(Protocol):
 class Term:
     """One summand of the loss: who teaches, what it sees, how the distance is measured and what it weighs.
 
-    A view of None reads every student token that no earlier term reads.
+    A view of None reads every student token that no earlier term reads. A term of weight 0 waits for a rollback.
     """
 
     name: str
@@ -70,32 +73,6 @@ class Log(Protocol):
 
 
 @dataclass
-class State:
-    """What changes from step to step besides weights; all of it goes into every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    """Student-chosen tokens rolled out."""
-    signal_tokens: int = 0
-    """Tokens some teacher gave a target for."""
-    seconds: float = 0.0
-    before: Metrics = field(default_factory=dict)
-    after: Metrics = field(default_factory=dict)
-    best: Metrics = field(default_factory=dict)
-    best_step: int = 0
-    skipped: int = 0
-    """Steps in a row whose loss or gradient was not finite."""
-    collapsing: int = 0
-    """Evaluations in a row at which the student had collapsed."""
-    idle: int = 0
-    """Steps in a row in which no teacher had anything to say."""
-    refused: list[str] = field(default_factory=list)
-    """Teachers that the gate keeps out, as its figures name them."""
-    stopped_by: str | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
 class Loop:
     """The parts of one run, put together by ``opd.build``; ``run`` trains."""
 
@@ -116,10 +93,12 @@ class Loop:
     gate: Gate | None = None
     evaluate: Callable[[], Metrics] | None = None
     evaluate_every: int = 20
+    recovery: Recovery | None = None
+    extrapolation: Extrapolation | None = None
     state: State = field(default_factory=State)
 
     def run(self) -> State:
-        """Train from ``state.step`` to ``steps``, or until a guard stops the run.
+        """Train from ``state.step`` to ``steps``, or until a guard stops the run and no recovery takes it up.
 
         Raises:
             EmptyStepError: a step has no tokens, or no teacher has anything to say from the first step on.
@@ -127,14 +106,18 @@ class Loop:
         state = self.state
         if not state.before:
             self._evaluate(last=False)
-        elif self.gate:
-            self.gate.apply(state.after, state.refused)
+        if self.recovery and not state.step:
+            self.checkpoints.save(self, last=True)  # something to go back to
         while state.step < self.steps and state.stopped_by is None:
             started = time.perf_counter()
             metrics = self._step(state.step)
             state.step += 1
-            state.seconds += time.perf_counter() - started
             self.log.step(state.step, metrics)
+            if self.recovery:
+                self.recovery.look(self, metrics)
+            if self.extrapolation:
+                self.extrapolation(self)
+            state.seconds += time.perf_counter() - started
             last = state.step == self.steps or state.stopped_by is not None
             if last or state.step % self.evaluate_every == 0:
                 self._evaluate(last=last)
@@ -142,6 +125,12 @@ class Loop:
         if state.signal_tokens == 0:
             raise EmptyStepError("the run is over and no teacher gave a target for a single token")
         return state
+
+    @property
+    def active(self) -> list[Term]:
+        """The terms that count, with what rollbacks have made of their weights."""
+        weighted = [replace(t, weight=self.state.weights.get(t.name, t.weight)) for t in self.terms]
+        return [term for term in weighted if term.weight]
 
     def _step(self, step: int) -> Metrics:
         """Rollouts, signals, loss, update."""
@@ -167,15 +156,21 @@ class Loop:
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
         self.state.signal_tokens += sum(len(s) for s in signals)
-        share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.terms, signals, strict=True)}
-        return {**metrics, **share, **(summarise(own) if own else {}), "tokens": float(tokens), **times}
+        share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.active, signals, strict=True)}
+        return {
+            **metrics,
+            **share,
+            **(summarise(own) | {"entropy": entropy(own)} if own else {}),
+            "tokens": float(tokens),
+            **times,
+        }
 
     def _score(self, rollouts: Sequence[Rollout]) -> tuple[list[Signal], list[Tensor]]:
         """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""
         taken: list[Segment] = []
         signals: list[Signal] = []
         weights: list[Tensor] = []
-        for term in self.terms:
+        for term in self.active:
             segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
             taken += segments
             signal = term.teacher.score(rollouts, segments).to(self.student.device)
@@ -193,14 +188,15 @@ class Loop:
         if not any(map(len, signals)):
             return self._idle()
         self.state.idle = 0
-        sums = dict.fromkeys((term.name for term in self.terms), 0.0)
+        terms, scale = self.active, self.state.lr_scale
+        sums = dict.fromkeys((term.name for term in terms), 0.0)
         self.student.model.train()
         readings = student_readings(rollouts)
         size = self.micro_batch or len(readings)
         for start in range(0, len(readings), size):
             where, states = read(self.student, readings[start : start + size], self.layers)
             losses: list[Tensor] = []
-            for term, signal, weight_T in zip(self.terms, signals, weights, strict=True):
+            for term, signal, weight_T in zip(terms, signals, weights, strict=True):
                 chosen = torch.isin(signal.rollout_T, where.rollout_T)
                 here = signal.take(chosen)
                 if not len(here):
@@ -211,15 +207,15 @@ class Loop:
                 losses.append(term.weight * loss)
             if losses:
                 torch.stack(losses).sum().backward()
-        total = sum(term.weight * sums[term.name] for term in self.terms)
-        norm = self.optimizer.step(self.state.step, total)
+        total = sum(term.weight * sums[term.name] for term in terms)
+        norm = self.optimizer.step(self.state.step, total, scale=scale)
         if norm is None:
             self._skip(total)
         else:
             self.state.skipped = 0
-            if self.average:
+            if self.average and not self.state.rollbacks:
                 self.average.update()
-        figures = {"loss": total, **sums, "lr": self.optimizer.lr(self.state.step)}
+        figures = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
         return figures | ({"grad_norm": norm} if norm is not None else {})
 
     def _idle(self) -> Metrics:
@@ -230,18 +226,20 @@ class Loop:
                 "empty; check teacher.view"
             )
         self.state.idle += 1
-        self._event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
+        self.event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
         if self.guards.idle(self.state.idle):
-            self._stop("idle", f"no teacher had anything to say for {self.state.idle} steps in a row")
+            self.stop("idle", f"no teacher had anything to say for {self.state.idle} steps in a row")
         return {}
 
     def _skip(self, loss: float) -> None:
         """A loss or gradient that is not finite never reaches the weights."""
         self.state.skipped += 1
         what = "loss" if not math.isfinite(loss) else "gradient"
-        self._event("non_finite", f"the {what} is not finite; the update was left out")
-        if self.guards.skipped(self.state.skipped):
-            self._stop("non_finite", f"the {what} was not finite for {self.state.skipped} steps in a row")
+        self.event("non_finite", f"the {what} is not finite; the update was left out")
+        if not self.optimizer.finite():
+            self.stop("non_finite", "weights of the student are not finite")
+        elif self.guards.skipped(self.state.skipped):
+            self.stop("non_finite", f"the {what} was not finite for {self.state.skipped} steps in a row")
 
     def _evaluate(self, *, last: bool) -> None:
         """Measure the student on held-out prompts, remember the best, and let the guards look.
@@ -249,14 +247,14 @@ class Loop:
         A collapse stops the run when it lasts; at the end of a run there is no more waiting.
         """
         state = self.state
-        metrics = self.evaluate() if self.evaluate else {}
+        metrics = self.evaluate() if self.evaluate and self.optimizer.finite() else {}
         if not metrics:
             return
         metrics |= gap_recovery(state.before or metrics, metrics)
         if self.gate:
             state.refused, said = self.gate(metrics, state.refused if state.before else None)
             for text in said:
-                self._event("gate", text)
+                self.event("gate", text)
         self.log.evaluation(state.step, metrics)
         state.after = metrics
         if not state.before:
@@ -267,15 +265,19 @@ class Loop:
         seen = self.guards.collapsed(state.before, state.best, metrics)
         state.collapsing = state.collapsing + 1 if seen else 0
         if seen and (last or self.guards.lasting(state.collapsing)):
-            self._stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
+            self.stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
+        if self.recovery:
+            self.recovery.evaluated(self)
 
-    def _event(self, kind: str, text: str) -> None:
+    def event(self, kind: str, text: str) -> None:
+        """Tell the log, and keep it for the result."""
         self.state.events.append({"step": self.state.step, "kind": kind, "text": text})
         self.log.event(self.state.step, kind, text)
 
-    def _stop(self, guard: str, text: str) -> None:
+    def stop(self, guard: str, text: str) -> None:
+        """Let this step be the last, unless a recovery takes the run up again."""
         self.state.stopped_by = guard
-        self._event(guard, text)
+        self.event(guard, text)
 
 
 @contextmanager

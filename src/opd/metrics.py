@@ -47,6 +47,12 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     return metrics
 
 
+def entropy(rollouts: Sequence[Rollout]) -> float:
+    """Mean of −log p over the tokens that the student drew: an estimate of its entropy that costs nothing, in nats."""
+    drawn = [logprob for r in rollouts for logprob, own in zip(r.logprobs, r.completion_mask, strict=True) if own]
+    return -_mean(drawn)
+
+
 def repeats(text: str) -> bool:
     """Whether the end of a text says the same thing over and over."""
     end = text[-REPETITION_CHARACTERS:].encode()

@@ -50,7 +50,7 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
     if config.loss.gold:
         supervised = CrossEntropy(chunk_tokens=config.loss.chunk_tokens)
         terms.append(Term("gold", Answers(), Among(PlainView(), answers=True), supervised, weight=config.loss.gold))
-    if config.loss.anchor:
+    if config.may_anchor:
         assert reference is not None
         spared = None if config.teacher.view.hint else everything
         # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
@@ -252,12 +252,14 @@ def _positions(parts: Parts) -> Positions | None:
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:
     """The model that teaches, the anchor's reference and the running average; copies are shared where they can be."""
     config = parts.config
-    compares = config.loss.anchor > 0 or config.loss.sampled.scale != 1
+    compares = config.may_anchor or config.loss.sampled.scale != 1
     frozen = config.teacher.weights == "frozen" and config.loss.reads_teacher
     initial = frozen_copy(parts.student) if compares or frozen else None
     reference = initial if compares else None
-    if config.teacher.weights == "ema":
-        copy = frozen_copy(parts.student)
-        return copy, reference, EmaWeights(copy.model, parts.student.model, config.teacher.ema_decay)
+    live = config.teacher.weights == "live"
+    if config.teacher.weights == "ema" or (live and config.guards.recover):
+        # A live teacher that may have to stop following the student is a copy that follows it at once.
+        copy, decay = frozen_copy(parts.student), 0.0 if live else config.teacher.ema_decay
+        return copy, reference, EmaWeights(copy.model, parts.student.model, decay)
     scoring = {"frozen": initial, "live": parts.student, "model": parts.teacher}[config.teacher.weights]
     return scoring, reference, None

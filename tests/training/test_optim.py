@@ -66,3 +66,31 @@ def test_state_survives_a_round_trip_bit_for_bit() -> None:
         one_step(optimizer, ours, step)
         one_step(restored, other, step)
     assert torch.equal(ours.weight, other.weight)
+
+
+def test_a_scaled_step_is_that_of_a_scaled_learning_rate() -> None:
+    ours, other = model(), model()
+    for module, optimizer, scale in (
+        (ours, Optimizer(ours, lr=0.1, steps=3), 0.5),
+        (other, Optimizer(other, lr=0.05, steps=3), 1.0),
+    ):
+        module(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step(0, 1.0, scale=scale)
+    assert torch.equal(ours.weight, other.weight)
+
+
+def test_an_empty_state_replaces_one_that_has_moments() -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    one_step(optimizer, module, 0)
+    optimizer.load_tensors({})
+    assert optimizer.tensors() == {}
+
+
+def test_weights_that_are_not_finite_are_seen() -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    assert optimizer.finite()
+    with torch.no_grad():
+        module.bias[0] = math.nan
+    assert not optimizer.finite()

@@ -127,6 +127,15 @@ class RolloutConfig(Strict):
         return self
 
 
+class ExtrapolateConfig(Strict):
+    """Go further along the update so far where validation says so, after steps 1, 2, 4, 8, … (EffOPD)."""
+
+    prompts: int = Field(50, ge=1)
+    """Training prompts, drawn once, that decide: by greedy accuracy, or without answers by the divergence."""
+    candidates: int = Field(5, ge=1)
+    """The most candidates W + 2kΔ, k = 1, 2, …; the first that is no better ends the search."""
+
+
 class OptimizerConfig(Strict):
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate of AdamW."""
@@ -144,6 +153,8 @@ class OptimizerConfig(Strict):
     """Rollouts per forward and backward pass; the result is that of the whole batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    extrapolate: ExtrapolateConfig | None = None
+    """Skip ahead where validation allows it; for every recipe."""
 
 
 class EvalConfig(Strict):
@@ -167,6 +178,37 @@ class EvalConfig(Strict):
     """Default: the rollout's."""
 
 
+class RecoverConfig(Strict):
+    """What to do instead of stopping, and when rollouts look like a collapse: where one of the symptoms shows and the
+    student does worse, in the median of five steps. A symptom compares with the first step's rollouts.
+    """
+
+    times: int = Field(3, ge=1)
+    """Go back and on so often; after that the run stops with its best weights."""
+    lr: float = Field(0.3, gt=0, le=1)
+    """Each rollback multiplies the learning rate with it."""
+    anchor: float = Field(0.2, ge=0)
+    """The least weight of ``loss.anchor`` after a rollback, doubled by each further one; needs a frozen copy of the
+    student from the start. 0 leaves the anchor as it is."""
+    worse: float = Field(0.1, gt=0, lt=1)
+    """The student does worse when its rollouts' accuracy has lost this share of its best, and more than chance
+    explains; without rewards, when the KL to the teacher is above the first step's."""
+    kl_vanished: float = Field(0.1, gt=0, lt=1)
+    """Symptom: the KL to the teacher is below this share of the first; not without rewards."""
+    kl_exploded: float = Field(3.0, gt=1)
+    """Symptom: the KL to the teacher is above so many times the first."""
+    entropy_collapsed: float = Field(0.1, gt=0, lt=1)
+    """Symptom: the entropy is below this share of the first."""
+    entropy_exploded: float = Field(5.0, gt=1)
+    """Symptom: the entropy is above so many times the first."""
+    too_long: float = Field(2.0, gt=1)
+    """Symptom: rollouts are longer than so many times the first. Without rewards it stands for itself."""
+    truncated: float = Field(0.25, gt=0, lt=1)
+    """Symptom: the share of rollouts cut off has risen by more than this. Without rewards it stands for itself."""
+    repeating: float = Field(0.2, gt=0, lt=1)
+    """Symptom: the share of repetitive rollouts has risen by more than this. Without rewards it stands for itself."""
+
+
 class GuardsConfig(Strict):
     drop: float = Field(0.5, gt=0, le=1)
     """Stop when validation has lost this share of its best (accuracy), or the divergence has grown by as much."""
@@ -178,6 +220,9 @@ class GuardsConfig(Strict):
     """Stop after so many steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)
     """Stop after so many steps in a row in which the teacher had nothing to say."""
+    recover: RecoverConfig | None = None
+    """Instead of stopping, go back to the last good checkpoint and on with more care; ``{}`` takes the defaults. How
+    much a rollback loses is up to ``checkpoint.every``."""
 
 
 class CheckpointConfig(Strict):
@@ -223,6 +268,11 @@ class RunConfig(Strict):
     """CPU threads; by default one for models below 20 M parameters, where more are slower."""
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+
+    @property
+    def may_anchor(self) -> bool:
+        """Whether an anchor holds the student, or may do so after a rollback."""
+        return self.loss.anchor > 0 or (self.guards.recover is not None and self.guards.recover.anchor > 0)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -133,3 +133,9 @@ class EmaWeights:
         """Move the average one optimizer step on."""
         for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
             mean.lerp_(current.to(mean.dtype), 1 - self.decay)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the live weights as they are."""
+        for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
+            mean.copy_(current)

@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, each written whole or not at all.
 
-out/checkpoints/000040/   model.safetensors  optimizer.safetensors  [average.safetensors]  rng.safetensors  state.json
+out/checkpoints/000040/   model.safetensors  optimizer.safetensors  rng.safetensors  state.json
+                          [average.safetensors  extrapolation.safetensors]
 out/checkpoints/best/     model.safetensors
 """
 
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from opd.errors import CheckpointError
 from opd.models import LanguageModel
+from opd.training.state import State
 
 if TYPE_CHECKING:
     from opd.loop import Loop
@@ -41,9 +43,12 @@ class Checkpoints:
         self.every = every
 
     def save(self, loop: Loop, *, last: bool) -> None:
-        """Save the run if this step is due; ``last`` always is. The folder appears when it is complete."""
+        """Save the run if this step is due; ``last`` and a rollback always are. The folder appears when it is complete.
+
+        The newest ones are kept, and what a recovery may go back to.
+        """
         step = loop.state.step
-        if step % self.every and not last:
+        if step % self.every and not last and step != loop.state.rolled_back:
             return
         partial = self.folder / f".{step:06d}"
         shutil.rmtree(partial, ignore_errors=True)
@@ -52,6 +57,8 @@ class Checkpoints:
         save_file(_contiguous(loop.optimizer.tensors()), partial / "optimizer.safetensors")
         if loop.average:
             save_file(_weights(loop.average.average), partial / "average.safetensors")
+        if loop.extrapolation:
+            save_file(_contiguous(loop.extrapolation.previous), partial / "extrapolation.safetensors")
         save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(loop.state)))
         for file in partial.iterdir():
@@ -60,8 +67,11 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush(self.folder)
-        for old in self._complete()[:-KEEP]:
-            shutil.rmtree(old)
+        complete = self._complete()
+        good = [self._at(loop.state.healthy), self._at(loop.state.proven)]
+        for old in complete[:-KEEP]:
+            if old not in good:
+                shutil.rmtree(old)
 
     def restore(self, loop: Loop) -> bool:
         """Put the newest checkpoint into a freshly built loop.
@@ -75,20 +85,45 @@ class Checkpoints:
         complete = self._complete()
         if not complete:
             return False
-        newest = complete[-1]
+        loop.state = self._load(loop, complete[-1])
+        if loop.gate:
+            loop.gate.apply(loop.state.after, loop.state.refused)
+        return True
+
+    def roll_back(self, loop: Loop, step: int) -> State:
+        """Put back the newest checkpoint made at this step or before, and forget those made after it.
+
+        Returns:
+            The state it was made in; the loop's own goes on.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        good = self._at(step)
+        if good is None:
+            raise CheckpointError(f"'{self.folder}' has no checkpoint of step {step} or before to roll back to")
+        saved = self._load(loop, good)
+        for bad in self._complete():
+            if bad > good:
+                shutil.rmtree(bad.rename(self.folder / f".{bad.name}"))  # a kill leaves no half of one behind
+        return saved
+
+    def _load(self, loop: Loop, folder: Path) -> State:
+        """Put a checkpoint's tensors into a loop; returns the state beside them."""
         try:
-            saved: dict[str, Any] = json.loads((newest / "state.json").read_text())
-            loop.state = type(loop.state)(**saved)
-            _load_weights(loop.student.model, newest / "model.safetensors")
-            loop.optimizer.load_tensors(load_file(newest / "optimizer.safetensors"))
+            saved = State(**json.loads((folder / "state.json").read_text()))
+            _load_weights(loop.student.model, folder / "model.safetensors")
+            loop.optimizer.load_tensors(load_file(folder / "optimizer.safetensors"))
             if loop.average:
-                _load_weights(loop.average.average, newest / "average.safetensors")
-            torch.set_rng_state(load_file(newest / "rng.safetensors")["torch"])
+                _load_weights(loop.average.average, folder / "average.safetensors")
+            if loop.extrapolation:
+                loop.extrapolation.load(load_file(folder / "extrapolation.safetensors"))
+            torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"checkpoint '{newest}' cannot be used ({error}); delete that folder to go on from the one before"
+                f"checkpoint '{folder}' cannot be used ({error}); delete that folder to go on from the one before"
             ) from error
-        return True
+        return saved
 
     def save_best(self, student: LanguageModel) -> None:
         """Keep the student's weights as the best so far."""
@@ -102,6 +137,10 @@ class Checkpoints:
     def load_best(self, student: LanguageModel) -> None:
         """Put the best weights back into the student."""
         _load_weights(student.model, self.folder / "best" / "model.safetensors")
+
+    def _at(self, step: int) -> Path | None:
+        """The newest checkpoint made at this step or before."""
+        return next((p for p in reversed(self._complete()) if int(p.name) <= step), None)
 
     def _complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""

@@ -52,8 +52,8 @@ class Optimizer:
             return self.peak * (1 + math.cos(math.pi * done)) / 2
         return self.peak
 
-    def step(self, step: int, loss: float) -> float | None:
-        """Apply the gradients and clear them.
+    def step(self, step: int, loss: float, *, scale: float = 1.0) -> float | None:
+        """Apply the gradients, at ``scale`` times the step's learning rate, and clear them.
 
         Returns:
             The gradient's norm before clipping; None if it or the loss is not finite, and nothing was applied.
@@ -62,10 +62,14 @@ class Optimizer:
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             for group in self.adamw.param_groups:
-                group["lr"] = self.lr(step)
+                group["lr"] = scale * self.lr(step)
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return norm if finite else None
+
+    def finite(self) -> bool:
+        """Whether all weights that train are finite."""
+        return all(bool(p.isfinite().all()) for p in self.named.values())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state as named tensors, for safetensors."""
@@ -77,6 +81,7 @@ class Optimizer:
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put back what ``tensors`` gave."""
+        self.adamw.state.clear()
         for name, parameter in self.named.items():
             state = {
                 key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors

@@ -1,0 +1,239 @@
+"""Ways to ruin a run, each with and without recovery: docs/recovery.md.
+
+    python benchmarks/recovery.py [--only "live teacher"] [--write docs/recovery.md]
+
+A run without recovery has its guards off, so that the collapse is seen to its end; with the same seed both are the
+same run until something is detected. Onset is the first step from which on, without recovery, the accuracy of rollouts
+never again comes to within three standard errors of its best; where something is injected, it is the step of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import opd
+from opd.loop import Loop
+from opd.models import LanguageModel, stop_ids
+from opd.types import FullSignal, Rollout, Segment
+
+FIXED = {
+    "eval.prompts.limit": 128,
+    "eval.every": 10,
+    "eval.diagnostics": 0,
+    "checkpoint.every": 5,
+    "log": [],
+}
+RECOVER = {"guards.recover": {}}
+GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0, "guards.max_idle": 1000}
+
+TEXT = """# Recovery: runs that were ruined on purpose
+
+`guards.recover={}` lets a run go back to its last good checkpoint when it collapses, and on from there with smaller
+steps, a stronger anchor and a teacher that no longer follows the student blindly. Every step's rollouts are watched. A
+run looks collapsed where, in the median of five steps, a **symptom** shows *and* the student does **worse**:
+
+| symptom | beside the first step's rollouts |
+|---|---|
+| `kl_vanished` | the KL to the teacher, per token, is below a tenth: the teacher follows, or says nothing |
+| `kl_exploded` | it is above three times |
+| `entropy_collapsed`, `entropy_exploded` | the entropy is below a tenth, or above five times |
+| `repeating` | the share of repetitive rollouts is up by 20 points |
+| `too_long` | rollouts are more than twice as long |
+| `truncated` | the share cut off is up by 25 points |
+
+Worse means that the accuracy of rollouts has lost a tenth of its best, and more than chance explains. Either alone is
+what learning looks like: a student that has become its teacher has no KL left, and one that changes its way of working
+does worse for a while. Where no reward is known, repetition, length and truncation stand for themselves, and the others
+count when the KL has grown. Losses that are not finite are left out as they come; `guards.max_skipped` of them in a
+row, weights that are not finite, and what the guard of evaluations sees are collapses too. All thresholds are keys of
+`guards.recover`, and so is how often a run may go back (3); after that it stops.
+
+A good checkpoint is one whose own rollouts were as good as any before. Rollbacks put back weights and the optimizer's
+state, not time: steps go on counting, with other prompts and draws. A run that has rolled back ends with its best
+evaluated weights.
+
+Each line is two runs from the same seed, `python benchmarks/recovery.py --write docs/recovery.md`, checkpoints every 5
+steps, evaluations every 10. Without recovery all guards are off. Onset is the first step from which on, without
+recovery, the accuracy of rollouts never again comes to within three standard errors of its best, or the step of the
+injection.
+"""
+
+Strike = Callable[[LanguageModel, Sequence[Rollout], FullSignal], FullSignal]
+"""What happens to the student and to what its teacher says of some rollouts."""
+
+
+class Saboteur:
+    """A display that puts itself between the loop and its teacher.
+
+    Args:
+        strike: what it does.
+        first, last: from after so many steps until after so many.
+    """
+
+    def __init__(self, strike: Strike, first: int, last: int) -> None:
+        self.strike = strike
+        self.first = first
+        self.last = last
+
+    def start(self, loop: Loop) -> None:
+        self.loop, self.teacher = loop, loop.terms[0].teacher
+        loop.terms = [dataclasses.replace(loop.terms[0], teacher=self), *loop.terms[1:]]
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> FullSignal:
+        signal = self.teacher.score(rollouts, segments)
+        assert isinstance(signal, FullSignal)
+        now = self.first <= self.loop.state.step <= self.last
+        return self.strike(self.loop.student, rollouts, signal) if now else signal
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def no_number(student: LanguageModel, rollouts: Sequence[Rollout], signal: FullSignal) -> FullSignal:
+    """What the teacher says is not a number."""
+    return dataclasses.replace(signal, hidden_TD=signal.hidden_TD * math.nan)
+
+
+@torch.no_grad()
+def broken_memory(student: LanguageModel, rollouts: Sequence[Rollout], signal: FullSignal) -> FullSignal:
+    """One of the student's weights is not a number."""
+    next(iter(student.model.parameters())).view(-1)[0] = math.nan
+    return signal
+
+
+def repetition(student: LanguageModel, rollouts: Sequence[Rollout], signal: FullSignal) -> FullSignal:
+    """The teacher likes the token best that stands there already."""
+    before = [rollouts[r].completion_ids[max(p - 1, 0)] for r, p in _positions(signal)]
+    identity_VV = torch.eye(len(signal.head_VD), dtype=signal.head_VD.dtype)
+    return _with_logits(signal, identity_VV[before], 20 * identity_VV)
+
+
+def no_end(student: LanguageModel, rollouts: Sequence[Rollout], signal: FullSignal) -> FullSignal:
+    """The teacher never wants to stop."""
+    bias_V1 = torch.zeros(len(signal.head_VD), 1, dtype=signal.head_VD.dtype)
+    bias_V1[sorted(stop_ids(student))] = -20
+    return _with_logits(signal, torch.ones(len(signal), 1, dtype=bias_V1.dtype), bias_V1)
+
+
+def _with_logits(signal: FullSignal, hidden_TE: torch.Tensor, head_VE: torch.Tensor) -> FullSignal:
+    """The teacher's logits and hidden_TE @ head_VE.T."""
+    hidden_TD, head_VD = torch.cat([signal.hidden_TD, hidden_TE], 1), torch.cat([signal.head_VD, head_VE], 1)
+    return dataclasses.replace(signal, hidden_TD=hidden_TD, head_VD=head_VD)
+
+
+def _positions(signal: FullSignal) -> list[tuple[int, int]]:
+    return list(zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way to ruin a run.
+
+    Attributes:
+        recipe, overrides: the run.
+        strike: what happens to it on the way.
+        first, last: from after so many steps until after so many.
+    """
+
+    recipe: str
+    overrides: Mapping[str, Any]
+    strike: Strike | None = None
+    first: int = 12
+    last: int = 10**6
+
+
+INJECTED = (no_number, broken_memory)
+"""What does its harm at once."""
+
+LONG = {"rollout.max_new_tokens": 128, "eval.max_new_tokens": 128, "optimizer.steps": 40}
+
+SCENARIOS = {
+    "live teacher, no anchor": Scenario("hint", {"teacher.weights": "live", "loss.anchor": 0.0, "optimizer.steps": 70}),
+    "learning rate × 100": Scenario("opd", {"optimizer.lr": 0.3, "optimizer.steps": 40}),
+    "the teacher rewards repetition": Scenario("opd", {"loss.divergence": "jsd", **LONG}, repetition),
+    "the teacher wants no end": Scenario("opd", LONG, no_end),
+    "a batch that is not a number": Scenario("opd", {"optimizer.steps": 40}, no_number, last=12),
+    "teacher out of order for 12 steps": Scenario("opd", {"optimizer.steps": 40}, no_number, last=23),
+    "weights that are not a number": Scenario("opd", {"optimizer.steps": 40}, broken_memory, last=12),
+}
+
+
+def run(scenario: Scenario, folder: Path, overrides: Mapping[str, Any]) -> opd.Result:
+    """One run in a folder of its own."""
+    out = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    displays = [Saboteur(scenario.strike, scenario.first, scenario.last)] if scenario.strike else []
+    return opd.train(scenario.recipe, {**FIXED, **scenario.overrides, **overrides, "out": str(out)}, displays=displays)
+
+
+def curve(result: opd.Result) -> dict[int, float]:
+    """Accuracy of the rollouts of each step."""
+    rows = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train"]["accuracy"] for row in rows if "accuracy" in row.get("train", {})}
+
+
+def finite(result: opd.Result) -> bool:
+    """Whether the weights at the end of a run, not the best that are left, are numbers."""
+    last = max((result.out / "checkpoints").glob("[0-9]*"))
+    return all(bool(t.isfinite().all()) for t in load_file(last / "model.safetensors").values())
+
+
+def onset(accuracies: Mapping[int, float], prompts: int) -> int:
+    """The step after the last that came to within three standard errors of the best."""
+    best = max(accuracies.values())
+    share = (best * prompts + 2) / (prompts + 4)
+    near = best - 3 * math.sqrt(share * (1 - share) / prompts)
+    return max(step for step, accuracy in accuracies.items() if accuracy >= near) + 1
+
+
+def row(name: str, scenario: Scenario, folder: Path) -> str:
+    """A line of the table."""
+    on, off = (run(scenario, folder, keys) for keys in (RECOVER, GUARDS_OFF))
+    began = scenario.first if scenario.strike in INJECTED else onset(curve(off), prompts=64)
+    backs = sum(event["kind"] == "rollback" for event in on.events)
+    stops = [f", stopped at {r.steps} ({r.stopped_by})" if r.stopped_by else "" for r in (on, off)]
+    accuracies = [f"{on.before['accuracy']:.1%}", f"{on.after['accuracy']:.1%}{stops[0]}"]
+    seen = next((e for e in on.events if e["kind"] != "rollback"), {"step": "–", "kind": "–"})
+    collapsed = "not a number" if not off.after or not finite(off) else f"{off.after['accuracy']:.1%}"
+    cells = [began, seen["step"], f"`{seen['kind']}`", backs, *accuracies, collapsed + stops[1]]
+    return f"| {name} | {' | '.join(map(str, cells))} |"
+
+
+def page(rows: Sequence[str]) -> str:
+    """docs/recovery.md."""
+    head = "| | onset | detected | by | rollbacks | accuracy before | after, with recovery | without |"
+    return "\n".join([TEXT, head, "|---|---|---|---|---|---|---|---|", *rows, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS))
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="opd-recovery-") as folder:
+        for name, scenario in SCENARIOS.items():
+            if not args.only or name in args.only:
+                rows.append(row(name, scenario, Path(folder)))
+                print(rows[-1], flush=True)
+    if args.write:
+        args.write.write_text(page(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

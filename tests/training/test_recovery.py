@@ -1,0 +1,328 @@
+"""Symptoms of a collapse as functions of figures, and ruined runs of bundled models that are caught and put right."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import opd
+from conftest import make_model
+from opd.build import assemble
+from opd.errors import CheckpointError
+from opd.log import RunLog
+from opd.loop import Loop
+from opd.metrics import entropy
+from opd.parts import Objects, gather
+from opd.run_file import read
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import SYMPTOMS, Watch, typical, watched
+from opd.types import Prompt, Rollout, Span
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "recovery.py"
+"""It has the scenarios; here they run with fewer prompts and steps."""
+
+FIRST = {
+    "accuracy": 0.5,
+    "kl": 0.2,
+    "entropy": 0.4,
+    "length": 30.0,
+    "truncation_rate": 0.1,
+    "repetition_rate": 0.0,
+}
+WATCH = Watch(prompts=64)
+
+
+def collapsed(now: Mapping[str, float], *, top: float = 0.5, first: Mapping[str, float] = FIRST) -> str | None:
+    """The symptom that three such steps show."""
+    seen = WATCH.collapsed(first, top, [now] * 3)
+    return seen[0] if seen else None
+
+
+THRESHOLDS = [
+    ("kl_vanished", "kl", 0.021, 0.019),
+    ("kl_exploded", "kl", 0.59, 0.61),
+    ("entropy_collapsed", "entropy", 0.041, 0.039),
+    ("entropy_exploded", "entropy", 1.99, 2.01),
+    ("repeating", "repetition_rate", 0.19, 0.21),
+    ("too_long", "length", 59.0, 61.0),
+    ("truncated", "truncation_rate", 0.34, 0.36),
+]
+
+
+@pytest.mark.parametrize(("name", "figure", "within", "beyond"), THRESHOLDS)
+def test_a_symptom_counts_when_the_reward_has_fallen(name: str, figure: str, within: float, beyond: float) -> None:
+    worse = {**FIRST, "accuracy": 0.2}
+    assert collapsed({**worse, figure: within}) is None
+    assert collapsed({**worse, figure: beyond}) == name
+    assert collapsed({**FIRST, figure: beyond}) is None
+
+
+@pytest.mark.parametrize(("name", "figure", "within", "beyond"), THRESHOLDS)
+def test_without_rewards_text_stands_for_itself_and_the_rest_needs_a_growing_kl(
+    name: str, figure: str, within: float, beyond: float
+) -> None:
+    first = {key: value for key, value in FIRST.items() if key != "accuracy"}
+    of_text = name in ("repeating", "too_long", "truncated")
+    assert collapsed({**first, figure: beyond}, first=first) == (name if of_text or name == "kl_exploded" else None)
+    if figure != "kl":
+        assert collapsed({**first, figure: beyond, "kl": 0.21}, first=first) == name
+
+
+def test_a_fall_that_chance_explains_is_none() -> None:
+    silent = {**FIRST, "kl": 0.0}
+    assert collapsed({**silent, "accuracy": 0.36}) is None
+    assert collapsed({**silent, "accuracy": 0.33}) == "kl_vanished"
+    assert Watch(prompts=8).collapsed(FIRST, 0.5, [{**silent, "accuracy": 0.2}] * 3) is None
+    assert collapsed({**silent, "accuracy": 0.91}, top=1.0) is None
+    assert collapsed({**silent, "accuracy": 0.87}, top=1.0) == "kl_vanished"
+
+
+def test_one_odd_step_is_no_sign_and_the_sentence_has_the_figures() -> None:
+    bad = {**FIRST, "accuracy": 0.0, "length": 64.0}
+    assert WATCH.collapsed(FIRST, 0.5, [bad, bad]) is None
+    assert WATCH.collapsed(FIRST, 0.5, [FIRST, FIRST, bad, FIRST, bad]) is None
+    assert WATCH.collapsed(FIRST, 0.5, [FIRST, FIRST, bad, bad, bad]) == (
+        "too_long",
+        "the rollouts' length went from 30.0 to 64.0, and their accuracy from 50.0% at its best to 0.0%",
+    )
+
+
+def test_healthy_is_said_of_one_step() -> None:
+    assert WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.4, "kl": 0.0})
+    assert not WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.3})
+    assert not WATCH.healthy({"length": 30.0}, 0.0, {"length": 61.0})
+
+
+def test_the_kl_is_of_all_the_students_tokens() -> None:
+    figures = {"length": 9.0, "distill": 0.5, "distill_share": 0.1, "accuracy": 0.3, "entropy": math.nan, "loss": 1.0}
+    assert watched(figures) == {"length": 9.0, "accuracy": 0.3, "kl": 0.05}
+    assert watched({"length": 9.0, "distill_share": 0.0})["kl"] == 0.0
+    assert watched({"distill_share": 1.0, "distill": 2.0}) == {}
+    assert typical([{"kl": 9.0}] * 3 + [{"kl": k} for k in (5.0, 1.0, 2.0, 3.0)] + [{"length": 1.0}]) == {
+        "kl": 2.5,
+        "length": 1.0,
+    }
+
+
+def test_entropy_is_of_the_students_own_tokens() -> None:
+    whole = Rollout(
+        prompt=Prompt("p"),
+        prompt_ids=(1,),
+        completion_ids=(2, 3, 4),
+        completion_mask=(True, False, True),
+        logprobs=(-1.0, math.nan, -3.0),
+        turns=(Span(0, 3),),
+        finish="stop",
+    )
+    assert entropy([whole, dataclasses.replace(whole, logprobs=(-2.0, math.nan, -2.0))]) == 2.0
+
+
+def scenarios() -> Any:
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("recovery_benchmark", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+QUICK = {
+    "rollout.batch": 32,
+    "rollout.max_new_tokens": 56,
+    "eval.max_new_tokens": 56,
+    "eval.prompts.limit": 32,
+    "eval.every": 20,
+}
+EARLY = {"optimizer.lr": 1e-3, "optimizer.schedule": "constant", "optimizer.warmup": 0}
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "live teacher, no anchor": ({"optimizer.lr": 2e-3, "optimizer.steps": 18, "rollout.max_new_tokens": 40}, 0),
+    "learning rate × 100": ({"optimizer.steps": 5, "optimizer.warmup": 0}, 0),
+    "the teacher rewards repetition": ({**EARLY, "optimizer.steps": 10}, 3),
+    "the teacher wants no end": ({**EARLY, "optimizer.steps": 15, "rollout.max_new_tokens": 96}, 3),
+    "weights that are not a number": ({**EARLY, "optimizer.steps": 6}, 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_ruined_run_is_caught_and_ends_no_worse_than_it_began(name: str, tmp_path: Path) -> None:
+    benchmark, (overrides, first) = scenarios(), CASES[name]
+    scenario = dataclasses.replace(benchmark.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
+    on = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.RECOVER})
+    off = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.GUARDS_OFF})
+    began = first if "number" in name else benchmark.onset(benchmark.curve(off), prompts=32)
+    seen = next(e for e in on.events if e["kind"] in {*SYMPTOMS, "non_finite"})
+    assert began <= seen["step"] <= began + 10
+    assert "rollback" in [e["kind"] for e in on.events if seen["step"] <= e["step"] <= seen["step"] + 1]
+    assert on.after["accuracy"] >= on.before["accuracy"]
+    assert off.after["accuracy"] < off.before["accuracy"] / 2 or off.stopped_by == "non_finite"
+
+
+PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+
+
+def run_file(out: Path, **changes: Any) -> dict[str, Any]:
+    """A tiny run whose learning rate is far too high; without rewards, so the KL speaks for itself."""
+    tree: dict[str, Any] = {
+        "student": "s",
+        "prompts": {"path": "p.jsonl"},
+        "teacher": {"weights": "model", "model": "t"},
+        "loss": {"divergence": "reverse_kl"},
+        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "optimizer": {"lr": 1.0, "steps": 14},
+        "checkpoint": {"every": 2},
+        "guards": {"recover": {"kl_exploded": 1.5, "lr": 0.5}},
+        "log": [],
+        "out": str(out),
+    }
+    return tree | changes
+
+
+class Interrupt:
+    """A display that stops a run the hard way."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def start(self, loop: Loop) -> None: ...
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.at:
+            raise KeyboardInterrupt
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+    answered = [{**row, "answer": "k l"} for row in PROMPTS]
+    averaged = changes.get("teacher", {}).get("weights") in ("ema", "live")
+    return opd.train(
+        run_file(out, **changes),
+        student=make_model(0),
+        teacher=None if averaged else make_model(1, layers=3, hidden=48),
+        prompts=answered if averaged else PROMPTS,
+        resume=resume,
+        displays=displays,
+    )
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    expected = weights(other)
+    return all(torch.equal(tensor, expected[name]) for name, tensor in weights(one).items())
+
+
+def kinds(result: opd.Result) -> list[str]:
+    return [event["kind"] for event in result.events]
+
+
+TEACHERS = {
+    "model": {"weights": "model", "model": "t"},
+    "ema": {"weights": "ema", "ema_decay": 0.5, "view": "privileged"},
+    "live": {"weights": "live", "view": "privileged"},
+}
+
+
+@pytest.fixture(scope="module", params=TEACHERS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, opd.Result]:
+    """A run left alone, by its kind of teacher."""
+    return request.param, train(tmp_path_factory.mktemp(request.param) / "out", teacher=TEACHERS[request.param])
+
+
+@pytest.mark.parametrize("at", [2, 4, 7, 11])
+def test_a_run_killed_around_its_rollbacks_resumes_to_the_same_bits(
+    whole: tuple[str, opd.Result], at: int, tmp_path: Path
+) -> None:
+    teacher, expected = TEACHERS[whole[0]], whole[1]
+    assert kinds(expected).count("rollback") > 1
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", teacher=teacher, displays=[Interrupt(at)])
+    resumed = train(tmp_path / "cut", teacher=teacher, resume=True)
+    assert same(tmp_path / "cut", expected.out)
+    assert (resumed.events, resumed.steps, resumed.tokens) == (expected.events, expected.steps, expected.tokens)
+
+
+@pytest.mark.parametrize("weights_of", ["model", "live"])
+def test_a_healthy_run_is_the_same_with_and_without_recovery(weights_of: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optimizer": {"lr": 1e-3, "steps": 4}}
+    if weights_of == "live":
+        changes["teacher"] = {"weights": "live", "view": "privileged"}
+    train(tmp_path / "on", **changes, guards={"recover": {}})
+    train(tmp_path / "off", **changes, guards={})
+    assert same(tmp_path / "on", tmp_path / "off")
+
+
+def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_left(tmp_path: Path) -> None:
+    result = train(tmp_path / "out", guards={"recover": {"kl_exploded": 1.5, "lr": 0.5, "times": 2}})
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"]: row["train"] for row in rows if "train" in row}
+    back = [event["step"] for event in result.events if event["kind"] == "rollback"]
+    assert len(back) == 3
+    assert [steps[step]["lr"] for step in back] == [1.0, 0.5, 0.25]
+    assert ["anchor" in steps[step] for step in back] == [False, True, True]
+    assert "anchor 0.2" in result.events[1]["text"]
+    assert "anchor 0.4" in result.events[3]["text"]
+    assert result.stopped_by == "kl_exploded"
+    assert result.steps == back[-1]
+    assert result.events[-1]["text"].endswith("the run ends, for no rollback is left")
+    assert [row["event"] for row in rows if "event" in row] == [
+        {"kind": event["kind"], "text": event["text"]} for event in result.events
+    ]
+
+
+def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
+    benchmark = scenarios()
+    poison = {last: benchmark.Saboteur(benchmark.no_number, 2, last) for last in (2, 4)}
+    healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+    once = train(tmp_path / "once", displays=[poison[2]], **healthy)
+    assert kinds(once) == ["non_finite"]
+    often = train(tmp_path / "often", displays=[poison[4]], **healthy)
+    assert kinds(often) == ["non_finite"] * 4 + ["rollback"]
+    assert (often.steps, often.stopped_by) == (8, None)
+
+
+def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path: Path) -> None:
+    tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"})
+    rows = [{**row, "answer": "k l"} for row in PROMPTS]
+    objects = Objects(student=make_model(0), prompts=rows)
+    loop = assemble(gather(read(tree), objects), RunLog(tmp_path / "metrics.jsonl", [], []))
+    assert loop.recovery is not None
+    assert loop.average is not None
+    loop.run()
+    state, teacher = loop.state, next(loop.average.average.parameters())
+    live = next(loop.student.model.parameters())
+    assert state.rollbacks
+    state.stopped_by, state.best_step = None, state.step
+    state.before, state.after = {"length": 6.0, "accuracy": 0.1}, {"length": 13.0, "accuracy": 0.2}
+    with torch.no_grad():
+        live.add_(1.0)
+    loop.recovery.evaluated(loop)
+    assert not torch.equal(teacher, live)
+    state.after = {"length": 7.0, "accuracy": 0.2}
+    loop.recovery.evaluated(loop)
+    assert torch.equal(teacher, live)
+    assert state.events[-1]["kind"] == "refresh"
+
+
+def test_nothing_to_go_back_to_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3 or before"):
+        Checkpoints(tmp_path, every=1).roll_back(None, 3)  # type: ignore[arg-type]
