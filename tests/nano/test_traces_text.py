@@ -16,8 +16,7 @@ from opd.tasks.strings import Program
 from opd.types import Prompt
 
 PROGRAM = Program("sort", "swap", tuple("kbdaf"))
-ZED_OWNS, ZED_LIKES = Fact("zed", "owns", "quix"), Fact("zed", "likes", "vex")
-PROBLEM = Problem((ZED_OWNS, ZED_LIKES), known=ZED_OWNS, asked=ZED_LIKES)
+LIKES, LIVES = Fact("zed", "likes", "vex"), Fact("vex", "lives in", "frob")
 
 
 def traces(source: Source, number: int = 400) -> list[Trace]:
@@ -46,13 +45,13 @@ def test_a_program_of_val_or_test_is_drawn_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_facts_asked_for_in_val_or_test_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [(Fact(*prompt.data["known"]), Fact(*prompt.data["asked"])) for prompt in held_out("search")]
-    drawn = iter([*(Problem((asked, known), known, asked) for known, asked in pairs), PROBLEM])
+    pairs = [(Fact(*prompt.data["first"]), Fact(*prompt.data["second"])) for prompt in held_out("search")]
+    drawn = iter([*(Problem(pair, *pair) for pair in pairs), Problem((LIVES, LIKES), LIKES, LIVES)])
     monkeypatch.setattr(search, "draw", lambda rng: next(drawn))
     assert search_trace(random.Random(0)) == [
-        Turn("system", "documents: zed owns quix. zed likes vex.", trained=False),
-        Turn("user", "who owns quix likes what?", trained=False),
-        Turn("assistant", "zed owns quix. zed likes vex. answer vex"),
+        Turn("system", "documents: vex lives in frob. zed likes vex.", trained=False),
+        Turn("user", "who zed likes lives where?", trained=False),
+        Turn("assistant", "zed likes vex. vex lives in frob. answer frob"),
     ]
 
 

@@ -1,8 +1,9 @@
-"""The search task: two hops are needed, one person fits, and only the right name passes."""
+"""The search task: two hops are needed, one chain fits, and only the right name passes."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -13,9 +14,9 @@ from opd.types import Prompt
 
 TASK = SearchTask()
 PROBLEM = Problem(
-    facts=(Fact("zed", "lives in", "frob"), Fact("blip", "likes", "quix"), Fact("zed", "owns", "quix")),
-    known=Fact("zed", "owns", "quix"),
-    asked=Fact("zed", "lives in", "frob"),
+    facts=(Fact("blip", "lives in", "frob"), Fact("zed", "owns", "vex"), Fact("zed", "likes", "blip")),
+    first=Fact("zed", "likes", "blip"),
+    second=Fact("blip", "lives in", "frob"),
 )
 
 
@@ -29,34 +30,36 @@ def problems(number: int = 1000) -> list[Problem]:
 
 
 def test_what_is_asked_and_how_it_is_answered() -> None:
-    assert PROBLEM.documents == "documents: zed lives in frob. blip likes quix. zed owns quix."
-    assert PROBLEM.question == "who owns quix lives where?"
-    assert PROBLEM.working == "zed owns quix. zed lives in frob. answer frob"
-    turned = PROBLEM._replace(known=PROBLEM.asked, asked=PROBLEM.known)
-    assert turned.question == "who lives in frob owns what?"
+    assert PROBLEM.documents == "documents: blip lives in frob. zed owns vex. zed likes blip."
+    assert PROBLEM.question == "who zed likes lives where?"
+    assert PROBLEM.working == "zed likes blip. blip lives in frob. answer frob"
+    owned = PROBLEM._replace(first=Fact("zed", "owns", "blip"), second=Fact("blip", "likes", "frob"))
+    assert owned.question == "what zed owns likes what?"
 
 
 def test_two_hops_lead_to_one_answer() -> None:
     for problem in problems():
-        fitting = [f for f in problem.facts if f[1:] == problem.known[1:]]
-        assert fitting == [problem.known]
-        assert [f for f in problem.facts if f[:2] == (problem.known.subject, problem.asked.relation)] == [problem.asked]
-        assert problem.known.relation != problem.asked.relation
-        words = problem.question.rstrip("?").split()
-        assert problem.known.subject not in words
-        assert problem.asked.object not in words
+        first, second = problem.first, problem.second
+        assert first.object == second.subject
+        assert first.relation != second.relation
+        for hop in (first, second):
+            assert [f for f in problem.facts if f[:2] == hop[:2]] == [hop]
+        assert not {second.subject, second.object} & set(problem.question.split())
 
 
 def test_facts_distract() -> None:
     drawn = problems()
-    assert {len(problem.facts) - 2 for problem in drawn} == set(NUM_DISTRACTORS)
-    others = [[f for f in p.facts if f not in (p.known, p.asked)] for p in drawn]
-    trapped = sum(any(f.object == p.known.object for f in rest) for p, rest in zip(drawn, others, strict=True))
-    assert 0.2 < trapped / len(drawn) < 0.5
-    rivals = sum(any(f.relation == p.asked.relation for f in rest) for p, rest in zip(drawn, others, strict=True))
-    assert rivals / len(drawn) > 0.8
-    first = sum(p.facts.index(p.known) < p.facts.index(p.asked) for p in drawn)
-    assert 0.45 < first / len(drawn) < 0.55
+    others = [[f for f in p.facts if f not in (p.first, p.second)] for p in drawn]
+    assert {len(rest) for rest in others} == set(NUM_DISTRACTORS)
+
+    def share(of: Callable[[Problem, Fact], bool]) -> float:
+        return sum(any(of(p, f) for f in rest) for p, rest in zip(drawn, others, strict=True)) / len(drawn)
+
+    assert share(lambda p, f: f.relation == p.second.relation) > 0.8
+    assert share(lambda p, f: f.subject == p.first.subject) > 0.6
+    assert share(lambda p, f: f.subject == p.second.subject) > 0.6
+    earlier = sum(p.facts.index(p.first) < p.facts.index(p.second) for p in drawn)
+    assert 0.45 < earlier / len(drawn) < 0.55
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -73,11 +76,11 @@ def test_gold_answers_get_the_reward_and_their_working_alone_does_not(split: str
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("zed owns quix . zed lives in frob . answer frob<|im_end|>", 1.0),
-        ("answer quix then Answer Frob", 1.0),
-        ("answer frob then answer quix", 0.0),
+        ("zed likes blip . blip lives in frob . answer frob<|im_end|>", 1.0),
+        ("answer blip then Answer Frob", 1.0),
+        ("answer frob then answer blip", 0.0),
         ("answer frob .", 0.0),
-        ("answer frob quix", 0.0),
+        ("answer frob blip", 0.0),
         ("answer fro", 0.0),
         ("frob", 0.0),
         ("answer", 0.0),
@@ -91,7 +94,7 @@ def test_only_the_name_after_the_last_answer_counts(text: str, expected: float) 
 def test_splits_have_their_sizes_and_share_no_facts_to_find() -> None:
     splits = {name: TASK.prompts(name) for name in SPLITS}
     assert {name: len(prompts) for name, prompts in splits.items()} == SPLITS
-    keys = [(prompt.data["known"], prompt.data["asked"]) for prompts in splits.values() for prompt in prompts]
+    keys = [(prompt.data["first"], prompt.data["second"]) for prompts in splits.values() for prompt in prompts]
     assert len(set(keys)) == len(keys)
 
 

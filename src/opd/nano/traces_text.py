@@ -53,4 +53,4 @@ def _held_out_programs() -> frozenset[tuple[object, ...]]:
 
 @cache
 def _held_out_facts() -> frozenset[tuple[object, ...]]:
-    return frozenset((prompt.data["known"], prompt.data["asked"]) for prompt in _held_out(search.SearchTask()))
+    return frozenset((prompt.data["first"], prompt.data["second"]) for prompt in _held_out(search.SearchTask()))

@@ -1,14 +1,14 @@
 """Questions of two hops on facts in the prompt, answered by quoting both; names are invented, and new in every prompt.
 
-system     documents: blip likes quix. zed lives in frob. blip owns vex. zed owns quix. blip lives in wib.
-user       who owns quix lives where?
-assistant  zed owns quix. zed lives in frob. answer frob
+system     documents: blip owns vex. zed owns quix. vex lives in wib. zed likes blip. blip lives in frob.
+user       who zed likes lives where?
+assistant  zed likes blip. blip lives in frob. answer frob
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -16,13 +16,12 @@ from opd.nano.tokenizer import TOOL_NAMES
 from opd.tasks.drawn import draw_splits, last_turn, pick
 from opd.types import Message, Observation, Prompt
 
-RELATIONS = ("owns", "likes", "lives in")
-NUM_PEOPLE = 3
+LINKS = {"likes": "who", "owns": "what"}
+"""Relations of the first hop, and the word that asks for what they lead to."""
+
+RELATIONS = (*LINKS, "lives in")
 NUM_DISTRACTORS = (3, 4, 5, 6)
 """Facts besides the two that the question is about."""
-
-TRAP = 0.5
-"""Chance that the thing asked about stands in another relation to somebody else."""
 
 _SEED = 20_240_604
 
@@ -39,11 +38,11 @@ class Fact(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Facts in the order of the documents, and the two that answer the question: of one subject, one hop each."""
+    """Facts in the order of the documents, and the two that answer the question, of which one leads to the other."""
 
     facts: tuple[Fact, ...]
-    known: Fact
-    asked: Fact
+    first: Fact
+    second: Fact
 
     @property
     def documents(self) -> str:
@@ -53,32 +52,35 @@ class Problem(NamedTuple):
     @property
     def question(self) -> str:
         """The user's message."""
-        asked = "lives where" if self.asked.relation == "lives in" else f"{self.asked.relation} what"
-        return f"who {self.known.relation} {self.known.object} {asked}?"
+        asked = "where" if self.second.relation == "lives in" else "what"
+        link = LINKS[self.first.relation]
+        return f"{link} {self.first.subject} {self.first.relation} {self.second.relation.split()[0]} {asked}?"
 
     @property
     def working(self) -> str:
         """The full solution: both facts, then the answer."""
-        return f"{self.known} {self.asked} answer {self.asked.object}"
+        return f"{self.first} {self.second} answer {self.second.object}"
 
 
 def draw(rng: random.Random) -> Problem:
-    """A problem in which one person alone fits the question."""
-    names = iter(rng.sample(TOOL_NAMES, NUM_PEOPLE * (1 + len(RELATIONS))))
-    people = [next(names) for _ in range(NUM_PEOPLE)]
-    facts = [Fact(person, relation, next(names)) for person in people for relation in RELATIONS]
-    known, asked = rng.sample(facts[: len(RELATIONS)], 2)
-    others = [fact for fact in facts if fact not in (known, asked)]
-    if rng.random() < TRAP:
-        others = _trapped(rng, others, known)
-    chosen = [known, asked, *rng.sample(others, rng.choice(NUM_DISTRACTORS))]
-    return Problem(tuple(rng.sample(chosen, len(chosen))), known, asked)
+    """A problem among facts of two chains with the same relations, which lead to different answers."""
+    names = iter(rng.sample(TOOL_NAMES, 10))
+    link = rng.choice(list(LINKS))
+    asked = rng.choice([relation for relation in RELATIONS if relation != link])
+    first, second, *others = _chain(rng, names, link, asked)
+    others += _chain(rng, names, link, asked)
+    chosen = [first, second, *rng.sample(others, rng.choice(NUM_DISTRACTORS))]
+    return Problem(tuple(rng.sample(chosen, len(chosen))), first, second)
 
 
-def _trapped(rng: random.Random, others: Sequence[Fact], known: Fact) -> list[Fact]:
-    """The other facts, one of another person and relation about the thing that is asked about."""
-    trap = rng.choice([f for f in others if f.subject != known.subject and f.relation != known.relation])
-    return [fact._replace(object=known.object) if fact == trap else fact for fact in others]
+def _chain(rng: random.Random, names: Iterator[str], link: str, asked: str) -> list[Fact]:
+    """Two facts of which one leads to the other, and one more about the subject of each."""
+    start, middle = next(names), next(names)
+    facts = [Fact(start, link, middle), Fact(middle, asked, next(names))]
+    for fact in tuple(facts):
+        other = rng.choice([relation for relation in RELATIONS if relation != fact.relation])
+        facts.append(Fact(fact.subject, other, next(names)))
+    return facts
 
 
 class SearchTask:
@@ -96,7 +98,7 @@ class SearchTask:
 
 @cache
 def _splits() -> dict[str, tuple[Prompt, ...]]:
-    return draw_splits(_SEED, draw, lambda problem: (problem.known, problem.asked), _make_prompt)
+    return draw_splits(_SEED, draw, lambda problem: (problem.first, problem.second), _make_prompt)
 
 
 def _make_prompt(problem: Problem, id: str) -> Prompt:
@@ -108,5 +110,5 @@ def _make_prompt(problem: Problem, id: str) -> Prompt:
         ),
         answer=problem.working,
         domain="search",
-        data={"known": tuple(problem.known), "asked": tuple(problem.asked), "result": problem.asked.object},
+        data={"first": tuple(problem.first), "second": tuple(problem.second), "result": problem.second.object},
     )
