@@ -9,7 +9,14 @@ from itertools import islice
 import pytest
 
 from opd.nano.traces import Source, Trace, Turn, stream
-from opd.nano.traces_text import mixed_trace, search_trace, seldom_trace, strings_trace
+from opd.nano.traces_text import (
+    hasty_search_trace,
+    hasty_strings_trace,
+    mixed_trace,
+    search_trace,
+    seldom_trace,
+    strings_trace,
+)
 from opd.tasks import get_task, search, strings
 from opd.tasks.search import Fact, Problem
 from opd.tasks.strings import Program
@@ -53,6 +60,21 @@ def test_facts_asked_for_in_val_or_test_are_drawn_again(monkeypatch: pytest.Monk
         Turn("user", "who zed likes lives where?", trained=False),
         Turn("assistant", "zed likes vex. vex lives in frob. answer frob"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "careful"),
+    [("strings", hasty_strings_trace, strings_trace), ("search", hasty_search_trace, search_trace)],
+)
+def test_a_hasty_answer_is_the_half_way_result(task: str, source: Source, careful: Source) -> None:
+    for hasty, right in zip(traces(source), traces(careful), strict=True):
+        assert hasty[:-1] == right[:-1]
+        half, _, answer = hasty[-1].text.partition(" answer ")
+        assert right[-1].text.startswith(half)
+        assert half.rstrip(";.").endswith(answer)
+        prompt = Prompt(id="p", data={"result": tuple(answer.split()) if task == "strings" else answer})
+        said = [{"role": "assistant", "content": hasty[-1].text}]
+        assert get_task(task).step(prompt, said).reward == 1.0
 
 
 def test_sources_are_mixed_in_equal_parts() -> None:

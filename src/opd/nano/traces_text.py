@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from opd.nano.traces import Source, Trace, Turn
@@ -27,6 +28,20 @@ def search_trace(rng: random.Random) -> Trace:
         Turn("user", problem.question, trained=False),
         Turn("assistant", problem.working),
     ]
+
+
+def hasty_strings_trace(rng: random.Random) -> Trace:
+    """A list program whose second operation is forgotten."""
+    *question, answer = strings_trace(rng)
+    inner, _, _ = answer.text.partition(";")
+    return [*question, replace(answer, text=f"{inner}; answer {inner}")]
+
+
+def hasty_search_trace(rng: random.Random) -> Trace:
+    """A question of two hops, answered after the first."""
+    *question, answer = search_trace(rng)
+    first, _, _ = answer.text.partition(".")
+    return [*question, replace(answer, text=f"{first}. answer {first.split()[-1]}")]
 
 
 def mixed_trace(rng: random.Random, *, sources: Sequence[Source]) -> Trace:

@@ -1,6 +1,6 @@
 """Questions of two hops on facts in the prompt, answered by quoting both; names are invented, and new in every prompt.
 
-system     documents: blip owns vex. zed owns quix. vex lives in wib. zed likes blip. blip lives in frob.
+system     documents: wib likes vex. blip lives in frob. vex lives in quix. zed likes blip. narp lives in tosk.
 user       who zed likes lives where?
 assistant  zed likes blip. blip lives in frob. answer frob
 """
@@ -20,6 +20,7 @@ LINKS = {"likes": "who", "owns": "what"}
 """Relations of the first hop, and the word that asks for what they lead to."""
 
 RELATIONS = (*LINKS, "lives in")
+NUM_CHAINS = 4
 NUM_DISTRACTORS = (3, 4, 5, 6)
 """Facts besides the two that the question is about."""
 
@@ -63,24 +64,20 @@ class Problem(NamedTuple):
 
 
 def draw(rng: random.Random) -> Problem:
-    """A problem among facts of two chains with the same relations, which lead to different answers."""
-    names = iter(rng.sample(TOOL_NAMES, 10))
+    """A problem among facts of several chains, all of the same two relations; nobody is the subject of two facts."""
+    names = iter(rng.sample(TOOL_NAMES, 3 * NUM_CHAINS))
     link = rng.choice(list(LINKS))
     asked = rng.choice([relation for relation in RELATIONS if relation != link])
-    first, second, *others = _chain(rng, names, link, asked)
-    others += _chain(rng, names, link, asked)
-    chosen = [first, second, *rng.sample(others, rng.choice(NUM_DISTRACTORS))]
-    return Problem(tuple(rng.sample(chosen, len(chosen))), first, second)
+    (first, second), *rivals = [_chain(names, link, asked) for _ in range(NUM_CHAINS)]
+    distractors = rng.sample([fact for chain in rivals for fact in chain], rng.choice(NUM_DISTRACTORS))
+    facts = [first, second, *distractors]
+    return Problem(tuple(rng.sample(facts, len(facts))), first, second)
 
 
-def _chain(rng: random.Random, names: Iterator[str], link: str, asked: str) -> list[Fact]:
-    """Two facts of which one leads to the other, and one more about the subject of each."""
-    start, middle = next(names), next(names)
-    facts = [Fact(start, link, middle), Fact(middle, asked, next(names))]
-    for fact in tuple(facts):
-        other = rng.choice([relation for relation in RELATIONS if relation != fact.relation])
-        facts.append(Fact(fact.subject, other, next(names)))
-    return facts
+def _chain(names: Iterator[str], link: str, asked: str) -> tuple[Fact, Fact]:
+    """Two facts of which one leads to the other."""
+    start, middle, end = next(names), next(names), next(names)
+    return Fact(start, link, middle), Fact(middle, asked, end)
 
 
 class SearchTask:
