@@ -29,6 +29,13 @@ def test_overrides_from_strings_and_mappings() -> None:
     assert author.kind == "model"
 
 
+def test_a_mix_survives_being_written_with_its_defaults() -> None:
+    mixed = read("sft", {"prompts": [{"task": "math"}, {"task": "tools", "limit": 8}]})
+    assert read(mixed.model_dump(mode="json")) == mixed
+    with pytest.raises(ConfigError, match="prompts: limit belongs into each source of the mix"):
+        read("sft", {"prompts": {"mix": [{"task": "math"}], "limit": 8}})
+
+
 def test_own_prompts_are_not_measured_on_the_recipes() -> None:
     assert read("opd", ["prompts=a.jsonl"]).eval.prompts is None
     own = read("opd", ["eval.prompts=b.jsonl", "prompts=a.jsonl"]).eval.prompts

@@ -56,9 +56,8 @@ class PromptsConfig(Strict):
             raise ValueError(
                 f"needs exactly one of task, path, dataset and mix, and has {' and '.join(given) or 'none'}"
             )
-        if self.mix and self.model_fields_set != {"mix"}:
-            other = min(self.model_fields_set - {"mix"})
-            raise ValueError(f"{other} belongs into each source of the mix; put it there")
+        if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - {"mix"})):
+            raise ValueError(f"{others[0]} belongs into each source of the mix; put it there")
         return self
 
 
