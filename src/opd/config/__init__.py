@@ -10,6 +10,7 @@ from opd.config.loss import (
     TopKConfig,
     UnsureConfig,
 )
+from opd.config.rollout import RolloutConfig
 from opd.config.run import (
     MAY_CHANGE,
     CheckpointConfig,
@@ -20,7 +21,6 @@ from opd.config.run import (
     OptimizerConfig,
     PromptsConfig,
     RecoverConfig,
-    RolloutConfig,
     RunConfig,
 )
 from opd.config.teacher import (
