@@ -37,8 +37,18 @@ from opd.types import Prompt, Roller, Rollout, Segment, Signal, States, Teacher,
 class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
-        """The weighted sum over positions, float32 []; gradients flow to the first two."""
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted sum over positions, float32 []; gradients flow to the first two.
+
+        ``per_token_T``, float32 [T], is filled with each position's own loss, detached, where there is such a thing.
+        """
         ...
 
 
