@@ -22,6 +22,7 @@ from opd.errors import EmptyStepError
 from opd.metrics import Metrics, entropy, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
+from opd.rollout.curriculum import Curriculum
 from opd.teachers.gate import Gate
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
@@ -31,7 +32,7 @@ from opd.training.guards import Guards
 from opd.training.optim import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Prompt, Roller, Rollout, Segment, Signal, States, Teacher, View
+from opd.types import Roller, Rollout, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
@@ -66,12 +67,6 @@ class Term:
     weight: float = 1.0
     positions: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
     """Weights of the signal's positions, [T]; None counts all of them alike."""
-
-
-class Curriculum(Protocol):
-    def step(self, step: int) -> list[Prompt]:
-        """The prompts of one step."""
-        ...
 
 
 class Log(Protocol):
@@ -161,7 +156,7 @@ class Loop:
                 "span is empty, or all rewards are equal; check teacher.view"
             )
         with _timed(times, "update_s"):
-            metrics = self._update(rollouts, signals, weights)
+            metrics, loss_T = self._update(rollouts, signals, weights)
         tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
@@ -170,6 +165,7 @@ class Loop:
         return {
             **metrics,
             **share,
+            **self.curriculum.learn(step, rollouts, signals[0], loss_T),
             **(summarise(own) | {"entropy": entropy(own)} if own else {}),
             "tokens": float(tokens),
             **times,
@@ -193,10 +189,13 @@ class Loop:
             weights.append(weight_T[counts] / counts.sum().clamp_min(1))
         return signals, weights
 
-    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]) -> Metrics:
-        """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
+    def _update(
+        self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]
+    ) -> tuple[Metrics, Tensor]:
+        """One optimizer step on the weighted mean over each term's tokens; figures, and the main term's losses."""
+        loss_T = torch.full_like(weights[0], torch.nan)
         if not any(map(len, signals)):
-            return self._idle()
+            return self._idle(), loss_T
         self.state.idle = 0
         terms, scale = self.active, self.state.lr_scale
         sums = dict.fromkeys((term.name for term in terms), 0.0)
@@ -212,7 +211,10 @@ class Loop:
                 if not len(here):
                     continue
                 row_T = align(rollouts, where, here)
-                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen])
+                each_T = torch.full_like(weight_T[chosen], torch.nan)
+                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen], each_T)
+                if term is terms[0]:
+                    loss_T[chosen] = each_T
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:
@@ -226,7 +228,7 @@ class Loop:
             if self.average and not self.state.rollbacks:
                 self.average.update()
         figures = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
-        return figures | ({"grad_norm": norm} if norm is not None else {})
+        return figures | ({"grad_norm": norm} if norm is not None else {}), loss_T
 
     def _idle(self) -> Metrics:
         """No teacher has anything to say: an error at the start, the end of what can be learned later on."""

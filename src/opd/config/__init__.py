@@ -10,7 +10,7 @@ from opd.config.loss import (
     TopKConfig,
     UnsureConfig,
 )
-from opd.config.rollout import RolloutConfig
+from opd.config.rollout import CurriculumConfig, RolloutConfig
 from opd.config.run import (
     MAY_CHANGE,
     CheckpointConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "CheckpointConfig",
     "ContextConfig",
     "CrossConfig",
+    "CurriculumConfig",
     "EvalConfig",
     "ExperienceConfig",
     "ExpertConfig",

@@ -9,6 +9,27 @@ from pydantic import Field, model_validator
 from opd.config.base import Strict
 
 
+class CurriculumConfig(Strict):
+    """Prompts by what they still teach, instead of each once per epoch. Weights of what speaks for a prompt."""
+
+    success: float = Field(0.0, ge=0)
+    """p (1 − p), p the prompt's success rate so far; most for one not seen yet. Needs rewards."""
+    divergence: float = Field(0.0, ge=0)
+    """The mean loss of its tokens so far; that of the worst prompt for one not seen yet. Needs a teacher."""
+    staleness: float = Field(0.0, ge=0)
+    """Steps since it was last seen."""
+    uniform: float = Field(0.1, ge=0)
+    """The same for all, so that no prompt is given up."""
+    keep: float = Field(0.8, ge=0, lt=1)
+    """What older evidence about a prompt still counts, each time there is newer."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> CurriculumConfig:
+        if not self.success + self.divergence + self.staleness + self.uniform:
+            raise ValueError("all weights are 0, so no prompt would be drawn; set success, divergence or uniform")
+        return self
+
+
 class RolloutConfig(Strict):
     policy: Literal["student", "teacher", "answers"] = "student"
     """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
@@ -22,6 +43,8 @@ class RolloutConfig(Strict):
     """Roll out so many prompts once, before the first step, let the teacher score them once, and train on that."""
     batch: int = Field(64, ge=1)
     """Prompts per step."""
+    curriculum: CurriculumConfig | None = None
+    """Which prompts; by default each once per epoch, in random order."""
     samples: int = Field(1, ge=1)
     """Rollouts per prompt."""
     max_new_tokens: int = Field(256, ge=1)
@@ -71,4 +94,13 @@ class RolloutConfig(Strict):
             )
         if self.offline and self.writers != {"student"}:
             raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
+        if self.curriculum and self.offline:
+            raise ValueError(
+                "curriculum goes by how the student's answers change, and offline makes them once; leave one out"
+            )
+        if self.curriculum and "student" not in self.writers:
+            raise ValueError(
+                f"curriculum goes by the student's own rollouts, and policy is {self.policy}; set policy=student, or "
+                "leave curriculum out"
+            )
         return self

@@ -236,6 +236,7 @@ class RunConfig(Strict):
         if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
             raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
         self._fits_sampling()
+        self._fits_curriculum()
         if self.rollout.offline and (self.loss.signal != "sampled" or self.loss.unsure or self.loss.sampled.baseline):
             what = "unsure" if self.loss.unsure else "sampled.baseline" if self.loss.sampled.baseline else "signal"
             raise ValueError(
@@ -325,6 +326,22 @@ class RunConfig(Strict):
                 "eval.divergence with loss.signal=cross: there is no reverse KL between two vocabularies; leave "
                 "eval.divergence out and give eval.prompts with answers, or eval.text"
             )
+
+    def _fits_curriculum(self) -> None:
+        """A prompt's divergence is the mean of its tokens' losses, where these measure one."""
+        loss, curriculum = self.loss, self.rollout.curriculum
+        if curriculum is None or not curriculum.divergence:
+            return
+        what = "rollout.curriculum.divergence goes by each token's distance to the teacher"
+        if not loss.reads_teacher:
+            raise ValueError(f"{what}, and loss.signal={loss.signal} has none; set rollout.curriculum.success instead")
+        if loss.signal == "cross":
+            raise ValueError(
+                f"{what}, and loss.signal=cross compares whole groups of tokens; set rollout.curriculum.success instead"
+            )
+        for key, given in (("baseline", loss.sampled.baseline), ("discount", loss.sampled.discount)):
+            if given and loss.signal == "sampled":
+                raise ValueError(f"{what}, and loss.sampled.{key} makes its loss another figure; leave one of them out")
 
     def _fits_sampling(self) -> None:
         """Log-ratios and outcome advantages are about the student's own draws."""
