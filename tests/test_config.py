@@ -64,6 +64,8 @@ def test_shorthands() -> None:
         (["teacher.view=hnt"], ["plain, hint, privileged, context or feedback"]),
         (["teacher.view={context: {}}"], ["teacher.view.context", "exactly one of text, file and experience"]),
         (["loss.positions.first=3", "loss.positions.after=3"], ["first=3", "after=3", "no token"]),
+        (["loss.positions.hardest={}", "loss.signal=hidden"], ["hardest.by=entropy", "signal is hidden"]),
+        (["loss.positions.hardest.share=1"], ["loss.positions.hardest.share", "less than 1"]),
         (["teacher.view.hint.author=bob"], ["'rules'"]),
         (["teacher.view.hint.author.http=http://x/v1"], ["served model's name"]),
         (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),

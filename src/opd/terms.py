@@ -22,7 +22,7 @@ from opd.objectives import (
     SeveralTeachers,
 )
 from opd.parts import Parts, sampler_of, view_of
-from opd.positions import Positions, Unsure
+from opd.positions import Difficulty, Positions, Unsure
 from opd.reading import sort_key
 from opd.rollout.hf import Sampling
 from opd.rollout.sampler import ALL_TURNS
@@ -44,7 +44,8 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         view, everything = Among(view, answers=False), Among(everything, answers=False)
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
-    terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
+    main = _main(parts, view, scoring, reference)
+    terms = [Term(name, *main, config.loss.weight, _positions(parts, main[2]))]
     if config.loss.unsure:
         terms.append(_unsure(parts, terms[0], config.loss.unsure))
     if config.loss.gold:
@@ -122,9 +123,10 @@ def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
     """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
     assert isinstance(main.teacher, SampledTeacher)
     assert isinstance(main.teacher.teacher, Once)
-    positions = _positions(parts)
-    # The log-ratios that some weights go by are the sampled token's, which this term does not look at.
-    among = dataclasses.replace(positions, importance=0.0, fade=None) if positions else None
+    positions = _positions(parts, main.objective)
+    # The log-ratios that some weights go by are the sampled token's, which this term does not look at; and it has a
+    # choice of tokens of its own.
+    among = dataclasses.replace(positions, importance=0.0, fade=None, difficulty=None) if positions else None
     where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature, among=among)
     support = Support(config.k, whose="teacher", rest="tail")
     objective = dataclasses.replace(divergence_of(parts, "forward_kl"), support=support)
@@ -237,7 +239,7 @@ def divergence_of(parts: Parts, name: str) -> FullVocabulary:
     )
 
 
-def _positions(parts: Parts) -> Positions | None:
+def _positions(parts: Parts, main: Objective) -> Positions | None:
     config, tokenizer = parts.config.loss.positions, parts.student.tokenizer
     skipped = set(tokenizer.all_special_ids) if config.skip_special else set()
     for token in config.skip_tokens:
@@ -246,7 +248,15 @@ def _positions(parts: Parts) -> Positions | None:
         skipped.add(tokenizer.get_vocab()[token])
     if config == type(config)():
         return None
-    return Positions(skip_ids=frozenset(skipped), **config.model_dump(exclude={"skip_special", "skip_tokens"}))
+    settings = config.model_dump(exclude={"skip_special", "skip_tokens", "hardest"})
+    if config.hardest:
+        objective = main if config.hardest.by == "divergence" else None
+        size, temperature = parts.config.teacher.max_tokens, parts.config.loss.temperature
+        settings["difficulty"] = Difficulty(
+            student=parts.student, max_tokens=size, objective=objective, temperature=temperature
+        )
+        settings["hardest"] = config.hardest.share
+    return Positions(skip_ids=frozenset(skipped), **settings)
 
 
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:

@@ -3,6 +3,7 @@
 from opd.config.loss import (
     BridgeConfig,
     CrossConfig,
+    HardestConfig,
     HiddenConfig,
     LossConfig,
     PositionsConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "FeedbackConfig",
     "GateConfig",
     "GuardsConfig",
+    "HardestConfig",
     "HiddenConfig",
     "HintConfig",
     "LossConfig",

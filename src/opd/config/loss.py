@@ -68,6 +68,18 @@ class SampledConfig(Strict):
         return self
 
 
+class HardestConfig(Strict):
+    """Only the tokens that are hardest for the student as it is; costs a forward pass of it (TIP, arXiv 2604.14084).
+
+    A selection and no sample: what is left out adds nothing, so the loss is another one, with no importance correction.
+    """
+
+    by: Literal["divergence", "entropy"] = "divergence"
+    """The loss at each token, for whole distributions; or how unsure the student is, for any signal."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """Of a step's tokens that count otherwise."""
+
+
 class PositionsConfig(Strict):
     """Which of the tokens that carry the signal count, and how much."""
 
@@ -83,6 +95,8 @@ class PositionsConfig(Strict):
     """Leave out these tokens, as the tokenizer spells them."""
     outside_events: float = Field(1.0, ge=0)
     """Weight of tokens outside the spans that the environment noticed something about; 0 leaves them out."""
+    hardest: HardestConfig | None = None
+    """Only the hardest of them."""
     mean: Literal["token", "sequence", "turn"] = "token"
     """Over all tokens alike, or each rollout or turn as much as any other."""
     importance: float = Field(0.0, ge=0)
@@ -189,6 +203,12 @@ class LossConfig(Strict):
             raise ValueError(
                 f"positions.{self.positions.by_log_ratio} goes by the sampled tokens' log-ratios, and signal is "
                 f"{self.signal}; set loss.signal=sampled"
+            )
+        hardest = self.positions.hardest
+        if hardest and hardest.by == "divergence" and self.signal not in ("full", "top_k"):
+            raise ValueError(
+                f"positions.hardest.by=divergence compares whole distributions, and signal is {self.signal}; set "
+                "loss.positions.hardest.by=entropy, or loss.signal=full or top_k"
             )
         if self.sampled.direct and self.signal not in ("sampled", "reward", "cross"):
             raise ValueError(
