@@ -67,6 +67,8 @@ class Term:
     weight: float = 1.0
     positions: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
     """Weights of the signal's positions, [T]; None counts all of them alike."""
+    by_luck: bool = False
+    """A first batch without a signal is no mistake in the run file: its rewards may happen to be equal."""
 
 
 class Log(Protocol):
@@ -128,7 +130,11 @@ class Loop:
                 self._evaluate(last=last)
             self.checkpoints.save(self, last=last or state.stopped_by is not None)
         if state.signal_tokens == 0:
-            raise EmptyStepError("the run is over and no teacher gave a target for a single token")
+            raise EmptyStepError(
+                f"the run ended at step {state.step}, and no teacher gave a target for a single token; where rewards "
+                "teach, all were equal in every group: take prompts that some answers get right, or more "
+                "rollout.samples"
+            )
         return state
 
     @property
@@ -150,17 +156,18 @@ class Loop:
             )
         with _timed(times, "teacher_s"):
             signals, weights = self._score(rollouts)
-        if step == 0 and not len(signals[0]):
+        if step == 0 and not len(signals[0]) and not self.terms[0].by_luck:
             raise EmptyStepError(
-                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, every "
-                "span is empty, or all rewards are equal; check teacher.view"
+                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, or "
+                "every span is empty; check teacher.view"
             )
+        # An anchor holds the student where it was, and teaches it nothing.
+        self.state.signal_tokens += sum(len(s) for t, s in zip(self.active, signals, strict=True) if t.name != "anchor")
         with _timed(times, "update_s"):
             metrics, loss_T = self._update(rollouts, signals, weights)
         tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
-        self.state.signal_tokens += sum(len(s) for s in signals)
         share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.active, signals, strict=True)}
         return {
             **metrics,
@@ -194,7 +201,7 @@ class Loop:
     ) -> tuple[Metrics, Tensor]:
         """One optimizer step on the weighted mean over each term's tokens; figures, and the main term's losses."""
         loss_T = torch.full_like(weights[0], torch.nan)
-        if not any(map(len, signals)):
+        if not any(map(len, signals)) or not self.state.signal_tokens:
             return self._idle(), loss_T
         self.state.idle = 0
         terms, scale = self.active, self.state.lr_scale
@@ -231,12 +238,7 @@ class Loop:
         return figures | ({"grad_norm": norm} if norm is not None else {}), loss_T
 
     def _idle(self) -> Metrics:
-        """No teacher has anything to say: an error at the start, the end of what can be learned later on."""
-        if not self.state.signal_tokens:
-            raise EmptyStepError(
-                "the first step's rollouts got no target from any teacher: no hint was written, or every span is "
-                "empty; check teacher.view"
-            )
+        """No teacher has anything to say; when that lasts, what can be learned is learned, or nothing ever can."""
         self.state.idle += 1
         self.event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
         if self.guards.idle(self.state.idle):

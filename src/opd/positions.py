@@ -34,7 +34,9 @@ class Positions:
     Attributes:
         skip_ids: tokens that never count, such as a template's special ones.
         first: only the student's first so many tokens of a rollout count; None for all.
-        mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
+        mean: over all tokens alike; or every rollout or every turn counts as much as any other, however long; or the
+            mean over rollouts of their sums over ``longest`` (constant).
+        longest: tokens that a rollout may have.
         last: only the student's last so many tokens of a rollout count.
         after: the student's first so many tokens of a rollout do not count.
         outside_events: factor on tokens outside the spans of the environment's events.
@@ -46,9 +48,10 @@ class Positions:
         hardest: share of the batch's positions of some weight that are kept, the most difficult; at least one. Nothing
             corrects for the others: the loss is that of the hard tokens.
 
-    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600;
-    fading turns, arXiv 2605.07725; first three tokens left out, SDFT arXiv 2601.19897; ramp, our choice of a form for
-    arXiv 2605.21606; hardest, TIP, arXiv 2604.14084.
+    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600; means over
+    rollouts, GRPO arXiv 2402.03300, over tokens, DAPO arXiv 2503.14476, over a constant, Dr. GRPO arXiv 2503.20783
+    (tests/fidelity/test_grpo.py); fading turns, arXiv 2605.07725; first three tokens left out, SDFT arXiv 2601.19897;
+    ramp, our choice of a form for arXiv 2605.21606; hardest, TIP, arXiv 2604.14084.
     """
 
     skip_ids: frozenset[int] = frozenset()
@@ -56,7 +59,8 @@ class Positions:
     after: int = 0
     last: int | None = None
     outside_events: float = 1.0
-    mean: Literal["token", "sequence", "turn"] = "token"
+    mean: Literal["token", "sequence", "turn", "constant"] = "token"
+    longest: int = 1
     importance: float = 0.0
     ramp: float = 0.0
     fade: float | None = None
@@ -86,6 +90,10 @@ class Positions:
             weight_T = weight_T.masked_fill(_rank(rollouts, signal) <= _length(rollouts, signal) - self.last, 0.0)
         if self.difficulty is not None:
             weight_T = _hardest(weight_T, self.difficulty(rollouts, signal), self.hardest)
+        if self.mean == "constant":
+            rollouts_that_count = len(signal.rollout_T[weight_T > 0].unique())
+            # The loop divides by the number of positions that count.
+            return weight_T * (weight_T > 0).sum() / max(rollouts_that_count * self.longest, 1)
         if self.mean != "token":
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
             weight_T = _balanced(weight_T, signal.rollout_T, group_T)

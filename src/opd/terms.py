@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from opd.config import LossConfig, UnsureConfig
+from opd.config import LossConfig, RunConfig, UnsureConfig
 from opd.errors import ConfigError
 from opd.loop import Objective, Term
 from opd.losses import Support
@@ -44,8 +44,9 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         view, everything = Among(view, answers=False), Among(everything, answers=False)
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
+    by_luck = config.loss.signal == "reward"
     main = _main(parts, view, scoring, reference)
-    terms = [Term(name, *main, config.loss.weight, _positions(parts, main[2]))]
+    terms = [Term(name, *main, config.loss.weight, _positions(parts, main[2]), by_luck=by_luck)]
     if config.loss.unsure:
         terms.append(_unsure(parts, terms[0], config.loss.unsure))
     if config.loss.gold:
@@ -58,12 +59,10 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
         terms.append(Term("anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
     if config.loss.outcome:
-        outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
-        terms.append(
-            Term(
-                "outcome", outcome, everything, _policy_gradient(config.loss, outcome=True), weight=config.loss.outcome
-            )
-        )
+        objective, mean = _policy_gradient(config.loss, outcome=True), config.loss.positions.mean
+        # Which of the signal's tokens count is no question of the outcome's, but how long answers are averaged is.
+        even = None if mean == "token" else Positions(mean=mean, longest=config.rollout.max_new_tokens)
+        terms.append(Term("outcome", _outcome(config), everything, objective, config.loss.outcome, even))
     return terms, scoring, average
 
 
@@ -88,7 +87,7 @@ def _main(
     if loss.signal == "tokens":
         return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
     if loss.signal == "reward":
-        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss, outcome=True)
+        return _outcome(parts.config), view, _policy_gradient(loss, outcome=True)
     if loss.signal == "hidden":
         assert scoring is not None
         teacher, objective = _hidden(parts, view, scoring)
@@ -117,6 +116,12 @@ def _main(
         estimator=loss.sampled.direct, temperature=loss.temperature, chunk_tokens=loss.chunk_tokens
     )
     return sampled, view, estimate
+
+
+def _outcome(config: RunConfig) -> Outcome:
+    """The reward as the run file shapes it."""
+    shape = config.loss.sampled.model_dump(include={"by_deviation", "skip_equal", "skip_truncated", "overlong"})
+    return Outcome(**shape, longest=config.rollout.max_new_tokens)
 
 
 def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
@@ -256,7 +261,7 @@ def _positions(parts: Parts, main: Objective) -> Positions | None:
             student=parts.student, max_tokens=size, objective=objective, temperature=temperature
         )
         settings["hardest"] = config.hardest.share
-    return Positions(skip_ids=frozenset(skipped), **settings)
+    return Positions(skip_ids=frozenset(skipped), longest=parts.config.rollout.max_new_tokens, **settings)
 
 
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:

@@ -41,7 +41,9 @@ class SampledConfig(Strict):
     max_advantage: float | None = Field(None, gt=0)
     """Cuts advantages off on both sides, in nats."""
     clip: tuple[float, float] | None = None
-    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]."""
+    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28] (DAPO's clip-higher). A batch of rollouts
+    makes one update, where the ratio is 1 and a clip changes nothing, unless rollouts were recorded
+    (``rollout.offline``)."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""
     baseline: bool = False
@@ -50,6 +52,20 @@ class SampledConfig(Strict):
     """Of the reward log teacher − log initial student; above 1 the target lies beyond the teacher (G-OPD)."""
     by_deviation: bool = True
     """Divide a group's outcome advantages by their standard deviation (GRPO) or not (Dr. GRPO)."""
+    skip_equal: bool = False
+    """Leave groups out of the mean whose rewards are all equal: they have no advantage and only dilute it. DAPO's
+    dynamic sampling, without drawing other prompts in their place."""
+    skip_truncated: bool = False
+    """Leave answers out that were cut off; their rewards still count in their groups (DAPO's overlong filtering)."""
+    overlong: int | None = Field(None, ge=1)
+    """The reward falls evenly, by 1 in all, over the last so many tokens before ``rollout.max_new_tokens`` (DAPO's soft
+    overlong punishment)."""
+
+    @property
+    def about_outcome(self) -> str | None:
+        """The key that shapes an outcome and nothing else, if one does."""
+        keys = ("skip_equal", "skip_truncated", "overlong")
+        return next((key for key in keys if getattr(self, key)), None)
 
     @property
     def direct(self) -> Literal["k2", "k3"] | None:
@@ -97,8 +113,9 @@ class PositionsConfig(Strict):
     """Weight of tokens outside the spans that the environment noticed something about; 0 leaves them out."""
     hardest: HardestConfig | None = None
     """Only the hardest of them."""
-    mean: Literal["token", "sequence", "turn"] = "token"
-    """Over all tokens alike, or each rollout or turn as much as any other."""
+    mean: Literal["token", "sequence", "turn", "constant"] = "token"
+    """Over all tokens alike (DAPO); each rollout (GRPO) or turn as much as any other; or each rollout's sum over
+    ``rollout.max_new_tokens`` (Dr. GRPO). Of ``loss.outcome`` too."""
     importance: float = Field(0.0, ge=0)
     """γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out."""
     ramp: float = Field(0.0, ge=0)
@@ -228,6 +245,11 @@ class LossConfig(Strict):
             raise ValueError(
                 f"sampled shapes what one sampled token says, and signal is {self.signal}; set loss.signal=sampled, or "
                 "leave loss.sampled out"
+            )
+        if self.sampled.about_outcome and self.signal != "reward" and not self.outcome:
+            raise ValueError(
+                f"sampled.{self.sampled.about_outcome} is about the outcome reward, and there is none; set "
+                "loss.signal=reward or loss.outcome, or leave it out"
             )
         if self.hidden != HiddenConfig() and self.signal != "hidden":
             raise ValueError(f"hidden={{…}} needs signal=hidden, and signal is {self.signal}")

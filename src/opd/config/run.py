@@ -363,3 +363,8 @@ class RunConfig(Strict):
             )
         if outcome and rollout.samples < 2:
             raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")
+        if (loss.sampled.overlong or 0) > rollout.max_new_tokens:
+            raise ValueError(
+                f"loss.sampled.overlong={loss.sampled.overlong} are the last of rollout.max_new_tokens="
+                f"{rollout.max_new_tokens} tokens; lower it"
+            )
