@@ -28,27 +28,31 @@ class Sums(MathTask):
 
     domains: tuple[str, ...] = (CARRY, PLAIN)
 
-    @cache  # noqa: B019 - drawn once a process
     def prompts(self, split: str) -> Sequence[Prompt]:
-        rng, name = random.Random(split), split.split("/")[0]
-        made: list[Prompt] = []
-        while len(made) < SIZES[name]:
-            a, b = additions.draw(rng)
-            working = additions.working(a, b)
-            domain = PLAIN if without_carry(a, b) == working else CARRY
-            held_out = (a + b) % 8 == 0
-            wanted = self.domains[len(made) % len(self.domains)] if self.domains else domain
-            if domain == wanted and held_out == (name == "test"):
-                made.append(
-                    Prompt(
-                        id=f"sums/{split}/{len(made)}",
-                        messages=({"role": "user", "content": additions.question(a, b)},),
-                        answer=working,
-                        domain=domain if self.domains else "math",
-                        data={"a": a, "b": b, "result": a + b},
-                    )
+        return _drawn(self.domains, split)
+
+
+@cache
+def _drawn(domains: tuple[str, ...], split: str) -> tuple[Prompt, ...]:
+    rng, name = random.Random(split), split.split("/")[0]
+    made: list[Prompt] = []
+    while len(made) < SIZES[name]:
+        a, b = additions.draw(rng)
+        working = additions.working(a, b)
+        domain = PLAIN if without_carry(a, b) == working else CARRY
+        wanted = domains[len(made) % len(domains)] if domains else domain
+        held_out = (a + b) % 8 == 0
+        if domain == wanted and held_out == (name == "test"):
+            made.append(
+                Prompt(
+                    id=f"sums/{split}/{len(made)}",
+                    messages=({"role": "user", "content": additions.question(a, b)},),
+                    answer=working,
+                    domain=domain if domains else "math",
+                    data={"a": a, "b": b, "result": a + b},
                 )
-        return made
+            )
+    return tuple(made)
 
 
 class Drawn(Sums):
