@@ -113,7 +113,7 @@ def refusals(case: Case, seed: int, folder: Path) -> list[set[str]]:
     except ConfigError as error:
         if "nobody is left" not in str(error):
             raise
-        return [set(case.bad or case.good)]
+        return [{*case.good, *case.bad}]  # whoever was good is counted as refused
     refused: set[str] = set()
     judged = []
     for step in range(0, STEPS + 1, EVERY):
