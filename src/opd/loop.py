@@ -131,9 +131,8 @@ class Loop:
             self.checkpoints.save(self, last=last or state.stopped_by is not None)
         if state.signal_tokens == 0:
             raise EmptyStepError(
-                f"the run ended at step {state.step}, and no teacher gave a target for a single token; where rewards "
-                "teach, all were equal in every group: take prompts that some answers get right, or more "
-                "rollout.samples"
+                f"the run ended at step {state.step} without a target for a single token; where rewards teach, all "
+                "were equal in every group: take prompts that some answers get right, or more rollout.samples"
             )
         return state
 
