@@ -36,6 +36,14 @@ def test_a_mix_survives_being_written_with_its_defaults() -> None:
         read("sft", {"prompts": {"mix": [{"task": "math"}], "limit": 8}})
 
 
+def test_several_teachers_take_the_place_of_the_recipes_one_and_the_other_way_round() -> None:
+    several = read("opd", {"teacher.models": {"math": "nano/math-teacher"}})
+    assert several.teacher.model is None
+    assert read(several.model_dump(), {"teacher.model": "nano/math-teacher"}).teacher.models is None
+    with pytest.raises(ConfigError, match="name one teacher or several"):
+        read("opd", {"teacher.model": "a", "teacher.models": {"math": "b"}})
+
+
 def test_own_prompts_are_not_measured_on_the_recipes() -> None:
     assert read("opd", ["prompts=a.jsonl"]).eval.prompts is None
     own = read("opd", ["eval.prompts=b.jsonl", "prompts=a.jsonl"]).eval.prompts
