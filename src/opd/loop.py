@@ -58,6 +58,16 @@ class Term:
     """Weights of the signal's positions, [T]; None counts all of them alike."""
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a term's teacher said about a batch: the segments it read, and its signal where that counts."""
+
+    term: Term
+    segments: Sequence[Segment]
+    signal: Signal
+    weight_T: Tensor
+
+
 class Curriculum(Protocol):
     def step(self, step: int) -> list[Prompt]:
         """The prompts of one step."""
@@ -65,6 +75,8 @@ class Curriculum(Protocol):
 
 
 class Log(Protocol):
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None: ...
+
     def step(self, step: int, metrics: Metrics) -> None: ...
 
     def evaluation(self, step: int, metrics: Metrics) -> None: ...
@@ -144,19 +156,20 @@ class Loop:
                 "check rollout.max_new_tokens and the stop token"
             )
         with _timed(times, "teacher_s"):
-            signals, weights = self._score(rollouts)
-        if step == 0 and not len(signals[0]):
+            scored = self.score(rollouts)
+        if step == 0 and not len(scored[0].signal):
             raise EmptyStepError(
                 f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, every "
                 "span is empty, or all rewards are equal; check teacher.view"
             )
+        self.log.scored(step, rollouts, scored)
         with _timed(times, "update_s"):
-            metrics = self._update(rollouts, signals, weights)
+            metrics = self._update(rollouts, scored)
         tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
-        self.state.signal_tokens += sum(len(s) for s in signals)
-        share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.active, signals, strict=True)}
+        self.state.signal_tokens += sum(len(s.signal) for s in scored)
+        share = {f"{s.term.name}_share": len(s.signal) / tokens for s in scored}
         return {
             **metrics,
             **share,
@@ -165,11 +178,10 @@ class Loop:
             **times,
         }
 
-    def _score(self, rollouts: Sequence[Rollout]) -> tuple[list[Signal], list[Tensor]]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""
         taken: list[Segment] = []
-        signals: list[Signal] = []
-        weights: list[Tensor] = []
+        scored: list[Scored] = []
         for term in self.active:
             segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
             taken += segments
@@ -178,36 +190,36 @@ class Loop:
             if term.positions:
                 weight_T = term.positions(rollouts, signal)
             counts = weight_T > 0
-            signals.append(signal.take(counts))
             # The count is the whole batch's, so micro-batches add up to exactly one big batch.
-            weights.append(weight_T[counts] / counts.sum().clamp_min(1))
-        return signals, weights
+            share_T = weight_T[counts] / counts.sum().clamp_min(1)
+            scored.append(Scored(term, segments, signal.take(counts), share_T))
+        return scored
 
-    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]) -> Metrics:
+    def _update(self, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> Metrics:
         """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
-        if not any(map(len, signals)):
+        if not any(len(s.signal) for s in scored):
             return self._idle()
         self.state.idle = 0
-        terms, scale = self.active, self.state.lr_scale
-        sums = dict.fromkeys((term.name for term in terms), 0.0)
+        scale = self.state.lr_scale
+        sums = dict.fromkeys((s.term.name for s in scored), 0.0)
         self.student.model.train()
         readings = student_readings(rollouts)
         size = self.micro_batch or len(readings)
         for start in range(0, len(readings), size):
             where, states = read(self.student, readings[start : start + size], self.layers)
             losses: list[Tensor] = []
-            for term, signal, weight_T in zip(terms, signals, weights, strict=True):
-                chosen = torch.isin(signal.rollout_T, where.rollout_T)
-                here = signal.take(chosen)
+            for said in scored:
+                term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)
+                here = said.signal.take(chosen)
                 if not len(here):
                     continue
                 row_T = align(rollouts, where, here)
-                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen])
+                loss = term.objective(states.take(row_T), self.student.head_VD, here, said.weight_T[chosen])
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:
                 torch.stack(losses).sum().backward()
-        total = sum(term.weight * sums[term.name] for term in terms)
+        total = sum(s.term.weight * sums[s.term.name] for s in scored)
         norm = self.optimizer.step(self.state.step, total, scale=scale)
         if norm is None:
             self._skip(total)
