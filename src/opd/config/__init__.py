@@ -20,6 +20,7 @@ from opd.config.run import (
     OptimizerConfig,
     PromptsConfig,
     RecoverConfig,
+    ReportConfig,
     RolloutConfig,
     RunConfig,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "PrivilegedConfig",
     "PromptsConfig",
     "RecoverConfig",
+    "ReportConfig",
     "RolloutConfig",
     "RunConfig",
     "SampledConfig",
