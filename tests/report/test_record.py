@@ -171,6 +171,18 @@ def test_hints_stand_above_the_span_they_are_about_and_masks_are_told(hint_run: 
     assert all("tool" in "".join(r["text"]) for r in inserted)
 
 
+def test_several_teachers_have_a_column_each(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
+    several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
+    few = {"eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.batch": 8, "report.prompts": 2, "log": []}
+    opd.train("opd", {**several, **few, "optimizer.steps": 1, "out": str(out)})
+    rollout = run_data(out)["rollouts"][0]
+    teachers = rollout["terms"][0]["teachers"]
+    assert [t["name"] for t in teachers] == ["math-teacher", "math-biased"]
+    assert all(len(t["top"]) == len(t["row"] if "row" in t else rollout["own"]) for t in teachers)
+
+
 def embedded(out: Path) -> Any:
     page = (out / "report.html").read_text(encoding="utf-8")
     start = page.index('<script type="application/json" id="data">')

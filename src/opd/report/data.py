@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ RARE = -9.21
 """log 0.0001: of the likeliest tokens those below it are left out, but for the first two."""
 
 EVERY_KIND = {"eval", "train"}
+
+LIKELIEST = "the likeliest tokens"
 
 Tree = dict[str, Any]
 
@@ -120,31 +124,56 @@ def _said(said: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
 
 
 def _fit(rollouts: list[Tree], budget: int) -> str:
-    """Leave out what is least telling until the rest fits: training rollouts, steps in between, likeliest tokens."""
-    said = []
-    sizes = {id(r): len(json.dumps(r, separators=(",", ":"))) for r in rollouts}
+    """Leave out what is least telling, stage by stage, until the rest fits; says in words what is missing."""
+    sizes = {id(r): _size(r) for r in rollouts}
+    said: dict[str, str] = {}
 
     def over() -> bool:
         return sum(sizes[id(r)] for r in rollouts) > budget
 
-    steps = sorted({r["step"] for r in rollouts})
-    while over() and len(steps) > 5:
-        dropped = set(steps[1:-1:2])
-        rollouts[:] = [r for r in rollouts if r["step"] not in dropped]
-        steps = [s for s in steps if s not in dropped]
-        said.append("every other recorded step")
-    if over():
-        rollouts[:] = [r for r in rollouts if r["of"] == "eval"]
-        said.append("training rollouts")
-    if over():
+    def thin(share: float) -> None:
         for rollout in rollouts:
-            for opinion in (rollout["student"], *(t for term in rollout["terms"] for t in term["teachers"])):
-                opinion.pop("top", None)
-            sizes[id(rollout)] = len(json.dumps(rollout, separators=(",", ":")))
-        said.append("the likeliest tokens")
+            _keep_likeliest(rollout, share)
+            sizes[id(rollout)] = _size(rollout)
+        said["top"] = f"the likeliest tokens of all but the worst {share:.0%} of positions" if share else LIKELIEST
+
+    def halve() -> None:
+        steps = sorted({r["step"] for r in rollouts})
+        rollouts[:] = [r for r in rollouts if r["step"] not in set(steps[1:-1:2])]
+        said["steps"] = "steps in between"
+
+    def only_held_out() -> None:
+        rollouts[:] = [r for r in rollouts if r["of"] == "eval"] or rollouts
+        said["train"] = "training rollouts"
+
+    for stage in (partial(thin, 0.25), halve, partial(thin, 0.05), only_held_out, halve, partial(thin, 0.0), halve):
+        if over():
+            stage()
     while over() and len(rollouts) > 1:
-        rollouts.pop()
-    return ", ".join(dict.fromkeys(said))
+        rollouts.pop(max(range(len(rollouts)), key=lambda i: (rollouts[i]["n"], rollouts[i]["step"])))
+        said["prompts"] = "some prompts"
+    return ", ".join(said.values())
+
+
+def _size(rollout: Tree) -> int:
+    return len(json.dumps(rollout, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _keep_likeliest(rollout: Tree, share: float) -> None:
+    """Forget the likeliest tokens but at the positions with the largest loss."""
+    lead: dict[int, float] = {}
+    for term in rollout["terms"]:
+        for position, loss in zip(term["position"], term["loss"], strict=True):
+            lead.setdefault(position, loss)
+    ranked = sorted(lead, key=lambda position: -abs(lead[position]))
+    kept = set(ranked[: ceil(share * len(rollout["own"]))])
+    opinions = [(rollout["student"], rollout["own"])]
+    for term in rollout["terms"]:
+        for said in term["teachers"]:
+            opinions.append((said, [term["position"][row] for row in said.get("row", range(len(term["position"])))]))
+    for said, positions in opinions:
+        if "top" in said:
+            said["top"] = [row if p in kept else [] for row, p in zip(said["top"], positions, strict=True)]
 
 
 def _series(lines: Sequence[Tree], kind: str) -> Tree:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from opd.errors import DataError
 from opd.report.live import LiveServer
 from opd.report.page import REPORT, write_page
 
@@ -19,7 +20,10 @@ def write(console: Console, folders: Sequence[Path], out: Path | None, *, browse
         out: the file; by default in the run's folder, and of several runs in the folder that one works in.
     """
     path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
-    write_page(folders, path)
+    try:
+        write_page(folders, path)
+    except OSError as error:
+        raise DataError(f"cannot write '{path}': {error.strerror or error}; choose another place with --out") from None
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
     if browser:
         webbrowser.open(path.resolve().as_uri())

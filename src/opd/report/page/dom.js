@@ -49,7 +49,7 @@ function number(value) {
   if (size >= 1e4) return `${(value / 1e3).toFixed(0)} k`;
   if (size >= 100) return value.toFixed(0);
   if (size && size < 0.01) return size < 1e-5 ? "0.000" : String(Number(value.toPrecision(2))).replace("-", "−");
-  return value.toFixed(size >= 10 ? 1 : 3).replace("-", "−");
+  return value.toFixed(size >= 10 ? 2 : 3).replace("-", "−");
 }
 
 // A probability from a logprob, with as many decimals as it needs to be told from 0 and 1.

@@ -53,7 +53,7 @@ function onKey(event) {
     return;
   }
   if (typing) return;
-  const inText = event.target.closest(".tokens") || event.target === document.body || event.target.closest("#panel, #list");
+  const inText = event.target === document.body || event.target.closest("#tokens");
   const metric = Object.keys(METRICS).find((name) => METRICS[name].key === event.key);
   const acts = {
     "[": () => moveStep(-1), "]": () => moveStep(1), n: () => nextWorst(1), p: () => nextWorst(-1), j: () => moveRollout(1), k: () => moveRollout(-1),
@@ -70,13 +70,29 @@ function onKey(event) {
   act();
 }
 
-function onText(event) {
+// The token that an event is about.
+function tokenAt(event) {
   const span = event.target.closest(".tok");
   const box = event.target.closest(".tokens");
-  if (!span || !box) return;
+  if (!span || !box) return null;
   const rollout = DATA.runs[Number(box.dataset.run)].rollouts.find((r) => r.key === box.dataset.key);
   const token = rollout.tokens[Number(span.dataset.p)];
-  if (token.own) pick(token);
+  return token.own ? token : null;
+}
+
+function onText(event) {
+  const token = tokenAt(event);
+  if (token) pick(token);
+}
+
+// Four thousand titles would be many; each is written when the pointer comes by.
+function onHover(event) {
+  const token = tokenAt(event);
+  if (!token) return;
+  const metric = METRICS[view.metric];
+  const value = metric.of(token);
+  event.target.closest(".tok").title =
+    value === null ? "left out of the loss" : `${metric.name.toLowerCase()} ${number(value)} · p ${chance(token.student.logprob)}`;
 }
 
 function build() {
@@ -119,6 +135,7 @@ $("keys-button").addEventListener("click", () => $("keys").showModal());
 fill($("keys"), el("h2", {}, "Keyboard"), el("table", { class: "figures" }, el("tbody", {}, KEYS.map(([k, what]) => el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, k)), el("td", {}, what))))), el("form", { method: "dialog" }, el("button", { class: "chip" }, "Close")));
 document.addEventListener("keydown", onKey);
 $("text").addEventListener("click", onText);
+$("text").addEventListener("mouseover", onHover);
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; buildCurves(); } });
 build();

@@ -138,7 +138,7 @@ function changes(run) {
             el("td", {}, g.count),
             el("td", {}, chanceBar(g.before / g.count)),
             el("td", {}, chanceBar(g.after / g.count)),
-            el("td", {}, prefers.map((t) => el("code", { class: t === text ? "same" : "" }, t)), g.prefers.size > 3 ? " …" : ""),
+            el("td", {}, prefers.map((t) => (t === text ? el("span", { class: "note" }, "the same ") : el("code", {}, t))), g.prefers.size > 3 ? " …" : ""),
           );
         })),
       ),

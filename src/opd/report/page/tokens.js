@@ -66,6 +66,7 @@ function moveStep(by) {
 // --- finding -------------------------------------------------------------------------------------------------------
 
 function buildFilters() {
+  const focused = document.activeElement && document.activeElement.id;
   const rollouts = primary().rollouts;
   const options = (values) => values.map(([value, label]) => el("option", { value }, label));
   const distinct = (of) => [...new Set(rollouts.flatMap(of))].filter((v) => v !== null).sort();
@@ -89,6 +90,11 @@ function buildFilters() {
     events.length ? select("event", "Event", [["", "any"], ["none", "no event"], ...events.map((k) => [k, k.replace(/_/g, " ")])]) : null,
     select("sort", "Sort by", [["order", "as recorded"], ["worst", "worst token"], ["mean", "mean divergence"]]),
   );
+  for (const [name, value] of Object.entries(filters)) {
+    const field = $(`filter-${name}`);
+    if (field) field.value = value;
+  }
+  if (focused && focused.startsWith("filter-") && $(focused)) $(focused).focus();
 }
 
 function found() {
@@ -150,7 +156,8 @@ function mark(rollout) {
 function strip(rollout) {
   const metric = METRICS[view.metric];
   const most = scale(primary(), view.metric);
-  const tokens = rollout.tokens.length > 120 ? sampled(rollout.tokens, 120) : rollout.tokens;
+  const room = view.all ? 48 : 120;
+  const tokens = rollout.tokens.length > room ? sampled(rollout.tokens, room) : rollout.tokens;
   const width = 100 / tokens.length;
   const bars = tokens.map((token, i) => {
     const value = metric.of(token);
@@ -311,7 +318,9 @@ function blocks(rollout) {
       const who = token.own ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
       found.push(el("div", { class: `block ${token.own ? "student" : "inserted"}` }, el("div", { class: "who" }, who), block.said));
     }
-    block.said.append(tokenSpan(token));
+    const [, space, rest] = token.text.match(/^( *)([^]*)$/);
+    if (rest) block.said.append(space); // between the tokens, so that each one's colour ends where it does
+    block.said.append(tokenSpan(token, rest || token.text));
     if (token.text.includes("\n")) block.said.append(el("br", {}));
   });
   return found;
@@ -327,9 +336,9 @@ function hint(context, run) {
   );
 }
 
-function tokenSpan(token) {
+function tokenSpan(token, shown) {
   const kind = token.own ? (token.masked ? "own masked" : "own") : "inserted";
-  const text = token.text.replace(/\n/g, "⏎");
+  const text = shown.replace(/\n/g, "⏎");
   const span = el("span", { class: `tok ${kind}${token.special ? " special" : ""}`, id: `t-${token.rollout.run}-${token.position}`, data: { p: token.position } }, text);
   if (token.own) {
     span.setAttribute("role", "option");
