@@ -283,8 +283,7 @@ def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
     loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
     assert [r.writer for r in rollouts] == ["student"] * 12 + ["answers"] * 4
-    signals, _ = loop._score(rollouts)
-    about = {term.name: set(signal.rollout_T.tolist()) for term, signal in zip(loop.terms, signals, strict=True)}
+    about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}
     assert about["gold"] == set(range(12, 16))
     assert about["distill"] == about["anchor"] == set(range(12))
     assert about["outcome"] in (set(), set(range(12)))

@@ -22,6 +22,9 @@ from opd.metrics import Metrics
 from opd.model_card import model_card
 from opd.models import LanguageModel
 from opd.parts import CONTEXT_FILE, Objects, Parts, gather
+from opd.report.look import look_of
+from opd.report.record import Recorder
+from opd.report.rows import ROLLOUTS
 from opd.tasks import TASKS
 from opd.types import Prompt, Task
 
@@ -109,17 +112,33 @@ def _run(parts: Parts, displays: Sequence[Any]) -> Result:
     started = time.perf_counter()
     loop = assemble(parts, log)
     loop.state.seconds = time.perf_counter() - started  # what is made before the first step is not free
+    recorder = _recorder(parts, loop)
+    if recorder:
+        displays = log.displays = [recorder, *displays]
+        log.observers = [recorder]
     loop.checkpoints.restore(loop)
     log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
     for display in displays:
         display.start(loop)
     try:
         loop.run()
-        return _finish(loop, config)
+        result = _finish(loop, config)
+        if recorder:
+            recorder.finish()
+        return result
     finally:
         log.close()
         for display in displays:
             display.stop()
+
+
+def _recorder(parts: Parts, loop: Loop) -> Recorder | None:
+    """What keeps single tokens for the report, unless the run file leaves it out."""
+    config = parts.config
+    if config.report is None:
+        return None
+    path = Path(config.out) / ROLLOUTS
+    return Recorder(loop, look_of(parts), path, config.report.top_k, parts.vocab_size)
 
 
 def evaluate(

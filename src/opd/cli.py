@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,25 @@ def evaluate(
 
     figures = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
     show_figures(console, model, figures)
+
+
+@app.command()
+def view(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several side by side.")],
+    live: Annotated[
+        bool, typer.Option("--live", help="Follow runs in progress, from a server on this machine.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the run's folder.")] = None,
+    port: Annotated[int, typer.Option(help="Of --live; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
+) -> None:
+    """See a run: curves, and what the teacher said about every token."""
+    from opd.report.view import follow, write
+
+    if live:
+        follow(console, runs, port=port, browser=browser)
+    else:
+        write(console, runs, out, browser=browser)
 
 
 @app.command()

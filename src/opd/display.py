@@ -11,6 +11,7 @@ from rich.table import Table
 
 from opd.figures import figure, headline
 from opd.metrics import Metrics
+from opd.report.page import REPORT
 
 if TYPE_CHECKING:
     from opd.api import Result
@@ -76,6 +77,8 @@ def show_result(console: Console, result: Result) -> None:
         console.print(f"[yellow]stopped by the guard '{result.stopped_by}':[/] {escape(result.events[-1]['text'])}")
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"figures  {result.out}/README.md, result.json, metrics.jsonl")
+    if (result.out / REPORT).exists():
+        console.print(f"report   {result.out}/{REPORT}  (what the teacher said about every token)")
 
 
 def show_figures(console: Console, title: str, metrics: Metrics) -> None:

@@ -6,11 +6,27 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opd.metrics import Metrics
+from opd.types import Rollout
+
+if TYPE_CHECKING:
+    from opd.loop import Scored
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+class Log(Protocol):
+    """Where the loop writes what it sees."""
+
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None: ...
+
+    def step(self, step: int, metrics: Metrics) -> None: ...
+
+    def evaluation(self, step: int, metrics: Metrics) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
 
 
 class Sink(Protocol):
@@ -23,6 +39,14 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Observer(Protocol):
+    """Somebody who looks at rollouts and at what teachers said about them, before the step that they lead to."""
+
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
+        """A batch of the weights that so many steps have made; nothing may be changed."""
+        ...
+
+
 class RunLog:
     """Writes metrics.jsonl and passes figures on.
 
@@ -32,21 +56,26 @@ class RunLog:
     Args:
         path: ``out/metrics.jsonl``.
         sinks: further places.
-        displays: objects with the methods of this class, for instance the terminal's.
+        displays: objects with the methods of this class but ``scored``, for instance the terminal's.
+        observers: look at rollouts.
     """
 
-    def __init__(self, path: Path, sinks: Sequence[Sink], displays: Sequence[Any]) -> None:
+    def __init__(
+        self, path: Path, sinks: Sequence[Sink], displays: Sequence[Any], observers: Sequence[Observer] = ()
+    ) -> None:
         self.path = path
         self.sinks = sinks
         self.displays = displays
+        self.observers = observers
 
     def rewind(self, step: int) -> None:
         """Forget what was written after a checkpoint that the run goes back to."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        rewind(self.path, step)
+
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
+        """Rollouts of a step and what teachers said about them."""
+        for observer in self.observers:
+            observer.scored(step, rollouts, scored)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Figures of a training step."""
@@ -117,6 +146,15 @@ class _Tracker:
 
     def close(self) -> None:
         self.package.finish()
+
+
+def rewind(path: Path, step: int) -> None:
+    """Keep the lines of a JSONL file that are about this step or one before."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
+    path.write_text("".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> int | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import EmptyStepError
+from opd.log import Log
 from opd.metrics import Metrics, entropy, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
@@ -71,12 +72,16 @@ class Term:
     """A first batch without a signal is no mistake in the run file: its rewards may happen to be equal."""
 
 
-class Log(Protocol):
-    def step(self, step: int, metrics: Metrics) -> None: ...
+@dataclass(frozen=True)
+class Scored:
+    """What a term's teacher said about a batch: the segments it read, and its signal where that counts."""
 
-    def evaluation(self, step: int, metrics: Metrics) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
+    term: Term
+    segments: Sequence[Segment]
+    signal: Signal
+    weight_T: Tensor
+    loss_T: Tensor
+    """Each position's own loss, once the update has been made; NaN where there is no such thing."""
 
 
 @dataclass
@@ -154,34 +159,34 @@ class Loop:
                 "check rollout.max_new_tokens and the stop token"
             )
         with _timed(times, "teacher_s"):
-            signals, weights = self._score(rollouts)
-        if step == 0 and not len(signals[0]) and not self.terms[0].by_luck:
+            scored = self.score(rollouts)
+        if step == 0 and not len(scored[0].signal) and not self.terms[0].by_luck:
             raise EmptyStepError(
                 f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, or "
                 "every span is empty; check teacher.view"
             )
         # An anchor holds the student where it was, and teaches it nothing.
-        self.state.signal_tokens += sum(len(s) for t, s in zip(self.active, signals, strict=True) if t.name != "anchor")
+        self.state.signal_tokens += sum(len(s.signal) for s in scored if s.term.name != "anchor")
+        self.log.scored(step, rollouts, scored)
         with _timed(times, "update_s"):
-            metrics, loss_T = self._update(rollouts, signals, weights)
+            metrics = self._update(rollouts, scored)
         tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
-        share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.active, signals, strict=True)}
+        share = {f"{s.term.name}_share": len(s.signal) / tokens for s in scored}
         return {
             **metrics,
             **share,
-            **self.curriculum.learn(step, rollouts, signals[0], loss_T),
+            **self.curriculum.learn(step, rollouts, scored[0].signal, scored[0].loss_T),
             **(summarise(own) | {"entropy": entropy(own)} if own else {}),
             "tokens": float(tokens),
             **times,
         }
 
-    def _score(self, rollouts: Sequence[Rollout]) -> tuple[list[Signal], list[Tensor]]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""
         taken: list[Segment] = []
-        signals: list[Signal] = []
-        weights: list[Tensor] = []
+        scored: list[Scored] = []
         for term in self.active:
             segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
             taken += segments
@@ -190,42 +195,37 @@ class Loop:
             if term.positions:
                 weight_T = term.positions(rollouts, signal)
             counts = weight_T > 0
-            signals.append(signal.take(counts))
             # The count is the whole batch's, so micro-batches add up to exactly one big batch.
-            weights.append(weight_T[counts] / counts.sum().clamp_min(1))
-        return signals, weights
+            share_T = weight_T[counts] / counts.sum().clamp_min(1)
+            scored.append(Scored(term, segments, signal.take(counts), share_T, torch.full_like(share_T, torch.nan)))
+        return scored
 
-    def _update(
-        self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]
-    ) -> tuple[Metrics, Tensor]:
-        """One optimizer step on the weighted mean over each term's tokens; figures, and the main term's losses."""
-        loss_T = torch.full_like(weights[0], torch.nan)
-        if not any(map(len, signals)) or not self.state.signal_tokens:
-            return self._idle(), loss_T
+    def _update(self, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> Metrics:
+        """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
+        if not any(len(s.signal) for s in scored) or not self.state.signal_tokens:
+            return self._idle()
         self.state.idle = 0
-        terms, scale = self.active, self.state.lr_scale
-        sums = dict.fromkeys((term.name for term in terms), 0.0)
+        scale = self.state.lr_scale
+        sums = dict.fromkeys((s.term.name for s in scored), 0.0)
         self.student.model.train()
         readings = student_readings(rollouts)
         size = self.micro_batch or len(readings)
         for start in range(0, len(readings), size):
             where, states = read(self.student, readings[start : start + size], self.layers)
             losses: list[Tensor] = []
-            for term, signal, weight_T in zip(terms, signals, weights, strict=True):
-                chosen = torch.isin(signal.rollout_T, where.rollout_T)
-                here = signal.take(chosen)
+            for said in scored:
+                term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)
+                here = said.signal.take(chosen)
                 if not len(here):
                     continue
-                row_T = align(rollouts, where, here)
-                each_T = torch.full_like(weight_T[chosen], torch.nan)
-                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen], each_T)
-                if term is terms[0]:
-                    loss_T[chosen] = each_T
+                row_T, loss_T = align(rollouts, where, here), torch.full_like(said.loss_T[chosen], torch.nan)
+                loss = term.objective(states.take(row_T), self.student.head_VD, here, said.weight_T[chosen], loss_T)
+                said.loss_T[chosen] = loss_T
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:
                 torch.stack(losses).sum().backward()
-        total = sum(term.weight * sums[term.name] for term in terms)
+        total = sum(s.term.weight * sums[s.term.name] for s in scored)
         norm = self.optimizer.step(self.state.step, total, scale=scale)
         if norm is None:
             self._skip(total)
@@ -234,7 +234,7 @@ class Loop:
             if self.average and not self.state.rollbacks:
                 self.average.update()
         figures = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
-        return figures | ({"grad_norm": norm} if norm is not None else {}), loss_T
+        return figures | ({"grad_norm": norm} if norm is not None else {})
 
     def _idle(self) -> Metrics:
         """No teacher has anything to say; when that lasts, what can be learned is learned, or nothing ever can."""

@@ -22,6 +22,7 @@ from opd.config.run import (
     OptimizerConfig,
     PromptsConfig,
     RecoverConfig,
+    ReportConfig,
     RunConfig,
 )
 from opd.config.teacher import (
@@ -62,6 +63,7 @@ __all__ = [
     "PrivilegedConfig",
     "PromptsConfig",
     "RecoverConfig",
+    "ReportConfig",
     "RolloutConfig",
     "RunConfig",
     "SampledConfig",

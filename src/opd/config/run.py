@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from opd.config.base import Strict
 from opd.config.loss import LossConfig
@@ -160,6 +160,15 @@ class GuardsConfig(Strict):
     much a rollback loses is up to ``checkpoint.every``."""
 
 
+class ReportConfig(Strict):
+    """What ``report.html`` shows of single tokens; recorded at every evaluation."""
+
+    prompts: int = Field(6, ge=1)
+    """Held-out prompts that are rolled out and scored again and again, and as many of the training step's rollouts."""
+    top_k: int = Field(8, ge=1)
+    """Likeliest tokens kept of student and teacher at every position."""
+
+
 class CheckpointConfig(Strict):
     every: int = Field(20, ge=1)
     """Steps between checkpoints."""
@@ -174,7 +183,7 @@ class MethodConfig(Strict):
     reported: str = ""
 
 
-MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device"})
+MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report"})
 """Keys of the run file that a resumed run may have changed; any other would make it another run."""
 
 
@@ -192,6 +201,8 @@ class RunConfig(Strict):
     eval: EvalConfig = EvalConfig()
     guards: GuardsConfig = GuardsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig | None = ReportConfig()
+    """The page that shows what the teacher said about every token; ``false`` leaves it out."""
     out: str
     """Folder of the run; it ends as an ordinary Hugging Face model folder."""
     seed: int = Field(0, ge=0)
@@ -203,6 +214,11 @@ class RunConfig(Strict):
     """CPU threads; by default one for models below 20 M parameters, where more are slower."""
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {False: None, True: {}}[value] if isinstance(value, bool) else value
 
     @property
     def may_anchor(self) -> bool:

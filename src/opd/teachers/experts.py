@@ -41,13 +41,17 @@ class Experts:
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> ExpertsSignal:
         """Every teacher reads the segments of its own rollouts once."""
         shares = [self._shares(rollout) for rollout in rollouts]
-        parts, names = [], [n for n in self.pool if any(n in share for share in shares)]
+        parts, names = [], self.names(rollouts)
         for name in names:
             own = [segment for segment in segments if name in shares[segment.rollout]]
             part = LocalTeacher(self.pool[name], max_tokens=self.max_tokens).score(rollouts, own)
             parts.append(replace(part, head_VD=self.pool.head(name)))
         table_BK = torch.tensor([[share.get(name, 0.0) for name in names] for share in shares])
         return combined(parts, table_BK)
+
+    def names(self, rollouts: Sequence[Rollout]) -> list[str]:
+        """Who has something to say about any of them, in the order of a signal's parts."""
+        return [name for name in self.pool if any(name in self._shares(rollout) for rollout in rollouts)]
 
     def _shares(self, rollout: Rollout) -> Mapping[str, float]:
         shares = self.shares.get(rollout.prompt.domain, {})

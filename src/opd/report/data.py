@@ -1,0 +1,206 @@
+"""What the page shows of a run, read from its folder: finished, stopped, killed or still going. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from opd.errors import DataError
+from opd.report.rows import ROLLOUTS, read_rows
+
+BUDGET = 4_200_000
+"""Characters of a page's rollouts; with everything else a report stays below 5 MB."""
+
+RARE = -9.21
+"""log 0.0001: of the likeliest tokens those below it are left out, but for the first two."""
+
+EVERY_KIND = {"eval", "train"}
+
+LIKELIEST = "the likeliest tokens"
+
+Tree = dict[str, Any]
+
+
+def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
+    """Everything the page knows of one run, ready for JSON.
+
+    Args:
+        folder: of the run.
+        budget: characters that its rollouts may take.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
+    config = _json(folder / "run.json") or {}
+    result = _json(folder / "result.json")
+    lines = _lines(folder / "metrics.jsonl")
+    rollouts, vocabulary, left_out = _rollouts(read_rows(folder / ROLLOUTS), budget)
+    events = [{"step": line["step"], **line["event"]} for line in lines if "event" in line]
+    method = config.get("method") or {}
+    return {
+        "name": folder.resolve().name,
+        "title": method.get("title") or "",
+        "summary": method.get("summary") or "",
+        "source": method.get("source") or "",
+        "config": config,
+        "labels": _labels(config),
+        "finished": result is not None,
+        "stopped_by": (result or {}).get("stopped_by"),
+        "seconds": (result or {}).get("seconds"),
+        "tokens": (result or {}).get("tokens"),
+        "best": (result or {}).get("best") or {},
+        "train": _series(lines, "train"),
+        "eval": _series(lines, "eval"),
+        "events": events,
+        "vocabulary": vocabulary,
+        "specials": sorted({r["text"][p] for r in rollouts for p in r["special"]}),
+        "rollouts": rollouts,
+        "left_out": left_out,
+    }
+
+
+def _labels(config: Mapping[str, Any]) -> Tree:
+    """What the terms' losses are called."""
+    loss = config.get("loss") or {}
+    names = {"forward_kl": "forward KL", "reverse_kl": "reverse KL", "jsd": "Jensen-Shannon", "tv": "total variation"}
+    divergence = str(loss.get("divergence", "divergence"))
+    by_signal = {
+        "sampled": "policy-gradient loss",
+        "reward": "policy-gradient loss",
+        "hidden": "distance of hidden states",
+        "cross": "distance over common text",
+        "tokens": "surprise",
+    }
+    main = by_signal.get(str(loss.get("signal")), names.get(divergence, divergence.replace("_", " ")))
+    return {"distill": main, "anchor": "reverse KL to the start", "outcome": "outcome loss", "gold": "surprise"}
+
+
+def _rollouts(rows: Sequence[Tree], budget: int) -> tuple[list[Tree], list[str], str]:
+    """Rollouts as the page wants them, the texts of their likeliest tokens, and what did not fit."""
+    vocabulary: dict[str, int] = {}
+    shown: dict[tuple[Any, ...], Tree] = {}
+    for row in rows:
+        if row["of"] in EVERY_KIND:
+            shown[row["step"], row["of"], row["n"]] = _rollout(row, vocabulary)
+    for row in rows:
+        about = shown.get(tuple(row.get("about", ())))
+        if about is None:
+            continue
+        if row["of"] == "after":
+            about["after"] = row["logprob"]
+        else:
+            about.setdefault("again", []).append([row["step"], row["logprob"]])
+    kept = sorted(shown.values(), key=lambda r: (r["step"], r["of"] != "eval", r["n"]))
+    left_out = _fit(kept, budget)
+    return kept, list(vocabulary), left_out
+
+
+def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
+    same = ("step", "of", "n", "prompt", "domain", "answer", "prompt_text", "ids", "text", "own", "special", "drawn")
+    also = ("turns", "events", "reward", "finish", "writer")
+    student = _said(row["student"], vocabulary)
+    terms = [{**term, "teachers": [_said(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
+    return {**{key: row[key] for key in same + also}, "student": student, "terms": terms}
+
+
+def _said(said: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
+    """An opinion with its likeliest tokens as [number in the vocabulary, logprob, number, logprob, ...] a position."""
+    line = {key: value for key, value in said.items() if not key.startswith("top")}
+    if "top" in said:
+        line["top"] = []
+        for texts, logprobs in zip(said["top"], said["top_logprob"], strict=True):
+            pairs: list[float] = []
+            for place, (text, logprob) in enumerate(zip(texts, logprobs, strict=True)):
+                if place < 2 or logprob > RARE:
+                    pairs += [vocabulary.setdefault(text, len(vocabulary)), round(logprob, 4)]
+            line["top"].append(pairs)
+    return line
+
+
+def _fit(rollouts: list[Tree], budget: int) -> str:
+    """Leave out what is least telling, stage by stage, until the rest fits; says in words what is missing."""
+    sizes = {id(r): _size(r) for r in rollouts}
+    said: dict[str, str] = {}
+
+    def over() -> bool:
+        return sum(sizes[id(r)] for r in rollouts) > budget
+
+    def thin(share: float) -> None:
+        for rollout in rollouts:
+            _keep_likeliest(rollout, share)
+            sizes[id(rollout)] = _size(rollout)
+        said["top"] = f"the likeliest tokens of all but the worst {share:.0%} of positions" if share else LIKELIEST
+
+    def halve() -> None:
+        steps = sorted({r["step"] for r in rollouts})
+        rollouts[:] = [r for r in rollouts if r["step"] not in set(steps[1:-1:2])]
+        said["steps"] = "steps in between"
+
+    def only_held_out() -> None:
+        rollouts[:] = [r for r in rollouts if r["of"] == "eval"] or rollouts
+        said["train"] = "training rollouts"
+
+    for stage in (partial(thin, 0.25), halve, partial(thin, 0.05), only_held_out, halve, partial(thin, 0.0), halve):
+        if over():
+            stage()
+    while over() and len(rollouts) > 1:
+        rollouts.pop(max(range(len(rollouts)), key=lambda i: (rollouts[i]["n"], rollouts[i]["step"])))
+        said["prompts"] = "some prompts"
+    return ", ".join(said.values())
+
+
+def _size(rollout: Tree) -> int:
+    return len(json.dumps(rollout, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _keep_likeliest(rollout: Tree, share: float) -> None:
+    """Forget the likeliest tokens but at the positions with the largest loss."""
+    lead: dict[int, float] = {}
+    for term in rollout["terms"]:
+        for position, loss in zip(term["position"], term["loss"], strict=True):
+            lead.setdefault(position, loss)
+    ranked = sorted(lead, key=lambda position: -abs(lead[position]))
+    kept = set(ranked[: ceil(share * len(rollout["own"]))])
+    opinions = [(rollout["student"], rollout["own"])]
+    for term in rollout["terms"]:
+        for said in term["teachers"]:
+            opinions.append((said, [term["position"][row] for row in said.get("row", range(len(term["position"])))]))
+    for said, positions in opinions:
+        if "top" in said:
+            said["top"] = [row if p in kept else [] for row, p in zip(said["top"], positions, strict=True)]
+
+
+def _series(lines: Sequence[Tree], kind: str) -> Tree:
+    """Columns over steps; None where a step lacks a figure."""
+    rows = [(line["step"], line[kind]) for line in lines if kind in line]
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    columns = {name: [_short(row.get(name)) for _, row in rows] for name in names}
+    return {"step": [step for step, _ in rows], "columns": columns}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or value != value or abs(value) == float("inf") else float(f"{value:.5g}")
+
+
+def _lines(path: Path) -> list[Tree]:
+    """The lines of a file that may still be written to."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _json(path: Path) -> Tree | None:
+    if not path.exists():
+        return None
+    tree: Tree = json.loads(path.read_text(encoding="utf-8"))
+    return tree

@@ -1,0 +1,87 @@
+"""``opd view --live``: the page of a run in progress, from a server that only this machine can reach. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from opd.report.data import BUDGET, run_data
+from opd.report.page import data_block, page
+from opd.report.rows import ROLLOUTS
+
+LOOPBACK = "127.0.0.1"
+
+WATCHED = ("run.json", "metrics.jsonl", ROLLOUTS, "result.json")
+
+
+class LiveServer(ThreadingHTTPServer):
+    """Serves the page and its data, read anew from the runs' folders whenever these have changed.
+
+    Args:
+        folders: of the runs.
+        port: 0 takes a free one.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folders: Sequence[Path], port: int = 0) -> None:
+        self.folders = list(folders)
+        self.known: tuple[str, list[dict[str, Any]]] = ("", [])
+        self.news()
+        super().__init__((LOOPBACK, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.server_address[1]}/"
+
+    def news(self) -> tuple[str, list[dict[str, Any]]]:
+        """A name of the state that the folders are in, and what the page shows of it."""
+        marks = []
+        for folder in self.folders:
+            for path in (folder / name for name in WATCHED):
+                if path.exists():
+                    seen = path.stat()
+                    marks.append(f"{path} {seen.st_mtime_ns} {seen.st_size}")
+        name = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:20]
+        if name != self.known[0]:
+            self.known = name, [run_data(folder, budget=BUDGET // len(self.folders)) for folder in self.folders]
+        return self.known
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: LiveServer
+
+    def do_GET(self) -> None:
+        port = self.server.server_address[1]
+        # Another site whose name points to this machine must not read along.
+        if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
+            self._answer(403, b"", "text/plain")
+            return
+        name, runs = self.server.news()
+        tag = f'"{name}"'
+        if self.path == "/":
+            self._answer(200, page(runs, live=True).encode(), "text/html; charset=utf-8")
+        elif self.path != "/data.json":
+            self._answer(404, b"", "text/plain")
+        elif self.headers.get("If-None-Match") == tag:
+            self._answer(304, b"", "application/json", tag)
+        else:
+            self._answer(200, data_block({"runs": runs, "live": True}).encode(), "application/json", tag)
+
+    def _answer(self, status: int, body: bytes, kind: str, tag: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
+        if tag:
+            self.send_header("ETag", tag)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal belongs to the person."""

@@ -1,0 +1,150 @@
+// "In short": what came of the run, and which choices changed most. For somebody who sees this for the first time.
+
+const HEADLINE = ["accuracy", "invalid_call_rate", "reverse_kl", "teacher/reverse_kl", "teacher/overlap@16", "length", "text_loss"];
+const NAMES = {
+  accuracy: "answers right", invalid_call_rate: "invalid tool calls", reverse_kl: "divergence from the teacher",
+  "teacher/reverse_kl": "divergence from the teacher", "teacher/overlap@16": "likeliest tokens shared",
+  length: "tokens an answer", text_loss: "loss on held-out text",
+};
+const LOWER_IS_BETTER = new Set(["invalid_call_rate", "reverse_kl", "teacher/reverse_kl", "text_loss"]);
+const NEUTRAL = new Set(["length"]);
+
+function story() {
+  const runs = DATA.runs;
+  fill($("brand"), runs.map((r) => r.name).join(" · "));
+  const title = runs.length > 1 ? `${runs.length} runs side by side` : runs[0].title || runs[0].name;
+  fill(
+    $("short"),
+    el("h1", { id: "short-title" }, title),
+    runs.map((run) => [
+      runs.length > 1 ? el("h3", { class: "run-name" }, swatch(run), run.name) : null,
+      el("p", { class: "lede" }, sentence(run)),
+      el("div", { class: "tiles" }, tiles(run)),
+    ]),
+    runs.length === 1 ? changes(runs[0]) : null,
+  );
+}
+
+const swatch = (run) => el("span", { class: "swatch", "--c": `var(--run-${run.index % 6})` });
+
+function tiles(run) {
+  const columns = run.eval.columns;
+  return HEADLINE.filter((name) => columns[name] && !(name === "teacher/reverse_kl" && columns.reverse_kl))
+    .slice(0, 5)
+    .map((name) => {
+      const values = columns[name];
+      const [first, last] = [values[0], values[values.length - 1]];
+      const better = LOWER_IS_BETTER.has(name) ? last < first : last > first;
+      const mood = NEUTRAL.has(name) || first === last ? "" : better ? "good" : "bad";
+      const said = { good: "better", bad: "worse", "": "" }[mood];
+      return el(
+        "div", { class: `tile ${mood}` },
+        el("div", { class: "tile-name" }, NAMES[name]),
+        el("div", { class: "tile-now" }, figure(name, last)),
+        el("div", { class: "tile-was" }, `from ${figure(name, first)}`, said ? ` · ${said}` : ""),
+        spark(run.eval.step, values, `${NAMES[name]} over the run`),
+      );
+    });
+}
+
+// A line without axes.
+function spark(steps, values, label, most) {
+  const points = steps.map((s, i) => [s, values[i]]).filter(([, v]) => v !== null);
+  if (points.length < 2) return null;
+  const [low, high] = [most ? 0 : Math.min(...points.map((p) => p[1])), most || Math.max(...points.map((p) => p[1]))];
+  const width = points[points.length - 1][0] - points[0][0] || 1;
+  const place = ([s, v]) =>
+    `${((100 * (s - points[0][0])) / width).toFixed(1)},${(22 - (20 * (v - low)) / (high - low || 1)).toFixed(1)}`;
+  return el(
+    "svg:svg", { class: "spark", viewBox: "0 0 100 24", preserveAspectRatio: "none", role: "img", "aria-label": label },
+    el("svg:polyline", { points: points.map(place).join(" ") }),
+  );
+}
+
+function sentence(run) {
+  const { step, columns } = run.eval;
+  const parts = [];
+  const bold = (text) => el("b", {}, text);
+  const steps = run.train.step.length ? run.train.step[run.train.step.length - 1] : 0;
+  const time = run.seconds ? ` (${run.seconds >= 120 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`})` : "";
+  if (columns.accuracy && step.length > 1) {
+    const [a, b] = [columns.accuracy[0], columns.accuracy[columns.accuracy.length - 1]];
+    parts.push(`Accuracy on held-out prompts went `, bold(`from ${percent(a)} to ${percent(b)}`), ` in ${steps} steps${time}. `);
+  } else {
+    parts.push(bold(`${steps} steps`), `${time}. `);
+  }
+  parts.push(whoTeaches(run.config));
+  if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
+  else if (!run.finished) parts.push(" ", bold("The run is not finished."));
+  return parts;
+}
+
+function whoTeaches(config) {
+  const teacher = config.teacher || {};
+  const loss = config.loss || {};
+  if (loss.signal === "tokens") return "Supervised training: the target is the token that stands in the answer.";
+  if (loss.signal === "reward") return "No teacher: answers that did better than others on the same prompt are reinforced.";
+  const several = teacher.models ? Object.keys(teacher.models) : [];
+  const who = several.length
+    ? `${several.length} teachers (${several.join(", ")})`
+    : { frozen: "the student's own initial weights", ema: "a running average of the student", live: "the student itself, as it is", model: `another model (${teacher.model})` }[teacher.weights] || "a teacher";
+  const view = teacher.view || {};
+  const sees = view.hint ? "with a hint right above each mistake"
+    : view.privileged ? "with the right answer in the prompt"
+    : view.context ? "with a context that the student does not have"
+    : view.feedback ? "with feedback on an earlier attempt" : "who read exactly what the student read";
+  return `The student answered by itself; every token of its answers was scored by ${who}, ${sees}.`;
+}
+
+// The choices of the untrained student that training changed most, and what the teacher would rather have had.
+function changes(run) {
+  const groups = new Map();
+  for (const rollout of run.rollouts) {
+    if (rollout.step !== 0) continue;
+    for (const token of rollout.tokens) {
+      const change = METRICS.change.of(token);
+      if (change === null || Math.abs(change) < 0.05) continue;
+      const teacher = teacherOf(token);
+      const key = word(token.text);
+      const group = groups.get(key) || { token, change: 0, count: 0, total: 0, prefers: new Map(), before: 0, after: 0 };
+      group.count += 1;
+      group.total += change;
+      group.before += Math.exp(token.before);
+      group.after += Math.exp(token.after);
+      if (teacher && teacher.top) {
+        const best = word(teacher.top[0].text);
+        group.prefers.set(best, (group.prefers.get(best) || 0) + 1);
+      }
+      if (Math.abs(change) > Math.abs(group.change)) Object.assign(group, { token, change });
+      groups.set(key, group);
+    }
+  }
+  const rows = [...groups.entries()].sort((a, b) => Math.abs(b[1].total) - Math.abs(a[1].total)).slice(0, 8);
+  if (!rows.length) return null;
+  return el(
+    "div", { class: "changes" },
+    el("h3", {}, "Where it changed its mind"),
+    el("p", { class: "note" }, "Tokens that the untrained student wrote, how likely they were then, and how likely they are now in the same place. Choose one to see it in its answer."),
+    el(
+      "div", { class: "scroll-x" },
+      el(
+        "table", { class: "plain" },
+        el("thead", {}, el("tr", {}, ["student wrote", "times", "before", "after", "teacher preferred"].map((h) => el("th", { scope: "col" }, h)))),
+        el("tbody", {}, rows.map(([text, g]) => {
+          const prefers = [...g.prefers.entries()].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([t]) => t);
+          return el(
+            "tr", {},
+            el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, text)),
+            el("td", {}, g.count),
+            el("td", {}, chanceBar(g.before / g.count)),
+            el("td", {}, chanceBar(g.after / g.count)),
+            el("td", {}, prefers.map((t) => (t === text ? el("span", { class: "note" }, "the same ") : el("code", {}, t))), g.prefers.size > 3 ? " …" : ""),
+          );
+        })),
+      ),
+    ),
+  );
+}
+
+const chanceBar = (p) =>
+  el("span", { class: "chance" }, el("span", { class: "chance-bar", "--v": p.toFixed(3) }), el("span", {}, chance(Math.log(Math.max(p, 1e-12)))));

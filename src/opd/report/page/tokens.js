@@ -1,0 +1,401 @@
+// The token view: which rollout, coloured by what, and its text.
+
+const view = { step: 0, of: null, key: null, token: null, metric: "divergence", worst: -1, all: false, spans: new Map() };
+const filters = { text: "", domain: "", reward: "", event: "", of: "", sort: "order" };
+
+const primary = () => DATA.runs[0];
+const current = () => primary().rollouts.find((r) => r.key === view.key) || null;
+
+function buildTokens() {
+  buildFilters();
+  buildPaint();
+  if (!primary().rollouts.length) {
+    fill($("text"), el("p", { class: "note" }, "This run recorded no rollouts (report: false, or it stopped before its first evaluation)."));
+    fill($("steps"));
+    return;
+  }
+  if (!current()) {
+    const first = primary().rollouts.find((r) => r.worst > 0.1) || primary().rollouts[0];
+    Object.assign(view, { step: first.step, key: first.key });
+  }
+  draw();
+}
+
+function draw() {
+  drawSteps();
+  drawList();
+  drawText();
+}
+
+// --- steps ---------------------------------------------------------------------------------------------------------
+
+function drawSteps() {
+  const button = (label, on, act, title) =>
+    el("button", { type: "button", class: "chip", "aria-pressed": String(on), title, onclick: act }, label);
+  fill(
+    $("steps"),
+    el("span", { class: "label", id: "steps-label" }, "Weights after step"),
+    el(
+      "div", { class: "chips", role: "group", "aria-labelledby": "steps-label" },
+      primary().steps.map((s) => button(s, !view.all && s === view.step, () => goStep(s), "[ and ] step through the training")),
+      button("all", view.all, () => { view.all = true; draw(); }, "rollouts of every step"),
+    ),
+  );
+}
+
+// The same prompt at another step; a training rollout has no later self, so the first one there takes its place.
+function goStep(step) {
+  const now = current();
+  view.all = false;
+  view.step = step;
+  const there = primary().rollouts.filter((r) => r.step === step);
+  const same = there.find((r) => now && r.of === now.of && r.n === now.n) || there.find((r) => now && r.of === "eval" && r.n === now.n);
+  const next = same || there[0];
+  if (next) view.key = next.key;
+  view.token = null;
+  draw();
+  drawPanel();
+}
+
+function moveStep(by) {
+  const steps = primary().steps;
+  const at = steps.indexOf(view.step) + by;
+  if (at >= 0 && at < steps.length) goStep(steps[at]);
+}
+
+// --- finding -------------------------------------------------------------------------------------------------------
+
+function buildFilters() {
+  const focused = document.activeElement && document.activeElement.id;
+  const rollouts = primary().rollouts;
+  const options = (values) => values.map(([value, label]) => el("option", { value }, label));
+  const distinct = (of) => [...new Set(rollouts.flatMap(of))].filter((v) => v !== null).sort();
+  const domains = distinct((r) => [r.domain]);
+  const events = distinct((r) => r.events.map((e) => e.kind));
+  const select = (name, label, values) =>
+    el(
+      "label", { class: "field" }, el("span", {}, label),
+      el("select", { id: `filter-${name}`, onchange: (e) => { filters[name] = e.target.value; draw(); } }, options(values)),
+    );
+  fill(
+    $("filters"),
+    el(
+      "label", { class: "field grow" }, el("span", {}, "Find text"),
+      el("input", { id: "filter-text", type: "search", placeholder: "in prompts and answers  (/)", autocomplete: "off",
+        oninput: (e) => { filters.text = e.target.value; draw(); } }),
+    ),
+    domains.length > 1 ? select("domain", "Domain", [["", "all"], ...domains.map((d) => [d, d])]) : null,
+    select("of", "From", [["", "both"], ["eval", "held-out prompts"], ["train", "training batch"]]),
+    select("reward", "Reward", [["", "any"], ["right", "right"], ["wrong", "not right"]]),
+    events.length ? select("event", "Event", [["", "any"], ["none", "no event"], ...events.map((k) => [k, k.replace(/_/g, " ")])]) : null,
+    select("sort", "Sort by", [["order", "as recorded"], ["worst", "worst token"], ["mean", "mean divergence"]]),
+  );
+  for (const [name, value] of Object.entries(filters)) {
+    const field = $(`filter-${name}`);
+    if (field) field.value = value;
+  }
+  if (focused && focused.startsWith("filter-") && $(focused)) $(focused).focus();
+}
+
+function found() {
+  const wanted = filters.text.trim().toLowerCase();
+  const rollouts = primary().rollouts.filter((r) => {
+    if (!view.all && r.step !== view.step) return false;
+    if (wanted && !`${r.prompt_text}\n${r.plain}\n${r.prompt}`.toLowerCase().includes(wanted)) return false;
+    if (filters.domain && r.domain !== filters.domain) return false;
+    if (filters.of && r.of !== filters.of) return false;
+    if (filters.reward === "right" && !(r.reward >= 1)) return false;
+    if (filters.reward === "wrong" && !(r.reward !== null && r.reward < 1)) return false;
+    if (filters.event === "none" && r.events.length) return false;
+    if (filters.event && filters.event !== "none" && !r.events.some((e) => e.kind === filters.event)) return false;
+    return true;
+  });
+  if (filters.sort !== "order") rollouts.sort((a, b) => b[filters.sort] - a[filters.sort]);
+  return rollouts;
+}
+
+function drawList() {
+  const rollouts = found();
+  const where = view.all ? "of all steps" : `at step ${view.step}`;
+  fill($("count"), `${rollouts.length} rollout${rollouts.length === 1 ? "" : "s"} ${where}`);
+  fill($("list"), rollouts.map((rollout) => {
+    const question = rollout.prompt_text.trim();
+    return el(
+      "li", {},
+      el(
+        "button", {
+          type: "button", class: "item", "aria-current": rollout.key === view.key ? "true" : null, data: { key: rollout.key },
+          onclick: () => choose(rollout),
+        },
+        el(
+          "span", { class: "item-top" }, mark(rollout), el("span", { class: "item-name" }, rollout.prompt),
+          el("span", { class: "item-of" }, view.all ? `step ${rollout.step} · ${rollout.of}` : rollout.of === "train" ? "train" : ""),
+        ),
+        el("span", { class: "item-text" }, short(readable(question), 72)),
+        strip(rollout),
+      ),
+    );
+  }));
+}
+
+// The last thing somebody said in a prompt, without the marks of its template where those are easily told.
+function readable(text) {
+  const marks = primary().specials;
+  const said = marks.reduce((t, m) => t.replaceAll(m, "\n"), text).split("\n").map((s) => s.trim()).filter((s) => s && s !== "assistant");
+  return said.length ? said[said.length - 1].replace(/^(user|system|tool) /, "") : text;
+}
+
+function mark(rollout) {
+  if (rollout.reward === null) return el("span", { class: "reward none", title: "no reward" }, "·");
+  const right = rollout.reward >= 1;
+  const label = right ? "right" : `reward ${rollout.reward}`;
+  return el("span", { class: `reward ${right ? "right" : "wrong"}`, title: label, role: "img", "aria-label": label }, right ? "✓" : "✗");
+}
+
+// A rollout at a glance: its tokens as a strip in the colours of the text.
+function strip(rollout) {
+  const metric = METRICS[view.metric];
+  const most = scale(primary(), view.metric);
+  const room = view.all ? 48 : 120;
+  const tokens = rollout.tokens.length > room ? sampled(rollout.tokens, room) : rollout.tokens;
+  const width = 100 / tokens.length;
+  const bars = tokens.map((token, i) => {
+    const value = metric.of(token);
+    if (value === null) return null;
+    const high = Math.max(2, 14 * strength(value, most));
+    const kind = metric.diverging && value > 0 ? "up" : "heat";
+    return el("svg:rect", { class: kind, x: (i * width).toFixed(2), y: (14 - high).toFixed(1), width: (width * 0.86).toFixed(2), height: high.toFixed(1) });
+  });
+  return el("svg:svg", { class: "strip", viewBox: "0 0 100 14", preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
+}
+
+// The strongest of each stretch, so that no peak is lost.
+function sampled(tokens, most) {
+  const of = METRICS[view.metric].of;
+  const size = tokens.length / most;
+  return Array.from({ length: most }, (_, i) => {
+    const part = tokens.slice(Math.floor(i * size), Math.floor((i + 1) * size) || 1);
+    return part.reduce((a, b) => (Math.abs(of(b) ?? -1) > Math.abs(of(a) ?? -1) ? b : a), part[0]);
+  });
+}
+
+function choose(rollout) {
+  view.key = rollout.key;
+  if (!view.all) view.step = rollout.step;
+  view.token = null;
+  draw();
+  drawPanel();
+}
+
+function moveRollout(by) {
+  const rollouts = found();
+  const at = rollouts.findIndex((r) => r.key === view.key) + by;
+  if (at >= 0 && at < rollouts.length) choose(rollouts[at]);
+}
+
+// --- colours -------------------------------------------------------------------------------------------------------
+
+function buildPaint() {
+  fill(
+    $("paint"),
+    el("div", { class: "chips", role: "group", "aria-label": "Colour by" },
+      Object.entries(METRICS).map(([name, metric]) =>
+        el("button", { type: "button", class: "chip", data: { metric: name }, title: `${metric.about}  (${metric.key})`,
+          "aria-pressed": String(name === view.metric), onclick: () => paint(name) }, metric.name))),
+    el("div", { id: "legend", class: "legend" }),
+  );
+}
+
+function paint(name) {
+  view.metric = name;
+  view.worst = -1;
+  for (const chip of $("paint").querySelectorAll("[data-metric]")) {
+    chip.setAttribute("aria-pressed", String(chip.dataset.metric === name));
+  }
+  colour();
+  drawList();
+}
+
+function colour() {
+  const metric = METRICS[view.metric];
+  for (const [token, span] of view.spans) {
+    const value = metric.of(token);
+    span.classList.toggle("up", value !== null && Boolean(metric.diverging) && value > 0);
+    span.style.setProperty("--v", value === null ? "0" : strength(value, scale(DATA.runs[token.rollout.run], view.metric)).toFixed(3));
+  }
+  drawLegend();
+}
+
+function drawLegend() {
+  const metric = METRICS[view.metric];
+  const most = scale(primary(), view.metric);
+  const at = (v, up) =>
+    el("span", { class: "step" }, el("span", { class: `tok own${up ? " up" : ""}`, "--v": v }, "  "), number((up || !metric.diverging ? 1 : -1) * v * v * most));
+  const steps = metric.diverging
+    ? [at(1, false), at(0.6, false), at(0, true), at(0.6, true), at(1, true)]
+    : [at(0, false), at(0.33, false), at(0.66, false), at(1, false)];
+  const label = primary().labels.distill;
+  const what = view.metric === "divergence" ? `${label} of student and teacher at each token, in nats` : metric.about;
+  fill(
+    $("legend"),
+    el("p", { class: "note" }, what[0].toUpperCase() + what.slice(1), "."),
+    el(
+      "div", { class: "scale" },
+      metric.diverging ? el("span", { class: "sign" }, metric.signs[0]) : null, steps,
+      metric.diverging ? el("span", { class: "sign" }, metric.signs[1]) : null,
+      el("span", { class: "step" }, el("span", { class: "tok inserted" }, "tool"), "not the student's"),
+      el("span", { class: "step" }, el("span", { class: "tok own masked" }, "token"), "left out of the loss"),
+    ),
+  );
+}
+
+// --- text ----------------------------------------------------------------------------------------------------------
+
+function drawText() {
+  const rollout = current();
+  view.spans.clear();
+  view.worst = -1;
+  if (!rollout) return void fill($("text"));
+  const others = DATA.runs.slice(1).map((run) => run.rollouts.find((r) => r.of === rollout.of && r.prompt === rollout.prompt && r.step === rollout.step) || null);
+  fill(
+    $("text"),
+    el(
+      "div", { class: others.length ? "beside" : "" },
+      [rollout, ...others].map((r, i) => el(
+        "article", { class: "rollout" },
+        others.length ? el("h3", { class: "run-name" }, swatch(DATA.runs[i]), DATA.runs[i].name) : null,
+        r ? rolloutText(r) : el("p", { class: "note" }, "This run has no such rollout at this step."),
+      )),
+    ),
+  );
+  colour();
+  markChosen();
+}
+
+function rolloutText(rollout) {
+  const facts = [
+    rollout.of === "eval" ? "held-out prompt" : "training batch", `step ${rollout.step}`,
+    rollout.reward === null ? null : rollout.reward >= 1 ? "right" : `not right (reward ${rollout.reward})`,
+    { stop: null, length: "cut off at the length limit", turns: "cut off at the turn limit" }[rollout.finish],
+    rollout.writer === "student" ? null : `written by the ${rollout.writer}`,
+    ...new Set(rollout.events.map((e) => e.kind.replace(/_/g, " "))),
+  ].filter(Boolean);
+  const box = el("div", { class: "tokens", tabindex: "0", role: "listbox", "aria-label": `Tokens of the answer to ${rollout.prompt}; arrows choose`, data: { key: rollout.key, run: rollout.run } });
+  add(box, blocks(rollout));
+  return [
+    el("div", { class: "facts" }, mark(rollout), el("b", {}, rollout.prompt), facts.map((f) => el("span", { class: "fact" }, f))),
+    el("div", { class: "block prompt" }, el("div", { class: "who" }, "prompt"), el("div", { class: "said" }, withSpecials(rollout.prompt_text, DATA.runs[rollout.run]))),
+    box,
+    rollout.answer ? el("p", { class: "answer" }, el("span", { class: "label" }, "reference"), " ", short(rollout.answer, 400)) : null,
+    el(
+      "div", { class: "jump" },
+      el("button", { type: "button", id: rollout.run === 0 ? "worst" : null, onclick: () => nextWorst(1) }, "Next worst token"),
+      el("span", { class: "note" }, "n and p go through the worst tokens of all rollouts in the list"),
+    ),
+  ];
+}
+
+// Stretches of the student's own tokens and of inserted ones, with what only the teacher read above what it is about.
+function blocks(rollout) {
+  const contexts = new Map();
+  for (const term of rollout.terms) {
+    for (const context of term.contexts) {
+      const at = context.span[0];
+      contexts.set(at, [...(contexts.get(at) || []), context]);
+    }
+  }
+  const found = [];
+  let block = null;
+  let turn = 0;
+  rollout.tokens.forEach((token, position) => {
+    for (const context of contexts.get(position) || []) {
+      found.push(hint(context, DATA.runs[rollout.run]));
+      block = null;
+    }
+    if (!block || block.own !== token.own) {
+      if (token.own) turn += 1;
+      block = { own: token.own, said: el("div", { class: "said" }) };
+      const who = token.own ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
+      found.push(el("div", { class: `block ${token.own ? "student" : "inserted"}` }, el("div", { class: "who" }, who), block.said));
+    }
+    const [, space, rest] = token.text.match(/^( *)([^]*)$/);
+    if (rest) block.said.append(space); // between the tokens, so that each one's colour ends where it does
+    block.said.append(tokenSpan(token, rest || token.text));
+    if (token.text.includes("\n")) block.said.append(el("br", {}));
+  });
+  return found;
+}
+
+function hint(context, run) {
+  const whole = context.instead_of !== "";
+  return el(
+    "div", { class: "hint" },
+    el("div", { class: "who" }, whole ? "only the teacher read, instead of the student's prompt" : "only the teacher read"),
+    el("div", { class: "said" }, context.read ? withSpecials(context.read, run) : "nothing"),
+    whole ? el("div", { class: "instead" }, "in place of: ", short(context.instead_of, 300)) : null,
+  );
+}
+
+function tokenSpan(token, shown) {
+  const kind = token.own ? (token.masked ? "own masked" : "own") : "inserted";
+  const text = shown.replace(/\n/g, "⏎");
+  const span = el("span", { class: `tok ${kind}${token.special ? " special" : ""}`, id: `t-${token.rollout.run}-${token.position}`, data: { p: token.position } }, text);
+  if (token.own) {
+    span.setAttribute("role", "option");
+    view.spans.set(token, span);
+  }
+  return span;
+}
+
+// --- choosing a token ------------------------------------------------------------------------------------------------
+
+// Go to a token wherever it is.
+function show(token) {
+  const rollout = token.rollout;
+  if (rollout.run === 0 && rollout.key !== view.key) {
+    view.key = rollout.key;
+    if (!view.all) view.step = rollout.step;
+    draw();
+  }
+  pick(token);
+  const span = view.spans.get(token);
+  if (span) span.scrollIntoView({ block: "center", behavior: "smooth" });
+}
+
+function pick(token) {
+  view.token = token;
+  markChosen();
+  drawPanel();
+}
+
+function markChosen() {
+  for (const old of $("text").querySelectorAll(".chosen")) {
+    old.classList.remove("chosen");
+    old.removeAttribute("aria-selected");
+  }
+  const span = view.token && view.spans.get(view.token);
+  if (!span) return;
+  span.classList.add("chosen");
+  span.setAttribute("aria-selected", "true");
+  span.closest(".tokens").setAttribute("aria-activedescendant", span.id);
+}
+
+function moveToken(by) {
+  const rollout = view.token ? view.token.rollout : current();
+  if (!rollout) return;
+  const own = rollout.tokens.filter((t) => t.own);
+  const at = view.token ? own.indexOf(view.token) + by : 0;
+  if (at < 0 || at >= own.length) return;
+  pick(own[at]);
+  view.spans.get(own[at]).scrollIntoView({ block: "nearest" });
+}
+
+// The worst by what the text is coloured with, among all rollouts that the list shows.
+function nextWorst(by) {
+  const of = METRICS[view.metric].of;
+  const ranked = found().flatMap((r) => r.tokens).filter((t) => of(t) !== null).sort((a, b) => Math.abs(of(b)) - Math.abs(of(a)));
+  if (!ranked.length) return;
+  const at = Math.min(Math.max(view.worst + by, 0), ranked.length - 1);
+  show(ranked[at]);
+  view.worst = at;
+}

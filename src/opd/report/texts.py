@@ -1,0 +1,57 @@
+"""Tokens as people read them: each one's own share of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from opd.teachers.alignment import TokenTexts
+
+
+class Texts:
+    """The text of tokens, special ones by their names.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special = frozenset(tokenizer.all_special_ids)
+        self.texts = TokenTexts(tokenizer)
+        self.one = lru_cache(2**16)(self._one)
+
+    def each(self, ids: Sequence[int]) -> list[str]:
+        """What every token adds to the text; bytes that make no character alone by their names."""
+        found: list[str] = []
+        before: tuple[int, ...] = ()
+        for token in ids:
+            if token in self.special:
+                found.append(self.one(token))
+                before = ()
+                continue
+            text = self.texts.added(before, (token,))
+            found.append(self.one(token) if text is None else text)
+            before = (token,)
+        return found
+
+    def whole(self, ids: Sequence[int]) -> str:
+        """The text of them all, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _one(self, token: int) -> str:
+        text = self.whole([token]) if token < len(self.tokenizer) else ""
+        if text and "\ufffd" not in text:
+            return text
+        return str(self.tokenizer.convert_ids_to_tokens(token) or f"#{token}")
+
+
+def difference(seen: Sequence[int], own: Sequence[int]) -> tuple[int, int, int]:
+    """Where one context departs from another: ``seen[a:b]`` stands in place of ``own[a:c]``."""
+    shorter = min(len(seen), len(own))
+    start = next((i for i in range(shorter) if seen[i] != own[i]), shorter)
+    room = shorter - start
+    end = next((i for i in range(room) if seen[-1 - i] != own[-1 - i]), room)
+    return start, len(seen) - end, len(own) - end

@@ -1,0 +1,27 @@
+"""A real run of a bundled model, recorded; shared by the tests that look at what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import opd
+
+SMALL = {"eval.every": 2, "eval.prompts.limit": 24, "eval.diagnostics": 8, "rollout.batch": 16, "log": []}
+
+
+@pytest.fixture(scope="session")
+def hint_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps with hints, three evaluations."""
+    out = tmp_path_factory.mktemp("hint") / "run"
+    opd.train("hint", {**SMALL, "optimizer.steps": 4, "out": str(out)})
+    return out
+
+
+@pytest.fixture(scope="session")
+def math_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps toward a stronger model that reads what the student reads."""
+    out = tmp_path_factory.mktemp("math") / "run"
+    opd.train("opd", {**SMALL, "optimizer.steps": 2, "out": str(out)})
+    return out

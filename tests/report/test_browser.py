@@ -1,0 +1,254 @@
+"""The page in a real browser: what a person does with it, and that nothing leaves it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opd.report.data import run_data
+from opd.report.live import LiveServer
+from opd.report.page import write_page, write_report
+from written_run import HOSTILE, write_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None, reason="needs playwright: pip install playwright"
+    ),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, such as apt-get install chromium"),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox of the browser needs rights that containers do not have; the page is our own.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """An open page that remembers its errors and what it asked for."""
+
+    def __init__(self, browser: Any, address: str, *, width: int = 1280, dark: bool = False) -> None:
+        scheme = "dark" if dark else "light"
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def text(self, where: str) -> str:
+        said: str = self.page.inner_text(where)
+        return said
+
+
+def test_a_person_reads_a_run(browser: Any, hint_run: Path) -> None:
+    address = (hint_run / "report.html").as_uri()
+    with Visit(browser, address) as visit:
+        page = visit.page
+        assert "hints right above the mistake" in visit.text("h1").lower()
+        assert "Accuracy on held-out prompts" in visit.text(".lede")
+
+        # Colours.
+        page.click("#worst")
+        chosen = page.locator(".tok.chosen")
+        assert chosen.count() == 1
+        strength = [
+            float(v)
+            for v in page.eval_on_selector_all("#text .tok.own", "all => all.map(t => t.style.getPropertyValue('--v'))")
+        ]
+        assert max(strength) > 0.5
+        page.click('[data-metric="entropy"]')
+        other = [
+            float(v)
+            for v in page.eval_on_selector_all("#text .tok.own", "all => all.map(t => t.style.getPropertyValue('--v'))")
+        ]
+        assert other != strength
+        page.keyboard.press("3")
+        assert page.get_attribute('[data-metric="gap"]', "aria-pressed") == "true"
+        page.keyboard.press("1")
+
+        # A token's panel says what was recorded.
+        panel = visit.text("#panel")
+        assert "Likeliest tokens" in panel
+        assert "before training (step 0)" in panel
+        assert "In the loss: distill" in panel
+        assert page.locator("#panel .column").count() >= 2
+
+        # The hint stands right above its span.
+        assert "available tools" in visit.text(".hint")
+        assert page.locator(".hint + .block.student").count() >= 1
+
+        # Keyboard: the next token, then away.
+        before = page.get_attribute(".tok.chosen", "data-p")
+        page.keyboard.press("ArrowRight")
+        assert page.get_attribute(".tok.chosen", "data-p") != before
+        page.keyboard.press("Escape")
+        assert page.locator(".tok.chosen").count() == 0
+
+        # The training, step by step: the same prompt.
+        page.select_option("#filter-of", "eval")
+        page.click("#list .item")
+        page.click("#text .facts")
+        name = visit.text(".facts b")
+        page.keyboard.press("]")
+        assert visit.text('#steps [aria-pressed="true"]') == "2"
+        assert visit.text(".facts b") == name
+
+        page.select_option("#filter-of", "")
+
+        # Finding.
+        page.click('#steps button:has-text("all")')
+        everything = page.locator("#list .item").count()
+        page.select_option("#filter-event", "unknown_tool")
+        noticed = page.locator("#list .item").count()
+        assert 0 < noticed < everything
+        page.select_option("#filter-reward", "right")
+        assert page.locator("#list .item .reward.wrong").count() == 0
+        page.select_option("#filter-reward", "")
+        page.select_option("#filter-event", "")
+        page.fill("#filter-text", "no such text anywhere")
+        assert page.locator("#list .item").count() == 0
+        page.fill("#filter-text", "error")
+        assert 0 < page.locator("#list .item").count() < everything
+        page.fill("#filter-text", "")
+        page.select_option("#filter-sort", "worst")
+        keys = page.eval_on_selector_all("#list .item", "all => all.map(i => i.dataset.key)")
+        worst = {f"{r['step']} {r['of']} {r['n']}": _worst(r) for r in run_data(hint_run)["rollouts"]}
+        ranked = [worst[key] for key in keys]
+        assert ranked == sorted(ranked, reverse=True)
+
+        # Curves and their figures in words.
+        assert page.locator(".plot canvas").count() >= 8
+        assert "Accuracy" in visit.text("#charts")
+        page.locator(".figures-of summary").first.click()
+        assert page.locator(".figures-of[open] td").count() > 2
+        assert visit.errors == []
+        assert [url for url in visit.asked if not url.startswith("data:")] == [address]
+
+
+def _worst(rollout: dict[str, Any]) -> float:
+    lead: dict[int, float] = {}
+    for term in rollout["terms"]:
+        for position, loss in zip(term["position"], term["loss"], strict=True):
+            lead.setdefault(position, loss)
+    return max(lead.values(), default=0.0)
+
+
+def test_the_panel_shows_the_recorded_probabilities(browser: Any, math_run: Path) -> None:
+    with Visit(browser, (math_run / "report.html").as_uri()) as visit:
+        visit.page.click("#worst")
+        position = int(visit.page.get_attribute(".tok.chosen", "data-p"))
+        key = visit.page.get_attribute(".tokens", "data-key")
+        rollout = next(r for r in run_data(math_run)["rollouts"] if f"{r['step']} {r['of']} {r['n']}" == key)
+        loss = rollout["terms"][0]["loss"][rollout["terms"][0]["position"].index(position)]
+        assert f"{loss:.{2 if loss >= 10 else 3}f}" in visit.text("#panel .term")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_no_width_and_no_theme_breaks_it(browser: Any, hint_run: Path, width: int, dark: bool) -> None:
+    with Visit(browser, (hint_run / "report.html").as_uri(), width=width, dark=dark) as visit:
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        visit.page.click("#worst")
+        assert visit.page.is_visible("#panel")
+        visit.page.keyboard.press("Escape")
+        assert visit.errors == []
+
+
+def test_a_hostile_rollout_shows_as_text(browser: Any, tmp_path: Path) -> None:
+    report = write_report(write_run(tmp_path / "run", text=HOSTILE))
+    with Visit(browser, report.as_uri()) as visit:
+        visit.page.click("#text .tok.own >> nth=1")
+        visit.page.fill("#filter-text", "<img")
+        assert visit.page.locator("#list .item").count() == 2
+        assert "<img src=x" in visit.text(".prompt")
+        assert "</script>" in visit.text("#panel")
+        assert visit.page.evaluate("window.hacked") is None
+        assert visit.page.locator("main img, main script").count() == 0
+        assert visit.errors == []
+        assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
+
+
+def test_the_policy_holds_even_if_markup_got_in(browser: Any, tmp_path: Path) -> None:
+    report = write_report(write_run(tmp_path / "run"))
+    with Visit(browser, report.as_uri()) as visit:
+        visit.page.evaluate(
+            """() => { const s = document.createElement('div'); s.innerHTML = `<img src="https://example.com/x.png"
+            onerror="window.hacked = 1"><style>body { display: none }</style>`; document.body.append(s); }"""
+        )
+        blocked = visit.page.evaluate("fetch('https://example.com/').then(() => 'sent', () => 'blocked')")
+        assert blocked == "blocked"
+        assert visit.page.evaluate("window.hacked") is None
+        assert visit.page.evaluate("getComputedStyle(document.body).display") == "block"
+
+
+def test_four_thousand_tokens_do_not_stutter(browser: Any, tmp_path: Path) -> None:
+    report = write_report(write_run(tmp_path / "run", tokens=4000, rollouts=1, steps=(0,)))
+    with Visit(browser, report.as_uri()) as visit:
+        assert visit.page.locator(".tok").count() >= 4000
+        took = visit.page.evaluate(
+            """async () => { const started = performance.now();
+            for (let i = 0; i < 30; i++) { scrollBy(0, 120); await new Promise(requestAnimationFrame); }
+            return (performance.now() - started) / 30; }"""
+        )
+        assert took < 100  # ms a frame, on a machine that may be busy; a free one takes 17
+        painted = visit.page.evaluate(
+            """() => { const started = performance.now(); document.querySelector('[data-metric=entropy]').click();
+            return performance.now() - started; }"""
+        )
+        assert painted < 1000
+
+
+def test_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_path: Path) -> None:
+    path = write_page([hint_run, math_run], tmp_path / "both.html")
+    with Visit(browser, path.as_uri()) as visit:
+        assert visit.text("h1") == "2 runs side by side"
+        assert visit.page.locator(".rollout").count() == 2
+        assert visit.page.locator(".plot canvas").count() >= 8
+        assert visit.errors == []
+
+
+def test_live_news_come_in_and_what_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with LiveServer([run]) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with Visit(browser, server.url) as visit:
+                visit.page.click("#text .tok.own >> nth=1")
+                visit.page.locator("#live:has-text('live')").wait_for()
+                while not any(url.endswith("data.json") for url in visit.asked):
+                    visit.page.wait_for_timeout(100)
+                visit.page.wait_for_timeout(300)
+                with (run / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps({"step": 7, "eval": {"accuracy": 0.875, "length": 3.0}}) + "\n")
+                visit.page.locator(".lede:has-text('87.5')").wait_for()
+                assert visit.page.locator(".tok.chosen").count() == 1
+                assert all(url.startswith((server.url, "data:")) for url in visit.asked)
+                assert visit.errors == []
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,130 @@
+"""The page as a file: nothing from outside, nothing from inside that could become markup, and small enough to send."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from opd.errors import DataError
+from opd.report.data import BUDGET, run_data
+from opd.report.live import LiveServer
+from opd.report.page import page, write_page, write_report
+from written_run import HOSTILE, write_run
+
+
+def test_hostile_text_stays_data_in_every_place(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "run", text=HOSTILE)).read_text(encoding="utf-8")
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<img" not in text
+    assert "window.hacked" in text
+    start = text.index('id="data">') + len('id="data">')
+    data = json.loads(text[start : text.index("</script>", start)])
+    assert data["runs"][0]["rollouts"][0]["prompt_text"] == HOSTILE
+    assert data["runs"][0]["events"][0]["text"] == HOSTILE
+
+
+def test_a_folders_name_is_escaped_in_the_title(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "<b>run")).read_text(encoding="utf-8")
+    assert "<title>&lt;b&gt;run</title>" in text
+
+
+def test_the_policy_lets_in_this_script_and_style_and_nothing_else(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["connect-src"] == "'none'"
+    for name, element in (("script-src", r"<script>(.*?)</script>"), ("style-src", r"<style>(.*?)</style>")):
+        inline = re.search(element, text, re.DOTALL)
+        assert inline
+        digest = base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()
+        assert rules[name] == f"'sha256-{digest}'"
+    assert "unsafe" not in policy[1]
+    assert not re.search(r'<[a-z]+[^>]*\s(?:src|href)="(?!#|data:,)', text)
+
+
+def test_only_a_live_page_may_ask_and_only_its_own_server(tmp_path: Path) -> None:
+    run = run_data(write_run(tmp_path / "run"))
+    assert "connect-src 'none'" in page([run])
+    assert "connect-src 'self'" in page([run], live=True)
+
+
+def test_a_long_run_fits_and_says_what_is_missing(tmp_path: Path) -> None:
+    steps = tuple(range(0, 220, 20))
+    path = write_run(tmp_path / "run", tokens=1500, rollouts=6, steps=steps)
+    report = write_report(path)
+    assert report.stat().st_size < 5_000_000
+    data = run_data(path)
+    assert data["left_out"]
+    kept = {r["step"] for r in data["rollouts"]}
+    assert {0, 200} <= kept
+    worst = max(data["rollouts"][0]["terms"][0]["loss"])
+    at = data["rollouts"][0]["terms"][0]["loss"].index(worst)
+    assert data["rollouts"][0]["student"]["top"][at]
+    assert run_data(path, budget=10 * BUDGET)["left_out"] == ""
+
+
+def test_a_killed_run_can_be_seen(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        file = path / name
+        file.write_text(file.read_text() + file.read_text()[:50])
+    data = run_data(path)
+    assert len(data["rollouts"]) == 4
+    assert not data["finished"]
+
+
+def test_a_run_that_has_only_begun_and_one_without_rollouts(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "run.json").write_text("{}")
+    assert run_data(path)["rollouts"] == []
+    assert write_report(path).exists()
+
+
+def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no run of opd: it has no run.json"):
+        write_page([tmp_path], tmp_path / "report.html")
+
+
+def test_the_live_server_answers_only_this_machine_and_only_what_it_knows(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with LiveServer([run]) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            host, port = "127.0.0.1", server.server_address[1]
+            assert server.server_address[0] == host
+
+            def ask(path: str, **headers: str) -> tuple[int, str, str]:
+                connection = HTTPConnection(host, port)
+                connection.request("GET", path, headers=headers)
+                answer = connection.getresponse()
+                body = answer.read().decode()
+                connection.close()
+                return answer.status, answer.headers.get("ETag", ""), body
+
+            assert ask("/")[0] == 200
+            status, tag, body = ask("/data.json")
+            assert status == 200
+            assert json.loads(body)["runs"][0]["name"] == "run"
+            assert ask("/data.json", **{"If-None-Match": tag})[0] == 304
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write('{"step": 2, "train": {"loss": 0.1}}\n')
+            status, newer, body = ask("/data.json", **{"If-None-Match": tag})
+            assert status == 200
+            assert newer != tag
+            assert json.loads(body)["runs"][0]["train"]["step"][-1] == 2
+            assert ask("/../run.json")[0] == 404
+            assert ask("/", Host="evil.example")[0] == 403
+        finally:
+            server.shutdown()
+            thread.join()
