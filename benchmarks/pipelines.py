@@ -1,6 +1,6 @@
-"""The published pipelines on the bundled models, several seeds each: docs/pipelines.md.
+"""The published pipelines on the bundled models, several seeds each: docs/pipelines-measured.md.
 
-    python benchmarks/pipelines.py [--only deepseek-v4] [--seeds 3] [--out runs/pipelines] [--write docs/pipelines.md]
+    python benchmarks/pipelines.py [--only deepseek-v4] [--seeds 3] [--out runs/pipelines] [--write FILE]
 
 A pipeline that has run in ``--out`` is not run again; one that was killed goes on.
 """
@@ -23,12 +23,13 @@ TASKS = ("math", "tools", "strings", "search")
 Figures = Mapping[str, Mapping[str, float]]
 """By model, then by name."""
 
-TEXT = """# Pipelines
+TEXT = """# The published pipelines, measured
 
 Each is one file in `examples/`, started with `opd pipeline examples/NAME.yaml`, from `nano/base`: {parameters}
 parameters, weak at all four tasks. Greedy accuracy on 256 held-out prompts a task; the mean of {seeds} seeds, in
-brackets the least and the most. `python benchmarks/pipelines.py --write docs/pipelines.md`, two stages at a time on two
-cores.
+brackets the least and the most; two stages at a time on two cores.
+
+    python benchmarks/pipelines.py --write docs/pipelines-measured.md
 """
 
 
