@@ -35,7 +35,7 @@ check: setup
 	$(BIN)/mypy
 
 docs: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 	@$(BIN)/python -m webbrowser -t "file://$(CURDIR)/site/index.html" > /dev/null 2>&1 || true
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import types
-from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -23,58 +23,57 @@ HEADER = ("key", "value", "default", "meaning")
 WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
 
 
+class Block(NamedTuple):
+    """A part of the schema and where its keys stand in the file."""
+
+    heading: str
+    place: str
+    """Of its keys, dotted; empty for the whole file."""
+    model: type[BaseModel]
+
+
 def run_file() -> str:
     """Every key of a run file, a section a block."""
-    return "\n\n".join(_sections(RunConfig, "", {}))
+    return "\n\n".join(_sections(blocks(RunConfig), {}))
 
 
 def pipeline_file() -> str:
-    """Every key of a pipeline's file."""
-    return "\n\n".join(_sections(PipelineConfig, "", {RunConfig: "", **_homes(RunConfig, "")}))
+    """Every key of a pipeline's file; what a run file has too is in its sections."""
+    known = {block.model: block.heading for block in blocks(RunConfig)}
+    ours = [block for block in blocks(PipelineConfig) if block.model not in known]
+    return "\n\n".join(_sections(ours, known))
 
 
-def keys(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key with its field, nested ones dotted; a block that stands in several places once."""
-    for place, block in _blocks(model, at).items():
-        for name, info in block.model_fields.items():
-            yield f"{place}.{name}".lstrip("."), info
+def blocks(model: type[BaseModel]) -> list[Block]:
+    """A schema's blocks, the outer before the inner; one that stands in several places stands where it came first."""
+    found = [Block("", "", model)]
 
+    def walk(block: Block) -> None:
+        for name, info in block.model.model_fields.items():
+            inner = list(_inner(info.annotation))
+            for part, suffix in inner:
+                if part not in {known.model for known in found}:
+                    place = f"{block.place}.{name}{suffix}".lstrip(".")
+                    kind = f" with {next(iter(part.model_fields))}" if len(inner) > 1 else ""
+                    found.append(Block(place + kind, place, part))
+                    walk(found[-1])
 
-def _blocks(model: type[BaseModel], at: str) -> dict[str, type[BaseModel]]:
-    """Blocks by the key that holds them, the outer before the inner."""
-    found, seen = {at: model}, {model}
-
-    def walk(block: type[BaseModel], place: str) -> None:
-        for name, info in block.model_fields.items():
-            for inner, suffix in _inner(info.annotation):
-                if inner not in seen:
-                    key = f"{place}.{name}{suffix}".lstrip(".")
-                    seen.add(inner)
-                    found[key] = inner
-                    walk(inner, key)
-
-    walk(model, at)
+    walk(found[0])
     return found
 
 
-def _homes(model: type[BaseModel], at: str) -> dict[type[BaseModel], str]:
-    return {block: place for place, block in _blocks(model, at).items()}
-
-
-def _sections(model: type[BaseModel], at: str, known: dict[type[BaseModel], str]) -> Iterator[str]:
-    homes = {**_homes(model, at), **known}
-    for place, block in _blocks(model, at).items():
-        if block in known:
-            continue
-        if place != at:
-            yield f"### {place}"
-        if said := _said(block):
+def _sections(shown: Sequence[Block], known: Mapping[type[BaseModel], str]) -> Iterator[str]:
+    homes = {**known, **{block.model: block.heading for block in shown}}
+    for block in shown:
+        if block.heading:
+            yield f"### {block.heading}"
+        if said := _said(block.model):
             yield said
-        rows = [
-            [f"`{name}`", _value(info, homes), _default(info), prose(info.description or "")]
-            for name, info in block.model_fields.items()
-        ]
-        yield table(HEADER, [[*row[:3], row[3] or _said_by_block(row[0], block)] for row in rows])
+        yield table(HEADER, [_row(name, info, homes) for name, info in block.model.model_fields.items()])
+
+
+def _row(name: str, info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> list[str]:
+    return [f"`{name}`", _value(info, homes), _default(info), prose(info.description or "") or _said_by_block(info)]
 
 
 def _said(block: type[BaseModel]) -> str:
@@ -83,9 +82,9 @@ def _said(block: type[BaseModel]) -> str:
     return prose(inspect.cleandoc(own)) if own else ""
 
 
-def _said_by_block(key: str, block: type[BaseModel]) -> str:
+def _said_by_block(info: FieldInfo) -> str:
     """A key without a string below it is a block, which says itself what it is."""
-    inner = next((b for b, _ in _inner(block.model_fields[key.strip("`")].annotation)), None)
+    inner = next((part for part, _ in _inner(info.annotation)), None)
     return _said(inner).split("\n\n")[0] if inner else ""
 
 
@@ -101,16 +100,16 @@ def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
             yield from _inner(argument)
 
 
-def _value(info: FieldInfo, homes: dict[type[BaseModel], str]) -> str:
+def _value(info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> str:
     return ", ".join([_type(info.annotation, homes), *_bounds(info.metadata)])
 
 
-def _type(annotation: Any, homes: dict[type[BaseModel], str]) -> str:
+def _type(annotation: Any, homes: Mapping[type[BaseModel], str]) -> str:
     arguments = get_args(annotation)
     origin = get_origin(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         home = homes[annotation]
-        return f"[keys](#{_anchor(home)})" if home else "a run file's keys"
+        return f"[{home or 'keys'}](#{_anchor(home)})"
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
@@ -124,8 +123,9 @@ def _type(annotation: Any, homes: dict[type[BaseModel], str]) -> str:
     return WORDS[annotation]
 
 
-def _anchor(place: str) -> str:
-    return place.replace(".", "").lower()
+def _anchor(heading: str) -> str:
+    """Of a heading, as the table of contents makes it."""
+    return heading.replace(".", "").replace(" ", "-").lower() or "keys"
 
 
 def _bounds(metadata: list[Any]) -> Iterator[str]:
@@ -146,4 +146,6 @@ def _default(info: FieldInfo) -> str:
         return "its defaults"
     if info.default is None:
         return "–"
-    return f"`{json.dumps(info.default)}`" if not isinstance(info.default, str) else f"`{info.default}`"
+    if info.default == "":
+        return "empty"
+    return f"`{info.default}`" if isinstance(info.default, str) else f"`{json.dumps(info.default)}`"
