@@ -198,7 +198,8 @@ def test_generated_parts_are_whole(site: Path) -> None:
         assert f'id="{name}"' in text["map.html"]
         if name in measured:
             assert f"{measured[name]['accuracy'][1]:.1%}" in text["map.html"]
-    assert f"sampled {measured['opd']['avg@2'][0]:.1%} → {measured['opd']['avg@2'][1]:.1%}" in text["choosing.html"]
+    before, after = (f"{value:.1%}" for value in measured["opd"]["avg@2"][:2])
+    assert f"sampled {before} → {after}" in text["choosing.html"].replace("\N{NO-BREAK SPACE}", " ")
     for page in site.rglob("*.html"):
         assert "<!-- generated" not in page.read_text()
     reference = (site / "reference" / "api.html").read_text()

@@ -6,35 +6,37 @@ if (location.protocol === "file:") {
       this.frame = document.createElement("iframe")
       this.frame.hidden = true
       document.body.appendChild(this.frame)
-      const inside = this.frame.contentWindow
-      this.answer = ({ source, data }) => {
-        if (source !== inside) return
-        const event = new MessageEvent("message", { data })
-        this.dispatchEvent(event)
-        if (this.onmessage) this.onmessage(event)
-      }
-      addEventListener("message", this.answer)
-      inside.postMessage = (data) => parent.postMessage(data, "*")
-      inside.importScripts = (...urls) => urls.reduce((last, src) => last.then(() => this.load(src)), Promise.resolve())
+      this.inside = this.frame.contentWindow
+      this.inside.document.open()
+      this.inside.document.write("<!doctype html><body></body>")
+      this.inside.document.close()
+      this.inside.postMessage = (data) => setTimeout(() => this.tell(this, data, this.onmessage))
+      this.inside.importScripts = (...urls) =>
+        urls.reduce((earlier, src) => earlier.then(() => this.load(src)), Promise.resolve())
       this.ready = this.load(url)
     }
 
     load(src) {
       return new Promise((resolve, reject) => {
-        const script = this.frame.contentDocument.createElement("script")
+        const script = this.inside.document.createElement("script")
         script.src = src
         script.onload = () => resolve()
         script.onerror = () => reject(new Error(`cannot load ${src}`))
-        this.frame.contentDocument.body.appendChild(script)
+        this.inside.document.body.appendChild(script)
       })
     }
 
+    tell(target, data, listener) {
+      const event = new MessageEvent("message", { data })
+      target.dispatchEvent(event)
+      if (listener) listener(event)
+    }
+
     postMessage(data) {
-      this.ready.then(() => this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })))
+      this.ready.then(() => this.tell(this.inside, data))
     }
 
     terminate() {
-      removeEventListener("message", this.answer)
       this.frame.remove()
     }
   }

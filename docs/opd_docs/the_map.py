@@ -21,6 +21,9 @@ HEADLINES = {
 }
 """Metrics of the map, and what they are called there; all others are in ``opd methods NAME``."""
 
+TOGETHER = "\N{NO-BREAK SPACE}"
+"""A figure stays on one line."""
+
 
 def overview() -> str:
     """One row a recipe."""
@@ -44,7 +47,7 @@ def here(name: str) -> str:
         return "not measured yet"
     said = {"accuracy": "greedy", "avg@2": "sampled"}
     figures = [
-        f"{word} {figure(metric, rows[metric][0])} → {figure(metric, rows[metric][1])}"
+        f"{word} {figure(metric, rows[metric][0])} → {figure(metric, rows[metric][1])}".replace(" ", TOGETHER)
         for metric, word in said.items()
         if metric in rows
     ]
