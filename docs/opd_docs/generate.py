@@ -12,6 +12,7 @@ from opd_docs import api, commands, run_file, the_map
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "the map": the_map.overview,
+    "places": the_map.places,
     "recipes": the_map.recipes,
     "run file": run_file.run_file,
     "pipeline file": run_file.pipeline_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -13,7 +14,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def cell(text: str) -> str:
     """A text on one line, without a bar that would end the cell."""
-    return " ".join(text.split()).replace("|", r"\|")
+    return re.sub(r"[ \n]+", " ", text).strip().replace("|", r"\|")
 
 
 def prose(docstring: str) -> str:

@@ -35,6 +35,11 @@ def overview() -> str:
     return table(["recipe", "what", "source", "reported users", "measured here", "reported by the source"], rows)
 
 
+def places() -> str:
+    """Every recipe's value on every axis."""
+    return table(["recipe", *AXES], [[f"[`{n}`](#{n})", *place(_read(n)[0])] for n in recipe_names()])
+
+
 def recipes() -> str:
     """A section a recipe."""
     return "\n\n".join(_section(name) for name in recipe_names())
