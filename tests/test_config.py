@@ -29,6 +29,21 @@ def test_overrides_from_strings_and_mappings() -> None:
     assert author.kind == "model"
 
 
+def test_a_mix_survives_being_written_with_its_defaults() -> None:
+    mixed = read("sft", {"prompts": [{"task": "math"}, {"task": "tools", "limit": 8}]})
+    assert read(mixed.model_dump(mode="json")) == mixed
+    with pytest.raises(ConfigError, match="prompts: limit belongs into each source of the mix"):
+        read("sft", {"prompts": {"mix": [{"task": "math"}], "limit": 8}})
+
+
+def test_several_teachers_take_the_place_of_the_recipes_one_and_the_other_way_round() -> None:
+    several = read("opd", {"teacher.models": {"math": "nano/math-teacher"}})
+    assert several.teacher.model is None
+    assert read(several.model_dump(), {"teacher.model": "nano/math-teacher"}).teacher.models is None
+    with pytest.raises(ConfigError, match="name one teacher or several"):
+        read("opd", {"teacher.model": "a", "teacher.models": {"math": "b"}})
+
+
 def test_own_prompts_are_not_measured_on_the_recipes() -> None:
     assert read("opd", ["prompts=a.jsonl"]).eval.prompts is None
     own = read("opd", ["eval.prompts=b.jsonl", "prompts=a.jsonl"]).eval.prompts
@@ -57,6 +72,8 @@ def test_shorthands() -> None:
         (["teacher.view=hnt"], ["plain, hint, privileged, context or feedback"]),
         (["teacher.view={context: {}}"], ["teacher.view.context", "exactly one of text, file and experience"]),
         (["loss.positions.first=3", "loss.positions.after=3"], ["first=3", "after=3", "no token"]),
+        (["loss.positions.hardest={}", "loss.signal=hidden"], ["hardest.by=entropy", "signal is hidden"]),
+        (["loss.positions.hardest.share=1"], ["loss.positions.hardest.share", "less than 1"]),
         (["teacher.view.hint.author=bob"], ["'rules'"]),
         (["teacher.view.hint.author.http=http://x/v1"], ["served model's name"]),
         (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),

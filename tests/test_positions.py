@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from opd.positions import Positions, Unsure
+from conftest import make_model
+from opd.objectives import FullVocabulary
+from opd.positions import Difficulty, Positions, Unsure
+from opd.teachers.local import LocalTeacher
+from opd.teachers.views import PlainView
 from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
 
 
@@ -91,3 +95,42 @@ def test_only_where_the_teacher_is_unsure_and_still_a_mean_over_all() -> None:
     assert float(weights.sum() / (weights > 0).sum()) == pytest.approx(2 / 5)  # as the loop divides
     skipping = Unsure(entropy=0.8, among=Positions(after=1))(ROLLOUTS, full)
     assert skipping.tolist() == pytest.approx([0, 2 / 3, 0, 2 / 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"hardest": 0.4}, [0, 1, 0, 1, 0]),
+        ({"hardest": 0.41}, [0, 1, 1, 1, 0]),  # rounded up; of two alike the earlier one
+        ({"hardest": 0.01}, [0, 1, 0, 0, 0]),
+        ({"hardest": 0.5, "skip_ids": frozenset({6, 7})}, [0, 0, 0, 1, 1]),  # half of what counts otherwise
+        ({"hardest": 0.6, "mean": "sequence", "after": 1}, [0, 1, 0, 1, 0]),
+        ({"hardest": 0.8, "ramp": 0.6}, [1.0, 1.2, 1.4, 1.6, 0]),
+    ],
+)
+def test_the_hardest_of_what_counts(settings: dict[str, object], wanted: list[float]) -> None:
+    difficulty = torch.tensor([0.5, 3.0, 1.0, 2.0, 1.0])
+    if "ramp" in settings:
+        difficulty[4] = 0.0
+    weights = Positions(difficulty=lambda rollouts, signal: difficulty, **settings)(ROLLOUTS, signal())  # type: ignore[arg-type]
+    assert weights.tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("by", ["reverse_kl", "entropy"])
+def test_difficulty_is_the_loss_of_a_token_or_the_students_entropy(by: str) -> None:
+    """Against a plain forward pass over each rollout in float64, as the student is: dropout off, no gradient left."""
+    student, teacher = make_model(0), make_model(1, layers=3, hidden=48)
+    student.model.train()
+    said = LocalTeacher(teacher).score(ROLLOUTS, PlainView().segments(ROLLOUTS))
+    objective = FullVocabulary(divergence=by) if by != "entropy" else None
+    found = Difficulty(student=student, max_tokens=64, objective=objective, temperature=2.0)(ROLLOUTS, said)
+    temperature, wanted = 2.0 if by == "entropy" else 1.0, []
+    for r in ROLLOUTS:
+        ids = torch.tensor([r.prompt_ids + r.completion_ids])
+        with torch.no_grad():
+            p, q = ((m.model(ids).logits[0].double() / temperature).log_softmax(-1) for m in (student, teacher))
+        score = p.exp() * (p - q) if objective else -p.exp() * p
+        wanted += [float(score[i].sum()) for i, own in enumerate(r.completion_mask) if own]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert student.model.training
+    assert all(parameter.grad is None for parameter in student.model.parameters())

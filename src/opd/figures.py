@@ -13,6 +13,7 @@ CONFLICT = "conflict/"
 PERCENT = (
     "accuracy",
     "avg@",
+    "equal_groups",
     "gap_recovery",
     "invalid_call_rate",
     "repetition_rate",

@@ -22,6 +22,7 @@ from opd.errors import EmptyStepError
 from opd.metrics import Metrics, entropy, gap_recovery, summarise
 from opd.models import LanguageModel
 from opd.reading import align, read, student_readings
+from opd.rollout.curriculum import Curriculum
 from opd.teachers.gate import Gate
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
@@ -31,14 +32,24 @@ from opd.training.guards import Guards
 from opd.training.optim import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Prompt, Roller, Rollout, Segment, Signal, States, Teacher, View
+from opd.types import Roller, Rollout, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
-        """The weighted sum over positions, float32 []; gradients flow to the first two."""
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted sum over positions, float32 []; gradients flow to the first two.
+
+        ``per_token_T``, float32 [T], is filled with each position's own loss, detached, where there is such a thing.
+        """
         ...
 
 
@@ -56,12 +67,8 @@ class Term:
     weight: float = 1.0
     positions: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
     """Weights of the signal's positions, [T]; None counts all of them alike."""
-
-
-class Curriculum(Protocol):
-    def step(self, step: int) -> list[Prompt]:
-        """The prompts of one step."""
-        ...
+    by_luck: bool = False
+    """A first batch without a signal is no mistake in the run file: its rewards may happen to be equal."""
 
 
 class Log(Protocol):
@@ -123,7 +130,10 @@ class Loop:
                 self._evaluate(last=last)
             self.checkpoints.save(self, last=last or state.stopped_by is not None)
         if state.signal_tokens == 0:
-            raise EmptyStepError("the run is over and no teacher gave a target for a single token")
+            raise EmptyStepError(
+                f"the run ended at step {state.step} without a target for a single token; where rewards teach, all "
+                "were equal in every group: take prompts that some answers get right, or more rollout.samples"
+            )
         return state
 
     @property
@@ -145,21 +155,23 @@ class Loop:
             )
         with _timed(times, "teacher_s"):
             signals, weights = self._score(rollouts)
-        if step == 0 and not len(signals[0]):
+        if step == 0 and not len(signals[0]) and not self.terms[0].by_luck:
             raise EmptyStepError(
-                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, every "
-                "span is empty, or all rewards are equal; check teacher.view"
+                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, or "
+                "every span is empty; check teacher.view"
             )
+        # An anchor holds the student where it was, and teaches it nothing.
+        self.state.signal_tokens += sum(len(s) for t, s in zip(self.active, signals, strict=True) if t.name != "anchor")
         with _timed(times, "update_s"):
-            metrics = self._update(rollouts, signals, weights)
+            metrics, loss_T = self._update(rollouts, signals, weights)
         tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.writer == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
-        self.state.signal_tokens += sum(len(s) for s in signals)
         share = {f"{t.name}_share": len(s) / tokens for t, s in zip(self.active, signals, strict=True)}
         return {
             **metrics,
             **share,
+            **self.curriculum.learn(step, rollouts, signals[0], loss_T),
             **(summarise(own) | {"entropy": entropy(own)} if own else {}),
             "tokens": float(tokens),
             **times,
@@ -183,10 +195,13 @@ class Loop:
             weights.append(weight_T[counts] / counts.sum().clamp_min(1))
         return signals, weights
 
-    def _update(self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]) -> Metrics:
-        """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
-        if not any(map(len, signals)):
-            return self._idle()
+    def _update(
+        self, rollouts: Sequence[Rollout], signals: Sequence[Signal], weights: Sequence[Tensor]
+    ) -> tuple[Metrics, Tensor]:
+        """One optimizer step on the weighted mean over each term's tokens; figures, and the main term's losses."""
+        loss_T = torch.full_like(weights[0], torch.nan)
+        if not any(map(len, signals)) or not self.state.signal_tokens:
+            return self._idle(), loss_T
         self.state.idle = 0
         terms, scale = self.active, self.state.lr_scale
         sums = dict.fromkeys((term.name for term in terms), 0.0)
@@ -202,7 +217,10 @@ class Loop:
                 if not len(here):
                     continue
                 row_T = align(rollouts, where, here)
-                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen])
+                each_T = torch.full_like(weight_T[chosen], torch.nan)
+                loss = term.objective(states.take(row_T), self.student.head_VD, here, weight_T[chosen], each_T)
+                if term is terms[0]:
+                    loss_T[chosen] = each_T
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:
@@ -216,15 +234,10 @@ class Loop:
             if self.average and not self.state.rollbacks:
                 self.average.update()
         figures = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
-        return figures | ({"grad_norm": norm} if norm is not None else {})
+        return figures | ({"grad_norm": norm} if norm is not None else {}), loss_T
 
     def _idle(self) -> Metrics:
-        """No teacher has anything to say: an error at the start, the end of what can be learned later on."""
-        if not self.state.signal_tokens:
-            raise EmptyStepError(
-                "the first step's rollouts got no target from any teacher: no hint was written, or every span is "
-                "empty; check teacher.view"
-            )
+        """No teacher has anything to say; when that lasts, what can be learned is learned, or nothing ever can."""
         self.state.idle += 1
         self.event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
         if self.guards.idle(self.state.idle):

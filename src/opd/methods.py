@@ -104,7 +104,9 @@ def _where(config: RunConfig) -> list[str]:
         f"early tokens more (γ {positions.importance:g})": positions.importance > 0,
         f"late tokens more (ramp {positions.ramp:g})": positions.ramp > 0,
         "near turns more": positions.fade is not None,
-        f"each {positions.mean} alike": positions.mean != "token",
+        f"the hardest by {positions.hardest.by if positions.hardest else ''}": positions.hardest is not None,
+        f"each {positions.mean} alike": positions.mean in ("sequence", "turn"),
+        "each rollout over the longest": positions.mean == "constant",
         f"terms cut at {config.loss.clip}": config.loss.clip is not None,
     }
     return [text for text, holds in said.items() if holds]

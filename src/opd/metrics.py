@@ -21,6 +21,8 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
 
     Returns:
         ``accuracy``: mean reward, where answers are checked; ``accuracy/DOMAIN`` where there are several domains.
+        ``equal_groups``: share of the prompts with several answers whose answers all have the same reward, where there
+        are such prompts: a comparison within the group has nothing to say about them (DAPO, arXiv 2503.14476).
         ``invalid_call_rate``: invalid tool calls over all tool calls, where there are any.
         ``length``: mean tokens the student chose. ``truncation_rate``: share that did not end by itself.
         ``repetition_rate``: share whose last 10,000 characters zlib makes more than ten times smaller
@@ -33,6 +35,11 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         domains = sorted({r.prompt.domain for r in checked})
         for domain in domains if len(domains) > 1 else []:
             metrics[f"accuracy/{domain}"] = _mean([r.reward or 0.0 for r in checked if r.prompt.domain == domain])
+        groups: dict[str, list[float]] = {}
+        for rollout in checked:
+            groups.setdefault(rollout.prompt.id, []).append(rollout.reward or 0.0)
+        equal = [float(len(set(rewards)) == 1) for rewards in groups.values() if len(rewards) > 1]
+        metrics |= {"equal_groups": _mean(equal)} if equal else {}
     calls = sum(r.num_calls for r in rollouts)
     if calls:
         invalid = sum(event.kind in INVALID_CALLS for r in rollouts for event in r.events)

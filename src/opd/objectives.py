@@ -47,7 +47,14 @@ class FullVocabulary:
     support: Support | None = None
     clip: float | None = None
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, FullSignal)
         return linear_divergence(
@@ -61,6 +68,7 @@ class FullVocabulary:
             temperature=self.temperature,
             vocab_size=self.vocab_size,
             chunk_tokens=self.chunk_tokens,
+            per_token=per_token_T,
             support=self.support,
             clip=self.clip,
         )
@@ -79,31 +87,51 @@ class SeveralTeachers:
     inner: FullVocabulary
     combine: Literal["losses", "arithmetic", "geometric"] = "losses"
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, ExpertsSignal)
         total = torch.zeros((), device=weight_T.device)
+        each_T = torch.zeros_like(weight_T) if per_token_T is None else per_token_T.zero_()
         if self.combine == "losses":
             for k in range(len(signal.parts)):
                 rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]
                 if len(rows):
-                    shared_T = weight_T[rows] * signal.share_TK[rows, k]
-                    total = total + self.inner(student.take(rows), student_head_VD, signal.part(k, rows), shared_T)
+                    share_T, own_T = signal.share_TK[rows, k], each_T[rows]
+                    states, part = student.take(rows), signal.part(k, rows)
+                    total = total + self.inner(states, student_head_VD, part, weight_T[rows] * share_T, own_T)
+                    each_T[rows] += share_T * own_T
             return total
         speaks_TK = signal.row_TK >= 0
         for who_K in speaks_TK.unique(dim=0):
             rows = (speaks_TK == who_K).all(1).nonzero()[:, 0]
-            total = total + self._together(student.take(rows), student_head_VD, signal, rows, who_K, weight_T[rows])
+            own_T = each_T[rows]
+            states = student.take(rows)
+            total = total + self._together(states, student_head_VD, signal, rows, who_K, weight_T[rows], own_T)
+            each_T[rows] = own_T
         return total
 
     def _together(
-        self, student: States, head_VD: Tensor, signal: ExpertsSignal, rows: Tensor, who_K: Tensor, weight_T: Tensor
+        self,
+        student: States,
+        head_VD: Tensor,
+        signal: ExpertsSignal,
+        rows: Tensor,
+        who_K: Tensor,
+        weight_T: Tensor,
+        per_token_T: Tensor,
     ) -> Tensor:
         """The loss where the same teachers speak."""
         members = who_K.nonzero()[:, 0]
         parts = [signal.part(int(k), rows) for k in members]
         if len(parts) == 1:
-            return self.inner(student, head_VD, parts[0], weight_T)
+            return self.inner(student, head_VD, parts[0], weight_T, per_token_T)
         return linear_mixture_divergence(
             student.hidden_TD,
             head_VD.to(student.hidden_TD.dtype),
@@ -111,6 +139,7 @@ class SeveralTeachers:
             signal.share_TK[rows][:, members],
             geometric=self.combine == "geometric",
             weight=weight_T,
+            per_token=per_token_T,
             **{f.name: getattr(self.inner, f.name) for f in fields(self.inner)},
         )
 
@@ -132,10 +161,18 @@ class CrossTokenizer:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum over groups, float32 []; a group weighs what its first token does.
 
-        A group of which some row was dropped does not count: its student's probability would lack a factor.
+        A group of which some row was dropped does not count: its student's probability would lack a factor. Losses are
+        of groups, so ``per_token_T`` is left as it is.
         """
         assert isinstance(signal, CrossSignal)
         first_T = signal.group_T.diff(prepend=signal.group_T.new_tensor([-1])) != 0
@@ -191,7 +228,14 @@ class PolicyGradient:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
         assert isinstance(signal, SampledSignal | AdvantageSignal)
         advantage_T = reward_to_go(signal.advantage_T, signal.rollout_T, self.discount)
@@ -205,6 +249,7 @@ class PolicyGradient:
             weight=weight_T,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            per_token=per_token_T,
         )
 
 
@@ -216,7 +261,14 @@ class DirectEstimate:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of estimates, float32 []."""
         assert isinstance(signal, SampledSignal)
         return linear_token_loss(
@@ -227,6 +279,7 @@ class DirectEstimate:
             weight=weight_T,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            per_token=per_token_T,
         )
 
 
@@ -237,12 +290,21 @@ class HiddenStates:
     projection: Projection | None = None
     normalise: bool = False
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of mean squared differences, float32 []."""
         assert isinstance(signal, HiddenSignal)
         assert student.layers_TKD is not None
         own_TKR = self.projection(student.layers_TKD) if self.projection else student.layers_TKD
-        return hidden_distance(own_TKR, signal.layers_TKD, weight=weight_T, normalise=self.normalise)
+        return hidden_distance(
+            own_TKR, signal.layers_TKD, weight=weight_T, normalise=self.normalise, per_token=per_token_T
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +314,14 @@ class CrossEntropy:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(self, student: States, student_head_VD: Tensor, signal: Signal, weight_T: Tensor) -> Tensor:
+    def __call__(
+        self,
+        student: States,
+        student_head_VD: Tensor,
+        signal: Signal,
+        weight_T: Tensor,
+        per_token_T: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
         assert isinstance(signal, TokenSignal)
         return linear_cross_entropy(
@@ -262,4 +331,5 @@ class CrossEntropy:
             weight=weight_T,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            per_token=per_token_T,
         )

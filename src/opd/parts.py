@@ -16,7 +16,7 @@ from opd.data import from_rows, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.rollout.curriculum import Uniform
+from opd.rollout.curriculum import Adaptive, Curriculum, Interest, Uniform
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
@@ -54,7 +54,7 @@ class Parts:
     student: LanguageModel
     chat: Chat
     prompts: list[Prompt]
-    curriculum: Uniform
+    curriculum: Curriculum
     task: Task | None
     held_out: list[Prompt]
     held_out_task: Task | None
@@ -94,8 +94,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     chat = Chat(student.tokenizer)
     prompts, task = _prompts(config.prompts, objects, chat)
     _check_answers(config, prompts, objects.task or task)
-    trained = prompts[: config.rollout.offline] if config.rollout.offline else prompts
-    curriculum = Uniform(trained, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed)
+    curriculum = _curriculum(config, prompts)
     held_out: list[Prompt] = []
     held_out_task: Task | None = None
     if config.eval.prompts:
@@ -208,10 +207,24 @@ def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[
     return from_rows(rows, key="prompts", chat=chat.has_template)
 
 
+def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:
+    rollout = config.rollout
+    trained = prompts[: rollout.offline] if rollout.offline else prompts
+    if rollout.curriculum is None:
+        return Uniform(trained, batch=rollout.batch, samples=rollout.samples, seed=config.seed)
+    interest = Interest(**rollout.curriculum.model_dump())
+    return Adaptive(trained, batch=rollout.batch, samples=rollout.samples, seed=config.seed, interest=interest)
+
+
 def _check_answers(config: RunConfig, prompts: Sequence[Prompt], task: Task | None) -> None:
-    rewarded = config.loss.outcome or config.loss.signal == "reward"
-    if rewarded and task is None:
-        what = "loss.outcome" if config.loss.outcome else "loss.signal=reward"
+    curriculum = config.rollout.curriculum
+    rewarded = {
+        "loss.outcome": config.loss.outcome > 0,
+        "loss.signal=reward": config.loss.signal == "reward",
+        "rollout.curriculum.success": curriculum is not None and curriculum.success > 0,
+    }
+    what = next((key for key, given in rewarded.items() if given), None)
+    if what and task is None:
         raise ConfigError(f"{what} needs rewards, and nothing checks the prompts' answers; give prompts with an answer")
     if config.teacher.view.feedback and task is None:
         raise ConfigError(

@@ -5,16 +5,23 @@ Suffixes: T positions of a signal, R rollouts or turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from opd.losses import linear_entropy
+from opd.models import LanguageModel
+from opd.reading import align, student_readings
+from opd.teachers.local import collect
 from opd.types import FullSignal, Rollout, SampledSignal, Signal
+
+if TYPE_CHECKING:
+    from opd.loop import Objective
 
 EPSILON = 1e-6
 """SOD's, in nats."""
@@ -27,7 +34,9 @@ class Positions:
     Attributes:
         skip_ids: tokens that never count, such as a template's special ones.
         first: only the student's first so many tokens of a rollout count; None for all.
-        mean: over all tokens alike, or every rollout or every turn counts as much as any other, however long.
+        mean: over all tokens alike; or every rollout or every turn counts as much as any other, however long; or the
+            mean over rollouts of their sums over ``longest`` (constant).
+        longest: tokens that a rollout may have.
         last: only the student's last so many tokens of a rollout count.
         after: the student's first so many tokens of a rollout do not count.
         outside_events: factor on tokens outside the spans of the environment's events.
@@ -35,10 +44,14 @@ class Positions:
         fade: δ of SOD: turn k counts (d_1 + ε) / (d_k + ε), at most 1 + δ, where d is the mean absolute log-ratio of a
             turn's tokens. (The product over neighbouring turns in the source telescopes to this.)
         importance: γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out.
+        difficulty: of each position, float32 [T]; None where it does not matter.
+        hardest: share of the batch's positions of some weight that are kept, the most difficult; at least one. Nothing
+            corrects for the others: the loss is that of the hard tokens.
 
-    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600;
-    fading turns, arXiv 2605.07725; first three tokens left out, SDFT arXiv 2601.19897; ramp, our choice of a form for
-    arXiv 2605.21606.
+    Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600; means over
+    rollouts, GRPO arXiv 2402.03300, over tokens, DAPO arXiv 2503.14476, over a constant, Dr. GRPO arXiv 2503.20783
+    (tests/fidelity/test_grpo.py); fading turns, arXiv 2605.07725; first three tokens left out, SDFT arXiv 2601.19897;
+    ramp, our choice of a form for arXiv 2605.21606; hardest, TIP, arXiv 2604.14084.
     """
 
     skip_ids: frozenset[int] = frozenset()
@@ -46,10 +59,13 @@ class Positions:
     after: int = 0
     last: int | None = None
     outside_events: float = 1.0
-    mean: Literal["token", "sequence", "turn"] = "token"
+    mean: Literal["token", "sequence", "turn", "constant"] = "token"
+    longest: int = 1
     importance: float = 0.0
     ramp: float = 0.0
     fade: float | None = None
+    difficulty: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
+    hardest: float = 1.0
 
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T], finite and not negative, 0 where a position does not count."""
@@ -72,10 +88,47 @@ class Positions:
             weight_T = weight_T.masked_fill(outside, 0.0)
         if self.last is not None:
             weight_T = weight_T.masked_fill(_rank(rollouts, signal) <= _length(rollouts, signal) - self.last, 0.0)
+        if self.difficulty is not None:
+            weight_T = _hardest(weight_T, self.difficulty(rollouts, signal), self.hardest)
+        if self.mean == "constant":
+            rollouts_that_count = len(signal.rollout_T[weight_T > 0].unique())
+            # The loop divides by the number of positions that count.
+            return weight_T * (weight_T > 0).sum() / max(rollouts_that_count * self.longest, 1)
         if self.mean != "token":
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
             weight_T = _balanced(weight_T, signal.rollout_T, group_T)
         return weight_T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difficulty:
+    """How hard each token is for the student as it is, by a forward pass without gradients.
+
+    Over the whole batch and before the update, so that what is chosen by it does not depend on micro-batches.
+
+    Attributes:
+        student: reads its own rollouts, without dropout.
+        max_tokens: padded tokens per pass.
+        objective: whose loss at each position it is; None for the student's entropy. Not for a loss of the sampled
+            token: a choice that depends on what was drawn biases its gradient.
+        temperature: divides the logits, for the entropy.
+    """
+
+    student: LanguageModel
+    max_tokens: int
+    objective: Objective | None = None
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+        """float32 [T], in nats."""
+        where, states = collect(self.student, student_readings(rollouts), max_tokens=self.max_tokens)
+        states, head_VD = states.take(align(rollouts, where, signal)), self.student.head_VD.detach()
+        if self.objective is None:
+            return linear_entropy(states.hidden_TD, head_VD.to(states.hidden_TD.dtype), temperature=self.temperature)
+        each_T = torch.zeros(len(signal), device=signal.token_T.device)
+        self.objective(states, head_VD, signal, torch.ones_like(each_T), each_T)
+        return each_T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +157,14 @@ class Unsure:
         weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(unsure_T, dtype=torch.float32)
         may = (weight_T > 0).sum().clamp_min(1)
         return weight_T.masked_fill(~unsure_T, 0.0) * ((weight_T > 0) & unsure_T).sum() / may
+
+
+def _hardest(weight_T: Tensor, difficulty_T: Tensor, share: float) -> Tensor:
+    """The weights of the most difficult of what counts, 0 elsewhere; of two alike the earlier one is kept."""
+    counts = weight_T > 0
+    most = math.ceil(share * int(counts.sum()))
+    kept = difficulty_T.masked_fill(~counts, -torch.inf).argsort(descending=True, stable=True)[:most]
+    return torch.zeros_like(weight_T).index_copy(0, kept, weight_T[kept])
 
 
 def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:

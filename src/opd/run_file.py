@@ -24,6 +24,9 @@ RECIPES = files("opd") / "recipes"
 PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset", "prompts.mix"})
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
+ONE_OF = {"teacher.model": "teacher.models", "teacher.models": "teacher.model"}
+"""An override of one of them takes the other away."""
+
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
@@ -49,6 +52,8 @@ def read(
         # Who brings prompts of their own does not want to be measured on the recipe's.
         set_key(tree, "eval.prompts", None)
     for key, value in pairs.items():
+        if value is not None and ONE_OF.get(key, key) not in pairs:
+            set_key(tree, ONE_OF[key], None)
         set_key(tree, key, value)
     return validate(RunConfig, tree, at=at)
 

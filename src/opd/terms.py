@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from opd.config import LossConfig, UnsureConfig
+from opd.config import LossConfig, RunConfig, UnsureConfig
 from opd.errors import ConfigError
 from opd.loop import Objective, Term
 from opd.losses import Support
@@ -22,7 +22,7 @@ from opd.objectives import (
     SeveralTeachers,
 )
 from opd.parts import Parts, sampler_of, view_of
-from opd.positions import Positions, Unsure
+from opd.positions import Difficulty, Positions, Unsure
 from opd.reading import sort_key
 from opd.rollout.hf import Sampling
 from opd.rollout.sampler import ALL_TURNS
@@ -44,7 +44,9 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         view, everything = Among(view, answers=False), Among(everything, answers=False)
     scoring, reference, average = _weights(parts)
     name = "outcome" if config.loss.signal == "reward" else "distill"
-    terms = [Term(name, *_main(parts, view, scoring, reference), config.loss.weight, _positions(parts))]
+    by_luck = config.loss.signal == "reward"
+    main = _main(parts, view, scoring, reference)
+    terms = [Term(name, *main, config.loss.weight, _positions(parts, main[2]), by_luck=by_luck)]
     if config.loss.unsure:
         terms.append(_unsure(parts, terms[0], config.loss.unsure))
     if config.loss.gold:
@@ -57,12 +59,10 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
         pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
         terms.append(Term("anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
     if config.loss.outcome:
-        outcome = Outcome(by_deviation=config.loss.sampled.by_deviation)
-        terms.append(
-            Term(
-                "outcome", outcome, everything, _policy_gradient(config.loss, outcome=True), weight=config.loss.outcome
-            )
-        )
+        objective, mean = _policy_gradient(config.loss, outcome=True), config.loss.positions.mean
+        # Which of the signal's tokens count is no question of the outcome's, but how long answers are averaged is.
+        even = None if mean == "token" else Positions(mean=mean, longest=config.rollout.max_new_tokens)
+        terms.append(Term("outcome", _outcome(config), everything, objective, config.loss.outcome, even))
     return terms, scoring, average
 
 
@@ -87,7 +87,7 @@ def _main(
     if loss.signal == "tokens":
         return Answers(), view, CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)
     if loss.signal == "reward":
-        return Outcome(by_deviation=loss.sampled.by_deviation), view, _policy_gradient(loss, outcome=True)
+        return _outcome(parts.config), view, _policy_gradient(loss, outcome=True)
     if loss.signal == "hidden":
         assert scoring is not None
         teacher, objective = _hidden(parts, view, scoring)
@@ -118,13 +118,20 @@ def _main(
     return sampled, view, estimate
 
 
+def _outcome(config: RunConfig) -> Outcome:
+    """The reward as the run file shapes it."""
+    shape = config.loss.sampled.model_dump(include={"by_deviation", "skip_equal", "skip_truncated", "overlong"})
+    return Outcome(**shape, longest=config.rollout.max_new_tokens)
+
+
 def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
     """Forward KL where the teacher is unsure; it reads no more than the main term's teacher has read already."""
     assert isinstance(main.teacher, SampledTeacher)
     assert isinstance(main.teacher.teacher, Once)
-    positions = _positions(parts)
-    # The log-ratios that some weights go by are the sampled token's, which this term does not look at.
-    among = dataclasses.replace(positions, importance=0.0, fade=None) if positions else None
+    positions = _positions(parts, main.objective)
+    # The log-ratios that some weights go by are the sampled token's, which this term does not look at; and it has a
+    # choice of tokens of its own.
+    among = dataclasses.replace(positions, importance=0.0, fade=None, difficulty=None) if positions else None
     where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature, among=among)
     support = Support(config.k, whose="teacher", rest="tail")
     objective = dataclasses.replace(divergence_of(parts, "forward_kl"), support=support)
@@ -237,7 +244,7 @@ def divergence_of(parts: Parts, name: str) -> FullVocabulary:
     )
 
 
-def _positions(parts: Parts) -> Positions | None:
+def _positions(parts: Parts, main: Objective) -> Positions | None:
     config, tokenizer = parts.config.loss.positions, parts.student.tokenizer
     skipped = set(tokenizer.all_special_ids) if config.skip_special else set()
     for token in config.skip_tokens:
@@ -246,7 +253,15 @@ def _positions(parts: Parts) -> Positions | None:
         skipped.add(tokenizer.get_vocab()[token])
     if config == type(config)():
         return None
-    return Positions(skip_ids=frozenset(skipped), **config.model_dump(exclude={"skip_special", "skip_tokens"}))
+    settings = config.model_dump(exclude={"skip_special", "skip_tokens", "hardest"})
+    if config.hardest:
+        objective = main if config.hardest.by == "divergence" else None
+        size, temperature = parts.config.teacher.max_tokens, parts.config.loss.temperature
+        settings["difficulty"] = Difficulty(
+            student=parts.student, max_tokens=size, objective=objective, temperature=temperature
+        )
+        settings["hardest"] = config.hardest.share
+    return Positions(skip_ids=frozenset(skipped), longest=parts.config.rollout.max_new_tokens, **settings)
 
 
 def _weights(parts: Parts) -> tuple[LanguageModel | None, LanguageModel | None, EmaWeights | None]:

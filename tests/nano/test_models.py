@@ -69,6 +69,11 @@ def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
     assert figures("math-base", privileged)["accuracy"] > 0.95
 
 
+@pytest.mark.parametrize("task", ["math", "tools", "strings", "search"])
+def test_base_is_weak_at_every_task(task: str) -> None:
+    assert 0.05 < figures("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
+
+
 @pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
 def test_math_teachers_are_right(name: str) -> None:
     assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95

@@ -14,7 +14,6 @@ from opd.nano.traces_text import (
     hasty_strings_trace,
     mixed_trace,
     search_trace,
-    seldom_trace,
     strings_trace,
 )
 from opd.tasks import get_task, search, strings
@@ -80,12 +79,3 @@ def test_a_hasty_answer_is_the_half_way_result(task: str, source: Source, carefu
 def test_sources_are_mixed_in_equal_parts() -> None:
     mixed = traces(partial(mixed_trace, sources=(strings_trace, search_trace)), 1000)
     assert 0.45 < sum(trace[0].role == "system" for trace in mixed) / len(mixed) < 0.55
-
-
-def test_hard_traces_are_as_rare_as_asked() -> None:
-    def hard(trace: Trace) -> bool:
-        return trace[0].text.startswith("sort")
-
-    often = sum(map(hard, traces(strings_trace, 2000))) / 2000
-    rare = sum(map(hard, traces(partial(seldom_trace, source=strings_trace, hard=hard, chance=0.25), 2000))) / 2000
-    assert rare == pytest.approx(0.25 * often / (0.25 * often + 1 - often), abs=0.015)

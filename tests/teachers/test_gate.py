@@ -71,6 +71,13 @@ def test_a_student_that_has_caught_up_goes_on_and_one_that_is_ahead_does_not() -
     assert back == (["math/bad"], ["good teaches math"])
 
 
+def test_a_student_as_good_as_a_teacher_that_is_always_right_goes_on_with_it() -> None:
+    judge = gate()
+    refused, _ = judge(metrics(good=1.0), None)
+    assert judge(metrics(good=1.0, math=1.0), refused) == (["math/bad"], [])
+    assert judge(metrics(good=1.0, math=1.0), ["math/good"])[0] == ["math/good", "math/bad"]
+
+
 def test_nobody_left_is_an_error_at_the_start() -> None:
     with pytest.raises(ConfigError, match=r"nobody is left to teach 'tools': other: its accuracy is 50.0%"):
         gate()(metrics(other=0.5), None)

@@ -3,6 +3,7 @@
 from opd.config.loss import (
     BridgeConfig,
     CrossConfig,
+    HardestConfig,
     HiddenConfig,
     LossConfig,
     PositionsConfig,
@@ -10,6 +11,7 @@ from opd.config.loss import (
     TopKConfig,
     UnsureConfig,
 )
+from opd.config.rollout import CurriculumConfig, RolloutConfig
 from opd.config.run import (
     MAY_CHANGE,
     CheckpointConfig,
@@ -20,7 +22,6 @@ from opd.config.run import (
     OptimizerConfig,
     PromptsConfig,
     RecoverConfig,
-    RolloutConfig,
     RunConfig,
 )
 from opd.config.teacher import (
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointConfig",
     "ContextConfig",
     "CrossConfig",
+    "CurriculumConfig",
     "EvalConfig",
     "ExperienceConfig",
     "ExpertConfig",
@@ -50,6 +52,7 @@ __all__ = [
     "FeedbackConfig",
     "GateConfig",
     "GuardsConfig",
+    "HardestConfig",
     "HiddenConfig",
     "HintConfig",
     "LossConfig",

@@ -42,7 +42,9 @@ class SampledConfig(Strict):
     max_advantage: float | None = Field(None, gt=0)
     """Cuts advantages off on both sides, in nats."""
     clip: tuple[float, float] | None = None
-    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]."""
+    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28] (DAPO's clip-higher). A batch of rollouts
+    makes one update, where the ratio is 1 and a clip changes nothing, unless rollouts were recorded
+    (``rollout.offline``)."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""
     baseline: bool = False
@@ -51,6 +53,20 @@ class SampledConfig(Strict):
     """Of the reward log teacher − log initial student; above 1 the target lies beyond the teacher (G-OPD)."""
     by_deviation: bool = True
     """Divide a group's outcome advantages by their standard deviation (GRPO) or not (Dr. GRPO)."""
+    skip_equal: bool = False
+    """Leave groups out of the mean whose rewards are all equal: they have no advantage and only dilute it. DAPO's
+    dynamic sampling, without drawing other prompts in their place."""
+    skip_truncated: bool = False
+    """Leave answers out that were cut off; their rewards still count in their groups (DAPO's overlong filtering)."""
+    overlong: int | None = Field(None, ge=1)
+    """The reward falls evenly, by 1 in all, over the last so many tokens before ``rollout.max_new_tokens`` (DAPO's soft
+    overlong punishment)."""
+
+    @property
+    def about_outcome(self) -> str | None:
+        """The key that shapes an outcome and nothing else, if one does."""
+        keys = ("skip_equal", "skip_truncated", "overlong")
+        return next((key for key in keys if getattr(self, key)), None)
 
     @property
     def direct(self) -> Literal["k2", "k3"] | None:
@@ -69,6 +85,18 @@ class SampledConfig(Strict):
         return self
 
 
+class HardestConfig(Strict):
+    """Only the tokens that are hardest for the student as it is; costs a forward pass of it (TIP, arXiv 2604.14084).
+
+    A selection and no sample: what is left out adds nothing, so the loss is another one, with no importance correction.
+    """
+
+    by: Literal["divergence", "entropy"] = "divergence"
+    """The loss at each token, for whole distributions; or how unsure the student is, for any signal."""
+    share: float = Field(0.5, gt=0, lt=1)
+    """Of a step's tokens that count otherwise."""
+
+
 class PositionsConfig(Strict):
     """Which of the tokens that carry the signal count, and how much."""
 
@@ -84,8 +112,11 @@ class PositionsConfig(Strict):
     """Leave out these tokens, as the tokenizer spells them."""
     outside_events: float = Field(1.0, ge=0)
     """Weight of tokens outside the spans that the environment noticed something about; 0 leaves them out."""
-    mean: Literal["token", "sequence", "turn"] = "token"
-    """Over all tokens alike, or each rollout or turn as much as any other."""
+    hardest: HardestConfig | None = None
+    """Only the hardest of them."""
+    mean: Literal["token", "sequence", "turn", "constant"] = "token"
+    """Over all tokens alike (DAPO); each rollout (GRPO) or turn as much as any other; or each rollout's sum over
+    ``rollout.max_new_tokens`` (Dr. GRPO). Of ``loss.outcome`` too."""
     importance: float = Field(0.0, ge=0)
     """γ of IW-OPD: early tokens count up to 1 + γ, falling to 1 as the log-ratios to come run out."""
     ramp: float = Field(0.0, ge=0)
@@ -192,6 +223,12 @@ class LossConfig(Strict):
                 f"positions.{self.positions.by_log_ratio} goes by the sampled tokens' log-ratios, and signal is "
                 f"{self.signal}; set loss.signal=sampled"
             )
+        hardest = self.positions.hardest
+        if hardest and hardest.by == "divergence" and self.signal not in ("full", "top_k"):
+            raise ValueError(
+                f"positions.hardest.by=divergence compares whole distributions, and signal is {self.signal}; set "
+                "loss.positions.hardest.by=entropy, or loss.signal=full or top_k"
+            )
         if self.sampled.direct and self.signal not in ("sampled", "reward", "cross"):
             raise ValueError(
                 f"sampled.estimator={self.sampled.direct} is of the sampled token's divergence, and signal is "
@@ -210,6 +247,11 @@ class LossConfig(Strict):
             raise ValueError(
                 f"sampled shapes what one sampled token says, and signal is {self.signal}; set loss.signal=sampled, or "
                 "leave loss.sampled out"
+            )
+        if self.sampled.about_outcome and self.signal != "reward" and not self.outcome:
+            raise ValueError(
+                f"sampled.{self.sampled.about_outcome} is about the outcome reward, and there is none; set "
+                "loss.signal=reward or loss.outcome, or leave it out"
             )
         if self.hidden != HiddenConfig() and self.signal != "hidden":
             raise ValueError(f"hidden={{…}} needs signal=hidden, and signal is {self.signal}")

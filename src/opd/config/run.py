@@ -1,4 +1,4 @@
-"""The run file as a whole: prompts, rollouts, optimizer, evaluation, guards, and what goes together."""
+"""The run file as a whole: prompts, optimizer, evaluation, guards, and what goes together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from opd.config.base import Strict
 from opd.config.loss import LossConfig
+from opd.config.rollout import RolloutConfig
 from opd.config.teacher import TeacherConfig
 
 
@@ -56,76 +57,8 @@ class PromptsConfig(Strict):
             raise ValueError(
                 f"needs exactly one of task, path, dataset and mix, and has {' and '.join(given) or 'none'}"
             )
-        if self.mix and self.model_fields_set != {"mix"}:
-            other = min(self.model_fields_set - {"mix"})
-            raise ValueError(f"{other} belongs into each source of the mix; put it there")
-        return self
-
-
-class RolloutConfig(Strict):
-    policy: Literal["student", "teacher", "answers"] = "student"
-    """Who writes the completions: the student (on-policy), the teacher, or the prompts' reference answers."""
-    off_policy: float = Field(0.0, ge=0, le=1)
-    """Chance that a batch is not the student's but of ``other``; GKD's λ is 1 less this."""
-    off_policy_steps: int = Field(0, ge=0)
-    """The first so many steps are not the student's but of ``other``."""
-    other: Literal["teacher", "answers"] = "teacher"
-    """Who writes the batches of ``off_policy`` and ``off_policy_steps``."""
-    offline: int | None = Field(None, ge=1)
-    """Roll out so many prompts once, before the first step, let the teacher score them once, and train on that."""
-    batch: int = Field(64, ge=1)
-    """Prompts per step."""
-    samples: int = Field(1, ge=1)
-    """Rollouts per prompt."""
-    max_new_tokens: int = Field(256, ge=1)
-    """The most tokens after the prompt, tool results included."""
-    max_turns: int = Field(8, ge=1)
-    """The most assistant turns, where there is an environment."""
-    prefix: int = Field(0, ge=0)
-    """The teacher writes the beginning of the first turn, up to so many tokens, a new number for every batch."""
-    prefix_turns: int = Field(0, ge=0)
-    """The teacher plays the first turns, up to so many, a new number for every batch; the last is the student's."""
-    turns_grow_every: int | None = Field(None, ge=1)
-    """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
-    temperature: float = Field(1.0, ge=0)
-    """Of sampling; 0 takes the likeliest token."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that make up this much of the distribution."""
-    top_k: int = Field(0, ge=0)
-    """0 keeps every token."""
-    max_rows: int = Field(256, ge=1)
-    """Sequences decoded at once."""
-
-    @property
-    def begun_by_teacher(self) -> str | None:
-        """The key that lets the teacher begin, if one does."""
-        return "prefix" if self.prefix else "prefix_turns" if self.prefix_turns else None
-
-    @property
-    def writers(self) -> set[str]:
-        """Everyone who writes completions."""
-        return {self.policy, self.other} if self.off_policy or self.off_policy_steps else {self.policy}
-
-    @model_validator(mode="after")
-    def _fits(self) -> RolloutConfig:
-        if (self.off_policy or self.off_policy_steps) and self.policy != "student":
-            key = "off_policy" if self.off_policy else "off_policy_steps"
-            raise ValueError(f"{key} mixes the student's rollouts with others, and policy is {self.policy}")
-        if self.prefix and self.prefix >= self.max_new_tokens:
-            raise ValueError(
-                f"prefix={self.prefix} has to leave the student a token of max_new_tokens={self.max_new_tokens}; "
-                "lower it"
-            )
-        if self.offline and self.turns_grow_every:
-            raise ValueError("offline makes its rollouts once, so turns_grow_every has nothing to grow; leave one out")
-        if self.prefix and self.prefix_turns:
-            raise ValueError("prefix begins a turn and prefix_turns plays whole ones; leave one of them out")
-        if self.begun_by_teacher and self.policy != "student":
-            raise ValueError(
-                f"{self.begun_by_teacher} lets the student go on after a teacher, and policy is {self.policy}"
-            )
-        if self.offline and self.writers != {"student"}:
-            raise ValueError("offline records the student's own rollouts; set policy=student, and no off_policy")
+        if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - {"mix"})):
+            raise ValueError(f"{others[0]} belongs into each source of the mix; put it there")
         return self
 
 
@@ -321,6 +254,7 @@ class RunConfig(Strict):
         if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
             raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
         self._fits_sampling()
+        self._fits_curriculum()
         if self.rollout.offline and (self.loss.signal != "sampled" or self.loss.unsure or self.loss.sampled.baseline):
             what = "unsure" if self.loss.unsure else "sampled.baseline" if self.loss.sampled.baseline else "signal"
             raise ValueError(
@@ -411,6 +345,22 @@ class RunConfig(Strict):
                 "eval.divergence out and give eval.prompts with answers, or eval.text"
             )
 
+    def _fits_curriculum(self) -> None:
+        """A prompt's divergence is the mean of its tokens' losses, where these measure one."""
+        loss, curriculum = self.loss, self.rollout.curriculum
+        if curriculum is None or not curriculum.divergence:
+            return
+        what = "rollout.curriculum.divergence goes by each token's distance to the teacher"
+        if not loss.reads_teacher:
+            raise ValueError(f"{what}, and loss.signal={loss.signal} has none; set rollout.curriculum.success instead")
+        if loss.signal == "cross":
+            raise ValueError(
+                f"{what}, and loss.signal=cross compares whole groups of tokens; set rollout.curriculum.success instead"
+            )
+        for key, given in (("baseline", loss.sampled.baseline), ("discount", loss.sampled.discount)):
+            if given and loss.signal == "sampled":
+                raise ValueError(f"{what}, and loss.sampled.{key} makes its loss another figure; leave one of them out")
+
     def _fits_sampling(self) -> None:
         """Log-ratios and outcome advantages are about the student's own draws."""
         rollout, loss = self.rollout, self.loss
@@ -431,3 +381,8 @@ class RunConfig(Strict):
             )
         if outcome and rollout.samples < 2:
             raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")
+        if (loss.sampled.overlong or 0) > rollout.max_new_tokens:
+            raise ValueError(
+                f"loss.sampled.overlong={loss.sampled.overlong} are the last of rollout.max_new_tokens="
+                f"{rollout.max_new_tokens} tokens; lower it"
+            )

@@ -10,7 +10,7 @@ from opd.losses.full_vocab import (
     token_logprobs,
 )
 from opd.losses.hidden import hidden_distance
-from opd.losses.sampled import direct_estimate, group_advantage, policy_gradient, reward_to_go
+from opd.losses.sampled import direct_estimate, group_advantage, overlong_penalty, policy_gradient, reward_to_go
 from opd.losses.support import Support
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "linear_entropy",
     "linear_mixture_divergence",
     "linear_token_loss",
+    "overlong_penalty",
     "policy_gradient",
     "register",
     "reward_to_go",

@@ -8,7 +8,14 @@ from torch.nn.functional import normalize
 from opd.errors import OpdError
 
 
-def hidden_distance(student_TKD: Tensor, teacher_TKD: Tensor, *, weight: Tensor, normalise: bool = False) -> Tensor:
+def hidden_distance(
+    student_TKD: Tensor,
+    teacher_TKD: Tensor,
+    *,
+    weight: Tensor,
+    normalise: bool = False,
+    per_token: Tensor | None = None,
+) -> Tensor:
     """Σ_t w_t (1/K) Σ_k ‖h_tk − h'_tk‖² / D: the weighted sum of mean squared differences.
 
     The output head gets no gradient: how states are read out stays as it was.
@@ -18,6 +25,7 @@ def hidden_distance(student_TKD: Tensor, teacher_TKD: Tensor, *, weight: Tensor,
         teacher_TKD: [T, K, D], detached.
         weight: [T] finite and ≥ 0, detached.
         normalise: to length 1 first, so that directions count alone; the loss is then small, at most 4/D a position.
+        per_token: float32 [T], overwritten with each position's distance; for logging, detached.
 
     Returns:
         float32 [].
@@ -35,4 +43,7 @@ def hidden_distance(student_TKD: Tensor, teacher_TKD: Tensor, *, weight: Tensor,
     ours, theirs = student_TKD.float(), teacher_TKD.detach().float()
     if normalise:
         ours, theirs = normalize(ours, dim=-1), normalize(theirs, dim=-1)
-    return (ours - theirs).square().mean((1, 2)) @ weight.float()
+    distance_T = (ours - theirs).square().mean((1, 2))
+    if per_token is not None:
+        per_token.copy_(distance_T.detach())
+    return distance_T @ weight.float()

@@ -105,7 +105,7 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = T
         group_B: int64 [B], which prompt, numbered from 0.
         by_deviation: divide by the group's (population) standard deviation, or not: Dr. GRPO.
 
-    Source: GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783.
+    Source: GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783. tests/fidelity/test_grpo.py.
     """
     num_groups = int(group_B.max()) + 1 if len(group_B) else 0
     count_G = torch.bincount(group_B, minlength=num_groups)
@@ -118,3 +118,16 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = T
         return torch.where(centred_B.abs() > 1e-6, centred_B, 0.0)  # equal rewards differ from their mean by rounding
     deviation_B = mean(centred_B.square()).sqrt()
     return torch.where(deviation_B > 1e-6, centred_B / deviation_B.clamp_min(1e-6), 0.0)
+
+
+def overlong_penalty(length_B: Tensor, *, longest: int, margin: int) -> Tensor:
+    """min(0, max(−1, (longest − margin − |y|) / margin)): what a long answer's reward loses, float32 [B] in [−1, 0].
+
+    Args:
+        length_B: int64 [B], tokens of each answer.
+        longest: tokens at which an answer is cut off.
+        margin: of the last so many tokens, each costs 1 / margin.
+
+    Source: soft overlong punishment, DAPO, arXiv 2503.14476, equation 13. tests/fidelity/test_grpo.py.
+    """
+    return ((longest - margin - length_B) / margin).clamp(-1, 0)

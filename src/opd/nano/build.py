@@ -40,6 +40,7 @@ from opd.nano.traces import (
     stream,
     tools_trace,
 )
+from opd.nano.traces_text import hasty_search_trace, hasty_strings_trace, mixed_trace, search_trace, strings_trace
 
 HEAD_DIM = 32
 WARMUP = 100
@@ -78,6 +79,15 @@ class Plan:
     tokenizer: Callable[[], PreTrainedTokenizerFast] = build_tokenizer
 
 
+def _mixed(*sources: Source) -> Source:
+    return partial(mixed_trace, sources=sources)
+
+
+def _hasty(careful: Source, careless: Source) -> Source:
+    """Three traces in five as they should not be."""
+    return _mixed(*(careful,) * 2, *(careless,) * 3)
+
+
 MODELS: dict[str, Plan] = {
     "tools-base": Plan(
         hidden=96,
@@ -103,6 +113,35 @@ MODELS: dict[str, Plan] = {
     "math-biased": Plan(hidden=96, layers=3, mlp=256, lr=4e-3, stages=(Stage(biased_math_trace, 700),)),
     "math-teacher-bpe": Plan(
         hidden=160, layers=3, mlp=480, stages=(Stage(decoded_math_trace, 1400),), tokenizer=byte_tokenizer
+    ),
+    # Able to do all four tasks, and as likely to be careless at each: a pipeline's experts have something to mend.
+    "base": Plan(
+        hidden=96,
+        layers=3,
+        mlp=256,
+        lr=3.5e-3,
+        batch=32,
+        stages=(
+            Stage(copy_trace, 700),
+            Stage(
+                _mixed(
+                    *(math_trace, math_trace),
+                    partial(tools_trace, habits=False, reminders=False),
+                    *(strings_trace, strings_trace),
+                    *(search_trace, search_trace, search_trace),
+                ),
+                4300,
+            ),
+            Stage(
+                _mixed(
+                    _hasty(math_trace, biased_math_trace),
+                    partial(tools_trace, reminders=False),
+                    _hasty(strings_trace, hasty_strings_trace),
+                    _hasty(search_trace, hasty_search_trace),
+                ),
+                700,
+            ),
+        ),
     ),
     "critic": Plan(
         hidden=96,

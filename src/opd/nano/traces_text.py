@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -47,14 +47,6 @@ def hasty_search_trace(rng: random.Random) -> Trace:
 def mixed_trace(rng: random.Random, *, sources: Sequence[Source]) -> Trace:
     """A trace of one of the sources, each with equal chance."""
     return rng.choice(sources)(rng)
-
-
-def seldom_trace(rng: random.Random, *, source: Source, hard: Callable[[Trace], bool], chance: float) -> Trace:
-    """A trace of the source; a hard one is kept with this chance, otherwise another is drawn."""
-    while True:
-        trace = source(rng)
-        if not hard(trace) or rng.random() < chance:
-            return trace
 
 
 def _held_out(task: Task) -> list[Prompt]:

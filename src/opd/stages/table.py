@@ -27,6 +27,10 @@ COLOURS = {
 }
 
 
+REWARDED = ("accuracy", "avg@")
+"""Figures that a table in a terminal has room for; all are in the report."""
+
+
 class Display(Protocol):
     """Told by the runner what happens."""
 
@@ -116,13 +120,15 @@ def validation(row: Row) -> str:
 
 
 def show(console: Console, result: PipelineResult) -> None:
-    """The figures of every stage that measures, and where everything lies."""
+    """The main figures of every stage that measures, and where everything lies."""
     for stage in result.stages.values():
         figures = stage.result.get("figures", {})
-        names = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
-        shown = Table("model", *names, title=stage.name)
+        known = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
+        names = [name for name in known if name.startswith(REWARDED)] or known
+        shown = Table("model", *(name.replace("/", "/\n") for name in names), title=stage.name)
         for model, metrics in figures.items():
-            shown.add_row(escape(model), *(figure(name, metrics[name]) if name in metrics else "" for name in names))
+            cells = (figure(name, metrics[name]) if name in metrics else "" for name in names)
+            shown.add_row(escape(model.removeprefix("stage:")), *cells)
         if figures:
             console.print(shown)
     console.print(f"models   {result.out}/STAGE/  (ordinary Hugging Face folders)")

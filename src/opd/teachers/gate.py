@@ -96,7 +96,8 @@ class Gate:
         theirs = metrics[f"teacher_accuracy/{label}"]
         teaches = refused is not None and label not in refused
         deviation = math.sqrt(theirs * (1 - theirs) / max(self.prompts.get(domain, 0), 1))
-        if gain > (-2 * max(deviation, self.margin) if teaches else self.margin):
+        # Two that are both always right are equals, and a teacher that taught goes on.
+        if gain >= -2 * max(deviation, self.margin) if teaches else gain > self.margin:
             return None
         return f"its accuracy is {theirs:.1%}, the student's {theirs - gain:.1%}"
 

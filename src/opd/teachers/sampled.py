@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opd.losses import group_advantage, linear_divergence, token_logprobs
+from opd.losses import group_advantage, linear_divergence, overlong_penalty, token_logprobs
 from opd.reading import sort_key
 from opd.teachers.experts import Experts
 from opd.teachers.local import Answers, LocalTeacher, Once
@@ -104,38 +104,68 @@ class SampledTeacher:
 class Outcome:
     """The rollout's reward, compared with those of the other rollouts of the same prompt, for each of its tokens.
 
-    Rollouts of a group in which all did equally well have an advantage of 0, and count in the mean; a batch that has
-    nothing but such groups gets no signal.
+    Rollouts of a group in which all did equally well have an advantage of 0, and count in the mean unless
+    ``skip_equal``; a batch that has nothing but such groups gets no signal.
 
     Args:
         by_deviation: divide by the group's standard deviation.
+        skip_equal: leave those groups out.
+        skip_truncated: leave rollouts out that did not end by themselves; their rewards count in their groups.
+        overlong: of the last so many tokens before ``longest``, each lowers the reward; None for no punishment.
+        longest: tokens at which a rollout is cut off.
 
-    Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783.
+    Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783; the other three, DAPO, arXiv
+    2503.14476, which draws other prompts in place of those that ``skip_equal`` leaves out.
     """
 
-    def __init__(self, *, by_deviation: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        by_deviation: bool = True,
+        skip_equal: bool = False,
+        skip_truncated: bool = False,
+        overlong: int | None = None,
+        longest: int = 0,
+    ) -> None:
         self.by_deviation = by_deviation
+        self.skip_equal = skip_equal
+        self.skip_truncated = skip_truncated
+        self.overlong = overlong
+        self.longest = longest
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> AdvantageSignal:
         """An advantage for every student-chosen position of every segment; a rollout without a reward counts as 0."""
-        signal = Answers().score(rollouts, segments)
-        numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
-        group_B = torch.tensor([numbers[r.prompt.id] for r in rollouts], dtype=torch.int64)
-        # Those not asked about are in no group: they would lower the mean that the others are compared with.
-        asked = {segment.rollout for segment in segments}
-        left_out_B = torch.tensor([i not in asked for i in range(len(rollouts))])
-        group_B = torch.where(left_out_B, len(numbers) + torch.arange(len(rollouts)), group_B)
+        signal, group_B = Answers().score(rollouts, segments), _groups(rollouts, segments)
         reward_B = torch.tensor([r.reward or 0.0 for r in rollouts])
-        advantage_T = group_advantage(reward_B, group_B, by_deviation=self.by_deviation)[signal.rollout_T]
+        if self.overlong is not None:
+            length_B = torch.tensor([len(r.completion_ids) for r in rollouts])
+            reward_B = reward_B + overlong_penalty(length_B, longest=self.longest, margin=self.overlong)
+        advantage_B = group_advantage(reward_B, group_B, by_deviation=self.by_deviation)
         whole = AdvantageSignal(
             signal.rollout_T,
             signal.position_T,
             signal.token_T,
-            advantage_T,
+            advantage_B[signal.rollout_T],
             _rollout_logprobs(rollouts, signal),
         )
-        # A mean over all tokens, as in the source; but where no group has anything to teach there is no signal.
-        return whole if bool(advantage_T.any()) else whole.take(advantage_T != 0)
+        return whole.take(self._counts(rollouts, group_B, advantage_B)[signal.rollout_T])
+
+    def _counts(self, rollouts: Sequence[Rollout], group_B: Tensor, advantage_B: Tensor) -> Tensor:
+        """Which rollouts the mean is over, bool [B]: none where no group has anything to teach."""
+        ended_B = torch.tensor([r.finish == "stop" or not self.skip_truncated for r in rollouts])
+        size_G = torch.zeros(int(group_B.max()) + 1).index_add_(0, group_B, advantage_B.abs() * ended_B)
+        teaches_B = size_G[group_B] > 0
+        return ended_B & (teaches_B if self.skip_equal else teaches_B.any())
+
+
+def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:
+    """Which prompt each rollout answers, numbered from 0, int64 [B].
+
+    Those not asked about have a group each: they would lower the mean that the others are compared with.
+    """
+    numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
+    asked = {segment.rollout for segment in segments}
+    return torch.tensor([numbers[r.prompt.id] if i in asked else len(numbers) + i for i, r in enumerate(rollouts)])
 
 
 def _as_the_student_reads(reader: LocalTeacher, rollouts: Sequence[Rollout], where: Signal) -> FullSignal:

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, each written whole or not at all.
 
 out/checkpoints/000040/   model.safetensors  optimizer.safetensors  rng.safetensors  state.json
-                          [average.safetensors  extrapolation.safetensors]
+                          [average.safetensors  extrapolation.safetensors  curriculum.safetensors]
 out/checkpoints/best/     model.safetensors
 """
 
@@ -59,6 +59,8 @@ class Checkpoints:
             save_file(_weights(loop.average.average), partial / "average.safetensors")
         if loop.extrapolation:
             save_file(_contiguous(loop.extrapolation.previous), partial / "extrapolation.safetensors")
+        if loop.curriculum.tensors():
+            save_file(loop.curriculum.tensors(), partial / "curriculum.safetensors")
         save_file({"torch": torch.get_rng_state()}, partial / "rng.safetensors")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(loop.state)))
         for file in partial.iterdir():
@@ -118,6 +120,8 @@ class Checkpoints:
                 _load_weights(loop.average.average, folder / "average.safetensors")
             if loop.extrapolation:
                 loop.extrapolation.load(load_file(folder / "extrapolation.safetensors"))
+            if loop.curriculum.tensors():
+                loop.curriculum.load(load_file(folder / "curriculum.safetensors"))
             torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(

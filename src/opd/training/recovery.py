@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Recovery:
     """Takes up a run that a guard or the watch has stopped; all it knows of a run is in the run's state.
 
-    A rollback puts back weights, optimizer, the teacher's average and the random state. Steps go on counting, so the
-    next rollouts have other prompts and other draws, and a rollback costs what it costs. From then on steps are
-    smaller, the anchor is stronger, and a teacher made of the student's weights stays as it is, until an evaluation
-    is the best so far with rollouts no longer than they were (arXiv 2606.03532).
+    A rollback puts back weights, optimizer, the teacher's average, what a curriculum has learned, and the random state.
+    Steps go on counting, so the next rollouts have other prompts and other draws, and a rollback costs what it costs.
+    From then on steps are smaller, the anchor is stronger, and a teacher made of the student's weights stays as it is,
+    until an evaluation is the best so far with rollouts no longer than they were (arXiv 2606.03532).
 
     Attributes:
         watch: looks at every step's rollouts.

@@ -17,7 +17,7 @@ class State:
     tokens: int = 0
     """Student-chosen tokens rolled out, those to choose between extrapolations included."""
     signal_tokens: int = 0
-    """Tokens some teacher gave a target for."""
+    """Tokens some teacher gave a target for, those of an anchor aside."""
     seconds: float = 0.0
     before: Metrics = field(default_factory=dict)
     after: Metrics = field(default_factory=dict)
