@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 AUTHOR ?= rules
 
-.PHONY: help setup demo test check nano methods bench-loss bench-rollout clean
+.PHONY: help setup demo test check docs nano methods bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
 	@echo "make test   set up, then run all tests"
 	@echo "make check  formatting, lint and types"
+	@echo "make docs   build the documentation as a site, readable without a server, and open it"
 	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
 	@echo "make nano   rebuild the bundled models from nothing"
 
@@ -32,6 +33,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+	@$(BIN)/python -m webbrowser -t "file://$(CURDIR)/site/index.html" > /dev/null 2>&1 || true
 
 nano: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.build

@@ -157,7 +157,8 @@ def show_recipe(console: Console, name: str) -> None:
     config = read(name)
     if config.method:
         console.print(f"[bold]{name}: {config.method.title}[/]\n{config.method.summary}")
-        console.print(f"source    {config.method.source}\nreported  {config.method.reported}\n")
+        console.print(f"source    {config.method.source}\nreported  {config.method.reported}")
+        console.print(f"used by   {config.method.used_by or 'none found'}\n")
     measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
     if name in measured:
         table = Table("on the nano suite", "before", "after", "over seeds")

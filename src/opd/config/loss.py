@@ -13,6 +13,7 @@ class TopKConfig(Strict):
     """The tokens a divergence runs over, for ``signal: top_k``."""
 
     k: int = Field(ge=1)
+    """How many tokens."""
     whose: Literal["teacher", "student", "union", "intersection"] = "teacher"
     """Whose k likeliest tokens."""
     rest: Literal["tail", "renormalise", "correct"] = "tail"
@@ -163,6 +164,7 @@ class UnsureConfig(Strict):
     k: int = Field(16, ge=1)
     """The teacher's likeliest tokens; all others are one more outcome."""
     weight: float = Field(1.0, gt=0)
+    """Of that term, beside the sampled token's."""
 
 
 class LossConfig(Strict):

@@ -58,7 +58,9 @@ class RolloutConfig(Strict):
     turns_grow_every: int | None = Field(None, ge=1)
     """Start with one turn and allow another after every so many steps, up to ``max_turns`` (TCOD)."""
     temperature: float = Field(1.0, ge=0)
+    """Of sampling; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that make up this much of the distribution."""
     top_k: int = Field(0, ge=0)
     """0 keeps every token."""
     max_rows: int = Field(256, ge=1)

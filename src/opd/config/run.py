@@ -81,7 +81,9 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Decay to zero after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW, decoupled from the gradient."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     micro_batch: int | None = Field(None, ge=1)
@@ -178,9 +180,15 @@ class MethodConfig(Strict):
     """What `opd methods` says about a recipe."""
 
     title: str
+    """What sets it apart, in a few words."""
     summary: str
+    """What happens in it, in a sentence or two."""
     source: str
+    """Who published it."""
     reported: str = ""
+    """The source's own figure."""
+    used_by: str = ""
+    """Who is reported to use it, and by whom."""
 
 
 MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report"})
@@ -188,24 +196,34 @@ MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "rep
 
 
 class RunConfig(Strict):
-    """A whole run. See docs in the README; every key can be overridden as ``key.sub=value``."""
+    """A whole run; every key can be overridden as ``key.sub=value``."""
 
     method: MethodConfig | None = None
+    """What a recipe says about itself; a run does not need it."""
     student: str
     """Path or id of a Hugging Face causal language model."""
     prompts: PromptsConfig
+    """What the student answers in training."""
     teacher: TeacherConfig = TeacherConfig()
+    """Who scores the rollouts, and what it gets to see."""
     loss: LossConfig = LossConfig()
+    """The signal, the divergence, where it counts and what is mixed in."""
     rollout: RolloutConfig = RolloutConfig()
+    """Who writes completions, how many and how long."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How the weights move."""
     eval: EvalConfig = EvalConfig()
+    """What is measured, on which prompts, how often."""
     guards: GuardsConfig = GuardsConfig()
+    """When a run stops, or goes back."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """How often the run can be gone on with from."""
     report: ReportConfig | None = ReportConfig()
     """The page that shows what the teacher said about every token; ``false`` leaves it out."""
     out: str
     """Folder of the run; it ends as an ordinary Hugging Face model folder."""
     seed: int = Field(0, ge=0)
+    """Of prompts' order, rollouts and everything else that is drawn."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"

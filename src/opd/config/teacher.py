@@ -219,6 +219,7 @@ class TeacherConfig(Strict):
     ema_decay: float = Field(0.99, gt=0, lt=1)
     """Share of the average that stays at each step, for ``weights: ema``."""
     view: ViewConfig = ViewConfig()
+    """What it reads beside the student's tokens."""
     max_tokens: int = Field(16_384, ge=1)
     """Padded tokens per forward pass of the teacher; lower it to save memory."""
 

@@ -64,11 +64,15 @@ class EvalStage(Strict):
     eval: tuple[str, ...] = Field(min_length=1)
     """Models."""
     prompts: PromptsConfig
+    """What they answer."""
     samples: int = Field(0, ge=0)
     """Also sample so many answers per prompt: avg@n."""
     max_new_tokens: int = Field(256, ge=1)
+    """The most tokens after a prompt, tool results included."""
     max_turns: int = Field(8, ge=1)
+    """The most assistant turns, where there is an environment."""
     device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
 
     @model_validator(mode="after")
     def _one_row_each(self) -> EvalStage:
@@ -86,6 +90,7 @@ class PipelineConfig(Strict):
     parallel: int = Field(1, ge=1)
     """Independent stages at a time, each in a process of its own."""
     stages: dict[str, TrainStage | AverageStage | EvalStage] = Field(min_length=1)
+    """By name, each one of three kinds: training, averaging, measuring."""
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> PipelineConfig:

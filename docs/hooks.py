@@ -1,0 +1,23 @@
+"""What mkdocs calls while it builds the site: fill in generated parts, and make links to files outside docs/ work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from opd_docs.generate import fill
+from opd_docs.links import outside, page_of, relink, text_of
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Every file of the repository that a page links to becomes a page of its own."""
+    pages = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    for path in outside(pages):
+        files.append(File.generated(config, page_of(path), content=text_of(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files, **_: Any) -> str:
+    return relink(fill(markdown, page.file.src_uri), page.file.src_uri)

@@ -1,0 +1,44 @@
+"""Marks in pages, ``<!-- generated: NAME -->`` and ``<!-- measured: RECIPE -->``, give way to what they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from mkdocs.exceptions import PluginError
+
+from opd.run_file import recipe_names
+from opd_docs import api, commands, run_file, the_map
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "the map": the_map.overview,
+    "places": the_map.places,
+    "recipes": the_map.recipes,
+    "run file": run_file.run_file,
+    "pipeline file": run_file.pipeline_file,
+    "commands": commands.commands,
+    "names of opd": api.names,
+    "names of opd.losses": api.losses,
+    "names of opd.types": api.types,
+}
+"""Whole parts of pages, by the name in their mark."""
+
+_MARK = re.compile(r"<!-- (generated|measured): (.+?) -->")
+
+
+def fill(markdown: str, page: str) -> str:
+    """Put everything generated where its mark stands.
+
+    Raises:
+        PluginError: a mark names nothing that there is; the build stops.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "generated" and name in PARTS:
+            return PARTS[name]()
+        if kind == "measured" and name in recipe_names():
+            return the_map.here(name)
+        raise PluginError(f"{page}: there is nothing to fill in for '{match[0]}'")
+
+    return _MARK.sub(part, markdown)

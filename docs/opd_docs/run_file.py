@@ -1,0 +1,151 @@
+"""The run file's keys, read from the schema that checks run files: types, defaults, bounds, and the strings below."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from opd.config import RunConfig
+from opd.config.base import Strict
+from opd.stages.config import PipelineConfig
+from opd_docs.tables import prose, table
+
+HEADER = ("key", "value", "default", "meaning")
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
+
+
+class Block(NamedTuple):
+    """A part of the schema and where its keys stand in the file."""
+
+    heading: str
+    place: str
+    """Of its keys, dotted; empty for the whole file."""
+    model: type[BaseModel]
+
+
+def run_file() -> str:
+    """Every key of a run file, a section a block."""
+    return "\n\n".join(_sections(blocks(RunConfig), {}))
+
+
+def pipeline_file() -> str:
+    """Every key of a pipeline's file; what a run file has too is in its sections."""
+    known = {block.model: block.heading for block in blocks(RunConfig)}
+    ours = [block for block in blocks(PipelineConfig) if block.model not in known]
+    return "\n\n".join(_sections(ours, known))
+
+
+def blocks(model: type[BaseModel]) -> list[Block]:
+    """A schema's blocks, the outer before the inner; one that stands in several places stands where it came first."""
+    found = [Block("", "", model)]
+
+    def walk(block: Block) -> None:
+        for name, info in block.model.model_fields.items():
+            inner = list(_inner(info.annotation))
+            for part, suffix in inner:
+                if part not in {known.model for known in found}:
+                    place = f"{block.place}.{name}{suffix}".lstrip(".")
+                    kind = f" with {next(iter(part.model_fields))}" if len(inner) > 1 else ""
+                    found.append(Block(place + kind, place, part))
+                    walk(found[-1])
+
+    walk(found[0])
+    return found
+
+
+def _sections(shown: Sequence[Block], known: Mapping[type[BaseModel], str]) -> Iterator[str]:
+    homes = {**known, **{block.model: block.heading for block in shown}}
+    for block in shown:
+        if block.heading:
+            yield f"### {block.heading}"
+        if said := _said(block.model):
+            yield said
+        yield table(HEADER, [_row(name, info, homes) for name, info in block.model.model_fields.items()])
+
+
+def _row(name: str, info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> list[str]:
+    return [f"`{name}`", _value(info, homes), _default(info), prose(info.description or "") or _said_by_block(info)]
+
+
+def _said(block: type[BaseModel]) -> str:
+    """A block's own docstring; one inherited from pydantic says nothing about it."""
+    own = block.__dict__.get("__doc__")
+    return prose(inspect.cleandoc(own)) if own else ""
+
+
+def _said_by_block(info: FieldInfo) -> str:
+    """A key without a string below it is a block, which says itself what it is."""
+    inner = next((part for part, _ in _inner(info.annotation)), None)
+    return _said(inner).split("\n\n")[0] if inner else ""
+
+
+def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """Blocks in a type, and how a key below them is written: ``.NAME`` in a mapping from names."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        yield annotation, ""
+    elif get_origin(annotation) is dict:
+        for inner, suffix in _inner(get_args(annotation)[1]):
+            yield inner, f".NAME{suffix}"
+    elif get_origin(annotation) is not Literal:
+        for argument in get_args(annotation):
+            yield from _inner(argument)
+
+
+def _value(info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> str:
+    return ", ".join([_type(info.annotation, homes), *_bounds(info.metadata)])
+
+
+def _type(annotation: Any, homes: Mapping[type[BaseModel], str]) -> str:
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        home = homes[annotation]
+        return f"[{home or 'keys'}](#{_anchor(home)})"
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(argument, homes) for argument in arguments if argument is not type(None))
+    if origin is tuple and len(arguments) == 2 and arguments[1] is not Ellipsis:
+        return f"[{', '.join(_type(argument, homes) for argument in arguments)}]"
+    if origin is tuple:
+        return f"list of {_type(arguments[0], homes)}"
+    if origin is dict:
+        return f"mapping from names to {_type(arguments[1], homes)}"
+    return WORDS[annotation]
+
+
+def _anchor(heading: str) -> str:
+    """Of a heading, as the table of contents makes it."""
+    return heading.replace(".", "").replace(" ", "-").lower() or "keys"
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    signs = {annotated_types.Ge: ("ge", "≥"), annotated_types.Gt: ("gt", ">")}
+    signs |= {annotated_types.Le: ("le", "≤"), annotated_types.Lt: ("lt", "<")}
+    for bound in metadata:
+        if isinstance(bound, annotated_types.MinLen):
+            yield f"at least {bound.min_length}"
+        elif type(bound) in signs:
+            name, sign = signs[type(bound)]
+            yield f"{sign} {getattr(bound, name):g}"
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default is PydanticUndefined:
+        return "required"
+    if isinstance(info.default, BaseModel):
+        return "its defaults"
+    if info.default is None:
+        return "–"
+    if info.default == "":
+        return "empty"
+    return f"`{info.default}`" if isinstance(info.default, str) else f"`{json.dumps(info.default)}`"

@@ -1,0 +1,219 @@
+"""The documentation as a site, and every command that it shows."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import opd
+from opd import run_file
+from opd.cli import app
+from opd.data import from_rows, read_jsonl
+from opd.run_file import recipe_names
+from opd.stages import config as pipelines
+from opd.stages.graph import build
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md"))
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+
+ELSEWHERE = ("make ", "export ", ". .venv/bin/activate")
+"""How a command may begin that is not ours; ``make`` is looked up in the Makefile."""
+
+SHORT = ["optimizer.steps=2", "rollout.batch=8", "eval.prompts.limit=8"]
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
+    """Language, file name and text of a page's code."""
+    yield from BLOCK.findall(page.read_text())
+
+
+def commands(page: Path) -> list[str]:
+    """Every command in a page's ``sh`` blocks."""
+    shown = "".join(text for language, _, text in blocks(page) if language == "sh")
+    return [line for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with every file that pages show under a name, and the examples."""
+    for page in PAGES:
+        for _, name, text in blocks(page):
+            if name:
+                (tmp_path / name).write_text(text)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(EVERY) > 20
+
+
+@pytest.mark.parametrize(("page", "command"), EVERY)
+def test_a_command_on_a_page_is_one_that_works(page: str, command: str, beside: Path) -> None:
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif not command.startswith(ELSEWHERE):
+        _check(shlex.split(command))
+
+
+def _check(words: list[str]) -> None:
+    """Parse a command as the command line would, and read what it names with the schema's own eyes."""
+    assert words[0] == "opd", f"'{words[0]}' is neither ours nor in ELSEWHERE"
+    root = typer.main.get_command(app)
+    given = root.commands[words[1]].make_context(f"opd {words[1]}", words[2:]).params  # type: ignore[attr-defined]
+    overrides = given.get("overrides") or []
+    if words[1] in ("train", "doctor"):
+        run_file.read(given["source"], overrides)
+    elif words[1] == "pipeline":
+        build(pipelines.read(given["source"], overrides))
+    elif words[1] == "methods":
+        assert given["name"] is None or given["name"] in recipe_names()
+    else:
+        assert words[1] == "eval"
+        assert given["model"].startswith(("runs/", "nano/"))
+
+
+def test_shown_prompts_and_run_files_are_read(beside: Path) -> None:
+    prompts, task = from_rows(read_jsonl("my.jsonl", key="prompts"), key="prompts", chat=True)
+    assert [p.answer for p in prompts] == ["85", "Paris"]
+    assert task is not None
+    shown = [name for page in PAGES for _, name, _ in blocks(page) if name.endswith(".yaml")]
+    assert len(shown) >= 4
+    for name in shown:
+        is_pipeline = "stages:" in Path(name).read_text()
+        build(pipelines.read(name)) if is_pipeline else run_file.read(name)
+
+
+def test_the_shown_task_is_a_task(beside: Path) -> None:
+    from opd.tasks import get_task
+
+    task = get_task("my_tasks:Capitals")
+    prompt = task.prompts("test")[0]
+    wrong, right = ({"role": "assistant", "content": text} for text in ("Bergen.", "It is Oslo."))
+    first = task.step(prompt, [wrong])
+    assert first.message is not None
+    assert first.reward is None
+    assert task.step(prompt, [wrong, first.message, right]).reward == 1.0
+    last = task.step(prompt, [wrong, first.message, wrong])
+    assert (last.reward, last.message, last.events[0][0]) == (0.0, None, "wrong_city")
+
+
+@pytest.mark.slow
+def test_the_quickstart_in_a_short_form(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    said = ""
+    for command in commands(DOCS / "quickstart.md"):
+        if command.startswith(ELSEWHERE):
+            continue
+        words = shlex.split(command)[1:]
+        short = SHORT if words[0] == "train" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "opd", *words, *short],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        said += done.stdout
+    shown = (DOCS / "quickstart.md").read_text()
+    explained = re.findall(r"^\| `([\w/@]+)` \|", shown, re.MULTILINE)
+    assert len(explained) > 8
+    assert [name for name in explained if name not in said] == []
+
+
+def test_python_on_the_pages_is_python(beside: Path) -> None:
+    shown = [text for page in PAGES for language, _, text in blocks(page) if language == "python"]
+    assert len(shown) > 3
+    for text in shown:
+        ast.parse(text)
+
+
+class Links(HTMLParser):
+    """What a page loads and leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe"):
+            self.loads.append(given.get("src") or "")
+        if tag == "link" and given.get("rel") in ("stylesheet", "preconnect", "icon"):
+            self.loads.append(given.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not all(importlib.util.find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")):
+        pytest.skip("the documentation's tools are not installed; pip install -c constraints.txt -e '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr == ""
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        links = Links()
+        links.feed(page.read_text())
+        assert [link for link in links.loads if ":" in link and not link.startswith("data:")] == [], page
+
+
+@pytest.mark.slow
+def test_generated_parts_are_whole(site: Path) -> None:
+    text = {name: (site / name).read_text() for name in ("map.html", "choosing.html")}
+    measured = json.loads((run_file.RECIPES / "measured.json").read_text())
+    for name in recipe_names():
+        assert f'id="{name}"' in text["map.html"]
+        if name in measured:
+            assert f"{measured[name]['accuracy'][1]:.1%}" in text["map.html"]
+    before, after = (f"{value:.1%}" for value in measured["opd"]["avg@2"][:2])
+    assert f"sampled {before} → {after}" in text["choosing.html"].replace("\N{NO-BREAK SPACE}", " ")
+    for page in site.rglob("*.html"):
+        assert "<!-- generated" not in page.read_text()
+    reference = (site / "reference" / "api.html").read_text()
+    assert [name for name in opd.__all__ if f">{name}<" not in reference and name != "Message"] == []
+    commands_page = (site / "reference" / "commands.html").read_text()
+    assert all(f"opd {name}" in commands_page for name in ("train", "doctor", "eval", "methods", "pipeline"))
+
+
+@pytest.mark.slow
+def test_every_key_of_a_run_file_has_a_meaning(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    from opd_docs.run_file import pipeline_file
+    from opd_docs.run_file import run_file as keys
+
+    rows = [line for line in f"{keys()}\n{pipeline_file()}".splitlines() if line.startswith("| `")]
+    assert len(rows) > 120
+    assert [row for row in rows if row.endswith("|  |")] == []
