@@ -27,7 +27,7 @@ function prepare(rollout, run) {
     token.k = k;
     token.drawn = rollout.drawn[k];
     token.student = { name: "student", logprob: said.logprob[k], entropy: said.entropy[k], top: top(said, k, run) };
-    token.before = said.before ? said.before[k] : null;
+    token.before = said.before ? said.before[k] : rollout.step === 0 ? said.logprob[k] : null;
     token.after = rollout.after ? rollout.after[k] : null;
     token.again = (rollout.again || []).map(([step, logprob]) => [step, logprob[k]]);
   });
@@ -53,7 +53,8 @@ function prepare(rollout, run) {
       });
     });
   }
-  for (const token of rollout.tokens) token.masked = token.own && !token.terms.length;
+  rollout.scored = rollout.terms.length > 0; // else nobody was asked about it
+  for (const token of rollout.tokens) token.masked = rollout.scored && token.own && !token.terms.length;
   const values = rollout.tokens.map(METRICS.divergence.of).filter((v) => v !== null);
   rollout.worst = values.length ? Math.max(...values) : 0;
   rollout.mean = values.length ? values.reduce((a, b) => a + b, 0) / values.length : 0;

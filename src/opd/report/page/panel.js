@@ -8,7 +8,9 @@ function drawPanel() {
     fill(panel, el("p", { class: "note" }, "Choose a token to see both distributions, what it weighs in the loss, and what training made of it."));
     return;
   }
-  const teachers = token.terms.flatMap((term) => term.teachers.map((teacher) => ({ ...teacher, term })));
+  const said = token.terms.flatMap((term) => term.teachers.map((teacher) => ({ ...teacher, term })));
+  // Two terms may have one teacher.
+  const teachers = said.filter((t, i) => said.findIndex((o) => o.name === t.name && o.logprob === t.logprob) === i);
   fill(
     panel,
     el(
@@ -20,7 +22,7 @@ function drawPanel() {
     fate(token),
     el("h3", {}, "Likeliest tokens"),
     el("div", { class: "columns" }, [token.student, ...teachers].map((who) => distribution(who, token))),
-    teachers.length ? null : el("p", { class: "note" }, token.masked ? "No teacher speaks about this token, or its position does not count: it is left out of the loss." : "There is no teacher's distribution here."),
+    teachers.length ? null : el("p", { class: "note" }, token.masked ? "No teacher speaks about this token, or its position does not count: it is left out of the loss." : token.rollout.scored ? "There is no teacher's distribution here." : "No teacher was asked about this rollout."),
     token.terms.map((term) => termTable(term, token)),
   );
 }

@@ -27,24 +27,38 @@ function story() {
 
 const swatch = (run) => el("span", { class: "swatch", "--c": `var(--run-${run.index % 6})` });
 
+// First, last and best of a column, where there is such; for what is neither good nor bad the best is the last.
+function course(run, name) {
+  const points = run.eval.step.map((step, i) => ({ step, value: run.eval.columns[name][i] })).filter((p) => p.value !== null);
+  const [first, last] = [points[0], points[points.length - 1]];
+  const sign = NEUTRAL.has(name) ? 0 : LOWER_IS_BETTER.has(name) ? -1 : 1;
+  const best = sign ? points.reduce((a, b) => (sign * b.value > sign * a.value ? b : a)) : last;
+  // Lost again: a quarter of what had been gained, or more.
+  const lost = sign * (best.value - last.value) > 0.25 * Math.abs(best.value - first.value) + 1e-9;
+  return { first, last, best, sign, lost };
+}
+
 function tiles(run) {
   const columns = run.eval.columns;
-  return HEADLINE.filter((name) => columns[name] && !(name === "teacher/reverse_kl" && columns.reverse_kl))
-    .slice(0, 5)
-    .map((name) => {
-      const values = columns[name];
-      const [first, last] = [values[0], values[values.length - 1]];
-      const better = LOWER_IS_BETTER.has(name) ? last < first : last > first;
-      const mood = NEUTRAL.has(name) || first === last ? "" : better ? "good" : "bad";
-      const said = { good: "better", bad: "worse", "": "" }[mood];
-      return el(
-        "div", { class: `tile ${mood}` },
-        el("div", { class: "tile-name" }, NAMES[name]),
-        el("div", { class: "tile-now" }, figure(name, last)),
-        el("div", { class: "tile-was" }, `from ${figure(name, first)}`, said ? ` · ${said}` : ""),
-        spark(run.eval.step, values, `${NAMES[name]} over the run`),
-      );
-    });
+  const here = HEADLINE.filter((name) => columns[name] && columns[name].some((v) => v !== null));
+  return here.filter((name) => !(name === "teacher/reverse_kl" && columns.reverse_kl)).slice(0, 5).map((name) => {
+    const { first, last, best, sign, lost } = course(run, name);
+    const gain = sign * (last.value - first.value);
+    const mood = !sign || first.value === last.value ? "" : lost || gain < 0 ? "bad" : "good";
+    const steps = run.eval.step;
+    const said = [
+      `from ${figure(name, first.value)}`,
+      lost ? `best ${figure(name, best.value)} at step ${best.step}` : { good: "better", bad: "worse", "": "" }[mood],
+      last.step !== steps[steps.length - 1] ? `last known at step ${last.step}` : "",
+    ].filter(Boolean);
+    return el(
+      "div", { class: `tile ${mood}` },
+      el("div", { class: "tile-name" }, NAMES[name]),
+      el("div", { class: "tile-now" }, figure(name, last.value)),
+      el("div", { class: "tile-was" }, said.join(" · ")),
+      spark(steps, columns[name], `${NAMES[name]} over the run`),
+    );
+  });
 }
 
 // A line without axes.
@@ -68,8 +82,13 @@ function sentence(run) {
   const steps = run.train.step.length ? run.train.step[run.train.step.length - 1] : 0;
   const time = run.seconds ? ` (${run.seconds >= 120 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`})` : "";
   if (columns.accuracy && step.length > 1) {
-    const [a, b] = [columns.accuracy[0], columns.accuracy[columns.accuracy.length - 1]];
-    parts.push(`Accuracy on held-out prompts went `, bold(`from ${percent(a)} to ${percent(b)}`), ` in ${steps} steps${time}. `);
+    const { first, last, best, lost } = course(run, "accuracy");
+    if (lost) {
+      parts.push("Accuracy on held-out prompts rose ", bold(`from ${percent(first.value)} to ${percent(best.value)} at step ${best.step}`));
+      parts.push(", and then ", bold(`fell to ${percent(last.value)}`), ` by step ${last.step}${time}. `);
+    } else {
+      parts.push("Accuracy on held-out prompts went ", bold(`from ${percent(first.value)} to ${percent(last.value)}`), ` in ${steps} steps${time}. `);
+    }
   } else {
     parts.push(bold(`${steps} steps`), `${time}. `);
   }
