@@ -1,6 +1,6 @@
 """Does extrapolating along the update save anything (EffOPD, arXiv 2605.11739)?
 
-    python benchmarks/effopd.py [--seeds 3] [--steps 60] [--only opd]
+    python benchmarks/effopd.py [--seeds 3] [--steps 60] [--only opd] [--lr 0.1]
 
 The recipes ``opd`` and ``tml`` with and without ``optimizer.extrapolate={}``: updates, rolled-out tokens and seconds
 until the greedy accuracy on 128 prompts of the test split first reaches the best that both runs of a seed reach. Tokens
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import opd
 from opd.loop import Loop
+from opd.run_file import read
 
 EVERY = 5
 FIXED = {
@@ -74,9 +75,10 @@ def run(recipe: str, seed: int, overrides: Mapping[str, Any]) -> tuple[Curve, op
         return curve, opd.train(recipe, keys, displays=[curve])
 
 
-def compare(recipe: str, seed: int, steps: int) -> dict[str, Look]:
+def compare(recipe: str, seed: int, steps: int, factor: float) -> dict[str, Look]:
     """A line for each variant of a seed; what was kept, and each one's cost of the best that both reach."""
-    runs = {name: run(recipe, seed, {"optimizer.steps": steps, **more}) for name, more in VARIANTS.items()}
+    fixed = {"optimizer.steps": steps, "optimizer.lr": factor * read(recipe).optimizer.lr}
+    runs = {name: run(recipe, seed, {**fixed, **more}) for name, more in VARIANTS.items()}
     target = min(curve.best() for curve, _ in runs.values())
     reached = {name: curve.reaches(target) for name, (curve, _) in runs.items()}
     for name, (curve, result) in runs.items():
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", action="append", choices=["opd", "tml"])
+    parser.add_argument("--lr", type=float, default=1.0, help="factor on the recipe's learning rate")
     args = parser.parse_args()
     print(
         "| recipe | seed | extrapolation | accuracy | updates | tokens | s | at the end | tokens | s | kept at step |"
@@ -104,7 +107,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     ratios = []
     for recipe in args.only or ["opd", "tml"]:
-        pairs = [compare(recipe, seed, args.steps) for seed in range(args.seeds)]
+        pairs = [compare(recipe, seed, args.steps, args.lr) for seed in range(args.seeds)]
         for figure in ("step", "tokens", "seconds"):
             shares = [getattr(pair["with"], figure) / max(getattr(pair["without"], figure), 1e-9) for pair in pairs]
             spread = f"{statistics.median(shares):.2f} ({min(shares):.2f}–{max(shares):.2f})"
