@@ -102,7 +102,7 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     teacher, experts, vocab_size = None, None, None
     config = _as_experts(config, objects, prompts)
     if config.teacher.models:
-        _check_covered(config, prompts)
+        check_covered(config, prompts)
         experts, vocab_size = _experts(config, student, device)
     elif config.teacher.weights == "model":
         teacher, vocab_size = _teacher(config, objects, student, device)
@@ -315,7 +315,12 @@ def _vocab_size(student: LanguageModel, teachers: Sequence[tuple[str, LanguageMo
     return min(sizes) if len(sizes) > 1 else None
 
 
-def _check_covered(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+def check_covered(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Several teachers have to read every domain there is.
+
+    Raises:
+        ConfigError: nobody reads the domain of a prompt.
+    """
     shares = config.teacher.shares
     for prompt in prompts:
         if prompt.domain not in shares:

@@ -119,6 +119,17 @@ def test_references_make_the_graph_and_become_folders() -> None:
             tree(a={**RUN, "student": "nano/math-teacher"}, b=RUN, c={"average": ["stage:a", "stage:b"]}),
             "stages.c.average: 'stage:a' and 'stage:b' cannot be averaged",
         ),
+        (
+            tree(a=RUN, b={**RUN, "prompts": {"task": "tools"}, "teacher": {"models": {"math": "stage:a"}}}),
+            "stages.b.teacher.models: prompt 'tools/train/0' is of domain 'tools', and the teachers read math",
+        ),
+        (
+            tree(
+                a={**RUN, "student": "nano/math-teacher-bpe", "teacher": {"model": "nano/math-teacher-bpe"}},
+                b={**RUN, "teacher": {"models": {"math": "stage:a"}}},
+            ),
+            "stages.b.teacher.models.math: the teacher's vocabulary is not the student's",
+        ),
     ],
 )
 def test_one_sentence_before_anything_runs(

@@ -11,9 +11,9 @@ from typing import Any
 from opd.errors import ConfigError, OpdError
 from opd.folders import is_empty, locked, write_json, write_text
 from opd.stages import state
-from opd.stages.average import check_shapes
+from opd.stages.checks import check
 from opd.stages.config import PipelineConfig, read
-from opd.stages.graph import Stage, architecture, build
+from opd.stages.graph import Stage, build
 from opd.stages.process import Worker
 from opd.stages.progress import FINAL, LOST, Row, State, Tail
 from opd.stages.report import DATA, REPORT, data, report
@@ -88,10 +88,7 @@ def pipeline(
     """
     config = read(source, overrides)
     stages = build(config)
-    for stage in stages.values():
-        if stage.kind == "average":
-            models = {name: architecture(stages, name) for name in stage.settings["average"]}
-            check_shapes(models, key=f"stages.{stage.name}.average")
+    check(stages)
     out = Path(config.out)
     if not is_empty(out) and not (out / DATA).is_file():
         raise ConfigError(f"out: '{out}' exists and is no pipeline of opd; choose another folder")
