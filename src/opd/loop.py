@@ -40,12 +40,7 @@ class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum over positions, float32 []; gradients flow to the first two.
 

@@ -48,18 +48,13 @@ class FullVocabulary:
     clip: float | None = None
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, FullSignal)
         return linear_divergence(
             student.hidden_TD,
-            student_head_VD.to(student.hidden_TD.dtype),
+            head_VD.to(student.hidden_TD.dtype),
             signal.hidden_TD,
             signal.head_VD.to(signal.hidden_TD.dtype),
             weight=weight_T,
@@ -88,12 +83,7 @@ class SeveralTeachers:
     combine: Literal["losses", "arithmetic", "geometric"] = "losses"
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(signal, ExpertsSignal)
@@ -105,7 +95,7 @@ class SeveralTeachers:
                 if len(rows):
                     share_T, own_T = signal.share_TK[rows, k], each_T[rows]
                     states, part = student.take(rows), signal.part(k, rows)
-                    total = total + self.inner(states, student_head_VD, part, weight_T[rows] * share_T, own_T)
+                    total = total + self.inner(states, head_VD, part, weight_T[rows] * share_T, own_T)
                     each_T[rows] += share_T * own_T
             return total
         speaks_TK = signal.row_TK >= 0
@@ -113,7 +103,7 @@ class SeveralTeachers:
             rows = (speaks_TK == who_K).all(1).nonzero()[:, 0]
             own_T = each_T[rows]
             states = student.take(rows)
-            total = total + self._together(states, student_head_VD, signal, rows, who_K, weight_T[rows], own_T)
+            total = total + self._together(states, head_VD, signal, rows, who_K, weight_T[rows], own_T)
             each_T[rows] = own_T
         return total
 
@@ -162,12 +152,7 @@ class CrossTokenizer:
     chunk_tokens: int | None = None
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum over groups, float32 []; a group weighs what its first token does.
 
@@ -180,7 +165,7 @@ class CrossTokenizer:
         whole_G = index_T.bincount() == signal.size_T[first_T]
         weight_G = weight_T[first_T].where(whole_G, 0.0)
         hidden_TD = student.hidden_TD
-        head_VD = student_head_VD.to(hidden_TD.dtype)
+        head_VD = head_VD.to(hidden_TD.dtype)
         several_G = (signal.size_T[first_T] > 1) | (signal.teacher_size_T[first_T] > 1)
         by_text_G = several_G & (self.pieces == "text")
         teacher = Groups(
@@ -229,12 +214,7 @@ class PolicyGradient:
     chunk_tokens: int | None = None
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
         assert isinstance(signal, SampledSignal | AdvantageSignal)
@@ -243,7 +223,7 @@ class PolicyGradient:
             advantage_T = advantage_T.clamp(-self.max_advantage, self.max_advantage)
         return linear_token_loss(
             student.hidden_TD,
-            student_head_VD.to(student.hidden_TD.dtype),
+            head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             policy_gradient(advantage_T, signal.rollout_logprobs_T, clip=self.clip, max_ratio=self.max_ratio),
             weight=weight_T,
@@ -262,18 +242,13 @@ class DirectEstimate:
     chunk_tokens: int | None = None
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of estimates, float32 []."""
         assert isinstance(signal, SampledSignal)
         return linear_token_loss(
             student.hidden_TD,
-            student_head_VD.to(student.hidden_TD.dtype),
+            head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             direct_estimate(signal.teacher_logprobs_T, self.estimator),
             weight=weight_T,
@@ -291,12 +266,7 @@ class HiddenStates:
     normalise: bool = False
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of mean squared differences, float32 []."""
         assert isinstance(signal, HiddenSignal)
@@ -315,18 +285,13 @@ class CrossEntropy:
     chunk_tokens: int | None = None
 
     def __call__(
-        self,
-        student: States,
-        student_head_VD: Tensor,
-        signal: Signal,
-        weight_T: Tensor,
-        per_token_T: Tensor | None = None,
+        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
     ) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
         assert isinstance(signal, TokenSignal)
         return linear_cross_entropy(
             student.hidden_TD,
-            student_head_VD.to(student.hidden_TD.dtype),
+            head_VD.to(student.hidden_TD.dtype),
             signal.token_T,
             weight=weight_T,
             temperature=self.temperature,
