@@ -26,8 +26,8 @@ Figures = Mapping[str, Mapping[str, float]]
 TEXT = """# The published pipelines, measured
 
 Each is one file in `examples/`, started with `opd pipeline examples/NAME.yaml`, from `nano/base`: {parameters}
-parameters, weak at all four tasks. Greedy accuracy on 256 held-out prompts a task; the mean of {seeds} seeds, in
-brackets the least and the most; two stages at a time on two cores.
+parameters, weak at all four tasks. Greedy accuracy on 256 held-out prompts a task, and that of one answer a prompt
+sampled at temperature 1; the mean over seeds, in brackets the least and the most. Two stages at a time on two cores.
 
     python benchmarks/pipelines.py --write docs/pipelines-measured.md
 """
@@ -61,9 +61,10 @@ def _short(model: str) -> str:
 
 
 def spread(values: Iterable[float], form: str = ".1%") -> str:
-    """Mean, and in brackets the least and the most."""
+    """Mean, and in brackets the least and the most where they differ."""
     found = list(values)
-    return f"{statistics.mean(found):{form}} ({min(found):{form}}–{max(found):{form}})"
+    mean, least, most = (f"{value:{form}}" for value in (statistics.mean(found), min(found), max(found)))
+    return mean if least == most else f"{mean} ({least}–{most})"
 
 
 def shares(figures: Figures, model: str) -> list[float]:
@@ -113,14 +114,27 @@ PIPELINES: dict[str, tuple[str, Callable[[Sequence[Measured]], list[str]]]] = {
 
 def section(name: str, runs: Sequence[Measured]) -> list[str]:
     """Title, table and what follows from it."""
-    title, verdict = PIPELINES[name]
-    lines = [f"## {name}: {title}", "", f"| | {' | '.join(TASKS)} |", "|---|" + "---|" * len(TASKS)]
+    (title, verdict), seeds = PIPELINES[name], f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
+    lines = [
+        f"## {name}: {title}",
+        "",
+        f"| | {' | '.join(TASKS)} | all, sampled |",
+        "|---|" + "---|" * (len(TASKS) + 1),
+    ]
     for model in runs[0].figures:
         cells = [spread(accuracy(run.figures, model, task) for run in runs) for task in TASKS]
+        cells.append(spread(run.figures[model]["avg@1"] for run in runs))
         lines.append(f"| `{model}` | {' | '.join(cells)} |")
     said = verdict(runs)
     minutes = statistics.mean(run.seconds for run in runs) / 60
-    return [*lines, "", *said, *([""] if said else []), f"{minutes:.0f} minutes of one core in all stages.", ""]
+    return [
+        *lines,
+        "",
+        *said,
+        *([""] if said else []),
+        f"{seeds.capitalize()}; {minutes:.0f} minutes of one core in all stages.",
+        "",
+    ]
 
 
 def main() -> None:
@@ -131,7 +145,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     size = sum(p.numel() for p in load("nano/base", key="student").model.parameters())
-    lines = [TEXT.format(parameters=f"{size:,}", seeds=args.seeds)]
+    lines = [TEXT.format(parameters=f"{size:,}")]
     for name in args.only or PIPELINES:
         lines += section(name, [run(name, seed, args.out) for seed in range(args.seeds)])
         print("\n".join(lines), flush=True)
