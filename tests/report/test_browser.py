@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -178,6 +179,42 @@ def test_no_width_and_no_theme_breaks_it(browser: Any, hint_run: Path, width: in
         assert visit.errors == []
 
 
+def test_an_inserted_token_that_is_trained_on_shouts(browser: Any, hint_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(hint_run, run, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    strangers = 0
+    for row in rows:
+        if row["of"] in ("eval", "train") and row["terms"] and len(row["turns"]) > 1 and row["n"] == 0:
+            row["turns"], gone = [row["turns"][0]], row["turns"][1:]
+            counted = {p for term in row["terms"] for p in term["position"]}
+            strangers += sum(p in counted for start, stop in gone for p in range(start, stop))
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Visit(browser, write_report(run).as_uri()) as visit:
+        page = visit.page
+        assert f"{strangers} inserted tokens are in the loss" in visit.text(".signs .alarm")
+        # The page opens on a rollout that shows it, in words and in the colour of an alarm.
+        assert page.locator("#text .tok.stranger").count() > 0
+        assert "in the loss" in visit.text("#text .fact.alarm")
+        alarm = page.evaluate("getComputedStyle(document.querySelector('#text .tok.stranger')).outlineColor")
+        assert alarm == page.evaluate("getComputedStyle(document.querySelector('.signs .alarm')).borderTopColor")
+        assert page.locator("#list .strip .alarm").count() > 0
+        page.click(".signs .token-link")
+        assert "stranger" in page.get_attribute(".tok.chosen", "class")
+        assert "never chose" in visit.text("#panel")
+        assert visit.errors == []
+
+
+def test_what_the_teacher_would_rather_have_had(browser: Any, math_run: Path) -> None:
+    with Visit(browser, (math_run / "report.html").as_uri()) as visit:
+        assert visit.page.locator(".signs").count() == 0
+        visit.page.click(".objections .token-link")
+        wrote, rather = (visit.text(f".objections td:nth-child({n}) >> nth=0") for n in (1, 2))
+        assert visit.text(".tok.chosen").strip() == wrote
+        teacher = visit.page.locator("#panel .column").nth(1).locator("code").first.inner_text()
+        assert teacher == rather
+
+
 def test_a_hostile_rollout_shows_as_text(browser: Any, tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path / "run", text=HOSTILE))
     with Visit(browser, report.as_uri()) as visit:
@@ -205,21 +242,28 @@ def test_the_policy_holds_even_if_markup_got_in(browser: Any, tmp_path: Path) ->
         assert visit.page.evaluate("getComputedStyle(document.body).display") == "block"
 
 
+FRAMES = """async () => { const started = performance.now();
+for (let i = 0; i < 20; i++) { scrollBy(0, 120); await new Promise(requestAnimationFrame); }
+return (performance.now() - started) / 20; }"""
+
+PAINT = """name => { const started = performance.now(); document.querySelector(`[data-metric=${name}]`).click();
+return performance.now() - started; }"""
+
+
 def test_four_thousand_tokens_do_not_stutter(browser: Any, tmp_path: Path) -> None:
-    report = write_report(write_run(tmp_path / "run", tokens=4000, rollouts=1, steps=(0,)))
-    with Visit(browser, report.as_uri()) as visit:
-        assert visit.page.locator(".tok").count() >= 4000
-        took = visit.page.evaluate(
-            """async () => { const started = performance.now();
-            for (let i = 0; i < 30; i++) { scrollBy(0, 120); await new Promise(requestAnimationFrame); }
-            return (performance.now() - started) / 30; }"""
-        )
-        assert took < 100  # ms a frame, on a machine that may be busy; a free one takes 17
-        painted = visit.page.evaluate(
-            """() => { const started = performance.now(); document.querySelector('[data-metric=entropy]').click();
-            return performance.now() - started; }"""
-        )
-        assert painted < 1000
+    # Beside a small page at the same time, so that a busy machine slows both; the median, as one pause is no stutter.
+    small = write_report(write_run(tmp_path / "small", tokens=40, rollouts=1, steps=(0,)))
+    large = write_report(write_run(tmp_path / "large", tokens=4000, rollouts=1, steps=(0,)))
+    with Visit(browser, small.as_uri()) as few, Visit(browser, large.as_uri()) as many:
+        assert many.page.locator(".tok").count() >= 4000
+        frames: dict[str, list[float]] = {"few": [], "many": []}
+        for _ in range(5):
+            for name, visit in (("few", few), ("many", many)):
+                visit.page.bring_to_front()
+                frames[name].append(visit.page.evaluate(FRAMES))
+        assert median(frames["many"]) < 5 * median(frames["few"]) + 50  # ms
+        painted = [many.page.evaluate(PAINT, name) for name in ("entropy", "gap", "student", "teacher", "divergence")]
+        assert median(painted) < 1000 * max(median(frames["few"]) / 17, 1)  # 17 ms a frame where nothing else runs
 
 
 def test_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_path: Path) -> None:

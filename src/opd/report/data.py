@@ -11,6 +11,7 @@ from typing import Any
 
 from opd.errors import DataError
 from opd.report.rows import ROLLOUTS, read_rows
+from opd.report.signs import signs
 
 BUDGET = 4_200_000
 """Characters of a page's rollouts; with everything else a report stays below 5 MB."""
@@ -40,7 +41,10 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     config = _json(folder / "run.json") or {}
     result = _json(folder / "result.json")
     lines = _lines(folder / "metrics.jsonl")
-    rollouts, vocabulary, left_out = _rollouts(read_rows(folder / ROLLOUTS), budget)
+    rows = read_rows(folder / ROLLOUTS)
+    rollouts, vocabulary = _rollouts(rows)
+    wrong = signs(config, lines, rollouts)
+    left_out = _fit(rollouts, budget)
     events = [{"step": line["step"], **line["event"]} for line in lines if "event" in line]
     method = config.get("method") or {}
     return {
@@ -55,11 +59,12 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
         "seconds": (result or {}).get("seconds"),
         "tokens": (result or {}).get("tokens"),
         "best": (result or {}).get("best") or {},
+        "signs": wrong,
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),
         "events": events,
         "vocabulary": vocabulary,
-        "specials": sorted({r["text"][p] for r in rollouts for p in r["special"]}),
+        "specials": sorted({mark for row in rows for mark in _marks(row)}),
         "rollouts": rollouts,
         "left_out": left_out,
     }
@@ -81,8 +86,13 @@ def _labels(config: Mapping[str, Any]) -> Tree:
     return {"distill": main, "anchor": "reverse KL to the start", "outcome": "outcome loss", "gold": "surprise"}
 
 
-def _rollouts(rows: Sequence[Tree], budget: int) -> tuple[list[Tree], list[str], str]:
-    """Rollouts as the page wants them, the texts of their likeliest tokens, and what did not fit."""
+def _marks(row: Mapping[str, Any]) -> list[str]:
+    """The special tokens of a rollout's prompt and of its text."""
+    return [*row.get("marks", []), *(row["text"][position] for position in row.get("special", []))]
+
+
+def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
+    """Rollouts as the page wants them, and the texts of their likeliest tokens."""
     vocabulary: dict[str, int] = {}
     shown: dict[tuple[Any, ...], Tree] = {}
     for row in rows:
@@ -97,8 +107,7 @@ def _rollouts(rows: Sequence[Tree], budget: int) -> tuple[list[Tree], list[str],
         else:
             about.setdefault("again", []).append([row["step"], row["logprob"]])
     kept = sorted(shown.values(), key=lambda r: (r["step"], r["of"] != "eval", r["n"]))
-    left_out = _fit(kept, budget)
-    return kept, list(vocabulary), left_out
+    return kept, list(vocabulary)
 
 
 def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
@@ -106,7 +115,8 @@ def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
     also = ("turns", "events", "reward", "finish", "writer")
     student = _said(row["student"], vocabulary)
     terms = [{**term, "teachers": [_said(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
-    return {**{key: row[key] for key in same + also}, "student": student, "terms": terms}
+    known = {key: row[key] for key in same + also}
+    return {**known, "missed": row.get("missed", []), "student": student, "terms": terms}
 
 
 def _said(said: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:

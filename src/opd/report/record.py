@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +215,14 @@ class Recorder:
             "answer": rollout.prompt.answer,
             "prompt_text": self.texts.whole(rollout.prompt_ids),
             "prompt_ids": rollout.prompt_ids,
+            "marks": sorted({self.texts.one(token) for token in rollout.prompt_ids if token in self.texts.special}),
             "ids": rollout.completion_ids,
             "text": self.texts.each(rollout.completion_ids),
             "own": [p for p, own in enumerate(rollout.completion_mask) if own],
-            "drawn": [round(x, 5) for x in rollout.logprobs if not math.isnan(x)],
+            "drawn": [
+                None if math.isnan(x) else round(x, 5) for x in compress(rollout.logprobs, rollout.completion_mask)
+            ],
+            "missed": [p for p, x in enumerate(rollout.logprobs) if not (math.isnan(x) or rollout.completion_mask[p])],
             "special": [p for p, token in enumerate(rollout.completion_ids) if token in self.texts.special],
             "turns": rollout.turns,
             "events": [{"kind": e.kind, "span": e.span, "detail": dict(e.detail)} for e in rollout.events],

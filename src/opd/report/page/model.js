@@ -17,15 +17,18 @@ function load(tree) {
 function prepare(rollout, run) {
   rollout.key = `${rollout.step} ${rollout.of} ${rollout.n}`;
   const special = new Set(rollout.special);
+  const missed = new Set(rollout.missed);
+  const turns = rollout.turns;
   rollout.tokens = rollout.text.map((text, position) => ({
     rollout, position, text, id: rollout.ids[position], own: false, special: special.has(position), terms: [],
+    missed: missed.has(position), outside: !turns.some(([start, stop]) => start <= position && position < stop),
   }));
   const said = rollout.student;
   rollout.own.forEach((position, k) => {
     const token = rollout.tokens[position];
     token.own = true;
     token.k = k;
-    token.drawn = rollout.drawn[k];
+    token.drawn = rollout.drawn[k] ?? null;
     token.student = { name: "student", logprob: said.logprob[k], entropy: said.entropy[k], top: top(said, k, run) };
     token.before = said.before ? said.before[k] : rollout.step === 0 ? said.logprob[k] : null;
     token.after = rollout.after ? rollout.after[k] : null;
@@ -54,7 +57,11 @@ function prepare(rollout, run) {
     });
   }
   rollout.scored = rollout.terms.length > 0; // else nobody was asked about it
-  for (const token of rollout.tokens) token.masked = rollout.scored && token.own && !token.terms.length;
+  for (const token of rollout.tokens) {
+    token.masked = rollout.scored && token.own && !token.terms.length;
+    token.stranger = token.outside && token.own && !token.masked; // trained on, and nobody's choice
+    token.said = token.missed || (token.own && !token.outside); // what the student wrote, whatever the mask says
+  }
   const values = rollout.tokens.map(METRICS.divergence.of).filter((v) => v !== null);
   rollout.worst = values.length ? Math.max(...values) : 0;
   rollout.mean = values.length ? values.reduce((a, b) => a + b, 0) / values.length : 0;
@@ -84,7 +91,7 @@ const METRICS = {
     about: "what the loss gives the sampled token: the teacher's log-probability less that under which it was drawn",
     of: (t) => {
       if (lead(t) && lead(t).advantage !== null) return lead(t).advantage;
-      return teacherOf(t) ? teacherOf(t).logprob - t.drawn : null;
+      return teacherOf(t) && t.drawn !== null ? teacherOf(t).logprob - t.drawn : null;
     },
   },
   gap: {

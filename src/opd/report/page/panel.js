@@ -19,6 +19,7 @@ function drawPanel() {
       el("span", { class: "note" }, `token ${token.id}, position ${token.position}`),
       el("button", { type: "button", class: "close", "aria-label": "Close", title: "Close (Esc)", onclick: () => { view.token = null; markChosen(); drawPanel(); } }, "×"),
     ),
+    token.stranger ? el("p", { class: "shout" }, "Inserted, and in the loss: the student is trained on a token that it never chose.") : null,
     fate(token),
     el("h3", {}, "Likeliest tokens"),
     el("div", { class: "columns" }, [token.student, ...teachers].map((who) => distribution(who, token))),
@@ -75,7 +76,7 @@ function termTable(term, token) {
     [`share of the batch's loss (1 of ${term.count})`, number((term.factor * term.weight * term.loss) / Math.max(term.count, 1))],
     term.advantage === null ? null : ["advantage", number(term.advantage)],
     teacher ? ["teacher − student logprob", number(teacher.logprob - token.student.logprob)] : null,
-    teacher ? ["teacher − drawn logprob", number(teacher.logprob - token.drawn)] : null,
+    teacher && token.drawn !== null ? ["teacher − drawn logprob", number(teacher.logprob - token.drawn)] : null,
   ].filter(Boolean);
   return el(
     "div", { class: "term" },

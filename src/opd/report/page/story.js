@@ -19,10 +19,24 @@ function story() {
     runs.map((run) => [
       runs.length > 1 ? el("h3", { class: "run-name" }, swatch(run), run.name) : null,
       el("p", { class: "lede" }, sentence(run)),
+      alarms(run),
       el("div", { class: "tiles" }, tiles(run)),
     ]),
-    runs.length === 1 ? changes(runs[0]) : null,
+    runs.length === 1 ? [changes(runs[0]), objections(runs[0])] : null,
   );
+}
+
+// What looks wrong, before anything else.
+function alarms(run) {
+  if (!run.signs.length) return null;
+  return el("ul", { class: "signs", "aria-label": "What looks wrong" }, run.signs.map((sign) => {
+    const rollout = sign.at && run.rollouts.find((r) => r.step === sign.at[0] && r.of === sign.at[1] && r.n === sign.at[2]);
+    return el(
+      "li", { class: sign.alarm ? "alarm" : "hunch", data: { kind: sign.kind } },
+      el("b", {}, sign.alarm ? "Something is wrong. " : "Worth a look. "), sign.text, " ",
+      rollout && run.index === 0 ? el("button", { type: "button", class: "token-link", onclick: () => show(rollout.tokens[sign.at[3]]) }, "Show one") : null,
+    );
+  }));
 }
 
 const swatch = (run) => el("span", { class: "swatch", "--c": `var(--run-${run.index % 6})` });
@@ -83,7 +97,9 @@ function sentence(run) {
   const time = run.seconds ? ` (${run.seconds >= 120 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`})` : "";
   if (columns.accuracy && step.length > 1) {
     const { first, last, best, lost } = course(run, "accuracy");
-    if (lost) {
+    if (lost && best.step === first.step) {
+      parts.push("Accuracy on held-out prompts ", bold(`fell from ${percent(first.value)} to ${percent(last.value)}`), ` in ${steps} steps${time}. `);
+    } else if (lost) {
       parts.push("Accuracy on held-out prompts rose ", bold(`from ${percent(first.value)} to ${percent(best.value)} at step ${best.step}`));
       parts.push(", and then ", bold(`fell to ${percent(last.value)}`), ` by step ${last.step}${time}. `);
     } else {
@@ -160,6 +176,51 @@ function changes(run) {
             el("td", {}, prefers.map((t) => (t === text ? el("span", { class: "note" }, "the same ") : el("code", {}, t))), g.prefers.size > 3 ? " …" : ""),
           );
         })),
+      ),
+    ),
+  );
+}
+
+// Where the teacher would have written something else than the untrained student: what, how often, and in right answers.
+function objections(run) {
+  const groups = new Map();
+  for (const rollout of run.rollouts) {
+    if (rollout.step !== run.steps[0]) continue;
+    for (const token of rollout.tokens) {
+      const teacher = teacherOf(token);
+      if (!teacher || !teacher.top || !teacher.top.length) continue;
+      const [wrote, rather] = [word(token.text), word(teacher.top[0].text)];
+      if (wrote === rather) continue;
+      const key = JSON.stringify([wrote, rather]);
+      const group = groups.get(key) || { wrote, rather, token, count: 0, right: 0, loss: 0 };
+      group.count += 1;
+      group.right += rollout.reward >= 1 ? 1 : 0;
+      group.loss += Math.abs(lead(token).loss);
+      if (Math.abs(lead(token).loss) > Math.abs(lead(group.token).loss)) group.token = token;
+      groups.set(key, group);
+    }
+  }
+  const rows = [...groups.values()].sort((a, b) => b.loss - a.loss).slice(0, 5);
+  if (!rows.length) return null;
+  const checked = run.rollouts.some((r) => r.reward !== null);
+  return el(
+    "div", { class: "changes objections" },
+    el("h3", {}, "Where the teacher objects"),
+    el("p", { class: "note" }, `What the student wrote at step ${run.steps[0]}, and what the teacher finds likeliest in its place; the most loss first.`,
+      checked ? " A teacher that objects in right answers as well is worth a second look." : ""),
+    el(
+      "div", { class: "scroll-x" },
+      el(
+        "table", { class: "plain" },
+        el("thead", {}, el("tr", {}, ["student wrote", "teacher prefers", "times", checked ? "in right answers" : null, "mean loss"].filter(Boolean).map((h) => el("th", { scope: "col" }, h)))),
+        el("tbody", {}, rows.map((g) => el(
+          "tr", {},
+          el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, g.wrote)),
+          el("td", {}, el("code", {}, g.rather)),
+          el("td", {}, g.count),
+          checked ? el("td", {}, g.right) : null,
+          el("td", {}, number(g.loss / g.count)),
+        ))),
       ),
     ),
   );

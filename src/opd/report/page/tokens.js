@@ -15,7 +15,8 @@ function buildTokens() {
     return;
   }
   if (!current()) {
-    const first = primary().rollouts.find((r) => r.worst > 0.1) || primary().rollouts[0];
+    const rollouts = primary().rollouts;
+    const first = rollouts.find((r) => r.tokens.some((t) => t.stranger)) || rollouts.find((r) => r.worst > 0.1) || rollouts[0];
     Object.assign(view, { step: first.step, key: first.key });
   }
   draw();
@@ -162,8 +163,8 @@ function strip(rollout) {
   const bars = tokens.map((token, i) => {
     const value = metric.of(token);
     if (value === null) return null;
-    const high = Math.max(2, 14 * strength(value, most));
-    const kind = metric.diverging && value > 0 ? "up" : "heat";
+    const high = token.stranger ? 14 : Math.max(2, 14 * strength(value, most));
+    const kind = token.stranger ? "alarm" : metric.diverging && value > 0 ? "up" : "heat";
     return el("svg:rect", { class: kind, x: (i * width).toFixed(2), y: (14 - high).toFixed(1), width: (width * 0.86).toFixed(2), height: high.toFixed(1) });
   });
   return el("svg:svg", { class: "strip", viewBox: "0 0 100 14", preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
@@ -245,6 +246,8 @@ function drawLegend() {
       metric.diverging ? el("span", { class: "sign" }, metric.signs[1]) : null,
       el("span", { class: "step" }, el("span", { class: "tok inserted" }, "tool"), "not the student's"),
       el("span", { class: "step" }, el("span", { class: "tok own masked" }, "token"), "left out of the loss"),
+      primary().signs.some((s) => s.kind === "inserted") ? el("span", { class: "step" }, el("span", { class: "tok own stranger" }, "token"), "inserted, and in the loss") : null,
+      primary().signs.some((s) => s.kind === "missed") ? el("span", { class: "step" }, el("span", { class: "tok inserted missed" }, "token"), "the student's, and not in the loss") : null,
     ),
   );
 }
@@ -281,10 +284,12 @@ function rolloutText(rollout) {
     rollout.scored ? null : "no teacher was asked",
     ...new Set(rollout.events.map((e) => e.kind.replace(/_/g, " "))),
   ].filter(Boolean);
+  const strangers = rollout.tokens.filter((t) => t.stranger).length;
   const box = el("div", { class: "tokens", tabindex: "0", role: "listbox", "aria-label": `Tokens of the answer to ${rollout.prompt}; arrows choose`, data: { key: rollout.key, run: rollout.run } });
   add(box, blocks(rollout));
   return [
-    el("div", { class: "facts" }, mark(rollout), el("b", {}, rollout.prompt), facts.map((f) => el("span", { class: "fact" }, f))),
+    el("div", { class: "facts" }, mark(rollout), el("b", {}, rollout.prompt), facts.map((f) => el("span", { class: "fact" }, f)),
+      strangers ? el("span", { class: "fact alarm" }, `${strangers} inserted token${strangers > 1 ? "s" : ""} in the loss`) : null),
     el("div", { class: "block prompt" }, el("div", { class: "who" }, "prompt"), el("div", { class: "said" }, withSpecials(rollout.prompt_text, DATA.runs[rollout.run]))),
     box,
     rollout.answer ? el("p", { class: "answer" }, el("span", { class: "label" }, "reference"), " ", short(rollout.answer, 400)) : null,
@@ -313,11 +318,11 @@ function blocks(rollout) {
       found.push(hint(context, DATA.runs[rollout.run]));
       block = null;
     }
-    if (!block || block.own !== token.own) {
-      if (token.own) turn += 1;
-      block = { own: token.own, said: el("div", { class: "said" }) };
-      const who = token.own ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
-      found.push(el("div", { class: `block ${token.own ? "student" : "inserted"}` }, el("div", { class: "who" }, who), block.said));
+    if (!block || block.by !== token.said) {
+      if (token.said) turn += 1;
+      block = { by: token.said, said: el("div", { class: "said" }) };
+      const who = token.said ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
+      found.push(el("div", { class: `block ${token.said ? "student" : "inserted"}` }, el("div", { class: "who" }, who), block.said));
     }
     const [, space, rest] = token.text.match(/^( *)([^]*)$/);
     if (rest) block.said.append(space); // between the tokens, so that each one's colour ends where it does
@@ -338,7 +343,7 @@ function hint(context, run) {
 }
 
 function tokenSpan(token, shown) {
-  const kind = token.own ? (token.masked ? "own masked" : "own") : "inserted";
+  const kind = `${token.own ? (token.masked ? "own masked" : "own") : "inserted"}${token.stranger ? " stranger" : token.missed ? " missed" : ""}`;
   const text = shown.replace(/\n/g, "⏎");
   const span = el("span", { class: `tok ${kind}${token.special ? " special" : ""}`, id: `t-${token.rollout.run}-${token.position}`, data: { p: token.position } }, text);
   if (token.own) {
@@ -358,8 +363,8 @@ function show(token) {
     if (!view.all) view.step = rollout.step;
     draw();
   }
-  pick(token);
-  const span = view.spans.get(token);
+  if (token.own) pick(token);
+  const span = $(`t-${rollout.run}-${token.position}`);
   if (span) span.scrollIntoView({ block: "center", behavior: "smooth" });
 }
 
