@@ -25,3 +25,15 @@ def math_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("math") / "run"
     opd.train("opd", {**SMALL, "optimizer.steps": 2, "out": str(out)})
     return out
+
+
+@pytest.fixture(scope="session")
+def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step toward two teachers of one domain, one of which the gate refuses."""
+    out = tmp_path_factory.mktemp("experts") / "run"
+    models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
+    several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
+    opd.train(
+        "opd", {**SMALL, **several, "teacher.gate": {}, "eval.conflict": True, "optimizer.steps": 1, "out": str(out)}
+    )
+    return out

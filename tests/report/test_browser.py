@@ -215,6 +215,34 @@ def test_what_the_teacher_would_rather_have_had(browser: Any, math_run: Path) ->
         assert teacher == rather
 
 
+def test_several_teachers_have_panels_of_their_own(browser: Any, experts_run: Path) -> None:
+    with Visit(browser, (experts_run / "report.html").as_uri()) as visit:
+        group = visit.page.locator("#charts .group")
+        titles = group.locator("figcaption h3").all_inner_texts()
+        assert titles[0] == "Who knows math"
+        assert {"Divergence from each teacher", "Overlap with each teacher", "Teachers against each other"} <= set(
+            titles
+        )
+        assert group.locator(".plot canvas").count() == len(titles)
+        said = group.locator("figure").first.inner_text()
+        assert "math-teacher" in said
+        assert "math-biased does not teach math: its accuracy is" in group.locator(".events.gate").inner_text()
+        first = run_data(experts_run)["eval"]["columns"]["teacher_accuracy/math/math-biased"][0]
+        assert f"{100 * first:.1f} %" in said
+        assert "math: math-teacher and math-biased" in group.inner_text()
+        # They are nowhere else.
+        visit.page.click("#more > summary") if visit.page.locator("#more").count() else None
+        others = visit.page.locator("#charts > figure h3, #more h3").all_inner_texts()
+        assert not [t for t in others if t.startswith(("teacher_accuracy", "conflict/", "teacher/reverse_kl/math"))]
+        assert "The teacher math-biased was no better" in visit.text(".signs")
+        assert visit.errors == []
+
+
+def test_one_teacher_of_one_domain_has_no_such_panels(browser: Any, math_run: Path) -> None:
+    with Visit(browser, (math_run / "report.html").as_uri()) as visit:
+        assert visit.page.locator("#charts .group").count() == 0
+
+
 def test_a_hostile_rollout_shows_as_text(browser: Any, tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path / "run", text=HOSTILE))
     with Visit(browser, report.as_uri()) as visit:

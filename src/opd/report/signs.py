@@ -107,15 +107,17 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
     first, now = recent[0], typical(recent)
     shown = watch.symptoms(first, now)
     harmful = [name for name in shown if watch.harmed(name, first, top, now)]
+    if harmful:
+        fell = f"accuracy from {top:.1%} at its best to {now['accuracy']:.1%}; with it " if "accuracy" in now else ""
+        went = ", ".join(_went(name, first, now) for name in harmful)
+        yield _sign("+".join(harmful), f"The rollouts show a collapse: {fell}{went}.")
     for name in shown:
-        figure_, (words, form) = SYMPTOMS[name].figure, SYMPTOMS[name].words
-        text = f"The rollouts' {words} went from {form.format(first[figure_])} to {form.format(now[figure_])}"
-        if name in harmful:
-            fell = (
-                f", and their accuracy from {top:.1%} at its best to {now['accuracy']:.1%}" if "accuracy" in now else ""
-            )
-            yield _sign(name, f"{text}{fell}.")
-        elif name in ALONE:
-            yield _sign(
-                name, f"{text}. Their accuracy has not fallen, so this may be what learning looks like.", alarm=False
-            )
+        if name in ALONE and name not in harmful:
+            excuse = "They are no worse for it, so this may be what learning looks like."
+            yield _sign(name, f"The rollouts' {_went(name, first, now)}. {excuse}", alarm=False)
+
+
+def _went(name: str, first: Mapping[str, float], now: Mapping[str, float]) -> str:
+    symptom = SYMPTOMS[name]
+    words, form = symptom.words
+    return f"{words} from {form.format(first[symptom.figure])} to {form.format(now[symptom.figure])}"

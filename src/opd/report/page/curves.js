@@ -3,7 +3,7 @@
 // [title, what it means, [[kind, column, name, dashed]], options]; a column may be a pattern.
 const CHARTS = [
   ["Accuracy", "Share of answers that are right: held-out prompts at each evaluation, the training batch at each step.",
-    [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", /^teacher_accuracy/, "", true], ["eval", /^avg@/, ""]], { share: true }],
+    [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true], ["eval", /^avg@/, ""]], { share: true }],
   ["Divergence from the teacher", "On the student's own rollouts, in nats a token.",
     [["eval", "teacher/reverse_kl", "reverse KL"], ["eval", "reverse_kl", "reverse KL, held out"], ["eval", "teacher/forward_kl", "forward KL"]], { low: 0 }],
   ["Loss", "What the optimizer sees, and the terms that it is made of.",
@@ -31,16 +31,52 @@ function buildCurves() {
   for (const run of DATA.runs) throughput(run);
   const used = new Set();
   const cards = CHARTS.map((chart) => card(chart, used));
+  const teachers = teacherCharts().map((chart) => card(chart, used)).filter(Boolean);
   const rest = leftOver(used).map((name) => card([name, "", [["eval", name, ""], ["train", name, ""]], {}], new Set()));
   fill(
     $("charts"),
     heatMap(),
     cards,
+    teachers.length ? el("section", { class: "group", "aria-labelledby": "teachers-title" }, el("h3", { id: "teachers-title" }, "Teacher by teacher"), el("div", { class: "charts" }, teachers)) : null,
     rest.length ? el("details", { class: "more", id: "more" }, el("summary", {}, `${rest.filter(Boolean).length} further figures`), el("div", { class: "charts" }, rest)) : null,
   );
   for (const host of $("charts").querySelectorAll(".plot")) if (host.plot) plot(host);
   const more = $("more");
   if (more) more.addEventListener("toggle", () => { for (const host of more.querySelectorAll(".plot")) plot(host); });
+}
+
+// Where several teach, or one teaches several domains: who is how good at what, and where they contradict each other.
+function teacherCharts() {
+  const all = [...new Set(DATA.runs.flatMap((run) => names(run, "eval")))];
+  const known = (pattern) => all.map((name) => name.match(pattern)).filter(Boolean);
+  const labels = [...new Set(known(/^(?:teacher_accuracy|teacher\/entropy)\/(.+)$/).map((m) => m[1]))];
+  const domains = [...new Set(labels.map((label) => label.split("/")[0]))];
+  const each = (name) => labels.map((label) => ["eval", `${name}/${label}`, label.replace("/", ": ")]);
+  const pairs = (kind) => known(new RegExp(`^conflict/${kind}/(.+)$`)).map((m) => ["eval", m[0], m[1].replace("/", ": ").replace("~", " and ")]);
+  return [
+    ...domains.map((domain) => [
+      `Who knows ${domain}`, "Share of right answers to its held-out prompts; the gate lets teach who is better than the student.",
+      [["eval", all.includes(`accuracy/${domain}`) ? `accuracy/${domain}` : "accuracy", "student"],
+        ...labels.filter((label) => label.split("/")[0] === domain).map((label) => ["eval", `teacher_accuracy/${label}`, label.split("/")[1] || "teacher", true])],
+      { share: true, more: gateOf(domain) },
+    ]),
+    ["Divergence from each teacher", "Reverse KL on the student's own rollouts of its domain, in nats a token.", each("teacher/reverse_kl"), { low: 0 }],
+    ["Overlap with each teacher", "Share of the 16 likeliest tokens that both have; the gate refuses a teacher with too few.", each("teacher/overlap@16"), { share: true }],
+    ["Entropy of each teacher", "In nats, on the student's rollouts.", each("teacher/teacher_entropy"), { low: 0 }],
+    ["Teachers against each other", "Jensen-Shannon divergence of two teachers on the same tokens, in nats; 0.693 is the most there is.", pairs("jsd"), { low: 0 }],
+    ["Domains against each other", "Cosine of the loss's gradients on two domains; below 0 a step for one undoes some of the other.", pairs("cosine"), { zero: true }],
+  ];
+}
+
+// What the gate said of a domain's teachers.
+function gateOf(domain) {
+  const said = DATA.runs.flatMap((run) => run.events.filter((e) => {
+    const about = e.kind === "gate" && e.text.match(/ (?:teaches|does not teach) ([^:]+)(?::|$)/);
+    return about && about[1] === domain;
+  }).map((e) => ({ ...e, run })));
+  if (!said.length) return null;
+  return el("ol", { class: "events gate" }, said.map((e) =>
+    el("li", {}, el("span", { class: "fact" }, `gate, step ${e.step}`), DATA.runs.length > 1 ? `(${e.run.name}) ` : "", e.text)));
 }
 
 function throughput(run) {
@@ -88,6 +124,7 @@ function card([title, about, wanted, options], used) {
       el("span", { class: "key-item" }, el("span", { class: `line${s.dashed ? " dashed" : ""}`, "--c": `var(${s.colour})` }), label(s), " ",
         el("b", {}, figure(s.name, s.values.findLast((v) => v !== null)))))),
     host,
+    options.more,
     table(series, label),
   );
 }
@@ -148,6 +185,7 @@ function plot(host) {
 
 function range(low, high, options) {
   if (low === null) return [0, 1];
+  if (options.zero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
   const bottom = options.low !== undefined ? Math.min(options.low, low) : low;
   const room = (high - bottom || Math.abs(high) || 1) * 0.06;
   return [options.low !== undefined && low >= 0 ? options.low : bottom - room, high + room];
