@@ -87,6 +87,8 @@ def _check(words: list[str]) -> None:
         build(pipelines.read(given["source"], overrides))
     elif words[1] == "methods":
         assert given["name"] is None or given["name"] in recipe_names()
+    elif words[1] == "view":
+        assert all(str(folder).startswith("runs") for folder in given["runs"])
     else:
         assert words[1] == "eval"
         assert given["model"].startswith(("runs/", "nano/"))

@@ -103,7 +103,8 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
     given = (config.get("guards") or {}).get("recover") or {}
     thresholds = {f.name: given[f.name] for f in fields(Watch) if f.name in given}
     watch = Watch(**thresholds, prompts=(config.get("rollout") or {}).get("batch", 1))
-    top = max(typical(recent[: i + 1]).get("accuracy", 0.0) for i in range(LEAST - 1, len(recent)))
+    parts = [recent[0], *(typical(recent[: i + 1]) for i in range(LEAST - 1, len(recent)))]
+    top = max(part.get("accuracy", 0.0) for part in parts)
     first, now = recent[0], typical(recent)
     shown = watch.symptoms(first, now)
     harmful = [name for name in shown if watch.harmed(name, first, top, now)]
@@ -111,13 +112,15 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
         fell = f"accuracy from {top:.1%} at its best to {now['accuracy']:.1%}; with it " if "accuracy" in now else ""
         went = ", ".join(_went(name, first, now) for name in harmful)
         yield _sign("+".join(harmful), f"The rollouts show a collapse: {fell}{went}.")
+    better = "accuracy" in now and watch.fell(now["accuracy"], first.get("accuracy", 0.0), 0.0)
     for name in shown:
-        if name in ALONE and name not in harmful:
-            excuse = "They are no worse for it, so this may be what learning looks like."
-            yield _sign(name, f"The rollouts' {_went(name, first, now)}. {excuse}", alarm=False)
+        if name in ALONE and name not in harmful and not better:
+            excuse = "The student is no worse for it, and no better either."
+            yield _sign(name, f"In its rollouts: {_went(name, first, now)}. {excuse}", alarm=False)
 
 
 def _went(name: str, first: Mapping[str, float], now: Mapping[str, float]) -> str:
     symptom = SYMPTOMS[name]
     words, form = symptom.words
-    return f"{words} from {form.format(first[symptom.figure])} to {form.format(now[symptom.figure])}"
+    was, is_ = (form.format(round(figures[symptom.figure], 4) + 0.0) for figures in (first, now))  # no −0.000
+    return f"{words} from {was} to {is_}"
