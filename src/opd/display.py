@@ -12,6 +12,8 @@ from rich.table import Table
 from opd.figures import figure, headline
 from opd.metrics import Metrics
 from opd.report.page import REPORT
+from opd.report.rows import ROLLOUTS
+from opd.report.terminal import worst_rollout
 
 if TYPE_CHECKING:
     from opd.api import Result
@@ -41,7 +43,7 @@ class LiveDisplay:
         self.total = 0
 
     def start(self, loop: Loop) -> None:
-        self.total = loop.steps
+        self.total, self.rollouts = loop.steps, loop.checkpoints.folder.parent / ROLLOUTS
         self.task = self.progress.add_task("train", total=loop.steps, completed=loop.state.step, figures="")
         self.progress.start()
         if loop.evaluate is None:
@@ -57,6 +59,8 @@ class LiveDisplay:
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         self.console.print(f"[bold]step {step:>4}[/]  {_figures(headline(metrics))}")
+        if self.console.is_terminal and (rollout := worst_rollout(self.rollouts, step)):
+            self.console.print(rollout)
 
     def event(self, step: int, kind: str, text: str) -> None:
         self.console.print(f"[yellow]step {step:>4}  {kind}:[/] {escape(text)}")
