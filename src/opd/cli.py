@@ -74,15 +74,18 @@ def evaluate(
 
 @app.command()
 def view(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several side by side.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs, several side by side, or one of a pipeline."),
+    ],
     live: Annotated[
         bool, typer.Option("--live", help="Follow runs in progress, from a server on this machine.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the run's folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the folder.")] = None,
     port: Annotated[int, typer.Option(help="Of --live; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
 ) -> None:
-    """See a run: curves, and what the teacher said about every token."""
+    """See a run, with what the teacher said about every token, or a pipeline's graph and figures."""
     from opd.report.view import follow, write
 
     if live:

@@ -37,3 +37,15 @@ def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "opd", {**SMALL, **several, "teacher.gate": {}, "eval.conflict": True, "optimizer.steps": 1, "out": str(out)}
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, one that goes on from it, and both measured; a third cannot begin."""
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    small = {**SMALL, "run": "opd", "optimizer.steps": 2, "eval.prompts.limit": 8, "eval.diagnostics": 0}
+    scores = {"eval": ["stage:two", "nano/math-base"], "prompts": {"task": "math", "split": "test", "limit": 8}}
+    broken = {**small, "student": "stage:one", "teacher.model": "nano/math-teacher-bpe"}
+    stages = {"one": small, "two": {**small, "student": "stage:one"}, "three": broken, "scores": scores}
+    opd.pipeline({"out": str(out), "stages": stages})
+    return out

@@ -303,6 +303,37 @@ def test_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_pat
         assert visit.errors == []
 
 
+def test_a_pipeline_leads_to_its_stages(browser: Any, pipeline_folder: Path) -> None:
+    with Visit(browser, (pipeline_folder / "report.html").as_uri()) as visit:
+        page = visit.page
+        names = page.eval_on_selector_all(".stage", "all => all.map(s => s.dataset.stage)")
+        assert set(names) == {"one", "two", "three", "scores"}
+        boxes = {name: page.locator(f'.stage[data-stage="{name}"]').bounding_box() for name in names}
+        assert boxes["one"]["x"] + boxes["one"]["width"] < boxes["two"]["x"]
+        assert boxes["two"]["x"] + boxes["two"]["width"] < boxes["scores"]["x"]
+        assert boxes["two"]["y"] != boxes["three"]["y"]
+        assert page.locator(".graph svg path[d]").count() == 3 + 1  # an arrow's head is a path as well
+        assert "failed" in visit.text('.stage[data-stage="three"]')
+        assert "stage 'three':" in visit.text(".signs .alarm")
+        assert "3 of 4 stages are done" in visit.text(".lede")
+        assert visit.text(".measured tbody th >> nth=0") == "two"
+        assert "%" in visit.text(".measured tbody td >> nth=0")
+        assert visit.errors == []
+        page.click('.stage[data-stage="two"] a')
+        page.wait_for_url("**/two/report.html")
+        assert "Accuracy" in visit.text(".lede")
+        assert all(url.startswith(("file:", "data:")) for url in visit.asked)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_a_pipeline_fits_any_width(browser: Any, pipeline_folder: Path, width: int, dark: bool) -> None:
+    with Visit(browser, (pipeline_folder / "report.html").as_uri(), width=width, dark=dark) as visit:
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        visit.page.keyboard.press("t")
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == ("light" if dark else "dark")
+
+
 def test_live_news_come_in_and_what_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with LiveServer([run]) as server:

@@ -40,7 +40,7 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
         raise DataError(f"'{folder}' is no run of opd: it has no run.json")
     config = _json(folder / "run.json") or {}
     result = _json(folder / "result.json")
-    lines = _lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     rows = read_rows(folder / ROLLOUTS)
     rollouts, vocabulary = _rollouts(rows)
     wrong = signs(config, lines, rollouts)
@@ -198,7 +198,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None or value != value or abs(value) == float("inf") else float(f"{value:.5g}")
 
 
-def _lines(path: Path) -> list[Tree]:
+def read_lines(path: Path) -> list[Tree]:
     """The lines of a file that may still be written to."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -48,22 +48,41 @@ def page(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
         runs: see ``run_data``.
         live: let it ask its own server for news.
     """
-    own = "\n".join(_part(name) for name in SCRIPTS)
-    script = f'{_part(LIBRARY)}\n(() => {{\n"use strict";\n{own}}})();\n'
-    style = "\n".join(_part(name) for name in STYLES)
+    tree = {"runs": runs, "live": live}
+    title = " · ".join(run["name"] for run in runs)
+    return assemble("page.html", title=title, tree=tree, scripts=SCRIPTS, styles=STYLES, library=LIBRARY, asks=live)
+
+
+def assemble(
+    template: str,
+    *,
+    title: str,
+    tree: Any,
+    scripts: Sequence[str],
+    styles: Sequence[str],
+    library: str | None = None,
+    asks: bool = False,
+) -> str:
+    """A template with data, script and style in their places.
+
+    Args:
+        asks: lets it ask its own server.
+    """
+    own = "\n".join(_part(name) for name in scripts)
+    script = f'{_part(library) if library else ""}\n(() => {{\n"use strict";\n{own}}})();\n'
+    style = "\n".join(_part(name) for name in styles)
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-        f"connect-src {chr(39)}{'self' if live else 'none'}{chr(39)}; base-uri 'none'; form-action 'none'"
+        f"connect-src {chr(39)}{'self' if asks else 'none'}{chr(39)}; base-uri 'none'; form-action 'none'"
     )
     values = {
         "policy": policy,
-        "title": html.escape(" · ".join(run["name"] for run in runs)),
+        "title": html.escape(title),
         "style": style,
-        "data": data_block({"runs": runs, "live": live}),
+        "data": data_block(tree),
         "script": script,
     }
-    text = _part("page.html")
-    pieces = text.split("{{")
+    pieces = _part(template).split("{{")
     # One pass, so that nothing in a value is ever read as a place to fill in.
     return pieces[0] + "".join(values[name] + rest for name, _, rest in (p.partition("}}") for p in pieces[1:]))
 

@@ -20,6 +20,7 @@ def data(config: PipelineConfig, rows: Mapping[str, Row], seconds: float) -> dic
     for name, row in rows.items():
         stages[name] = {
             "kind": row.stage.kind,
+            "title": row.stage.title,
             "inputs": list(row.stage.inputs),
             "state": row.state,
             "problem": row.problem or None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opd.errors import ConfigError, OpdError
 from opd.folders import is_empty, locked, write_json, write_text
+from opd.report.pipeline import write_pipeline_page
 from opd.stages import state
 from opd.stages.checks import check
 from opd.stages.config import PipelineConfig, read
@@ -47,7 +49,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What a pipeline came to; ``pipeline.json`` and ``report.md`` in ``out`` say the same."""
+    """What a pipeline came to; ``pipeline.json``, ``report.md`` and ``report.html`` in ``out`` say the same."""
 
     out: Path
     stages: Mapping[str, StageResult]
@@ -125,6 +127,8 @@ class _Runner:
                 worker.stop()
                 self.rows[name].state = "waiting"
             self._save()
+            with suppress(OSError):  # a full disk must not hide how it ended
+                write_pipeline_page(self.out)
             for display in self.displays:
                 display.stop()
         seconds = time.monotonic() - self.begun

@@ -132,4 +132,4 @@ def show(console: Console, result: PipelineResult) -> None:
         if figures:
             console.print(shown)
     console.print(f"models   {result.out}/STAGE/  (ordinary Hugging Face folders)")
-    console.print(f"figures  {result.out}/report.md, pipeline.json")
+    console.print(f"figures  {result.out}/report.html, report.md, pipeline.json")

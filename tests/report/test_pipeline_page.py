@@ -1,0 +1,132 @@
+"""The page of a pipeline as a file, and ``opd view`` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from opd.cli import app
+from opd.errors import DataError, OpdError
+from opd.report.pipeline import pipeline_data, write_pipeline_page
+from written_run import HOSTILE, write_run
+
+DONE = {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.5}, "best": {"accuracy": 0.5}, "steps": 4, "tokens": 1000}
+
+
+def stage(kind: str = "train", inputs: tuple[str, ...] = (), state: str = "done", **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "title": kind, "inputs": inputs, "state": state, "problem": None, **more}
+
+
+def write_pipeline(folder: Path, **stages: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "pipeline.json").write_text(json.dumps({"config": {}, "seconds": 3.0, "stages": stages}))
+    return folder
+
+
+def embedded(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    start = text.index('id="data">') + len('id="data">')
+    return json.loads(text[start : text.index("</script>", start)])
+
+
+def test_stages_with_their_figures_and_links(tmp_path: Path) -> None:
+    figures = {"stage:one": {"accuracy": 0.5, "length": 3.0}, "nano/math-base": {"accuracy": 0.25}}
+    folder = write_pipeline(
+        tmp_path / "out",
+        one=stage(**DONE, seconds=7.0),
+        two=stage(inputs=("one",), state="failed", problem="stage 'two': no room"),
+        scores=stage("eval", ("one",), figures=figures),
+    )
+    write_run(folder / "one")
+    (folder / "one" / "report.html").write_text("")
+    one, two, scores = pipeline_data(folder)["stages"]
+    assert (one["metric"], one["before"], one["after"]) == ("accuracy", "25.0%", "50.0%")
+    assert one["course"] == [[0, 0.5], [1, 0.51]]
+    assert (one["report"], two["report"], scores["report"]) == ("one/report.html", None, None)
+    assert (two["problem"], two["inputs"]) == ("stage 'two': no room", ["one"])
+    (table,) = pipeline_data(folder)["tables"]
+    assert table["columns"] == ["accuracy", "length"]
+    rows = {row["model"]: row["cells"] for row in table["rows"]}
+    assert rows == {"one": [["50.0%", True], ["3.000", False]], "nano/math-base": [["25.0%", False], ["", False]]}
+
+
+def test_links_lead_from_where_the_page_lies(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "a" / "out", one=stage())
+    (folder / "one").mkdir()
+    (folder / "one" / "report.html").write_text("")
+    page = write_pipeline_page(folder, tmp_path / "page.html")
+    assert embedded(page)["stages"][0]["report"] == "a/out/one/report.html"
+
+
+def test_hostile_text_stays_data(tmp_path: Path) -> None:
+    figures = {HOSTILE: {HOSTILE: 0.5}}
+    hostile = stage("eval", (HOSTILE,), HOSTILE, problem=HOSTILE, figures=figures)
+    page = write_pipeline_page(write_pipeline(tmp_path / "<b>out", **{HOSTILE: hostile}))
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<img" not in text
+    assert "<title>&lt;b&gt;out</title>" in text
+    assert embedded(page)["stages"][0]["name"] == HOSTILE
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy
+    assert "default-src 'none'" in policy[1]
+    assert "connect-src 'none'" in policy[1]
+    assert "unsafe" not in policy[1]
+
+
+def test_what_is_no_pipeline_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no pipeline of opd"):
+        pipeline_data(tmp_path)
+    (tmp_path / "pipeline.json").write_text("[]")
+    with pytest.raises(DataError, match="is not what a pipeline writes"):
+        pipeline_data(tmp_path)
+
+
+def view(*words: Path | str) -> str:
+    """What ``opd view`` prints."""
+    done = CliRunner().invoke(app, ["view", "--no-browser", *map(str, words)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_command_writes_the_page_of_a_run_of_several_and_of_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    assert str(one / "report.html") in view(one).replace("\n", "")
+    assert [run["name"] for run in embedded(one / "report.html")["runs"]] == ["one"]
+    view(one, two)
+    assert [run["name"] for run in embedded(tmp_path / "report.html")["runs"]] == ["one", "two"]
+    view(one, "--out", tmp_path / "other.html")
+    assert embedded(tmp_path / "other.html")["runs"][0]["name"] == "one"
+    pipeline = write_pipeline(tmp_path / "pipe", first=stage(**DONE))
+    view(pipeline)
+    assert embedded(pipeline / "report.html")["stages"][0]["name"] == "first"
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing"], "'nothing' is no run of opd"),
+        (["pipe", "one"], "'pipe' is a pipeline, which stands alone"),
+        (["pipe", "--live"], "'pipe' is a pipeline; --live follows runs"),
+        (["one", "--out", "no/such/folder.html"], "cannot write 'no/such/folder.html'"),
+    ],
+)
+def test_the_command_says_in_a_sentence_what_it_cannot(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "one")
+    write_pipeline(tmp_path / "pipe", first=stage())
+    with pytest.raises(OpdError, match=re.escape(said)):
+        view(*words)
