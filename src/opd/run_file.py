@@ -25,7 +25,7 @@ PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
 ONE_OF = {"teacher.model": "teacher.models", "teacher.models": "teacher.model"}
-"""An override of one of them takes the other away."""
+"""An override of one of them takes the other away from what it overrides."""
 
 
 def recipe_names() -> list[str]:
@@ -51,9 +51,9 @@ def read(
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # Who brings prompts of their own does not want to be measured on the recipe's.
         set_key(tree, "eval.prompts", None)
+    for key in ONE_OF.keys() & pairs.keys():
+        set_key(tree, ONE_OF[key], None)
     for key, value in pairs.items():
-        if value is not None and ONE_OF.get(key, key) not in pairs:
-            set_key(tree, ONE_OF[key], None)
         set_key(tree, key, value)
     return validate(RunConfig, tree, at=at)
 
