@@ -45,7 +45,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pipeline") / "out"
     small = {**SMALL, "run": "opd", "optimizer.steps": 2, "eval.prompts.limit": 8, "eval.diagnostics": 0}
     scores = {"eval": ["stage:two", "nano/math-base"], "prompts": {"task": "math", "split": "test", "limit": 8}}
-    broken = {**small, "student": "stage:one", "teacher.model": "nano/math-teacher-bpe"}
+    broken = {**small, "student": "stage:one", "prompts.limit": 4}  # fewer than a batch
     stages = {"one": small, "two": {**small, "student": "stage:one"}, "three": broken, "scores": scores}
     opd.pipeline({"out": str(out), "stages": stages})
     return out
