@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ from opd.types import (
     States,
     TokenSignal,
 )
+
+if TYPE_CHECKING:
+    from opd.loop import Objective
+
+
+@torch.no_grad()
+def per_token_losses(objective: Objective, student: States, head_VD: Tensor, signal: Signal) -> Tensor:
+    """The objective's own loss at every position, float32 [T], detached."""
+    loss_T = torch.zeros(len(signal), device=student.hidden_TD.device)
+    objective(student, head_VD, signal, torch.ones_like(loss_T), loss_T)
+    return loss_T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +167,8 @@ class CrossTokenizer:
     ) -> Tensor:
         """The weighted sum over groups, float32 []; a group weighs what its first token does.
 
-        A group of which some row was dropped does not count: its student's probability would lack a factor. Losses are
-        of groups, so ``per_token_T`` is left as it is.
+        A group of which some row was dropped does not count: its student's probability would lack a factor. A group's
+        loss stands at its first token in ``per_token_T``, and 0 at its others.
         """
         assert isinstance(signal, CrossSignal)
         first_T = signal.group_T.diff(prepend=signal.group_T.new_tensor([-1])) != 0
@@ -173,6 +184,8 @@ class CrossTokenizer:
             signal.head_VD.to(signal.teacher_hidden_TD.dtype),
             signal.teacher_token_T[first_T],
         )
+        kinds = [(self.inside, ~signal.opens_T[first_T]), (self.opening, signal.opens_T[first_T])]
+        each = [torch.zeros_like(weight_G) for _ in kinds]
         losses = [
             cross_divergence(
                 Groups(hidden_TD[first_T], head_VD, signal.token_T[first_T]),
@@ -187,12 +200,12 @@ class CrossTokenizer:
                 beta=self.beta,
                 temperature=self.temperature,
                 chunk_groups=self.chunk_tokens,
+                per_group=each_G,
             )
-            for matched, here_G in (
-                (self.inside, ~signal.opens_T[first_T]),
-                (self.opening, signal.opens_T[first_T]),
-            )
+            for (matched, here_G), each_G in zip(kinds, each, strict=True)
         ]
+        if per_token_T is not None:
+            per_token_T.zero_()[first_T] = each[0].nan_to_num(0.0) + each[1].nan_to_num(0.0)
         return losses[0] + losses[1]
 
 

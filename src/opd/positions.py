@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd.losses import linear_entropy
 from opd.models import LanguageModel
+from opd.objectives import per_token_losses
 from opd.reading import align, student_readings
 from opd.teachers.local import collect
 from opd.types import FullSignal, Rollout, SampledSignal, Signal
@@ -126,9 +127,7 @@ class Difficulty:
         states, head_VD = states.take(align(rollouts, where, signal)), self.student.head_VD.detach()
         if self.objective is None:
             return linear_entropy(states.hidden_TD, head_VD.to(states.hidden_TD.dtype), temperature=self.temperature)
-        each_T = torch.zeros(len(signal), device=signal.token_T.device)
-        self.objective(states, head_VD, signal, torch.ones_like(each_T), each_T)
-        return each_T
+        return per_token_losses(self.objective, states, head_VD, signal)
 
 
 @dataclass(frozen=True, kw_only=True)

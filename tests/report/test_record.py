@@ -15,10 +15,17 @@ import opd
 from conftest import make_model
 from opd.losses import Support
 from opd.models import LanguageModel, load
-from opd.objectives import CrossEntropy, DirectEstimate, FullVocabulary, HiddenStates, PolicyGradient, SeveralTeachers
+from opd.objectives import (
+    CrossEntropy,
+    DirectEstimate,
+    FullVocabulary,
+    HiddenStates,
+    PolicyGradient,
+    SeveralTeachers,
+    per_token_losses,
+)
 from opd.report.data import run_data
 from opd.report.look import handful, telling
-from opd.report.measure import losses
 from opd.report.rows import ROLLOUTS, read_rows
 from opd.report.texts import Texts, difference
 from opd.teachers.experts import combined
@@ -228,7 +235,7 @@ def test_an_objectives_losses_by_position_add_up_to_it_under_any_weights(case: s
     head_VD, weight_T = torch.randn(V, D, requires_grad=True), torch.rand(T)
     with torch.no_grad():
         expected = objective(states, head_VD, signal, weight_T)
-        loss_T = losses(objective, states, head_VD, signal)
+        loss_T = per_token_losses(objective, states, head_VD, signal)
         alone = objective(states, head_VD, signal, torch.eye(T)[3])
     assert loss_T @ weight_T == pytest.approx(expected.item(), rel=1e-5)
     assert loss_T[3].item() == pytest.approx(alone.item(), rel=1e-5)

@@ -13,7 +13,7 @@ from conftest import SHARED_DATA, make_byte_tokenizer, make_model
 from opd.chat import Chat
 from opd.losses.cross import Matched
 from opd.models import LanguageModel, load, stop_ids
-from opd.objectives import CrossTokenizer
+from opd.objectives import CrossTokenizer, per_token_losses
 from opd.reading import align, read, student_readings
 from opd.rollout.hf import HFEngine, Sampling
 from opd.rollout.sampler import Sampler
@@ -194,6 +194,9 @@ def test_the_loss_is_the_same_in_micro_batches_and_counts_whole_groups_only(roll
     assert loss(everything) == pytest.approx(sum(map(loss, halves)), rel=1e-5)
     first_T = signal.group_T.diff(prepend=torch.tensor([-1])) != 0
     assert loss(first_T) == pytest.approx(loss(signal.size_T == 1), rel=1e-5)
+    each_T = per_token_losses(objective, states.take(align(texts, where, signal)), teacher.head_VD, signal)
+    assert float(each_T @ weight_T) == pytest.approx(loss(everything), rel=1e-5)
+    assert not each_T[~first_T].any()
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="no shared/data with real models beside this checkout")

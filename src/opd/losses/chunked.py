@@ -42,8 +42,7 @@ class Plan:
 
     Attributes:
         kept_N: int64, positions whose weight is not 0. The others are never read.
-        weight_N: float32, weights of the kept positions. Where neither hidden states nor head want a gradient, one
-            flows here: each position's loss.
+        weight_N: float32, weights of the kept positions.
         vocab: rows of the head that count.
         temperature: divides the logits.
         chunk: positions whose logits exist at one time.
@@ -66,7 +65,7 @@ def make_plan(weight_T: Tensor, vocab: int, temperature: float, chunk_tokens: in
     kept_N = weight_T.detach().nonzero()[:, 0]
     most = chunk_tokens or max(chunk_bytes // (4 * vocab), 1)
     num_chunks = max(-(-len(kept_N) // most), 1)
-    return Plan(kept_N, weight_T[kept_N].float(), vocab, temperature, max(-(-len(kept_N) // num_chunks), 1))
+    return Plan(kept_N, weight_T.detach()[kept_N].float(), vocab, temperature, max(-(-len(kept_N) // num_chunks), 1))
 
 
 class HeadProduct:

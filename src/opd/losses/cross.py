@@ -83,6 +83,7 @@ def cross_divergence(
     beta: float = 0.5,
     temperature: float = 1.0,
     chunk_groups: int | None = None,
+    per_group: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum over groups of the hybrid distance, Σ_g w_g D_g.
 
@@ -102,6 +103,7 @@ def cross_divergence(
         beta: of the JSD, in (0, 1): β KL(q ‖ m) + (1 − β) KL(p ‖ m), m = β q + (1 − β) p.
         temperature: divides the logits of both models.
         chunk_groups: groups whose logits exist at one time.
+        per_group: float32 [G], overwritten with D_g, NaN where the weight is 0; for logging, detached.
 
     Returns:
         float32 [], nats and probability.
@@ -146,7 +148,7 @@ def cross_divergence(
 
         return rows_loss
 
-    loss = chunked_loss(student.hidden, student.head, plan, target)
+    loss = chunked_loss(student.hidden, student.head, plan, target, per_group)
     if not len(later_token_R) or not loss.requires_grad:
         return loss
     # A later token's log-probability stands in log p of every token of its group, so its slope is the sum of theirs.

@@ -16,10 +16,10 @@ from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Signal, States
+from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Signal
 
 if TYPE_CHECKING:
-    from opd.loop import Objective, Scored
+    from opd.loop import Scored
 
 CHUNK_BYTES = 2**26
 """[N, V] float32 at one time."""
@@ -45,20 +45,6 @@ class Opinion:
     top_id_TK: Tensor | None = None
     top_logprob_TK: Tensor | None = None
     foreign: bool = False
-
-
-def losses(objective: Objective, student: States, student_head_VD: Tensor, signal: Signal) -> Tensor:
-    """The objective's own loss at every position, float32 [T], detached.
-
-    The loss is a weighted sum, Σ w_t loss_t, so what it says of a position is its derivative by that position's
-    weight: no formula is written twice, and this holds for every objective there is.
-    """
-    layers_TKD = None if student.layers_TKD is None else student.layers_TKD.detach()
-    weight_T = torch.ones(len(signal), device=student.hidden_TD.device, requires_grad=True)
-    with torch.enable_grad():
-        loss = objective(States(student.hidden_TD.detach(), layers_TKD), student_head_VD.detach(), signal, weight_T)
-        (loss_T,) = torch.autograd.grad(loss, weight_T)
-    return loss_T
 
 
 @torch.no_grad()

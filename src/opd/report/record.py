@@ -26,9 +26,10 @@ from opd.loop import Loop, Scored
 from opd.losses import token_logprobs
 from opd.metrics import Metrics
 from opd.models import LanguageModel
+from opd.objectives import per_token_losses
 from opd.reading import Reading, align, own_reading
 from opd.report.look import Look, telling
-from opd.report.measure import Opinion, losses, opinion, opinions
+from opd.report.measure import Opinion, opinion, opinions
 from opd.report.page import write_report
 from opd.report.rows import read_rows
 from opd.report.texts import Texts, difference
@@ -170,7 +171,8 @@ class Recorder:
         teachers: list[Opinion] = []
         if len(kept):
             row_T = align(rollouts, where, kept)
-            loss_T = losses(scored.term.objective, states.take(row_T), self.loop.student.head_VD, kept).cpu()
+            head_VD, student = self.loop.student.head_VD, states.take(row_T)
+            loss_T = per_token_losses(scored.term.objective, student, head_VD, kept).cpu()
             teachers = opinions(scored, rollouts, rows, top_k=self.top_k, vocab_size=self.vocab_size, again=again)
         count = max(len(signal), 1)
         weight_T, advantage_T = (scored.weight_T[rows] * count).cpu(), getattr(kept, "advantage_T", None)
