@@ -12,7 +12,7 @@ from opd.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.types import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, Signal, States, TokenSignal
+from opd.types import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, Signal, TokenSignal, TokenStates
 
 T, V, D = 7, 19, 6
 DRAW = torch.Generator().manual_seed(3)
@@ -53,8 +53,10 @@ def test_it_adds_up_and_changes_nothing(objective: object, signal: Signal) -> No
     assert callable(objective)
     weight_T = torch.rand(T, generator=torch.Generator().manual_seed(0)) + 0.1
     per_token_T = torch.full((T,), torch.nan)
-    told = objective(States(HIDDEN, LAYERS), HEAD, signal, weight_T, per_token_T)
+    told = objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, weight_T, per_token_T)
     assert float(told) == pytest.approx(float(weight_T @ per_token_T), rel=1e-5)
-    assert torch.equal(told, objective(States(HIDDEN, LAYERS), HEAD, signal, weight_T))
+    assert torch.equal(told, objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, weight_T))
     alone = torch.eye(T)[4] * 1.0
-    assert float(objective(States(HIDDEN, LAYERS), HEAD, signal, alone)) == pytest.approx(float(per_token_T[4]), 1e-4)
+    assert float(objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, alone)) == pytest.approx(
+        float(per_token_T[4]), 1e-4
+    )

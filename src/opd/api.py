@@ -138,7 +138,7 @@ def _recorder(parts: Parts, loop: Loop) -> Recorder | None:
     if config.report is None:
         return None
     path = Path(config.out) / ROLLOUTS
-    return Recorder(loop, look_of(parts), path, config.report.top_k, parts.vocab_size)
+    return Recorder(loop, parts.student, look_of(parts), path, config.report.top_k, parts.vocab_size)
 
 
 def evaluate(
@@ -248,9 +248,7 @@ def _finish(loop: Loop, config: RunConfig) -> Result:
         stopped_by=state.stopped_by,
         events=state.events,
     )
-    loop.student.model.eval()
-    loop.student.model.save_pretrained(out)
-    loop.student.tokenizer.save_pretrained(out)
+    loop.student.save(out)
     (out / "README.md").write_text(model_card(config, result))
     figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
     write_json(out / "result.json", figures)

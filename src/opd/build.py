@@ -21,6 +21,7 @@ from opd.loop import Loop, Term
 from opd.metrics import Metrics, summarise
 from opd.models import LanguageModel, stop_ids
 from opd.parts import Parts, sampler_of, view_of
+from opd.reading import read_own
 from opd.rollout.answers import ReferenceAnswers, WithAnswers
 from opd.rollout.hf import Sampling
 from opd.rollout.mixture import Mixture
@@ -57,6 +58,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     return Loop(
         student=student,
         sampler=sampler,
+        reader=partial(read_own, student, size=config.optimizer.micro_batch, layers=layers_of(parts)),
         curriculum=parts.curriculum,
         terms=terms,
         optimizer=Optimizer(
@@ -68,8 +70,6 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
         log=log,
         steps=config.optimizer.steps,
         seed=config.seed,
-        micro_batch=config.optimizer.micro_batch,
-        layers=layers_of(parts),
         average=average,
         gate=_gate(parts, terms[0]),
         evaluate=evaluation(parts, scoring, terms[0]),

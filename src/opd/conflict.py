@@ -102,7 +102,7 @@ class Conflict:
                     continue
                 weight_T = torch.full((len(here),), 1 / len(signal), device=self.student.device)
                 row_T = align(rollouts, where, here)
-                loss = self.objective(states.take(row_T), self.student.head_VD, here, weight_T)
+                loss = self.objective(states.take(row_T), here, weight_T)
                 for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
                     if gradient is not None:
                         sum_ += gradient.float().cpu()

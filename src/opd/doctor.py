@@ -111,7 +111,7 @@ def _teaching(parts: Parts) -> Iterator[str]:
         where, states = read_hidden(parts.student, student_readings(rollouts), layers_of(parts))
         row_T = align(rollouts, where, signal)
         weight_T = torch.full((len(signal),), 1 / len(signal), device=parts.student.device)
-        loss = main.objective(states.take(row_T), parts.student.head_VD, signal, weight_T)
+        loss = main.objective(states.take(row_T), signal, weight_T)
     what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
     measured = f"{what} {loss:.3f} a token"
     yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"

@@ -145,7 +145,7 @@ def mean_divergence(
         if len(here):
             row_T = align(rollouts, where, here)
             weight_T = torch.ones(len(here), device=student.device)
-            total += float(objective(states.take(row_T), student.head_VD, here, weight_T))
+            total += float(objective(states.take(row_T), here, weight_T))
     return total / len(signal) if len(signal) else None
 
 
@@ -158,5 +158,5 @@ def text_loss(student: LanguageModel, texts: Sequence[tuple[int, ...]]) -> float
     for batch in batches(readings, MAX_TOKENS):
         where, states = read(student, batch)
         weight_T = torch.ones(len(where), device=student.device)
-        total += float(linear_cross_entropy(states.hidden_TD, student.head_VD, where.token_T, weight=weight_T))
+        total += float(linear_cross_entropy(states.hidden_TD, states.head_VD, where.token_T, weight=weight_T))
     return total / sum(len(r.wanted) for r in readings)

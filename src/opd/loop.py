@@ -20,9 +20,8 @@ from torch import Tensor
 
 from opd.errors import EmptyStepError
 from opd.log import Log
-from opd.metrics import Metrics, entropy, gap_recovery, summarise
-from opd.models import LanguageModel
-from opd.reading import align, read, student_readings
+from opd.metrics import Metrics, describe, gap_recovery
+from opd.reading import align
 from opd.rollout.curriculum import Curriculum
 from opd.teachers.gate import Gate
 from opd.teachers.local import EmaWeights
@@ -33,16 +32,14 @@ from opd.training.guards import Guards
 from opd.training.optim import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Roller, Rollout, Segment, Signal, States, Teacher, View
+from opd.types import Policy, Reader, Roller, Rollout, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
     """How far the student is from a signal, and which way is nearer."""
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
-        """The weighted sum over positions, float32 []; gradients flow to the first two.
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+        """The weighted sum over positions, float32 []; gradients flow to the student's states.
 
         ``per_token_T``, float32 [T], is filled with each position's own loss, detached, where there is such a thing.
         """
@@ -83,8 +80,10 @@ class Scored:
 class Loop:
     """The parts of one run, put together by ``opd.build``; ``run`` trains."""
 
-    student: LanguageModel
+    student: Policy
     sampler: Roller
+    reader: Reader
+    """How the student reads its own rollouts, with gradients, a micro-batch after the other."""
     curriculum: Curriculum
     terms: Sequence[Term]
     optimizer: Optimizer
@@ -93,9 +92,8 @@ class Loop:
     log: Log
     steps: int
     seed: int = 0
-    micro_batch: int | None = None
-    layers: Sequence[int] = ()
-    """Blocks of the student whose states some objective wants."""
+    describe: Callable[[Sequence[Rollout]], Metrics] = describe
+    """What can be said about the student's own rollouts without any model."""
     average: EmaWeights | None = None
     gate: Gate | None = None
     evaluate: Callable[[], Metrics] | None = None
@@ -173,7 +171,7 @@ class Loop:
             **metrics,
             **share,
             **self.curriculum.learn(step, rollouts, scored[0].signal, scored[0].loss_T),
-            **(summarise(own) | {"entropy": entropy(own)} if own else {}),
+            **(self.describe(own) if own else {}),
             "tokens": float(tokens),
             **times,
         }
@@ -203,10 +201,7 @@ class Loop:
         scale = self.state.lr_scale
         sums = dict.fromkeys((s.term.name for s in scored), 0.0)
         self.student.model.train()
-        readings = student_readings(rollouts)
-        size = self.micro_batch or len(readings)
-        for start in range(0, len(readings), size):
-            where, states = read(self.student, readings[start : start + size], self.layers)
+        for where, states in self.reader(rollouts):
             losses: list[Tensor] = []
             for said in scored:
                 term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)
@@ -214,7 +209,7 @@ class Loop:
                 if not len(here):
                     continue
                 row_T, loss_T = align(rollouts, where, here), torch.full_like(said.loss_T[chosen], torch.nan)
-                loss = term.objective(states.take(row_T), self.student.head_VD, here, said.weight_T[chosen], loss_T)
+                loss = term.objective(states.take(row_T), here, said.weight_T[chosen], loss_T)
                 said.loss_T[chosen] = loss_T
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)

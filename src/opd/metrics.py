@@ -60,6 +60,11 @@ def entropy(rollouts: Sequence[Rollout]) -> float:
     return -_mean(drawn)
 
 
+def describe(rollouts: Sequence[Rollout]) -> Metrics:
+    """What a training step says about the student's own rollouts: ``summarise`` and ``entropy``."""
+    return summarise(rollouts) | {"entropy": entropy(rollouts)}
+
+
 def repeats(text: str) -> bool:
     """Whether the end of a text says the same thing over and over."""
     end = text[-REPETITION_CHARACTERS:].encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class LanguageModel:
             )
         states: Tensor = out.last_hidden_state
         return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]
+
+    def save(self, folder: Path) -> None:
+        """Leave an ordinary model folder, with the tokenizer."""
+        self.model.eval()
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     @property
     def num_layers(self) -> int:

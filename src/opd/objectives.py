@@ -32,6 +32,7 @@ from opd.types import (
     Signal,
     States,
     TokenSignal,
+    TokenStates,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def per_token_losses(objective: Objective, student: States, head_VD: Tensor, signal: Signal) -> Tensor:
+def per_token_losses(objective: Objective, student: States, signal: Signal) -> Tensor:
     """The objective's own loss at every position, float32 [T], detached."""
-    loss_T = torch.zeros(len(signal), device=student.hidden_TD.device)
-    objective(student, head_VD, signal, torch.ones_like(loss_T), loss_T)
+    loss_T = torch.zeros(len(signal), device=signal.token_T.device)
+    objective(student, signal, torch.ones_like(loss_T), loss_T)
     return loss_T
 
 
@@ -58,14 +59,13 @@ class FullVocabulary:
     support: Support | None = None
     clip: float | None = None
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, FullSignal)
         return linear_divergence(
             student.hidden_TD,
-            head_VD.to(student.hidden_TD.dtype),
+            student.head_VD,
             signal.hidden_TD,
             signal.head_VD.to(signal.hidden_TD.dtype),
             weight=weight_T,
@@ -93,10 +93,9 @@ class SeveralTeachers:
     inner: FullVocabulary
     combine: Literal["losses", "arithmetic", "geometric"] = "losses"
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, ExpertsSignal)
         total = torch.zeros((), device=weight_T.device)
         each_T = torch.zeros_like(weight_T) if per_token_T is None else per_token_T.zero_()
@@ -106,7 +105,7 @@ class SeveralTeachers:
                 if len(rows):
                     share_T, own_T = signal.share_TK[rows, k], each_T[rows]
                     states, part = student.take(rows), signal.part(k, rows)
-                    total = total + self.inner(states, head_VD, part, weight_T[rows] * share_T, own_T)
+                    total = total + self.inner(states, part, weight_T[rows] * share_T, own_T)
                     each_T[rows] += share_T * own_T
             return total
         speaks_TK = signal.row_TK >= 0
@@ -114,14 +113,13 @@ class SeveralTeachers:
             rows = (speaks_TK == who_K).all(1).nonzero()[:, 0]
             own_T = each_T[rows]
             states = student.take(rows)
-            total = total + self._together(states, head_VD, signal, rows, who_K, weight_T[rows], own_T)
+            total = total + self._together(states, signal, rows, who_K, weight_T[rows], own_T)
             each_T[rows] = own_T
         return total
 
     def _together(
         self,
-        student: States,
-        head_VD: Tensor,
+        student: TokenStates,
         signal: ExpertsSignal,
         rows: Tensor,
         who_K: Tensor,
@@ -132,10 +130,10 @@ class SeveralTeachers:
         members = who_K.nonzero()[:, 0]
         parts = [signal.part(int(k), rows) for k in members]
         if len(parts) == 1:
-            return self.inner(student, head_VD, parts[0], weight_T, per_token_T)
+            return self.inner(student, parts[0], weight_T, per_token_T)
         return linear_mixture_divergence(
             student.hidden_TD,
-            head_VD.to(student.hidden_TD.dtype),
+            student.head_VD,
             [(part.hidden_TD, part.head_VD.to(part.hidden_TD.dtype)) for part in parts],
             signal.share_TK[rows][:, members],
             geometric=self.combine == "geometric",
@@ -162,21 +160,19 @@ class CrossTokenizer:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum over groups, float32 []; a group weighs what its first token does.
 
         A group of which some row was dropped does not count: its student's probability would lack a factor. A group's
         loss stands at its first token in ``per_token_T``, and 0 at its others.
         """
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, CrossSignal)
         first_T = signal.group_T.diff(prepend=signal.group_T.new_tensor([-1])) != 0
         index_T = first_T.cumsum(0) - 1
         whole_G = index_T.bincount() == signal.size_T[first_T]
         weight_G = weight_T[first_T].where(whole_G, 0.0)
-        hidden_TD = student.hidden_TD
-        head_VD = head_VD.to(hidden_TD.dtype)
+        hidden_TD, head_VD = student.hidden_TD, student.head_VD
         several_G = (signal.size_T[first_T] > 1) | (signal.teacher_size_T[first_T] > 1)
         by_text_G = several_G & (self.pieces == "text")
         teacher = Groups(
@@ -226,17 +222,16 @@ class PolicyGradient:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, SampledSignal | AdvantageSignal)
         advantage_T = reward_to_go(signal.advantage_T, signal.rollout_T, self.discount)
         if self.max_advantage is not None:
             advantage_T = advantage_T.clamp(-self.max_advantage, self.max_advantage)
         return linear_token_loss(
             student.hidden_TD,
-            head_VD.to(student.hidden_TD.dtype),
+            student.head_VD,
             signal.token_T,
             policy_gradient(advantage_T, signal.rollout_logprobs_T, clip=self.clip, max_ratio=self.max_ratio),
             weight=weight_T,
@@ -254,14 +249,13 @@ class DirectEstimate:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of estimates, float32 []."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, SampledSignal)
         return linear_token_loss(
             student.hidden_TD,
-            head_VD.to(student.hidden_TD.dtype),
+            student.head_VD,
             signal.token_T,
             direct_estimate(signal.teacher_logprobs_T, self.estimator),
             weight=weight_T,
@@ -278,10 +272,9 @@ class HiddenStates:
     projection: Projection | None = None
     normalise: bool = False
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of mean squared differences, float32 []."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, HiddenSignal)
         assert student.layers_TKD is not None
         own_TKR = self.projection(student.layers_TKD) if self.projection else student.layers_TKD
@@ -297,14 +290,13 @@ class CrossEntropy:
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
-    def __call__(
-        self, student: States, head_VD: Tensor, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
+        assert isinstance(student, TokenStates)
         assert isinstance(signal, TokenSignal)
         return linear_cross_entropy(
             student.hidden_TD,
-            head_VD.to(student.hidden_TD.dtype),
+            student.head_VD,
             signal.token_T,
             weight=weight_T,
             temperature=self.temperature,

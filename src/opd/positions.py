@@ -124,10 +124,10 @@ class Difficulty:
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T], in nats."""
         where, states = collect(self.student, student_readings(rollouts), max_tokens=self.max_tokens)
-        states, head_VD = states.take(align(rollouts, where, signal)), self.student.head_VD.detach()
+        states = states.take(align(rollouts, where, signal))
         if self.objective is None:
-            return linear_entropy(states.hidden_TD, head_VD.to(states.hidden_TD.dtype), temperature=self.temperature)
-        return per_token_losses(self.objective, states, head_VD, signal)
+            return linear_entropy(states.hidden_TD, states.head_VD, temperature=self.temperature)
+        return per_token_losses(self.objective, states, signal)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd.errors import AlignmentError
 from opd.models import LanguageModel, pad
-from opd.types import Rollout, Segment, Signal, States
+from opd.types import Rollout, Segment, Signal, TokenStates
 
 
 class Reading(NamedTuple):
@@ -71,7 +71,9 @@ def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Readi
         yield batch
 
 
-def read(language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()) -> tuple[Signal, States]:
+def read(
+    language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()
+) -> tuple[Signal, TokenStates]:
     """One forward pass over some readings.
 
     The state at a token's left neighbour predicts it. Its id is taken from the very tensor that the
@@ -92,7 +94,17 @@ def read(language_model: LanguageModel, batch: Sequence[Reading], layers: Sequen
     scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
     hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers)
     layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
-    return scored, States(hidden_BLD[row_T, column_T - 1], layers_TKD)
+    hidden_TD = hidden_BLD[row_T, column_T - 1]
+    return scored, TokenStates(hidden_TD, language_model.head_VD.to(hidden_TD.dtype), layers_TKD)
+
+
+def read_own(
+    language_model: LanguageModel, rollouts: Sequence[Rollout], *, size: int | None = None, layers: Sequence[int] = ()
+) -> Iterator[tuple[Signal, TokenStates]]:
+    """The student reads its own rollouts with gradients, so many at a time, or all at once."""
+    readings = student_readings(rollouts)
+    for start in range(0, len(readings), size or len(readings)):
+        yield read(language_model, readings[start : start + (size or len(readings))], layers)
 
 
 def sort_key(signal: Signal) -> Tensor:

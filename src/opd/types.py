@@ -8,8 +8,9 @@ sampled, and are never decoded and tokenised again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -126,7 +127,17 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class PerPosition:
+    """Something said at T positions; every field with T in its suffix has a row for each."""
+
+    def take(self, rows: Tensor) -> Self:
+        """The same at some of its rows, given as indices or as a mask."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if "_T" in f.name}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Signal(PerPosition):
     """Which of the student's tokens a teacher speaks about, and as which token it read them. T positions.
 
     Attributes:
@@ -140,11 +151,6 @@ class Signal:
 
     def __len__(self) -> int:
         return len(self.position_T)
-
-    def take(self, rows: Tensor) -> Self:
-        """The same signal at some of its rows, given as indices or as a mask."""
-        per_token = {f.name: getattr(self, f.name)[rows] for f in fields(self) if "_T" in f.name}
-        return replace(self, **per_token)
 
     def to(self, device: torch.device) -> Self:
         """The same signal on another device."""
@@ -245,20 +251,23 @@ class HiddenSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
-class States:
-    """What a model computed at T positions, each about to predict a token.
+class States(PerPosition):
+    """What a model computed at T positions; each kind of model has its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates(States):
+    """What a language model computed at T positions, each about to predict a token.
 
     Attributes:
         hidden_TD: [T, D] last hidden states after the final norm: times the output head, the logits.
+        head_VD: [V, D] the output head; the parameter itself where the model trains, so gradients reach it.
         layers_TKD: [T, K, D] states after K chosen blocks; None where none were asked for.
     """
 
     hidden_TD: Tensor
+    head_VD: Tensor
     layers_TKD: Tensor | None = None
-
-    def take(self, rows: Tensor) -> States:
-        """The same states at some rows."""
-        return States(self.hidden_TD[rows], None if self.layers_TKD is None else self.layers_TKD[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +350,33 @@ class Roller(Protocol):
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
+        ...
+
+
+class Policy(Protocol):
+    """What is trained."""
+
+    @property
+    def model(self) -> Any:
+        """The ``torch.nn.Module`` whose parameters move."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def save(self, folder: Path) -> None:
+        """Leave it in a folder that the library it comes from can load."""
+        ...
+
+
+class Reader(Protocol):
+    """Lets the student read its own rollouts."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Signal, States]]:
+        """Which positions were read, and what the student computed there, with gradients; micro-batch by micro-batch.
+
+        Every position that the student chose comes once, ordered by rollout and position.
+        """
         ...
 
 

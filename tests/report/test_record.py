@@ -29,7 +29,18 @@ from opd.report.look import handful, telling
 from opd.report.rows import ROLLOUTS, read_rows
 from opd.report.texts import Texts, difference
 from opd.teachers.experts import combined
-from opd.types import Event, FullSignal, HiddenSignal, Prompt, Rollout, SampledSignal, Signal, Span, States, TokenSignal
+from opd.types import (
+    Event,
+    FullSignal,
+    HiddenSignal,
+    Prompt,
+    Rollout,
+    SampledSignal,
+    Signal,
+    Span,
+    TokenSignal,
+    TokenStates,
+)
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 
@@ -231,15 +242,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_an_objectives_losses_by_position_add_up_to_it_under_any_weights(case: str) -> None:
     objective, make = CASES[case]
-    signal, states = make(), States(torch.randn(T, D, requires_grad=True), torch.randn(T, 2, D))
-    head_VD, weight_T = torch.randn(V, D, requires_grad=True), torch.rand(T)
+    hidden_TD, head_VD = torch.randn(T, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    signal, states, weight_T = make(), TokenStates(hidden_TD, head_VD, torch.randn(T, 2, D)), torch.rand(T)
     with torch.no_grad():
-        expected = objective(states, head_VD, signal, weight_T)
-        loss_T = per_token_losses(objective, states, head_VD, signal)
-        alone = objective(states, head_VD, signal, torch.eye(T)[3])
+        expected = objective(states, signal, weight_T)
+        loss_T = per_token_losses(objective, states, signal)
+        alone = objective(states, signal, torch.eye(T)[3])
     assert loss_T @ weight_T == pytest.approx(expected.item(), rel=1e-5)
     assert loss_T[3].item() == pytest.approx(alone.item(), rel=1e-5)
-    assert states.hidden_TD.grad is None
+    assert hidden_TD.grad is None
     assert head_VD.grad is None
 
 

@@ -187,14 +187,14 @@ def test_the_loss_is_the_same_in_micro_batches_and_counts_whole_groups_only(roll
         part = signal.take(rows)
         row_T = align(texts, where, part)
         with torch.no_grad():
-            return float(objective(states.take(row_T), teacher.head_VD, part, weight_T[rows]))
+            return float(objective(states.take(row_T), part, weight_T[rows]))
 
     everything = torch.ones(len(signal), dtype=torch.bool)
     halves = signal.rollout_T < 4, signal.rollout_T >= 4
     assert loss(everything) == pytest.approx(sum(map(loss, halves)), rel=1e-5)
     first_T = signal.group_T.diff(prepend=torch.tensor([-1])) != 0
     assert loss(first_T) == pytest.approx(loss(signal.size_T == 1), rel=1e-5)
-    each_T = per_token_losses(objective, states.take(align(texts, where, signal)), teacher.head_VD, signal)
+    each_T = per_token_losses(objective, states.take(align(texts, where, signal)), signal)
     assert float(each_T @ weight_T) == pytest.approx(loss(everything), rel=1e-5)
     assert not each_T[~first_T].any()
 

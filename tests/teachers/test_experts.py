@@ -22,7 +22,7 @@ from opd.teachers.local import LocalTeacher
 from opd.teachers.pool import ModelPool
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import PlainView
-from opd.types import Rollout, States
+from opd.types import Rollout, TokenStates
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 STUDENT = load("nano/math-base", key="student")
@@ -86,10 +86,10 @@ def test_a_mean_of_losses_and_losses_to_means(combine: str) -> None:
     segments = PlainView().segments(batch)
     signal = Experts(pool(), BOTH).score(batch, segments).take(torch.arange(0, 60, 2))
     inner = FullVocabulary(divergence="reverse_kl")
-    student = States(torch.randn(len(signal), 96) * 3)
-    weight = torch.rand(len(signal))
     head = STUDENT.head_VD.detach()
-    loss = SeveralTeachers(inner=inner, combine=combine)(student, head, signal, weight)  # type: ignore[arg-type]
+    student = TokenStates(torch.randn(len(signal), 96) * 3, head)
+    weight = torch.rand(len(signal))
+    loss = SeveralTeachers(inner=inner, combine=combine)(student, signal, weight)  # type: ignore[arg-type]
     log_p = (student.hidden_TD.double() @ head.double().T).log_softmax(-1)
     total = 0.0
     for t in range(len(signal)):

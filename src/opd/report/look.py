@@ -9,6 +9,7 @@ from typing import Any
 from opd.parts import Parts, sampler_of
 from opd.rollout.hf import Sampling
 from opd.rollout.sampler import Sampler
+from opd.terms import layers_of
 from opd.types import Prompt, Rollout
 
 
@@ -22,6 +23,7 @@ class Look:
         teaches: whether teachers can score them at any time and without a request to somebody.
         number: of training rollouts to keep beside them.
         foreign: the teacher's tokenizer, where it is another.
+        layers: the student's blocks whose states the loss is about.
     """
 
     prompts: Sequence[Prompt]
@@ -30,6 +32,7 @@ class Look:
     teaches: bool
     number: int
     foreign: Any = None
+    layers: Sequence[int] = ()
 
 
 def look_of(parts: Parts) -> Look:
@@ -51,6 +54,7 @@ def look_of(parts: Parts) -> Look:
         teaches=not (asks or rollout.offline or loss.signal == "tokens"),
         number=config.report.prompts,
         foreign=parts.teacher.tokenizer if parts.teacher and loss.signal == "cross" else None,
+        layers=layers_of(parts),
     )
 
 

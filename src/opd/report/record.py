@@ -34,7 +34,7 @@ from opd.report.page import write_report
 from opd.report.rows import read_rows
 from opd.report.texts import Texts, difference
 from opd.teachers.local import collect, frozen_copy
-from opd.types import Rollout, Signal, States
+from opd.types import Rollout, Signal, TokenStates
 
 HELD = 100_000_000
 """Parameters up to which the initial weights are kept in memory, to see what they thought of later rollouts."""
@@ -45,7 +45,8 @@ class Recorder:
     """Watches a run and writes down what its teachers say; a display and an observer of the run's log.
 
     Args:
-        loop: the run; its student still has its initial weights.
+        loop: the run.
+        student: what it trains, still with its initial weights.
         look: which prompts to look at, and how to roll them out.
         path: of ``rollouts.jsonl``.
         top_k: likeliest tokens kept at every position.
@@ -53,6 +54,7 @@ class Recorder:
     """
 
     loop: Loop
+    student: LanguageModel
     look: Look
     path: Path
     top_k: int
@@ -64,11 +66,10 @@ class Recorder:
     foreign: Texts | None = field(init=False)
 
     def __post_init__(self) -> None:
-        student = self.loop.student
-        self.texts = Texts(student.tokenizer)
+        self.texts = Texts(self.student.tokenizer)
         self.foreign = Texts(self.look.foreign) if self.look.foreign else None
-        if sum(p.numel() for p in student.model.parameters()) <= HELD:
-            self.initial = frozen_copy(student)
+        if sum(p.numel() for p in self.student.model.parameters()) <= HELD:
+            self.initial = frozen_copy(self.student)
 
     def start(self, loop: Loop) -> None:
         """Forget what was written after the step that the run goes on from."""
@@ -106,7 +107,7 @@ class Recorder:
         """Ask the weights that stay what they think of all rollouts that were kept."""
         started = time.perf_counter()
         rows = [row for row in read_rows(self.path) if row["of"] in ("eval", "train")]
-        logprobs = self._thinks(self.loop.student, rows)
+        logprobs = self._thinks(self.student, rows)
         for row, said in zip(rows, logprobs, strict=True):
             about = [row["step"], row["of"], row["n"]]
             self._append({"step": self.loop.state.step, "of": "after", "about": about, "logprob": said})
@@ -120,7 +121,7 @@ class Recorder:
         self._write(step, "eval", rollouts, scored, range(0, len(rollouts), self.look.repeats), again=True)
         if step:
             first = [row for row in read_rows(self.path) if row["of"] == "eval" and row["step"] == 0]
-            for row, said in zip(first, self._thinks(self.loop.student, first), strict=True):
+            for row, said in zip(first, self._thinks(self.student, first), strict=True):
                 self._append({"step": step, "of": "again", "about": [0, "eval", row["n"]], "logprob": said})
         self.seconds += time.perf_counter() - started
 
@@ -135,12 +136,11 @@ class Recorder:
         again: bool,
     ) -> None:
         """A line for each chosen rollout of a batch that was scored as a whole."""
-        loop, lines = self.loop, {}
+        lines = {}
         mine = {i: [p for p, own in enumerate(rollouts[i].completion_mask) if own] for i in chosen}
         readings = [own_reading(rollouts, i, wanted) for i, wanted in mine.items() if wanted]
-        where, states = collect(loop.student, readings, max_tokens=MAX_TOKENS, layers=loop.layers)
-        head_VD = loop.student.head_VD.detach()
-        own = opinion(states.hidden_TD, head_VD, where.token_T, self.top_k, vocab_size=self.vocab_size)
+        where, states = collect(self.student, readings, max_tokens=MAX_TOKENS, layers=self.look.layers)
+        own = opinion(states.hidden_TD, states.head_VD, where.token_T, self.top_k, vocab_size=self.vocab_size)
         for number, i in enumerate(chosen):
             here = (where.rollout_T == i).cpu()
             lines[i] = {"step": step, "of": of, "n": number, **self._rollout(rollouts[i])}
@@ -160,7 +160,7 @@ class Recorder:
         rollouts: Sequence[Rollout],
         chosen: Sequence[int],
         where: Signal,
-        states: States,
+        states: TokenStates,
         again: bool,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """What one term of the loss has to say about each chosen rollout."""
@@ -170,9 +170,8 @@ class Recorder:
         loss_T = torch.zeros(0)
         teachers: list[Opinion] = []
         if len(kept):
-            row_T = align(rollouts, where, kept)
-            head_VD, student = self.loop.student.head_VD, states.take(row_T)
-            loss_T = per_token_losses(scored.term.objective, student, head_VD, kept).cpu()
+            student = states.take(align(rollouts, where, kept))
+            loss_T = per_token_losses(scored.term.objective, student, kept).cpu()
             teachers = opinions(scored, rollouts, rows, top_k=self.top_k, vocab_size=self.vocab_size, again=again)
         count = max(len(signal), 1)
         weight_T, advantage_T = (scored.weight_T[rows] * count).cpu(), getattr(kept, "advantage_T", None)

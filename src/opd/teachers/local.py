@@ -11,7 +11,7 @@ from torch import nn
 
 from opd.models import LanguageModel, freeze
 from opd.reading import Reading, batches, read, readings_of, sort_key
-from opd.types import FullSignal, Rollout, Segment, Signal, States, TokenSignal
+from opd.types import FullSignal, Rollout, Segment, Signal, TokenSignal, TokenStates
 
 
 class LocalTeacher:
@@ -67,7 +67,7 @@ def states_of(
     *,
     max_tokens: int,
     layers: Sequence[int] = (),
-) -> tuple[Signal, States]:
+) -> tuple[Signal, TokenStates]:
     """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
     return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
 
@@ -75,7 +75,7 @@ def states_of(
 @torch.no_grad()
 def collect(
     language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
-) -> tuple[Signal, States]:
+) -> tuple[Signal, TokenStates]:
     """Read batch by batch, without dropout: which tokens were scored and their states, in order, detached."""
     model = language_model.model
     was_training = model.training
@@ -84,11 +84,12 @@ def collect(
     model.train(was_training)
     if not parts:
         none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
-        hidden_TD = language_model.head_VD.detach().new_zeros(0, language_model.head_VD.shape[1])
-        return Signal(none, none, none), States(hidden_TD, hidden_TD[:, None].repeat(1, len(layers), 1))
+        head_VD = language_model.head_VD.detach()
+        hidden_TD = head_VD.new_zeros(0, head_VD.shape[1])
+        return Signal(none, none, none), TokenStates(hidden_TD, head_VD, hidden_TD[:, None].repeat(1, len(layers), 1))
     where = Signal(*(torch.cat([getattr(w, f.name) for w, _ in parts]) for f in dataclasses.fields(Signal)))
     layers_TKD = torch.cat([s.layers_TKD for _, s in parts if s.layers_TKD is not None]) if layers else None
-    states = States(torch.cat([s.hidden_TD for _, s in parts]), layers_TKD)
+    states = TokenStates(torch.cat([s.hidden_TD for _, s in parts]), parts[0][1].head_VD, layers_TKD)
     order_T = sort_key(where).argsort()
     return where.take(order_T), states.take(order_T)
 

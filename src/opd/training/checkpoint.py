@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from opd.errors import CheckpointError
-from opd.models import LanguageModel
 from opd.training.state import State
+from opd.types import Policy
 
 if TYPE_CHECKING:
     from opd.loop import Loop
@@ -129,7 +129,7 @@ class Checkpoints:
             ) from error
         return saved
 
-    def save_best(self, student: LanguageModel) -> None:
+    def save_best(self, student: Policy) -> None:
         """Keep the student's weights as the best so far."""
         best = self.folder / "best"
         best.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ class Checkpoints:
         _flush(partial)
         partial.replace(best / "model.safetensors")
 
-    def load_best(self, student: LanguageModel) -> None:
+    def load_best(self, student: Policy) -> None:
         """Put the best weights back into the student."""
         _load_weights(student.model, self.folder / "best" / "model.safetensors")
 
