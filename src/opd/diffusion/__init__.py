@@ -1,0 +1,1 @@
+"""On-policy distillation of image generators: flow matching and diffusion."""
