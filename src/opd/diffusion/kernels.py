@@ -199,10 +199,9 @@ def diffusion_kernel(scheduler: Any, *, steps: int, noise: float, renoise: bool)
             "set rescale_betas_zero_snr=False in its config"
         )
     x0_x_K, x0_p_K = denoising_table(parameterisation, signal_K, level_K)
-    std_K = (1 - next_K).sqrt() if renoise else noise * ((1 - next_K) / (1 - alpha_K) * (1 - alpha_K / next_K)).sqrt()
-    towards_K = (
-        (1 - next_K - std_K.square()).clamp_min(0).sqrt()
-    )  # factor of the predicted noise, (x − signal x̂0) / level
+    # of what is noise after the step, the share that is drawn; the rest goes on as predicted, (x − signal x̂0) / level
+    fresh_K = torch.ones_like(alpha_K) if renoise else noise**2 * (1 - alpha_K / next_K) / (1 - alpha_K)
+    std_K, towards_K = ((1 - next_K) * fresh_K).sqrt(), ((1 - next_K) * (1 - fresh_K)).sqrt()
     mean_x_K = next_K.sqrt() * x0_x_K + towards_K * (1 - signal_K * x0_x_K) / level_K
     mean_p_K = next_K.sqrt() * x0_p_K - towards_K * signal_K * x0_p_K / level_K
     return Kernel(time_K, level_K, signal_K, mean_x_K, mean_p_K, std_K, x0_x_K, x0_p_K, parameterisation)
