@@ -301,7 +301,7 @@ def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: Kernel, ours
     if theirs.parameterisation == ours.parameterisation:
         return prediction_T
     factor_K, of_x_K = theirs.x0_p_K / ours.x0_p_K, (theirs.x0_x_K - ours.x0_x_K) / ours.x0_p_K
-    undefined_K = ~(factor_K.isfinite() & of_x_K.isfinite()) | (factor_K == 0)
+    undefined_K = ~(factor_K.isfinite() & of_x_K.isfinite())
     if bool(undefined_K.any()) and bool(gathered(undefined_K, k_T, torch.bool).any()):
         raise ModelError(
             f"teacher: its {theirs.parameterisation} cannot become {ours.parameterisation} at step "
