@@ -5,26 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opd import run_file
-from opd.build import assemble, evaluation
-from opd.config import MAY_CHANGE, PromptsConfig, RunConfig
+from opd.build import evaluation
+from opd.config import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
 from opd.errors import CheckpointError, ConfigError
-from opd.folders import is_empty, locked, write_json, write_text
+from opd.folders import is_empty, locked, write_json
 from opd.log import RunLog, open_sinks
 from opd.loop import Loop
 from opd.metrics import Metrics
-from opd.model_card import model_card
 from opd.models import LanguageModel
-from opd.parts import CONTEXT_FILE, Objects, Parts, gather
-from opd.report.look import look_of
-from opd.report.record import Recorder
-from opd.report.rows import ROLLOUTS
+from opd.parts import Objects, gather
+from opd.prepare import Prepared, prepare
 from opd.tasks import TASKS
 from opd.types import Prompt, Task
 
@@ -94,25 +91,38 @@ def train(
             _check_ours(out)
             held.enter_context(locked(out))
         _claim(out, config, resume=resume)
-        parts = gather(config, objects)
+        prepared = prepare(config, objects)
         if not existed:  # what is refused leaves no folder behind
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)
-        return _run(parts, displays)
+        return _run(prepared, displays)
 
 
-def _run(parts: Parts, displays: Sequence[Any]) -> Result:
+def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Iterator[str]:
+    """Look at a run before it costs anything: roll out a few prompts and let the teacher score them.
+
+    Nothing is trained and nothing is written.
+
+    Yields:
+        A line per finding.
+
+    Raises:
+        OpdError: the run cannot work; the same sentence ``opd train`` would give.
+    """
+    yield from prepare(run_file.read(source, overrides), Objects()).findings()
+    yield "ready to train"
+
+
+def _run(prepared: Prepared, displays: Sequence[Any]) -> Result:
     """Train in a folder that is ours."""
-    config, out = parts.config, Path(parts.config.out)
+    config, out = prepared.config, Path(prepared.config.out)
     write_json(out / "run.json", config.model_dump(mode="json"))
-    if parts.context:
-        write_text(out / CONTEXT_FILE, parts.context + "\n")
     log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
     started = time.perf_counter()
-    loop = assemble(parts, log)
+    loop = prepared.assemble(log)
     loop.state.seconds = time.perf_counter() - started  # what is made before the first step is not free
-    recorder = _recorder(parts, loop)
+    recorder = prepared.recorder(loop)
     if recorder:
         displays = log.displays = [recorder, *displays]
         log.observers = [recorder]
@@ -122,7 +132,7 @@ def _run(parts: Parts, displays: Sequence[Any]) -> Result:
         display.start(loop)
     try:
         loop.run()
-        result = _finish(loop, config)
+        result = _finish(loop, prepared)
         if recorder:
             recorder.finish()
         return result
@@ -130,15 +140,6 @@ def _run(parts: Parts, displays: Sequence[Any]) -> Result:
         log.close()
         for display in displays:
             display.stop()
-
-
-def _recorder(parts: Parts, loop: Loop) -> Recorder | None:
-    """What keeps single tokens for the report, unless the run file leaves it out."""
-    config = parts.config
-    if config.report is None:
-        return None
-    path = Path(config.out) / ROLLOUTS
-    return Recorder(loop, parts.student, look_of(parts), path, config.report.top_k, parts.vocab_size)
 
 
 def evaluate(
@@ -180,6 +181,7 @@ def evaluate(
             "out": "nothing is written",
         }
     )
+    assert isinstance(config, RunConfig)
     measure = evaluation(gather(config, Objects(student=None if isinstance(model, str) else _pair(model))), None)
     assert measure is not None
     return measure()
@@ -214,7 +216,7 @@ def _check_ours(out: Path) -> None:
         raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
 
 
-def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
+def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
     """Refuse a folder that holds something else, another run, or a run that is not to be gone on with."""
     _check_ours(out)
     saved = out / "run.json"
@@ -231,9 +233,9 @@ def _claim(out: Path, config: RunConfig, *, resume: bool) -> None:
         )
 
 
-def _finish(loop: Loop, config: RunConfig) -> Result:
+def _finish(loop: Loop, prepared: Prepared) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
-    state, out = loop.state, Path(config.out)
+    state, out = loop.state, Path(prepared.config.out)
     if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
         loop.checkpoints.load_best(loop.student)
         state = dataclasses.replace(state, after=state.best)
@@ -249,7 +251,7 @@ def _finish(loop: Loop, config: RunConfig) -> Result:
         events=state.events,
     )
     loop.student.save(out)
-    (out / "README.md").write_text(model_card(config, result))
+    (out / "README.md").write_text(prepared.card(result))
     figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
     write_json(out / "result.json", figures)
     return result

@@ -113,7 +113,7 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Check a run before it costs anything: tokenizers, templates, lengths, memory, is the teacher better?"""
-    from opd.doctor import examine
+    from opd.api import examine
 
     for line in examine(source, overrides or []):
         console.print(line, highlight=False)

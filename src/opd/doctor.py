@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -12,11 +11,10 @@ from opd.errors import EmptyStepError
 from opd.figures import figure
 from opd.metrics import Metrics, summarise
 from opd.models import LanguageModel
-from opd.parts import Objects, Parts, gather, sampler_of, teachers_of
+from opd.parts import Parts, sampler_of, teachers_of
 from opd.reading import align, student_readings
 from opd.reading import read as read_hidden
 from opd.rollout.hf import Sampling
-from opd.run_file import read
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
 
@@ -24,20 +22,16 @@ NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""
 
 
-def examine(source: str, overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
-    """Build the run, roll out a few prompts, let the teacher score them; yields a line per finding.
-
-    Nothing is trained and nothing is written.
+def findings(parts: Parts) -> Iterator[str]:
+    """Roll out a few prompts and let the teacher score them; yields a line per finding.
 
     Raises:
-        OpdError: the run cannot work; the same sentence ``opd train`` would give.
+        OpdError: the run cannot work.
     """
-    parts = gather(read(source, overrides), Objects())
     yield from _facts(parts)
     yield from _lengths(parts)
     yield from _memory(parts)
     yield from _teaching(parts)
-    yield "ready to train"
 
 
 def _facts(parts: Parts) -> Iterator[str]:

@@ -9,12 +9,21 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
+from opd.config import DiffusionConfig, LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
+from opd.config.diffusion import DenoisingTeacherConfig
 from opd.figures import figure
 from opd.run_file import RECIPES, read, recipe_names
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
+
+DISTANCES = {
+    "transition": "squared distance of steps",
+    "transition_kl": "KL of steps",
+    "velocity": "squared distance of velocities",
+    "x0": "squared distance of denoised means",
+}
+"""Divergences of denoising students, in words."""
 
 USAGE = "opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it"
 NARROW = 160
@@ -23,8 +32,10 @@ NARROW = 160
 AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", "where it counts", "mixed with")
 
 
-def place(config: RunConfig) -> tuple[str, ...]:
+def place(config: RunConfig | DiffusionConfig) -> tuple[str, ...]:
     """A recipe's value on each of ``AXES``."""
+    if isinstance(config, DiffusionConfig):
+        return _denoising(config)
     teacher = config.teacher
     return (
         _who(config.rollout),
@@ -38,10 +49,28 @@ def place(config: RunConfig) -> tuple[str, ...]:
     )
 
 
-def _teachers(teacher: TeacherConfig) -> str:
+def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
+    """The same of a denoising student."""
+    loss, rollout, teacher = config.loss, config.rollout, config.teacher
+    sampler = f"{rollout.steps} denoising steps, {'SDE' if rollout.noise or rollout.renoise else 'ODE'}"
+    mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
+    return (
+        "noised pictures" if rollout.policy == "pictures" else f"{rollout.policy}, {sampler}",
+        _teachers(teacher) if loss.reads_teacher else "–",
+        teacher.view,
+        {"prediction": "velocity", "picture": "the picture's velocity", "reward": "outcome"}[loss.signal],
+        DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
+        "policy gradient" if loss.signal == "reward" else "direct",
+        "chosen steps" if loss.step_weights else "everywhere",
+        " + ".join(f"{name} ×{weight:g}" for name, weight in mixed.items() if weight) or "–",
+    )
+
+
+def _teachers(teacher: TeacherConfig | DenoisingTeacherConfig) -> str:
     if teacher.models:
         several = any(len(shares) > 1 for shares in teacher.shares.values())
-        return f"{len(teacher.models)} models, {teacher.combine if several else 'by domain'}"
+        combine = teacher.combine if isinstance(teacher, TeacherConfig) else "mean"
+        return f"{len(teacher.models)} models, {combine if several else 'by domain'}"
     weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return weights[teacher.weights]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from opd.types import Rollout
+from opd.types import Prompt, Rollout
 
 Metrics = dict[str, float]
 
@@ -31,10 +31,7 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     metrics: Metrics = {}
     checked = [r for r in rollouts if r.reward is not None]
     if checked:
-        metrics["accuracy"] = _mean([r.reward or 0.0 for r in checked])
-        domains = sorted({r.prompt.domain for r in checked})
-        for domain in domains if len(domains) > 1 else []:
-            metrics[f"accuracy/{domain}"] = _mean([r.reward or 0.0 for r in checked if r.prompt.domain == domain])
+        metrics |= by_domain("accuracy", [r.prompt for r in checked], [r.reward or 0.0 for r in checked])
         groups: dict[str, list[float]] = {}
         for rollout in checked:
             groups.setdefault(rollout.prompt.id, []).append(rollout.reward or 0.0)
@@ -51,6 +48,18 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     ]
     if texts:
         metrics["repetition_rate"] = _mean([float(repeats(text)) for text in texts])
+    return metrics
+
+
+def by_domain(name: str, prompts: Sequence[Prompt], values: Sequence[float]) -> Metrics:
+    """The mean of some prompts' values, and where there are several domains that of each; nothing of nothing."""
+    if not values:
+        return {}
+    metrics = {name: _mean(values)}
+    domains = sorted({prompt.domain for prompt in prompts})
+    for domain in domains if len(domains) > 1 else []:
+        own = [value for prompt, value in zip(prompts, values, strict=True) if prompt.domain == domain]
+        metrics[f"{name}/{domain}"] = _mean(own)
     return metrics
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import yaml
 
-from opd.config import RunConfig
+from opd.config import BaseRun
 from opd.figures import figure, headline
 
 if TYPE_CHECKING:
     from opd.api import Result
 
 
-def model_card(config: RunConfig, result: Result) -> str:
-    """Markdown with the front matter of the Hugging Face hub."""
+def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence[str]) -> str:
+    """Markdown with the front matter of the Hugging Face hub.
+
+    Args:
+        library: that loads the model.
+        facts: about teacher, loss and cost, a line each.
+    """
     method = config.method
     title = method.title if method else "own recipe"
-    several = ", ".join(f"{name} ({expert.model})" for name, expert in (config.teacher.models or {}).items())
-    teacher = several or config.teacher.model or f"the student's own weights ({config.teacher.weights})"
     rows = [
         f"| {name} | {figure(name, before)} | {figure(name, result.after[name])} | {figure(name, result.best[name])} |"
         for name, before in headline(result.before).items()
@@ -33,15 +37,13 @@ def model_card(config: RunConfig, result: Result) -> str:
     )
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {library}",
         f"base_model: {config.student}",
         "tags: [opd, on-policy-distillation]",
         "---",
         f"# {config.student}, distilled on-policy: {title}",
         "",
-        f"- Teacher: {teacher}; view: {config.teacher.view.kind}",
-        f"- Loss: {config.loss.divergence}, anchor {config.loss.anchor}",
-        f"- {result.steps} steps, {result.tokens:,} student tokens, {result.seconds:.0f} s",
+        *[f"- {fact}" for fact in facts],
         *([f"- Source: {method.source}"] if method else []),
         "",
         *table,

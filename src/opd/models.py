@@ -109,12 +109,13 @@ def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") ->
     return language_model
 
 
-def unloadable(key: str, name: str, error: Exception) -> ModelError:
+def unloadable(
+    key: str, name: str, error: Exception, needs: str = "config.json, weights and a tokenizer"
+) -> ModelError:
     """The sentence for a model that is not there or broken."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"{key}: cannot load '{name}' ({first}); give a folder with config.json, weights and a tokenizer, or a hub id "
-        "that is reachable from here"
+        f"{key}: cannot load '{name}' ({first}); give a folder with {needs}, or a hub id that is reachable from here"
     )
 
 

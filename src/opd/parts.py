@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opd.chat import Chat
-from opd.config import ExpertConfig, PromptsConfig, RunConfig
+from opd.config import BaseRun, DiffusionConfig, ExpertConfig, PromptsConfig, RunConfig
 from opd.data import from_rows, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
@@ -40,8 +40,9 @@ LONGEST = 32
 class Objects:
     """Parts given from Python instead of named in the run file."""
 
-    student: LanguageModel | None = None
-    teacher: LanguageModel | None = None
+    student: Any = None
+    """A ``LanguageModel``, or a diffusers pipeline."""
+    teacher: Any = None
     prompts: Sequence[Any] | None = None
     task: Task | None = None
 
@@ -69,7 +70,7 @@ class Parts:
     """What the teacher of a context view reads."""
 
 
-def device_of(config: RunConfig) -> str:
+def device_of(config: BaseRun) -> str:
     """``auto`` resolved."""
     if config.device != "auto":
         return config.device
@@ -315,7 +316,7 @@ def _vocab_size(student: LanguageModel, teachers: Sequence[tuple[str, LanguageMo
     return min(sizes) if len(sizes) > 1 else None
 
 
-def check_covered(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+def check_covered(config: RunConfig | DiffusionConfig, prompts: Sequence[Prompt]) -> None:
     """Several teachers have to read every domain there is.
 
     Raises:

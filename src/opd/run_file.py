@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.config import RunConfig
+from opd.config import DiffusionConfig, RunConfig
 from opd.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,6 +28,10 @@ ONE_OF = {"teacher.model": "teacher.models", "teacher.models": "teacher.model"}
 """An override of one of them takes the other away from what it overrides."""
 
 
+FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
+"""The schema of each family of students."""
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
@@ -35,7 +39,7 @@ def recipe_names() -> list[str]:
 
 def read(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, at: str = ""
-) -> RunConfig:
+) -> RunConfig | DiffusionConfig:
     """Read a recipe's name, a run file or a mapping, apply overrides and validate.
 
     Args:
@@ -55,7 +59,11 @@ def read(
         set_key(tree, ONE_OF[key], None)
     for key, value in pairs.items():
         set_key(tree, key, value)
-    return validate(RunConfig, tree, at=at)
+    family = tree.get("family", "language")
+    if family not in FAMILIES:
+        where = f"{at}.family" if at else "family"
+        raise ConfigError(f"'{where}' is {family!r}: there are {' and '.join(FAMILIES)}")
+    return validate(FAMILIES[family], tree, at=at)
 
 
 def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Model:

@@ -348,7 +348,7 @@ class Engine(Protocol):
 class Roller(Protocol):
     """Makes rollouts: the student, or whoever writes in its place."""
 
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
         ...
 

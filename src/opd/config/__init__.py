@@ -1,5 +1,6 @@
 """The run file: every key, its default and what it means. Nothing here imports torch; ``opd.run_file`` reads it."""
 
+from opd.config.diffusion import DiffusionConfig
 from opd.config.loss import (
     BridgeConfig,
     CrossConfig,
@@ -14,6 +15,7 @@ from opd.config.loss import (
 from opd.config.rollout import CurriculumConfig, RolloutConfig
 from opd.config.run import (
     MAY_CHANGE,
+    BaseRun,
     CheckpointConfig,
     EvalConfig,
     ExtrapolateConfig,
@@ -41,11 +43,13 @@ from opd.config.teacher import (
 __all__ = [
     "MAY_CHANGE",
     "AuthorConfig",
+    "BaseRun",
     "BridgeConfig",
     "CheckpointConfig",
     "ContextConfig",
     "CrossConfig",
     "CurriculumConfig",
+    "DiffusionConfig",
     "EvalConfig",
     "ExperienceConfig",
     "ExpertConfig",

@@ -195,33 +195,30 @@ MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "rep
 """Keys of the run file that a resumed run may have changed; any other would make it another run."""
 
 
-class RunConfig(Strict):
-    """A whole run; every key can be overridden as ``key.sub=value``."""
+class BaseRun(Strict):
+    """What every run has, whatever it trains."""
 
+    family: Literal["language", "diffusion"] = "language"
+    """What is trained: a causal language model, or a denoising model in a diffusers pipeline."""
     method: MethodConfig | None = None
     """What a recipe says about itself; a run does not need it."""
     student: str
-    """Path or id of a Hugging Face causal language model."""
+    """Path or id of what is trained."""
     prompts: PromptsConfig
-    """What the student answers in training."""
-    teacher: TeacherConfig = TeacherConfig()
-    """Who scores the rollouts, and what it gets to see."""
-    loss: LossConfig = LossConfig()
-    """The signal, the divergence, where it counts and what is mixed in."""
-    rollout: RolloutConfig = RolloutConfig()
-    """Who writes completions, how many and how long."""
+    """What it answers in training."""
+    teacher: Strict
+    loss: Strict
+    rollout: Strict
     optimizer: OptimizerConfig = OptimizerConfig()
     """How the weights move."""
-    eval: EvalConfig = EvalConfig()
-    """What is measured, on which prompts, how often."""
+    eval: Strict
     guards: GuardsConfig = GuardsConfig()
     """When a run stops, or goes back."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """How often the run can be gone on with from."""
-    report: ReportConfig | None = ReportConfig()
-    """The page that shows what the teacher said about every token; ``false`` leaves it out."""
+    report: Strict | None
     out: str
-    """Folder of the run; it ends as an ordinary Hugging Face model folder."""
+    """Folder of the run; it ends as an ordinary model folder."""
     seed: int = Field(0, ge=0)
     """Of prompts' order, rollouts and everything else that is drawn."""
     device: str = "auto"
@@ -232,6 +229,27 @@ class RunConfig(Strict):
     """CPU threads; by default one for models below 20 M parameters, where more are slower."""
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+
+
+class RunConfig(BaseRun):
+    """A whole run; every key can be overridden as ``key.sub=value``."""
+
+    family: Literal["language"] = "language"
+    """What is trained: a causal language model; ``diffusion`` has keys of its own."""
+    student: str
+    """Path or id of a Hugging Face causal language model."""
+    prompts: PromptsConfig
+    """What the student answers in training."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Who scores the rollouts, and what it gets to see."""
+    loss: LossConfig = LossConfig()
+    """The signal, the divergence, where it counts and what is mixed in."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Who writes completions, how many and how long."""
+    eval: EvalConfig = EvalConfig()
+    """What is measured, on which prompts, how often."""
+    report: ReportConfig | None = ReportConfig()
+    """The page that shows what the teacher said about every token; ``false`` leaves it out."""
 
     @field_validator("report", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -244,8 +245,13 @@ class TeacherConfig(Strict):
     @property
     def shares(self) -> dict[str, dict[str, float]]:
         """By domain and name, how much each of several teachers has to say."""
-        shares: dict[str, dict[str, float]] = {}
-        for name, expert in (self.models or {}).items():
-            for domain in expert.domains or (name,):
-                shares.setdefault(domain, {})[name] = expert.weight
-        return shares
+        return shares_of(self.models)
+
+
+def shares_of(models: Mapping[str, ExpertConfig] | None) -> dict[str, dict[str, float]]:
+    """By domain and name, how much each of several teachers has to say."""
+    shares: dict[str, dict[str, float]] = {}
+    for name, expert in (models or {}).items():
+        for domain in expert.domains or (name,):
+            shares.setdefault(domain, {})[name] = expert.weight
+    return shares

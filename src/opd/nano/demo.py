@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 import opd
+from opd.config import RunConfig
 from opd.display import LiveDisplay, show_result
 from opd.metrics import summarise
 from opd.models import LanguageModel
@@ -39,7 +40,9 @@ def main(
     console = Console(record=True, width=110, file=io.StringIO()) if picture else Console()
     shutil.rmtree(out, ignore_errors=True)
     overrides = {"teacher.view.hint.author": AUTHORS[author], "optimizer.steps": steps, "out": out}
-    parts = gather(read("hint", overrides), Objects())
+    config = read("hint", overrides)
+    assert isinstance(config, RunConfig)
+    parts = gather(config, Objects())
     console.rule("[bold]1. the base model: it knows how to call tools, and invents their names")
     rollouts = sampler_of(parts, Sampling(temperature=0), held_out=True).rollout(parts.held_out, seed=0)
     figures = summarise(rollouts)

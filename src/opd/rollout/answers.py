@@ -82,4 +82,5 @@ class WithAnswers:
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         """One rollout per prompt, in order, then one answer per different prompt."""
         different = {prompt.id: prompt for prompt in prompts}
-        return self.student.rollout(prompts, seed, step) + self.answers.rollout(list(different.values()), seed, step)
+        own = self.student.rollout(prompts, seed, step)
+        return [*own, *self.answers.rollout(list(different.values()), seed, step)]

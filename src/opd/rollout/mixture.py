@@ -27,7 +27,7 @@ class Mixture:
         self.share = share
         self.first = first
 
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """The whole batch from one of the two; the same seed falls on the same side."""
         coin = torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
         others = step < self.first or coin < self.share

@@ -133,7 +133,8 @@ class EmaWeights:
     def update(self) -> None:
         """Move the average one optimizer step on."""
         for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
-            mean.lerp_(current.to(mean.dtype), 1 - self.decay)
+            if mean is not current:  # weights that do not train are shared
+                mean.lerp_(current.to(mean.dtype), 1 - self.decay)
 
     @torch.no_grad()
     def refresh(self) -> None:

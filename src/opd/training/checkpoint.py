@@ -53,10 +53,11 @@ class Checkpoints:
         partial = self.folder / f".{step:06d}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_weights(loop.student.model), partial / "model.safetensors")
+        trained = loop.student.model
+        save_file(_contiguous(_weights(trained, trained)), partial / "model.safetensors")
         save_file(_contiguous(loop.optimizer.tensors()), partial / "optimizer.safetensors")
         if loop.average:
-            save_file(_weights(loop.average.average), partial / "average.safetensors")
+            save_file(_contiguous(_weights(loop.average.average, trained)), partial / "average.safetensors")
         if loop.extrapolation:
             save_file(_contiguous(loop.extrapolation.previous), partial / "extrapolation.safetensors")
         if loop.curriculum.tensors():
@@ -114,10 +115,11 @@ class Checkpoints:
         """Put a checkpoint's tensors into a loop; returns the state beside them."""
         try:
             saved = State(**json.loads((folder / "state.json").read_text()))
-            _load_weights(loop.student.model, folder / "model.safetensors")
+            trained = loop.student.model
+            _load_weights(_weights(trained, trained), folder / "model.safetensors")
             loop.optimizer.load_tensors(load_file(folder / "optimizer.safetensors"))
             if loop.average:
-                _load_weights(loop.average.average, folder / "average.safetensors")
+                _load_weights(_weights(loop.average.average, trained), folder / "average.safetensors")
             if loop.extrapolation:
                 loop.extrapolation.load(load_file(folder / "extrapolation.safetensors"))
             if loop.curriculum.tensors():
@@ -134,13 +136,13 @@ class Checkpoints:
         best = self.folder / "best"
         best.mkdir(parents=True, exist_ok=True)
         partial = best / ".model.safetensors"
-        save_file(_weights(student.model), partial)
+        save_file(_contiguous(_weights(student.model, student.model)), partial)
         _flush(partial)
         partial.replace(best / "model.safetensors")
 
     def load_best(self, student: Policy) -> None:
         """Put the best weights back into the student."""
-        _load_weights(student.model, self.folder / "best" / "model.safetensors")
+        _load_weights(_weights(student.model, student.model), self.folder / "best" / "model.safetensors")
 
     def _at(self, step: int) -> Path | None:
         """The newest checkpoint made at this step or before."""
@@ -151,9 +153,10 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once; tied ones share a name."""
-    return _contiguous(dict(model.named_parameters()))
+def _weights(model: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters, those alone that train in the student; tied ones share a name."""
+    names = {name for name, p in trained.named_parameters() if p.requires_grad}
+    return {name: p for name, p in model.named_parameters() if name in names}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -161,9 +164,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _load_weights(parameters: dict[str, Tensor], path: Path) -> None:
     tensors = load_file(path)
-    parameters = dict(model.named_parameters())
     if tensors.keys() != parameters.keys():
         odd = sorted(tensors.keys() ^ parameters.keys())
         raise ValueError(f"{path.name} and the model differ in {odd[0]}")

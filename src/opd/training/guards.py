@@ -9,7 +9,7 @@ from statistics import median
 
 Figures = Mapping[str, float]
 
-VALIDATION = (("accuracy", True), ("reverse_kl", False), ("text_loss", False))
+VALIDATION = (("accuracy", True), ("reverse_kl", False), ("text_loss", False), ("distance", False))
 """What a run is judged by, the first that is measured: its name and whether more is better."""
 
 

@@ -1,0 +1,457 @@
+"""From a run file to a denoising run. Everything that can be refused is refused here, before any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from opd.config import DiffusionConfig
+from opd.diffusion.data import load_picture_prompts
+from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
+from opd.diffusion.kernels import Kernel, convert, kernel_of
+from opd.diffusion.models import (
+    DenoisingModel,
+    add_adapter,
+    frozen_copy,
+    is_adapter,
+    load,
+    of_pipeline,
+    with_adapter,
+)
+from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
+from opd.diffusion.pictures import picture_of
+from opd.diffusion.reading import read_own
+from opd.diffusion.report import Grids
+from opd.diffusion.sampler import DenoisingSampler, Noised, PicturesOf, TeachersDraw, joined
+from opd.diffusion.teachers import (
+    DenoisingTeacher,
+    ImageView,
+    Pictures,
+    PleaseReward,
+    Rewarded,
+    TaskTeachers,
+)
+from opd.diffusion.types import PictureTask
+from opd.errors import ConfigError, DataError, EmptyStepError, ModelError
+from opd.log import RunLog
+from opd.loop import Loop, Term
+from opd.metrics import Metrics
+from opd.model_card import model_card
+from opd.parts import SMALL_MODEL, Objects, check_covered, device_of
+from opd.rollout.curriculum import Uniform
+from opd.teachers.local import EmaWeights
+from opd.teachers.sampled import Outcome
+from opd.teachers.views import PlainView
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import Guards
+from opd.training.optim import Optimizer
+from opd.types import Prompt, Roller, Rollout, Signal, Teacher
+
+if TYPE_CHECKING:
+    from opd.api import Result
+
+ONE = "teacher"
+"""The name of a teacher that is alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """A run of a denoising model, with everything it names."""
+
+    config: DiffusionConfig
+    student: DenoisingModel
+    noising: Kernel | None = None
+    """Every time that the student was trained on, for noised pictures."""
+    prompts: list[Prompt]
+    task: PictureTask | None
+    held_out: list[Prompt]
+    held_out_task: PictureTask | None
+    teachers: Mapping[str, DenoisingModel] = field(default_factory=dict)
+    """The models of ``teacher.model`` or ``teacher.models``."""
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The student's sampler; behind its steps those of noised pictures, where there are such."""
+        own = self.kernel_for(self.student)
+        return joined(own, self.noising) if self.noising else own
+
+    @property
+    def counts(self) -> list[bool]:
+        """By step of the sampler, whether it is trained on."""
+        weights = self.config.loss.step_weights
+        return [w > 0 for w in weights] if weights else [True] * self.config.rollout.steps
+
+    def assemble(self, log: RunLog) -> Loop:
+        """Put the parts into a loop that is ready to run from step 0."""
+        config, student = self.config, self.student
+        torch.manual_seed(config.seed)
+        if config.lora:
+            add_adapter(student, config.lora)
+        if config.optimizer.gradient_checkpointing:
+            student.model.enable_gradient_checkpointing()
+        terms, average = self.terms()
+        shape = {"micro_batch", "gradient_checkpointing", "extrapolate"}
+        return Loop(
+            student=student,
+            sampler=self.sampler(),
+            reader=self.reader(config.optimizer.micro_batch),
+            curriculum=Uniform(
+                self.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed
+            ),
+            terms=terms,
+            optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
+            guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
+            checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+            log=log,
+            steps=config.optimizer.steps,
+            seed=config.seed,
+            describe=describe,
+            average=average,
+            evaluate=self.evaluation(terms[0]),
+            evaluate_every=config.eval.every,
+        )
+
+    def terms(self) -> tuple[list[Term], EmaWeights | None]:
+        """The loss: its terms, and the running average of the student's weights if it teaches."""
+        config, loss = self.config, self.config.loss
+        everything, view = PlainView(), ImageView() if config.teacher.view == "image" else PlainView()
+        frozen = loss.reads_teacher and config.teacher.weights == "frozen"
+        initial = frozen_copy(self.student) if loss.anchor or frozen else None
+        average = None
+        teachers: Mapping[str, DenoisingModel] = self.teachers
+        if loss.reads_teacher and config.teacher.weights != "model":
+            one = initial if frozen else self.student
+            if config.teacher.weights == "ema":
+                one = frozen_copy(self.student)
+                average = EmaWeights(one.model, self.student.model, config.teacher.ema_decay)
+            assert one is not None
+            teachers = {ONE: one}
+        rewarded = Rewarded(Outcome()), everything, TransitionPolicyGradient(kernel=self.kernel)
+        weights = self._step_weights if loss.step_weights else None
+        if loss.signal == "reward":
+            terms = [Term("outcome", *rewarded, loss.weight, weights, by_luck=True)]
+        elif loss.signal == "picture":
+            distance = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            terms = [Term("distill", Pictures(self.kernel), WithPicture(), distance, loss.weight)]
+        else:
+            distance = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            terms = [Term("distill", self._teacher(teachers), view, distance, loss.weight, weights)]
+        if loss.anchor:
+            assert initial is not None
+            whole = config.teacher.view == "plain" and loss.signal != "picture"
+            guidance, rows = config.rollout.guidance, config.rollout.max_rows
+            reference = DenoisingTeacher(initial, self.kernel, guidance=guidance, max_rows=rows)
+            pull = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            terms.append(Term("anchor", reference, everything if whole else None, pull, loss.anchor, weights))
+        if loss.outcome:
+            terms.append(Term("outcome", *rewarded, loss.outcome, weights))
+        if loss.reward_gradient:
+            assert self.task is not None
+            pleased = RewardGradient(kernel=self.kernel, model=self.student, reward=self.task.reward)
+            terms.append(Term("reward", PleaseReward(loss.reward_steps), everything, pleased, loss.reward_gradient))
+        return terms, average
+
+    @property
+    def _counts_K(self) -> Tensor:
+        """bool, over the whole kernel: noised pictures' steps always count."""
+        rest = self.kernel.num_steps - self.config.rollout.steps
+        return torch.tensor(self.counts + [True] * rest)
+
+    def _step_weights(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+        weight_K = torch.tensor(self.config.loss.step_weights or (), device=signal.position_T.device)
+        return weight_K[signal.position_T]
+
+    def _teacher(self, models: Mapping[str, DenoisingModel]) -> Teacher:
+        """One teacher, or several by domain."""
+        config = self.config
+        guidance, rows = config.teacher.guidance, config.rollout.max_rows
+        teachers = {
+            name: DenoisingTeacher(model, self.kernel, own=self._own_kernel(model), guidance=guidance, max_rows=rows)
+            for name, model in models.items()
+        }
+        return TaskTeachers(teachers, config.teacher.shares) if config.teacher.models else teachers[ONE]
+
+    def _own_kernel(self, model: DenoisingModel) -> Kernel | None:
+        """A teacher's sampler where its scheduler is another than the student's."""
+        return None if model.pipeline is self.student.pipeline else self.kernel_for(model)
+
+    def kernel_for(self, model: DenoisingModel) -> Kernel:
+        """The run's sampler as a model's own scheduler would step it."""
+        rollout = self.config.rollout
+        return kernel_of(
+            model.pipeline.scheduler,
+            steps=rollout.steps,
+            sigmas=rollout.sigmas,
+            noise=rollout.noise,
+            renoise=rollout.renoise,
+        )
+
+    def reader(self, size: int | None = None) -> Any:
+        """Lets the student read its own trajectories."""
+        return partial(read_own, self.student, kernel=self.kernel, guidance=self.config.rollout.guidance, size=size)
+
+    def sampler(self) -> Roller:
+        """Who makes the trajectories to train on."""
+        rollout = self.config.rollout
+        reward = self.task.reward if self.task else None
+        own = DenoisingSampler(
+            self.student,
+            self.sampling(),
+            guidance=rollout.guidance,
+            counts=self.counts,
+            reward=reward,
+            max_rows=rollout.max_rows,
+        )
+        if rollout.policy == "student":
+            return own
+        if rollout.policy == "teacher":
+            return self.teachers_draw(self.sampling(), self.counts)
+        assert self.noising
+        if rollout.source == "teacher":
+            source = self.teachers_draw(self.sampling(), self.counts)
+            return Noised(PicturesOf(source), self.noising, states=rollout.steps, first=rollout.steps)
+        latents = OwnPictures(self.student)
+        return Noised(latents, self.noising, states=rollout.steps, first=rollout.steps, others=own)
+
+    def sampling(self, *, held_out: bool = False) -> Kernel:
+        """The student's sampler in training, or on held-out prompts, where its steps add no noise."""
+        rollout, number = self.config.rollout, self.config.eval.steps
+        scheduler = self.student.pipeline.scheduler
+        if not held_out:
+            return self.kernel_for(self.student)
+        steps = number or rollout.steps
+        sigmas = rollout.sigmas if steps == rollout.steps or isinstance(rollout.sigmas, str) else "even"
+        return kernel_of(scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
+
+    def teachers_draw(self, kernel: Kernel, counts: Sequence[bool] | None = None) -> TeachersDraw:
+        """Trajectories by the teachers, with the student's sampler."""
+        config = self.config
+        settings: dict[str, Any] = {"guidance": config.teacher.guidance, "max_rows": config.rollout.max_rows}
+        samplers = {
+            name: DenoisingSampler(model, kernel, counts=counts, **settings) for name, model in self.teachers.items()
+        }
+        return TeachersDraw(samplers, config.teacher.shares)
+
+    def evaluation(self, main: Term | None = None) -> PictureEvaluation | None:
+        """What the run measures; None without held-out prompts.
+
+        Args:
+            main: the loss's main term, whose distance stands in where nothing judges.
+        """
+        config = self.config
+        if not self.held_out:
+            return None
+        kernel = self.sampling(held_out=True)
+        student = DenoisingSampler(
+            self.student, kernel, guidance=config.rollout.guidance, max_rows=config.rollout.max_rows
+        )
+        distance = None
+        if main is not None and self.held_out_task is None and config.loss.reads_teacher:
+            distance = partial(self._distance, main)
+        return PictureEvaluation(
+            model=self.student,
+            prompts=[p for p in self.held_out for _ in range(config.eval.samples)],
+            student=student,
+            task=self.held_out_task,
+            teacher=self.teachers_draw(kernel) if self.teachers and config.eval.teacher else None,
+            distance=distance,
+        )
+
+    def _distance(self, main: Term, rollouts: Sequence[Rollout]) -> Metrics:
+        """The loss on trajectories of the training's own sampler: the prompts are what is held out."""
+        assert main.view is not None
+        sampler = DenoisingSampler(self.student, self.sampling(), guidance=self.config.rollout.guidance)
+        drawn = sampler.rollout([rollout.prompt for rollout in rollouts], self.config.seed)
+        measure = partial(mean_distance, reader=self.reader(), teacher=main.teacher, view=main.view)
+        return measure(drawn, objective=main.objective)
+
+    def recorder(self, loop: Loop) -> Grids | None:
+        """What draws sample grids, unless the run file leaves them out."""
+        report = self.config.report
+        if report is None:
+            return None
+        kernel = self.sampling(held_out=True)
+        prompts = self.held_out or self.prompts
+        student = DenoisingSampler(self.student, kernel, guidance=self.config.rollout.guidance)
+        teacher = self.teachers_draw(kernel) if self.teachers else None
+        return Grids(
+            folder=Path(self.config.out),
+            model=self.student,
+            student=student,
+            teacher=teacher,
+            prompts=prompts,
+            number=report.prompts,
+        )
+
+    def card(self, result: Result) -> str:
+        """The README.md of the finished run."""
+        config = self.config
+        several = ", ".join(f"{name} ({expert.model})" for name, expert in (config.teacher.models or {}).items())
+        own = f"the student's own weights ({config.teacher.weights})" if config.loss.reads_teacher else "none"
+        facts = [
+            f"Teacher: {several or config.teacher.model or own}; view: {config.teacher.view}",
+            f"Loss: {config.loss.signal}, {config.loss.divergence}, anchor {config.loss.anchor}",
+            f"{result.steps} steps, {result.tokens:,} denoising steps of the student, {result.seconds:.0f} s",
+            f"To draw: {config.eval.steps or config.rollout.steps} steps, guidance {config.rollout.guidance:g}, sigmas "
+            f"{config.rollout.sigmas}",
+        ]
+        return model_card(config, result, library="diffusers", facts=facts)
+
+    def findings(self) -> Iterator[str]:
+        """What `opd doctor` says."""
+        config, model = self.config, self.student.model
+        count = sum(p.numel() for p in model.parameters())
+        yield f"student   {config.student}: {type(self.student.pipeline).__name__}, {count / 1e6:.2f} M in the denoiser"
+        for name, teacher in self.teachers.items():
+            yield f"teacher   {name}: {teacher.source}"
+        if not self.teachers:
+            yield f"teacher   {f'own weights, {config.teacher.weights}' if config.loss.reads_teacher else 'none'}"
+        yield f"prompts   {len(self.prompts)} to train on, {len(self.held_out)} held out"
+        yield f"sampler   {config.rollout.steps} steps from noise {float(self.kernel.level_K[0]):.2f}"
+        terms, _ = self.terms()
+        shown = self.prompts[: max(32 // config.rollout.samples, 1)]
+        rollouts = self.sampler().rollout([p for p in shown for _ in range(config.rollout.samples)], config.seed)
+        own = [r for r in rollouts if r.writer == "student"]
+        if own:
+            yield "rollouts  " + ", ".join(f"{name} {value:.3f}" for name, value in describe(own).items())
+        assert terms[0].view is not None
+        signal = terms[0].teacher.score(rollouts, terms[0].view.segments(rollouts))
+        if not len(signal) and not terms[0].by_luck:
+            raise EmptyStepError("the teacher had nothing to say about these trajectories; check teacher.view")
+        if len(signal):
+            view, objective = terms[0].view, terms[0].objective
+            found = mean_distance(
+                rollouts, reader=self.reader(), teacher=terms[0].teacher, view=view, objective=objective
+            )
+            yield f"signal    {len(signal)} states, aligned; loss {found['distance']:.4f} a state"
+        else:
+            yield "signal    all rewards of these are equal; their states are aligned by construction"
+
+
+class WithPicture:
+    """The states of noised pictures: those of trajectories that nobody denoised."""
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Any]:
+        """A segment for each."""
+        return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].writer == "answers"]
+
+
+@dataclass(frozen=True)
+class OwnPictures:
+    """The clean latents of prompts' own pictures; None for a prompt that has none."""
+
+    model: DenoisingModel
+
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
+        shown = [picture_of(prompt) for prompt in prompts]
+        return [None if picture is None else self.model.latents_of(picture[None])[0].cpu() for picture in shown]
+
+
+def noising(model: DenoisingModel) -> Kernel:
+    """A step at every time that a model was trained on."""
+    scheduler = model.pipeline.scheduler
+    return kernel_of(scheduler, steps=scheduler.config.num_train_timesteps, sigmas="scheduler")
+
+
+def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
+    """Load everything a run names and check that it fits together.
+
+    Raises:
+        OpdError: the first thing that does not, in one sentence.
+    """
+    device = device_of(config)
+    if objects.student is not None:
+        student = of_pipeline(
+            objects.student, source="given from Python", key="student", text_tokens=config.text_tokens
+        )
+    else:
+        student = load(config.student, key="student", text_tokens=config.text_tokens, device=device)
+    student = replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    if config.threads or sum(p.numel() for p in student.model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(config.threads or 1)
+    student.model.requires_grad_(config.lora is None)  # before any copy is made: what does not train is shared
+    student.check_guidance(config.rollout.guidance, "rollout.guidance")
+    prompts, task = load_picture_prompts(config.prompts, key="prompts")
+    held_out: list[Prompt] = []
+    held_out_task: PictureTask | None = None
+    if config.eval.prompts:
+        held_out, held_out_task = load_picture_prompts(config.eval.prompts, key="eval.prompts")
+    run = Denoising(
+        config=config,
+        student=student,
+        noising=noising(student) if config.rollout.policy == "pictures" else None,
+        prompts=prompts,
+        task=task,
+        held_out=held_out,
+        held_out_task=held_out_task,
+        teachers=_teachers(config, student, objects, device),
+    )
+    _check_prompts(run)
+    _check_teachers(run)
+    return run
+
+
+def _teachers(
+    config: DiffusionConfig, student: DenoisingModel, objects: Objects, device: str
+) -> dict[str, DenoisingModel]:
+    if config.teacher.weights != "model":
+        return {}
+    if objects.teacher is not None:
+        return {ONE: of_pipeline(objects.teacher, source="given from Python", key="teacher.model")}
+    several = config.teacher.models
+    sources = {name: one.model for name, one in several.items()} if several else {ONE: config.teacher.model or ""}
+    loaded = {}
+    for name, source in sources.items():
+        key = f"teacher.models.{name}" if several else "teacher.model"
+        if is_adapter(source):
+            loaded[name] = with_adapter(student, source, key=key)
+        else:
+            model = load(source, key=key, text_tokens=config.text_tokens, device=device)
+            loaded[name] = replace(model, autocast=student.autocast)
+    return loaded
+
+
+def _check_teachers(run: Denoising) -> None:
+    config = run.config
+    if config.teacher.models:
+        check_covered(config, run.prompts)
+    named = run.teachers or {ONE: run.student}
+    for name, model in named.items():
+        key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
+        model.check_guidance(config.teacher.guidance, "teacher.guidance")
+        if config.teacher.view == "image":
+            model.check_sees_pictures("teacher.view=image")
+        if model.shape != run.student.shape:
+            raise ModelError(
+                f"{key}: '{model.source}' denoises latents of {list(model.shape)} and the student of "
+                f"{list(run.student.shape)}, so it cannot read the student's; take a teacher of the same latents"
+            )
+        if config.loss.reads_teacher and model.pipeline is not run.student.pipeline:
+            everywhere = torch.arange(run.kernel.num_steps)
+            nothing = torch.zeros(run.kernel.num_steps, 1)
+            try:
+                convert(nothing, nothing, everywhere, run.kernel_for(model), run.kernel)
+            except ModelError as error:
+                raise ModelError(f"{key}: '{model.source}': {error}") from None
+
+
+def _check_prompts(run: Denoising) -> None:
+    config = run.config
+    rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
+    if rewarded and run.task is None:
+        raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
+    run.student.encode(run.prompts[:1])
+    needs = config.teacher.view == "image" or (
+        config.rollout.policy == "pictures" and config.rollout.source == "prompts"
+    )
+    if needs and all(picture_of(prompt) is None for prompt in run.prompts):
+        key = "teacher.view=image" if config.teacher.view == "image" else "rollout.policy=pictures"
+        raise DataError(
+            f"prompts: not one of {len(run.prompts)} has a picture, and {key} needs it; give 'image' columns"
+        )

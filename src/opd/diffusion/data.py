@@ -1,0 +1,78 @@
+"""Prompts for pictures: from a task, a JSONL file or a dataset, with a picture where they have one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, cast
+
+from opd.config import PromptsConfig
+from opd.data import load_prompts
+from opd.diffusion.types import PictureTask
+from opd.errors import ConfigError
+from opd.types import Prompt
+
+PICTURE_TASKS = {"pictures": "opd.tasks.pictures:Pictures"}
+"""Built-in tasks by name, as ``package.module:attribute``."""
+
+METHODS = ("prompts", "right", "reward", "distance")
+
+
+def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt], PictureTask | None]:
+    """Prompts, and the task that judges their pictures; None where nothing does.
+
+    A path in an ``image`` column is looked for beside its JSONL file.
+
+    Raises:
+        DataError: the file or dataset is missing, empty, or a row is broken.
+        ConfigError: there is no such task, or two sources of a mix have different ones.
+    """
+    if config.mix:
+        loaded = [load_picture_prompts(c, key=f"{key}.mix.{n}") for n, c in enumerate(config.mix)]
+        tasks = {id(task): task for _, task in loaded if task}
+        if len({type(task) for task in tasks.values()}) > 1:
+            raise ConfigError(f"{key}.mix: pictures of a run are judged by one task, and here are several; name one")
+        turns = zip_longest(*(prompts for prompts, _ in loaded))
+        return [p for turn in turns for p in turn if p is not None], next(iter(tasks.values()), None)
+    if config.task:
+        task = picture_task(config.task, key=f"{key}.task")
+        prompts: Sequence[Prompt] = task.prompts(config.split)[: config.limit]
+    else:
+        task = None
+        prompts, _ = load_prompts(config, key=key, has_template=False)
+        prompts = [_beside(prompt, config.path) for prompt in prompts]
+    return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
+
+
+def picture_task(name: str, *, key: str) -> PictureTask:
+    """The task called ``name``: a built-in one, or ``package.module:attribute``.
+
+    Raises:
+        ConfigError: there is no such task, or it lacks a method.
+    """
+    module, colon, attribute = PICTURE_TASKS.get(name, name).partition(":")
+    if not colon:
+        raise ConfigError(
+            f"{key}: there is no task '{name}' for pictures; give {', '.join(PICTURE_TASKS)} or module:name"
+        )
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}: '{name}' cannot be imported: {error}") from error
+    task = found() if isinstance(found, type) else found
+    missing = [method for method in METHODS if not callable(getattr(task, method, None))]
+    if missing:
+        raise ConfigError(
+            f"{key}: '{name}' has no {' and no '.join(missing)}; a task for pictures has {', '.join(METHODS)}"
+        )
+    return cast("PictureTask", task)
+
+
+def _beside(prompt: Prompt, path: str | None) -> Prompt:
+    image = prompt.data.get("image")
+    if path is None or not isinstance(image, str) or Path(image).is_absolute():
+        return prompt
+    return replace(prompt, data={**prompt.data, "image": str(Path(path).parent / image)})

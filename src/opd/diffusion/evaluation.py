@@ -1,0 +1,103 @@
+"""Measuring a denoising student on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from opd.diffusion.models import DenoisingModel
+from opd.diffusion.reading import of_denoisers
+from opd.diffusion.types import PictureTask
+from opd.evaluation import SEED
+from opd.metrics import Metrics, by_domain
+from opd.reading import align
+from opd.types import Prompt, Reader, Roller, Rollout, Teacher, View
+
+if TYPE_CHECKING:
+    from opd.loop import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureEvaluation:
+    """What to measure; calling it measures.
+
+    Attributes:
+        model: turns latents into pictures.
+        prompts: held-out prompts, each as often as it is drawn.
+        student: draws with the student as it is at the call, without noise in its steps.
+        task: judges the pictures; None where nothing does.
+        teacher: draws with the teachers; None leaves their figures out.
+        distance: the loss's own distance to the teacher on some trajectories, measured where nothing judges.
+    """
+
+    model: DenoisingModel
+    prompts: Sequence[Prompt]
+    student: Roller
+    task: PictureTask | None
+    teacher: Roller | None = None
+    distance: Callable[[Sequence[Rollout]], Metrics] | None = None
+
+    def __call__(self) -> Metrics:
+        """``accuracy`` and ``frechet`` with those of each domain and of the teacher, or ``distance``."""
+        rollouts = self.student.rollout(self.prompts, SEED)
+        if self.task is None:
+            return self.distance(rollouts) if self.distance else {}
+        return self._judged(rollouts) | self._teachers
+
+    @cached_property
+    def _teachers(self) -> Metrics:
+        """The teachers' own figures on the same prompts, from the same noise; measured once."""
+        if self.teacher is None:
+            return {}
+        return {
+            f"teacher_{name}": value for name, value in self._judged(self.teacher.rollout(self.prompts, SEED)).items()
+        }
+
+    def _judged(self, rollouts: Sequence[Rollout]) -> Metrics:
+        assert self.task
+        pictures_BX = pictures(self.model, rollouts)
+        prompts = [rollout.prompt for rollout in rollouts]
+        metrics = by_domain("accuracy", prompts, self.task.right(pictures_BX, prompts).tolist())
+        return metrics | {"frechet": self.task.distance(pictures_BX, prompts)}
+
+
+@torch.no_grad()
+def pictures(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor:
+    """What trajectories end in, float32 [B, 3, H, W] on the CPU."""
+    clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])
+    return model.decode(clean_BX.to(model.device)).float().cpu()
+
+
+@torch.no_grad()
+def mean_distance(
+    rollouts: Sequence[Rollout], *, reader: Reader, teacher: Teacher, view: View, objective: Objective
+) -> Metrics:
+    """``distance``: the mean of an objective over the states of trajectories; nothing where the teacher is silent."""
+    signal = teacher.score(rollouts, view.segments(rollouts))
+    total = 0.0
+    for where, states in reader(rollouts):
+        here = signal.take(torch.isin(signal.rollout_T, where.rollout_T.cpu())).to(where.token_T.device)
+        if len(here):
+            weight_T = torch.ones(len(here), device=where.token_T.device)
+            total += float(objective(states.take(align(rollouts, where, here)), here, weight_T))
+    return {"distance": total / len(signal)} if len(signal) else {}
+
+
+def describe(rollouts: Sequence[Rollout]) -> Metrics:
+    """What a training step says about the student's own trajectories.
+
+    Returns:
+        ``accuracy``: mean reward, where pictures are judged, and that of each domain. ``spread``: the standard
+        deviation of clean latents across the batch, which falls to 0 where a student draws one picture for all.
+    """
+    judged = [r for r in rollouts if r.reward is not None]
+    metrics = by_domain("accuracy", [r.prompt for r in judged], [r.reward or 0.0 for r in judged])
+    if len(rollouts) > 1:
+        clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])
+        metrics["spread"] = float(clean_BX.std(0).mean())
+    return metrics

@@ -1,0 +1,282 @@
+"""Denoising models: a diffusers pipeline, its denoiser, and how prompts become what the denoiser is told.
+
+Suffixes: T states (a noisy picture at a step), B pictures, X the dimensions of a latent: C channels, H and W.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from opd.bundled import resolve
+from opd.config.diffusion import AdapterConfig
+from opd.diffusion.conditions import ENCODERS, NOTHING, UNGUIDED, Told, key_of
+from opd.diffusion.folders import load_pipeline, quiet, save_pipeline
+from opd.errors import ConfigError, ModelError
+from opd.models import freeze, unloadable
+from opd.types import Prompt
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The file that makes a folder one of a LoRA."""
+
+
+@dataclass(frozen=True)
+class DenoisingModel:
+    """A denoiser in the pipeline it belongs to.
+
+    Attributes:
+        pipeline: scheduler, text encoders and autoencoder; never trained.
+        model: the denoiser, the pipeline's own or a copy of it.
+        source: the path or id it came from, for messages and the model card.
+        text_tokens: of the pipeline's long text encoder.
+        autocast: dtype of matrix products in the denoiser's forward passes, where it is not the weights' own.
+        known: what prompts without a picture were encoded to; the text encoders do not change.
+    """
+
+    pipeline: Any
+    model: Any
+    source: str
+    text_tokens: int = 256
+    autocast: torch.dtype | None = None
+    known: dict[Any, Told] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of a latent."""
+        size = self.model.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.model.config.in_channels), int(height), int(width)
+
+    def predict(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Told], guidance: float = 1.0) -> Tensor:
+        """The denoiser's prediction, float32 [T, C, H, W], with gradients unless the caller turned them off.
+
+        Args:
+            latents_TX: [T, C, H, W], noisy.
+            time_T: float32 [T], as the scheduler's timesteps.
+            told: what it is told about each.
+            guidance: s of unconditional + s · (conditional − unconditional); 1 asks for the conditional alone.
+        """
+        prediction_TX = self._forward(latents_TX, time_T, told)
+        if guidance == 1:
+            return prediction_TX
+        without_TX = self._forward(latents_TX, time_T, self.encode([NOTHING]) * len(told))
+        return without_TX + guidance * (prediction_TX - without_TX)
+
+    def _forward(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Told]) -> Tensor:
+        """Rows that were told equally much go together."""
+        parts, places = [], []
+        for rows in alike(told):
+            stacked = {name: torch.stack([told[r][name] for r in rows]).to(self.device) for name in told[rows[0]]}
+            there = torch.tensor(rows, device=latents_TX.device)
+            with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
+                out = self.model(latents_TX[there], timestep=time_T[there], **stacked, return_dict=False)[0]
+            parts.append(out.float()[:, : latents_TX.shape[1]])  # some predict their own variance behind it
+            places.append(there)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt], pictures: Sequence[Tensor | None] = ()) -> list[Told]:
+        """What the denoiser is to be told about each prompt, and about a picture beside it.
+
+        Args:
+            pictures: [3, H, W] in [−1, 1] each, or None.
+
+        Raises:
+            ModelError: the pipeline has no use for a picture.
+            DataError: a prompt lacks what this kind of pipeline goes by.
+        """
+        for prompt in prompts:
+            if key_of(prompt) not in self.known:
+                encoder = ENCODERS[type(self.pipeline).__name__]
+                self.known[key_of(prompt)] = encoder(self.pipeline, prompt, self.text_tokens)
+        told = [self.known[key_of(prompt)] for prompt in prompts]
+        for row, picture in enumerate(pictures):
+            if picture is not None:
+                told[row] = self._with_picture(told[row], picture)
+        return told
+
+    def _with_picture(self, told: Told, picture: Tensor) -> Told:
+        encoder = self.pipeline.image_encoder
+        size = encoder.config.image_size
+        shown = nn.functional.interpolate(picture[None].to(self.device), (size, size), mode="area")
+        tokens_LD = encoder(shown.to(encoder.dtype)).last_hidden_state[0]
+        text_LD = told["encoder_hidden_states"]
+        return {**told, "encoder_hidden_states": torch.cat([text_LD, tokens_LD.to(text_LD)])}
+
+    def check_sees_pictures(self, key: str) -> None:
+        """Refuse a pipeline that cannot be shown a picture beside the prompt.
+
+        Raises:
+            ModelError: there is no image encoder, or one of another width than the denoiser's context.
+        """
+        encoder = getattr(self.pipeline, "image_encoder", None)
+        wide = getattr(self.model.config, "joint_attention_dim", None)
+        if encoder is None or wide is None or encoder.config.hidden_size != wide:
+            raise ModelError(
+                f"{key}: '{self.source}' cannot be shown a picture: that takes a pipeline with an image_encoder as "
+                f"wide as the denoiser's context ({wide}); take such a pipeline, or set teacher.view=plain"
+            )
+
+    def check_guidance(self, guidance: float, key: str) -> None:
+        """Refuse guidance of a model that knows no prediction without a condition.
+
+        Raises:
+            ModelError: it does not.
+        """
+        if guidance != 1 and type(self.pipeline).__name__ in UNGUIDED:
+            raise ModelError(
+                f"{key}={guidance:g}: '{self.source}' has no prediction without its condition, so there is nothing to "
+                "be guided away from; set it to 1"
+            )
+
+    def decode(self, latents_BX: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] of latents, about in [−1, 1]; gradients flow unless the caller turned them off."""
+        vae = self._vae
+        if vae is None:
+            return latents_BX
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        decoded: Tensor = vae.decode(latents_BX / vae.config.scaling_factor + shift, return_dict=False)[0]
+        return decoded
+
+    @torch.no_grad()
+    def latents_of(self, pictures_BX: Tensor) -> Tensor:
+        """Latents [B, C, H, W] of pictures [B, 3, H, W] in [−1, 1], resized to what the denoiser works at."""
+        vae, (_, height, width) = self._vae, self.shape
+        factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        size = (height * factor, width * factor)
+        if pictures_BX.shape[-2:] != size:
+            pictures_BX = nn.functional.interpolate(pictures_BX, size, mode="area")
+        if vae is None:
+            return pictures_BX.to(self.device)
+        mean: Tensor = vae.encode(pictures_BX.to(self.device)).latent_dist.mode()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return (mean - shift) * vae.config.scaling_factor
+
+    @property
+    def _vae(self) -> Any:
+        """What turns latents into pictures; None where the denoiser works on pixels."""
+        return getattr(self.pipeline, "vae", None)
+
+    def save(self, folder: Path) -> None:
+        """Leave an ordinary pipeline folder; of a LoRA, the pipeline with it merged in, and the adapter beside it."""
+        part, whole = part_of(self.pipeline), self.model.eval()
+        if adapted(self.model):
+            self.model.save_lora_adapter(folder / "lora")
+            whole = copy.deepcopy(self.model)
+            with quiet():
+                whole.fuse_lora()
+                whole.unload_lora()
+        mine = getattr(self.pipeline, part)
+        setattr(self.pipeline, part, whole)
+        save_pipeline(self.pipeline, folder)
+        setattr(self.pipeline, part, mine)
+
+
+def alike(told: Sequence[Told]) -> Iterator[list[int]]:
+    """Indices of what has the same shapes."""
+    groups: dict[Any, list[int]] = {}
+    for row, one in enumerate(told):
+        groups.setdefault(tuple((name, tensor.shape) for name, tensor in sorted(one.items())), []).append(row)
+    yield from groups.values()
+
+
+def load(name: str, *, key: str, text_tokens: int = 256, device: str = "cpu") -> DenoisingModel:
+    """Load a diffusers pipeline from a folder, a bundled name or a hub id; weights in float32.
+
+    Raises:
+        ModelError: it cannot be loaded, or is of a kind that is not known here.
+    """
+    try:
+        pipeline = load_pipeline(name)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise unloadable(key, name, error, needs="model_index.json and the pipeline's parts") from error
+    return of_pipeline(pipeline.to(device), source=name, key=key, text_tokens=text_tokens)
+
+
+def of_pipeline(pipeline: Any, *, source: str, key: str, text_tokens: int = 256) -> DenoisingModel:
+    """A pipeline as a denoising model, its parts frozen.
+
+    Raises:
+        ModelError: it is no pipeline, or of a kind that is not known here.
+    """
+    kind = type(pipeline).__name__
+    if not isinstance(pipeline, DiffusionPipeline) or kind not in ENCODERS:
+        raise ModelError(f"{key}: '{source}' is a {kind}; known are {', '.join(ENCODERS)}")
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            freeze(part)
+    return DenoisingModel(pipeline, getattr(pipeline, part_of(pipeline)), source, text_tokens)
+
+
+def part_of(pipeline: Any) -> str:
+    """The pipeline's name for its denoiser."""
+    return "transformer" if "transformer" in pipeline.components else "unet"
+
+
+def adapted(model: Any) -> bool:
+    """Whether a denoiser has a LoRA in it."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of a LoRA."""
+    return (Path(resolve(name)) / ADAPTER).is_file()
+
+
+def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel:
+    """A copy of a model with a LoRA in it; weights that do not train are shared with the base.
+
+    Raises:
+        ModelError: the adapter does not fit.
+    """
+    model, file = shared_copy(base.model), Path(resolve(name)) / ADAPTER
+    part = part_of(base.pipeline)
+    try:
+        with safe_open(file, "pt") as opened:
+            prefixed = all(tensor.startswith(f"{part}.") for tensor in list(opened.keys()))
+        model.load_lora_adapter(str(file.parent), prefix=part if prefixed else None)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise unloadable(key, name, error, needs="the LoRA of a denoiser like the student's") from error
+    return DenoisingModel(base.pipeline, freeze(model), name, base.text_tokens, base.autocast, base.known)
+
+
+def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
+    """Put a LoRA into a model, and let it alone train.
+
+    Raises:
+        ConfigError: no layer's name ends like that.
+    """
+    from peft import LoraConfig
+
+    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+    try:
+        with quiet():
+            model.model.add_adapter(settings)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}; name layers of '{model.source}'") from error
+
+
+def frozen_copy(model: DenoisingModel) -> DenoisingModel:
+    """The model as it is now, never to change; weights that do not train are shared with it."""
+    copied = freeze(shared_copy(model.model))
+    return DenoisingModel(model.pipeline, copied, model.source, model.text_tokens, model.autocast, model.known)
+
+
+def shared_copy(module: nn.Module) -> Any:
+    """A copy that has its own trainable parameters, and shares all others."""
+    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, memo=frozen)

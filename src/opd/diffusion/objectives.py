@@ -1,0 +1,103 @@
+"""Objectives of denoising students: a kind of signal with the loss that fits it, as the loop calls them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from opd.diffusion.kernels import MEANS, Divergence, Kernel, coefficient_K, log_density
+from opd.diffusion.models import DenoisingModel
+from opd.diffusion.sampler import Reward
+from opd.diffusion.types import PredictionSignal, PredictionStates, RewardSignal, TransitionSignal
+from opd.losses.denoising import denoising_distance, transition_policy_gradient
+from opd.types import Signal, States
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingDistance:
+    """A weighted squared distance between two predictions, as ``opd.diffusion.kernels.coefficient_K`` weighs it.
+
+    Attributes:
+        kernel: the student's sampler.
+        coefficient_K: float64 [K], of each of its steps.
+        per_dimension: whether it is a mean over a latent's dimensions, not their sum.
+    """
+
+    kernel: Kernel
+    coefficient_K: Tensor
+    per_dimension: bool
+
+    @classmethod
+    def of(cls, kernel: Kernel, divergence: Divergence, counts_K: Tensor) -> DenoisingDistance:
+        """The distance of that name.
+
+        Args:
+            counts_K: bool [K], the steps that are trained on.
+        """
+        coefficients = coefficient_K(kernel, divergence, supervised_K=counts_K)
+        return cls(kernel=kernel, coefficient_K=coefficients, per_dimension=divergence in MEANS)
+
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+        """The weighted sum of distances, float32 []."""
+        assert isinstance(student, PredictionStates)
+        assert isinstance(signal, PredictionSignal)
+        coefficient_T = self.coefficient_K[signal.step_T.cpu()].float().to(weight_T.device)
+        return denoising_distance(
+            student.prediction_TX,
+            signal.target_TX,
+            coefficient_T,
+            weight_T,
+            per_dimension=self.per_dimension,
+            per_position=per_token_T,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionPolicyGradient:
+    """Make transitions likelier that belong to trajectories with a better outcome (Flow-GRPO, arXiv 2505.05470).
+
+    Attributes:
+        kernel: the student's sampler, with noise.
+    """
+
+    kernel: Kernel
+
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+        """−Σ w r A, float32 []; every batch is used once, so r is 1 and nothing is there to be clipped."""
+        assert isinstance(student, PredictionStates)
+        assert isinstance(signal, TransitionSignal)
+        logprobs_T = log_density(self.kernel, signal.step_T, signal.state_TX, student.prediction_TX, signal.next_TX)
+        return transition_policy_gradient(
+            logprobs_T,
+            signal.rollout_logprobs_T,
+            signal.advantage_T,
+            weight_T,
+            per_position=per_token_T,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardGradient:
+    """−R of the student's denoised mean, differentiated (ReFL, arXiv 2304.05977).
+
+    Attributes:
+        kernel: the student's sampler.
+        model: turns latents into pictures.
+        reward: of pictures and their prompts, with gradients.
+    """
+
+    kernel: Kernel
+    model: DenoisingModel
+    reward: Reward
+
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+        """−Σ w R, float32 []."""
+        assert isinstance(student, PredictionStates)
+        assert isinstance(signal, RewardSignal)
+        clean_TX = self.kernel.denoised(signal.step_T, signal.state_TX, student.prediction_TX)
+        prompts = [signal.prompts[r] for r in signal.rollout_T.tolist()]
+        reward_T = self.reward(self.model.decode(clean_TX.float()), prompts)
+        if per_token_T is not None:
+            per_token_T.copy_(-reward_T.detach())
+        return -(reward_T @ weight_T)

@@ -1,0 +1,216 @@
+"""Trajectories: the student's or a teacher's own denoising, and pictures that were noised."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd.diffusion.kernels import Kernel, log_density
+from opd.diffusion.models import DenoisingModel
+from opd.diffusion.reading import of_denoisers
+from opd.diffusion.types import Trajectory, fingerprint
+from opd.teachers.experts import first
+from opd.types import Prompt, Roller, Span
+
+Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
+"""Of pictures and their prompts, [B]."""
+
+
+class DenoisingSampler:
+    """Denoises with a model, step by step, and keeps every state and all noise.
+
+    Args:
+        model: denoises, in eval mode and without gradients.
+        kernel: what each step does.
+        guidance: classifier-free guidance.
+        counts: by step, whether it is trained on.
+        reward: judges the pictures; None leaves them unjudged.
+        max_rows: pictures at a time.
+        writer: whose trajectories these are.
+    """
+
+    def __init__(
+        self,
+        model: DenoisingModel,
+        kernel: Kernel,
+        *,
+        guidance: float = 1.0,
+        counts: Sequence[bool] | None = None,
+        reward: Reward | None = None,
+        max_rows: int = 256,
+    ) -> None:
+        self.model = model
+        self.kernel = kernel
+        self.guidance = guidance
+        self.counts = tuple(counts) if counts is not None else (True,) * kernel.num_steps
+        self.reward = reward
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
+        """One trajectory per prompt, in order."""
+        noise_BKX = noise(prompts, seed, (self.kernel.num_steps + 1, *self.model.shape))
+        rolled: list[Trajectory] = []
+        training = self.model.model.training
+        self.model.model.eval()
+        for start in range(0, len(prompts), self.max_rows):
+            rows = slice(start, start + self.max_rows)
+            rolled += self._batch(prompts[rows], noise_BKX[rows])
+        self.model.model.train(training)
+        return rolled
+
+    def _batch(self, prompts: Sequence[Prompt], noise_BKX: Tensor) -> list[Trajectory]:
+        device, steps = self.model.device, self.kernel.num_steps
+        told, noise_BKX = self.model.encode(prompts), noise_BKX.to(device)
+        states, logprobs = [noise_BKX[:, 0]], []
+        for k in range(steps):
+            k_B = torch.full((len(prompts),), k, device=device)
+            prediction_BX = self.model.predict(states[-1], self.kernel.time(k_B), told, self.guidance)
+            states.append(self.kernel.next(k_B, states[-1], prediction_BX, noise_BKX[:, k + 1]))
+            if float(self.kernel.std_K[k]):
+                logprobs.append(log_density(self.kernel, k_B, states[-2], prediction_BX, states[-1]))
+            else:
+                logprobs.append(torch.full((len(prompts),), torch.nan))
+        latents_BKX, logprobs_BK = torch.stack(states, 1).cpu(), torch.stack([t.cpu() for t in logprobs], 1)
+        step_K = torch.arange(steps)
+        rewards = self.reward(self.model.decode(states[-1]).cpu(), prompts).tolist() if self.reward else None
+        return [
+            replace(
+                trajectory(prompt, self.kernel.time(step_K), latents_BKX[b], noise_BKX[b, 1:].cpu(), step_K),
+                completion_mask=self.counts,
+                logprobs=tuple(logprobs_BK[b].tolist()),
+                reward=rewards[b] if rewards else None,
+            )
+            for b, prompt in enumerate(prompts)
+        ]
+
+
+def noise(prompts: Sequence[Prompt], seed: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal, float32 [B, ...]: of a prompt and how often it has come, whatever else is in the batch.
+
+    So a student and the teacher of some of its prompts begin with the same, and every device has the same.
+    """
+    seen: Counter[str] = Counter()
+    drawn = []
+    for prompt in prompts:
+        own = zlib.crc32(f"{seed} {seen[prompt.id]} {prompt.id}".encode())
+        drawn.append(torch.randn(*shape, generator=torch.Generator().manual_seed(own)))
+        seen[prompt.id] += 1
+    return torch.stack(drawn)
+
+
+def trajectory(prompt: Prompt, time_K: Tensor, latents_KX: Tensor, noise_KX: Tensor, step_K: Tensor) -> Trajectory:
+    """States as a rollout.
+
+    Args:
+        time_K: what the denoiser is told.
+        latents_KX: [K + 1, C, H, W], the clean latent last.
+        noise_KX: [K, C, H, W].
+        step_K: int64 [K] of the run's table of steps.
+    """
+    states = len(step_K)
+    return Trajectory(
+        prompt=prompt,
+        prompt_ids=(),
+        completion_ids=tuple(fingerprint(latents_KX[:-1], time_K).tolist()),
+        completion_mask=(True,) * states,
+        logprobs=(torch.nan,) * states,
+        turns=(Span(0, states),),
+        finish="stop",
+        latents_KX=latents_KX,
+        noise_KX=noise_KX,
+        steps=tuple(step_K.tolist()),
+    )
+
+
+class TeachersDraw:
+    """Trajectories by the teacher that knows most about a prompt's domain.
+
+    Args:
+        samplers: of each teacher, by name.
+        shares: by domain and teacher.
+    """
+
+    def __init__(self, samplers: Mapping[str, DenoisingSampler], shares: Mapping[str, Mapping[str, float]]) -> None:
+        self.samplers = samplers
+        self.shares = shares
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
+        """One trajectory per prompt, in order."""
+        who = [first(self.shares[p.domain]) if self.shares else next(iter(self.samplers)) for p in prompts]
+        drawn: dict[int, Trajectory] = {}
+        for name, sampler in self.samplers.items():
+            own = [i for i, author in enumerate(who) if author == name]
+            made = sampler.rollout([prompts[i] for i in own], seed, step) if own else []
+            drawn |= {i: replace(t, writer="teacher") for i, t in zip(own, made, strict=True)}
+        return [drawn[i] for i in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class PicturesOf:
+    """The clean latents that somebody's trajectories end with."""
+
+    roller: Roller
+
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
+        return [trajectory.latents_KX[-1] for trajectory in of_denoisers(self.roller.rollout(prompts, seed))]
+
+
+class Noised:
+    """Pictures at random steps of the schedule they are trained on: the states of plain fine-tuning.
+
+    Args:
+        latents: the clean latent [C, H, W] of each prompt; None where there is no picture.
+        kernel: of every time that the model was trained on.
+        states: of each picture, at times of their own.
+        first: where the kernel's steps begin in the run's table.
+        others: makes the trajectories of prompts without a picture.
+    """
+
+    def __init__(
+        self,
+        latents: Callable[[Sequence[Prompt], int], Sequence[Tensor | None]],
+        kernel: Kernel,
+        *,
+        states: int,
+        first: int = 0,
+        others: Roller | None = None,
+    ) -> None:
+        self.latents = latents
+        self.kernel = kernel
+        self.states = states
+        self.first = first
+        self.others = others
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
+        """So many states of each prompt's picture."""
+        generator = torch.Generator().manual_seed(seed)
+        clean = self.latents(prompts, seed)
+        plain = [prompt for prompt, latent_X in zip(prompts, clean, strict=True) if latent_X is None]
+        drawn = iter(of_denoisers(self.others.rollout(plain, seed, step)) if self.others and plain else ())
+        return [
+            next(drawn) if latent_X is None else self._noised(prompt, latent_X, generator)
+            for prompt, latent_X in zip(prompts, clean, strict=True)
+        ]
+
+    def _noised(self, prompt: Prompt, clean_X: Tensor, generator: torch.Generator) -> Trajectory:
+        steps_K = torch.randint(self.kernel.num_steps, (self.states,), generator=generator)
+        noise_KX = torch.randn((self.states, *clean_X.shape), generator=generator)
+        states_KX = self.kernel.noised(steps_K, clean_X.expand_as(noise_KX), noise_KX)
+        made = trajectory(
+            prompt, self.kernel.time(steps_K), torch.cat([states_KX, clean_X[None]]), noise_KX, steps_K + self.first
+        )
+        return replace(made, writer="answers")
+
+
+def joined(one: Kernel, other: Kernel) -> Kernel:
+    """The steps of two samplers of one model in one table."""
+    columns: dict[str, Any] = {f.name: getattr(one, f.name) for f in fields(one) if f.name.endswith("_K")}
+    both: dict[str, Any] = {name: torch.cat([column, getattr(other, name)]) for name, column in columns.items()}
+    return replace(one, **both)

@@ -1,0 +1,169 @@
+"""Teachers and views of denoising students: who predicts at the visited states, and what it gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+import torch
+
+from opd.diffusion.kernels import Kernel, convert
+from opd.diffusion.models import DenoisingModel
+from opd.diffusion.pictures import picture_of
+from opd.diffusion.reading import of_denoisers, read_segments, states_at
+from opd.diffusion.types import PredictionSignal, RewardSignal, Shown, TransitionSignal
+from opd.reading import sort_key
+from opd.teachers.local import Answers
+from opd.teachers.sampled import Outcome
+from opd.types import Rollout, Segment, Span
+
+
+class ImageView:
+    """The teacher sees the prompt's picture beside the prompt, and speaks about prompts that have one.
+
+    Source: D-OPSD, arXiv 2605.05204.
+    """
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """A segment for every trajectory whose prompt has a picture."""
+        segments: list[Segment] = []
+        for index, rollout in enumerate(rollouts):
+            picture = picture_of(rollout.prompt)
+            if picture is not None:
+                span = Span(0, len(rollout.completion_ids))
+                segments.append(Shown(rollout=index, context_ids=(), span=span, picture=picture))
+        return segments
+
+
+class DenoisingTeacher:
+    """A model that predicts at the student's states.
+
+    Args:
+        model: predicts.
+        kernel: the student's sampler.
+        own: the same of the model's own scheduler; its predictions are converted into the student's parameterisation.
+        guidance: classifier-free guidance.
+        max_rows: states at a time.
+    """
+
+    def __init__(
+        self, model: DenoisingModel, kernel: Kernel, *, own: Kernel | None = None, guidance: float, max_rows: int
+    ) -> None:
+        self.model = model
+        self.kernel = kernel
+        self.own = own or kernel
+        self.guidance = guidance
+        self.max_rows = max_rows
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
+        """Its prediction at every state that is trained on."""
+        where, said = read_segments(
+            self.model, self.kernel, rollouts, segments, guidance=self.guidance, max_rows=self.max_rows
+        )
+        states_TX, step_T = states_at(rollouts, where)
+        target_TX = convert(said.prediction_TX, states_TX, step_T, self.own, self.kernel)
+        return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX.float(), step_T)
+
+
+class TaskTeachers:
+    """Several teachers, each about the prompts of its own domains; their mean where several know one.
+
+    For squared distances the loss to the mean prediction and the mean of the losses differ by a constant, so they have
+    the same gradient, and there is nothing to choose between.
+
+    Args:
+        teachers: by name.
+        shares: by domain and name; not normalised.
+
+    Source: DiffusionOPD, arXiv 2605.15055.
+    """
+
+    def __init__(self, teachers: Mapping[str, DenoisingTeacher], shares: Mapping[str, Mapping[str, float]]) -> None:
+        self.teachers = teachers
+        self.shares = shares
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
+        """Every teacher reads the states of its own trajectories once."""
+        mean: PredictionSignal | None = None
+        for name, teacher in self.teachers.items():
+            own = [s for s in segments if name in self.shares[rollouts[s.rollout].prompt.domain]]
+            if not own:
+                continue
+            said = teacher.score(rollouts, own)
+            table = [self.shares[rollout.prompt.domain] for rollout in rollouts]
+            share_B = torch.tensor([row.get(name, 0.0) / sum(row.values()) for row in table])
+            share_T = share_B[said.rollout_T].view(-1, *(1 for _ in said.target_TX.shape[1:]))
+            weighted = replace(said, target_TX=share_T * said.target_TX)
+            mean = weighted if mean is None else added(mean, weighted)
+        assert mean is not None
+        return mean
+
+
+def added(one: PredictionSignal, other: PredictionSignal) -> PredictionSignal:
+    """Two signals about some of the same states: targets add up."""
+    both = replace(one, **{f.name: torch.cat([getattr(s, f.name) for s in (one, other)]) for f in fields(one)})
+    key_T, place_T = sort_key(both).unique(return_inverse=True)
+    last_T = torch.zeros(len(key_T), dtype=torch.int64).scatter(0, place_T, torch.arange(len(both)))
+    target_TX = torch.zeros(len(key_T), *both.target_TX.shape[1:]).index_add(0, place_T, both.target_TX)
+    return replace(both.take(last_T), target_TX=target_TX)
+
+
+class Pictures:
+    """The teacher of plain fine-tuning: what leads from the noised state back to the very picture."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
+        """The prediction that has the clean latent as its denoised mean, at every state."""
+        where = Answers().score(rollouts, segments)
+        clean_TX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])[where.rollout_T]
+        states_TX, step_T = states_at(rollouts, where)
+        target_TX = self.kernel.prediction(step_T, states_TX, clean_TX).float()
+        return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX, step_T)
+
+
+class Rewarded:
+    """The outcome's advantage of every transition: the reward, compared among trajectories of one prompt.
+
+    Args:
+        outcome: makes advantages of rewards.
+
+    Source: Flow-GRPO, arXiv 2505.05470.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> TransitionSignal:
+        """An advantage for every transition that is trained on."""
+        said = self.outcome.score(rollouts, segments)
+        states_TX, step_T = states_at(rollouts, said)
+        next_TX, _ = states_at(rollouts, said, later=1)
+        values = {f.name: getattr(said, f.name) for f in fields(said)}
+        return TransitionSignal(**values, state_TX=states_TX, next_TX=next_TX, step_T=step_T)
+
+
+class PleaseReward:
+    """Points to the last states of each trajectory, whose denoised means a reward looks at.
+
+    Args:
+        states: of each trajectory, from the last.
+
+    Source: ReFL, arXiv 2304.05977; DRaFT, arXiv 2309.17400.
+    """
+
+    def __init__(self, states: int) -> None:
+        self.states = states
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> RewardSignal:
+        """The states, and whose they are."""
+        late = []
+        for segment in segments:
+            start, stop = segment.span
+            late.append(replace(segment, span=Span(max(start, stop - self.states), stop)))
+        where = Answers().score(rollouts, late)
+        prompts = tuple(rollout.prompt for rollout in rollouts)
+        return RewardSignal(
+            where.rollout_T, where.position_T, where.token_T, *states_at(rollouts, where), prompts=prompts
+        )
