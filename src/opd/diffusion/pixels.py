@@ -1,0 +1,54 @@
+"""The identity in the place of a pipeline's autoencoder, for models that work on pixels."""
+
+from __future__ import annotations
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, zeros
+
+
+class Pixels(ModelMixin, ConfigMixin):
+    """An autoencoder whose latents are the pictures themselves, with ``AutoencoderKL``'s ways of answering.
+
+    One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...] = (1,),
+        latent_channels: int = 3,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        # Pipelines ask a model for its dtype and device, and a weights file has to hold something.
+        self.register_buffer("anchor", zeros(1))
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Pictures as a distribution without spread around them.
+
+        Args:
+            x: [B, C, H, W], in [-1, 1].
+        """
+        moments = DiagonalGaussianDistribution(_without_spread(x), deterministic=True)
+        return AutoencoderKLOutput(latent_dist=moments) if return_dict else (moments,)
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
+        """Latents as they are.
+
+        Args:
+            z: [B, C, H, W].
+        """
+        return DecoderOutput(sample=z) if return_dict else (z,)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Encoded and decoded: the same pictures."""
+        return self.decode(sample, return_dict=return_dict)
+
+
+def _without_spread(x_BCHW: Tensor) -> Tensor:
+    """[B, 2C, H, W]: means, and log-variances that a deterministic distribution ignores."""
+    return x_BCHW.repeat(1, 2, *(1 for _ in x_BCHW.shape[2:]))
