@@ -26,7 +26,7 @@ def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any
     known = json.loads(index.read_text()) if index.is_file() else {}
     absent = {name: None for name, value in known.items() if isinstance(value, list) and value[0] is None}
     with _only_errors():  # a pixel model's autoencoder is not of the class that a pipeline names
-        return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, **absent)
+        return DiffusionPipeline.from_pretrained(path, dtype=dtype, **absent)
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:

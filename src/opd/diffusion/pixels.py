@@ -15,7 +15,7 @@ class Pixels(ModelMixin, ConfigMixin):
     One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         block_out_channels: tuple[int, ...] = (1,),

@@ -85,7 +85,6 @@ def new_text_encoder() -> CLIPTextModelWithProjection:
         pad_token_id=TOKENS.index(PAD),
         bos_token_id=None,
         eos_token_id=TOKENS.index(END),
-        initializer_factor=3.0,
     )
     return CLIPTextModelWithProjection(config).eval()
 
