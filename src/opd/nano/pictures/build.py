@@ -67,7 +67,6 @@ EVALUATED = 192
 """Prompts behind every accuracy printed."""
 
 Say = Callable[[str], None]
-Weights = tuple[str, ...]
 
 
 def pretraining_loss(pipeline: Any, step: int, *, seed: int, domains: Sequence[str] = DOMAINS) -> Tensor:
@@ -120,7 +119,7 @@ def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
         return pretraining_loss(pipeline, step, seed=seed)
 
     fit(everything(pipeline), loss, steps=scaled(BASE_STEPS, scale), lr=BASE_LR, say=say)
-    save_half(pipeline, out / "pictures-base")
+    save_pipeline(pipeline, out / "pictures-base", torch.float16)
     say_accuracies(load_pipeline(out / "pictures-base"), say)
 
 
@@ -164,7 +163,7 @@ def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
     freeze(pipeline)
     say_fewstep(pipeline, (2, TEACHER_EULER), say)
     distil(pipeline, scale, seed, say)
-    save_half(pipeline, out / "pictures-fewstep")
+    save_pipeline(pipeline, out / "pictures-fewstep", torch.float16)
     say_fewstep(load_pipeline(out / "pictures-fewstep"), (2, 4, TEACHER_EULER), say)
 
 
@@ -221,13 +220,6 @@ def freeze(pipeline: Any) -> None:
 
 def _parts(pipeline: Any) -> list[nn.Module]:
     return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-
-
-def save_half(pipeline: Any, folder: Path) -> None:
-    """Save in half precision; ``load_pipeline`` gives float32 again."""
-    pipeline.to(torch.float16)
-    save_pipeline(pipeline, folder)
-    pipeline.to(torch.float32)
 
 
 def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int = EVALUATED, seed: int = 0) -> float:
