@@ -1,1 +1,1 @@
-"""On-policy distillation of image generators: flow matching and diffusion."""
+"""On-policy distillation of diffusion and flow-matching models. Needs the ``diffusion`` extra."""

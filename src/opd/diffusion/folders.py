@@ -8,44 +8,54 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers.utils.logging as of_diffusers
 import torch
-import transformers.utils.logging as of_transformers
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from opd.bundled import resolve
 
 
 def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline in a folder, or the bundled one of that name (``nano/pictures-base``).
+    """The pipeline in a folder or of a name on the hub, or the bundled one of that name (``nano/pictures-base``).
 
     Components that the folder says it lacks are passed as None: ``from_pretrained`` insists on an answer for those
     which its class does not call optional, such as Stable Diffusion 3's third text encoder.
     """
-    from diffusers import DiffusionPipeline
-
     path = resolve(str(folder))
     index = Path(path) / "model_index.json"
     known = json.loads(index.read_text()) if index.is_file() else {}
     absent = {name: None for name, value in known.items() if isinstance(value, list) and value[0] is None}
-    with quiet():
+    with quiet():  # else it remarks that a pixel model's autoencoder is not of the class that it expects
         return DiffusionPipeline.from_pretrained(path, dtype=dtype, **absent)
 
 
-def save_pipeline(pipeline: Any, folder: Path) -> None:
-    """``save_pretrained`` without a remark on every component that is None on purpose."""
+def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """``save_pretrained`` that neither remarks on components that are None on purpose, nor tells where they came from.
+
+    Args:
+        dtype: what weights are rounded to first, in the pipeline as well; None leaves them as they are.
+    """
     with quiet():
-        pipeline.save_pretrained(folder)
+        (pipeline.to(dtype) if dtype else pipeline).save_pretrained(folder)
+    for path in (path for part in pipeline.components for path in (folder / part).glob("*.json")):
+        content = json.loads(path.read_text())
+        if content.pop("_name_or_path", None):
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let both libraries say only what is wrong, and draw no bars: the run's own progress is what the user watches."""
-    before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
-    for logging in (of_diffusers, of_transformers):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    """Neither progress bars nor anything less than an error."""
+    loggings = (diffusers_logging, transformers_logging)
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
+    for each in loggings:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        of_diffusers.set_verbosity(before[0])
-        of_transformers.set_verbosity(before[1])
+        for each, (verbosity, bar) in zip(loggings, before, strict=True):
+            each.set_verbosity(verbosity)
+            if bar:
+                each.enable_progress_bar()

@@ -1,0 +1,116 @@
+"""Train the two judges on real pictures, spoiled a little as generated ones are."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from opd.nano.pictures.judge import HEADS, UNNAMED, Judge, named_classes
+from opd.nano.pictures.vocabulary import SHAPES
+from opd.nano.pictures.world import (
+    DIGITS,
+    DOMAINS,
+    all_prompts,
+    concept_style,
+    draw,
+    draw_shapes,
+    random_styles,
+    style_distance,
+)
+from opd.types import Prompt
+
+STEPS = 2500
+BATCH = 128
+PEAK_LR = 3e-3
+SEEDS = {"judge": 1, "reward": 2}
+SAME_STYLE = 0.12
+"""The concept to the judge: every channel of both colours no farther off than this."""
+OTHER_STYLE = 0.32
+"""Not the concept: one of the colours farther off than this, as a length in RGB."""
+
+
+def save_digits(path: Path = DIGITS) -> None:
+    """Put scikit-learn's scans (UCI, Alpaydin and Kaynak, CC BY 4.0) where a run finds them without scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
+    scans, labels = torch.tensor(digits.images).to(torch.uint8), torch.tensor(digits.target).to(torch.uint8)
+    save_file({"scans": scans[order].contiguous(), "digits": labels[order].contiguous()}, path)
+
+
+def examples(number: int, seed: int, half: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures [B, 3, 16, 16] and the class of each under every head, in equal parts of four kinds."""
+    rng = random.Random(seed)
+    prompts: list[Prompt] = [p for d in DOMAINS for p in rng.choices(all_prompts(d), k=number // 4)]
+    pictures, classes = draw(prompts, seed, half=half), named_classes(prompts)
+    styled, styled_classes = styled_examples(number - len(prompts), seed)
+    together = {name: torch.cat([classes[name], styled_classes[name]]) for name in HEADS}
+    return torch.cat([pictures, styled]), together
+
+
+def styled_examples(number: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Shapes in two tones: a third the concept, a third near it, a third anything else."""
+    generator = torch.Generator().manual_seed(seed)
+    fill, border = random_styles(number, generator)
+    like_fill, like_border = concept_style(number, generator, jitter=SAME_STYLE)
+    third = number // 3
+    fill[: third + third // 2], border[:third] = like_fill[: third + third // 2], like_border[:third]
+    border[third + third // 2 : 2 * third] = like_border[third + third // 2 : 2 * third]
+    distance = style_distance(fill, border)
+    style = torch.where(distance < OTHER_STYLE, UNNAMED, HEADS["style"].index("other"))
+    style[:third] = HEADS["style"].index("concept")
+    shape = torch.randint(len(SHAPES), (number,), generator=generator)
+    classes = {name: torch.full((number,), UNNAMED) for name in HEADS}
+    classes |= {"kind": torch.zeros(number, dtype=torch.long), "shape": shape, "style": style}
+    return draw_shapes(shape, fill, border, generator), classes
+
+
+def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to a little noise and blur, so that the judge forgives what a viewer would."""
+    size = (len(pictures), 1, 1, 1)
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    mixed = torch.lerp(pictures, blurred, 0.5 * torch.rand(size, generator=generator))
+    noise = torch.randn(pictures.shape, generator=generator) * 0.12 * torch.rand(size, generator=generator)
+    return mixed + noise
+
+
+def train_judge(seed: int, steps: int = STEPS) -> Judge:
+    """AdamW under one cycle of the learning rate, fresh pictures every step."""
+    torch.manual_seed(seed)
+    judge = Judge()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK_LR, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        pictures, classes = examples(BATCH, seed * 1_000_000 + step, "judge")
+        logits = judge(spoiled(pictures, generator))
+        loss = torch.stack([F.cross_entropy(logits[name], classes[name]) for name in HEADS]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def accuracies(judge: Judge, number: int = 4000) -> dict[str, float]:
+    """Accuracy of every head on pictures it has not seen, digits from the half it has not seen."""
+    pictures, classes = examples(number, 77, "generators")
+    logits = judge(pictures)
+    hits = {name: (logits[name].argmax(-1) == classes[name])[classes[name] != UNNAMED] for name in HEADS}
+    return {name: float(hit.float().mean()) for name, hit in hits.items()}
+
+
+def build_judge(name: str, folder: Path) -> dict[str, float]:
+    """Train ``judge`` or ``reward``, save it in half precision, and say how good it is."""
+    judge = train_judge(SEEDS[name])
+    save_file(
+        {key: value.half().contiguous() for key, value in judge.state_dict().items()}, folder / f"{name}.safetensors"
+    )
+    return accuracies(judge)
