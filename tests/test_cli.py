@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.bundled import BUNDLED
 from opd.api import examine
+from opd.bundled import BUNDLED
 from opd.run_file import recipe_names
 
 

@@ -63,7 +63,7 @@ class PictureEvaluation:
         pictures_BX = pictures(self.model, rollouts)
         prompts = [rollout.prompt for rollout in rollouts]
         metrics = by_domain("accuracy", prompts, self.task.right(pictures_BX, prompts).tolist())
-        return metrics | {"frechet": self.task.distance(pictures_BX, prompts)}
+        return metrics | ({"frechet": self.task.distance(pictures_BX, prompts)} if len(prompts) > 1 else {})
 
 
 @torch.no_grad()

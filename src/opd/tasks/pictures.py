@@ -1,4 +1,4 @@
-"""Pictures to be drawn from a prompt, and a judge that says what they show.
+"""Pictures to be drawn from a prompt, and two judges that say what they show.
 
     red circle, three blue dots, digit seven, zorp circle
 
@@ -18,61 +18,68 @@ from opd.types import Prompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from opd.nano.pictures.judge import Judge
-
 MIXED = ("shapes", "count", "digits")
-DOMAINS = (*MIXED, "concept", "mixed")
+DOMAINS = (*MIXED, "concept")
 SPLITS = {"train": 512, "val": 128, "test": 256}
-"""Prompts a domain has in each split; ``mixed`` has those of its three domains."""
+"""Prompts a domain has in each split; without a domain those of the first three come in turn."""
+SEED = 20_260_101
+"""Of the real pictures that drawn ones are compared with."""
 
 
 class Pictures:
-    """See the module's docstring.
+    """A ``PictureTask`` on the world of ``opd.nano.pictures``.
 
-    Args:
-        domain: ``shapes``, ``count``, ``digits``, ``concept``, or ``mixed`` for the first three in turn.
+    A split is ``train``, ``val`` or ``test`` of three domains in turn, or of one as in ``shapes/test``. The concept's
+    handful, ``concept/train``, has a picture of each of its 12 prompts.
     """
 
-    def __init__(self, domain: str = "mixed") -> None:
-        if domain not in DOMAINS:
-            raise ConfigError(f"Unknown domain of pictures {domain!r}: use one of {', '.join(DOMAINS)}.")
-        self.domain = domain
-
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """The prompts of ``train``, ``val`` or ``test``, every text of a domain equally often."""
-        if split not in SPLITS:
-            raise ConfigError(f"The task 'pictures' has no split {split!r}: use one of {', '.join(SPLITS)}.")
-        if self.domain != "mixed":
-            return _of_domain(self.domain, split)
-        return tuple(p for row in zip(*(_of_domain(d, split) for d in MIXED), strict=True) for p in row)
+        """All prompts of a split, every text of a domain equally often.
 
-    @property
-    def judge(self) -> Judge:
-        """Who measures: frozen, on the CPU."""
-        return _judge("judge")
+        Raises:
+            ConfigError: there is no such split.
+        """
+        domain, _, name = split.rpartition("/")
+        if name not in SPLITS or domain not in ("", *DOMAINS):
+            raise ConfigError(
+                f"the task 'pictures' has no split '{split}'; give {', '.join(SPLITS)}, or one of a domain such as "
+                f"{DOMAINS[0]}/test, of {', '.join(DOMAINS)}"
+            )
+        if split == "concept/train":
+            return _examples()
+        if domain:
+            return _of_domain(domain, name)
+        return tuple(p for row in zip(*(_of_domain(d, name) for d in MIXED), strict=True) for p in row)
 
-    @property
-    def reward(self) -> Judge:
-        """Who rewards: of the same kind, from another seed, so that the judge stays impartial."""
-        return _judge("reward")
+    def right(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """1 where a picture shows all that its prompt names, else 0, by the judge for measuring."""
+        from opd.nano.pictures.judge import load_judge
 
-    def real(self, prompts: Sequence[Prompt], seed: int) -> Tensor:
-        """Pictures as the world has them, [B, 3, 16, 16] float32 in [-1, 1]; the same seed draws the same ones."""
+        return load_judge("judge").right(pictures_BX, prompts)
+
+    def reward(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The probability of that, by the judge for training, which has another seed: gradients reach the pictures."""
+        from opd.nano.pictures.judge import load_judge
+
+        return load_judge("reward").log_likelihood(pictures_BX, prompts).exp()
+
+    def distance(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> float:
+        """Fréchet distance to real pictures of the same prompts, in the measuring judge's features; not an FID."""
+        from opd.nano.pictures.judge import frechet, load_judge
         from opd.nano.pictures.world import draw
 
-        return draw(prompts, seed)
-
-    def examples(self) -> tuple[Sequence[Prompt], Tensor]:
-        """The concept's handful: 12 prompts, and a picture of each."""
-        from opd.nano.pictures.world import concept_examples
-
-        return concept_examples()
+        judge = load_judge("judge")
+        return frechet(judge.features(pictures_BX), judge.features(draw(prompts, SEED, half="judge")))
 
 
-def _judge(name: str) -> Judge:
-    from opd.nano.pictures.judge import load_judge
+def _examples() -> tuple[Prompt, ...]:
+    from opd.nano.pictures.world import concept_examples
 
-    return load_judge(name)
+    prompts, pictures = concept_examples()
+    return tuple(
+        replace(prompt, id=f"pictures/concept/train/{i}", data={**prompt.data, "image": picture})
+        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+    )
 
 
 def _of_domain(domain: str, split: str) -> tuple[Prompt, ...]:
