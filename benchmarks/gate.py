@@ -85,7 +85,7 @@ PAIRS = {
 def recipes() -> tuple[dict[str, Case], dict[str, str]]:
     """Recipes whose teacher is another model: those that a gate may watch, and why it may not watch the others."""
     watched, others = {}, {}
-    for name in recipe_names():
+    for name in recipe_names("language"):
         if read(name).teacher.weights != "model":
             continue
         try:

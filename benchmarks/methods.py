@@ -331,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", action="append", choices=[*recipe_names(), *VARIANTS])
+    parser.add_argument("--only", action="append", choices=[*recipe_names("language"), *VARIANTS])
     parser.add_argument(
         "--write", type=Path, help="write the page here, the figure beside it, and `opd methods`'s figures"
     )
@@ -339,7 +339,7 @@ def main() -> None:
     args = parser.parse_args()
     args.cache.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    runs = {name: Run(name) for name in recipe_names()} | VARIANTS
+    runs = {name: Run(name) for name in recipe_names("language")} | VARIANTS
     chosen = {name: run for name, run in runs.items() if not args.only or name in args.only}
     names = [name for name in chosen if name not in VARIANTS]
     measured = measure_all(chosen, args.seeds, args.workers, args.cache)

@@ -32,9 +32,10 @@ FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunC
 """The schema of each family of students."""
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+def recipe_names(family: str | None = None) -> list[str]:
+    """Names of the shipped recipes, or of those for one family of students."""
+    names = sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+    return [name for name in names if family is None or read(name).family == family]
 
 
 def read(

@@ -8,6 +8,7 @@ from pathlib import Path
 from opd.bundled import resolve
 from opd.config import RunConfig
 from opd.errors import OpdError
+from opd.run_file import FAMILIES
 from opd.stages.average import check_shapes
 from opd.stages.graph import Stage, architecture
 
@@ -26,9 +27,10 @@ def check(stages: Mapping[str, Stage]) -> None:
             models = {name: architecture(stages, name) for name in stage.settings["average"]}
             check_shapes(models, key=f"{at}.average")
         if stage.kind == "train":
-            config = RunConfig.model_validate({**stage.settings, "out": stage.name})
-            _check_domains(config, at)
-            _check_vocabularies(config, stages, at)
+            config = FAMILIES[stage.settings["family"]].model_validate({**stage.settings, "out": stage.name})
+            if isinstance(config, RunConfig):
+                _check_domains(config, at)
+                _check_vocabularies(config, stages, at)
 
 
 def _check_domains(config: RunConfig, at: str) -> None:

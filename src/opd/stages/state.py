@@ -55,14 +55,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def outputs(folder: Path) -> dict[str, str]:
     """Digests of the files that a model in this folder consists of."""
-    return {path.name: digest(path) for path in model_files(folder)}
+    return _digests(folder, model_files(folder))
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Weights, configuration and tokenizer."""
+    """Weights, configuration and tokenizer; of a diffusers pipeline those of all its parts."""
+    index = folder / "model_index.json"
+    parts = [folder / name for name in json.loads(index.read_text())] if index.is_file() else []
     return sorted(
         path
-        for path in folder.iterdir()
+        for place in (folder, *(part for part in parts if part.is_dir()))
+        for path in place.iterdir()
         if path.is_file()
         and path.suffix in MODEL_SUFFIXES
         and path.name not in NOT_THE_MODEL
@@ -147,8 +150,11 @@ def supersede(out: Path, name: str) -> Path:
 
 def finish(folder: Path, started: Mapping[str, Any], result: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Write stage.json, the last thing a stage does."""
-    digests = {path.name: digest(path) for path in files}
-    write_json(folder / FINISHED, {**started, "outputs": digests, "result": dict(result)})
+    write_json(folder / FINISHED, {**started, "outputs": _digests(folder, files), "result": dict(result)})
+
+
+def _digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
 def _is_number(folder: str, name: str) -> bool:
