@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -28,6 +28,9 @@ from rich.console import Console
 from opd.config import MethodConfig, RunConfig
 from opd.methods import AXES, MEASURED, place
 from opd.run_file import read, recipe_names
+
+DENOISING = "## Denoising students"
+"""Heading of the section that benchmarks/diffusion.py writes into the same page, behind all others."""
 
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For what may fall before it rises, and for collapses that are to be seen."""
@@ -160,7 +163,13 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     )
 
 
-def measure_all(runs: Mapping[str, Run], seeds: int, workers: int, cache: Path) -> dict[str, list[Figures]]:
+def measure_all(
+    runs: Mapping[str, Run],
+    seeds: int,
+    workers: int,
+    cache: Path,
+    measure: Callable[[Run, int, str], Figures] = measure,
+) -> dict[str, list[Figures]]:
     """All runs and seeds, as many at a time as there are workers; those in the cache are not run again."""
     console = Console(stderr=True)
     known: dict[str, dict[str, Any]] = json.loads(cache.read_text()) if cache.exists() else {}
@@ -298,6 +307,19 @@ def summary(results: Sequence[Figures]) -> dict[str, list[float]]:
     }
 
 
+def elsewhere(path: Path) -> str:
+    """The page's section that another benchmark writes, with its heading; nothing if it has none."""
+    _, mark, rest = (path.read_text() if path.exists() else "").partition(f"\n{DENOISING}\n")
+    return mark + rest
+
+
+def remember(figures: Mapping[str, Any]) -> None:
+    """Keep recipes' figures for `opd methods NAME`, beside those of recipes that are not among them."""
+    path = Path(str(MEASURED))
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(dict(sorted({**known, **figures}.items())), indent=1) + "\n")
+
+
 def draw(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], path: Path) -> None:
     """Sampled accuracy against time, one point a recipe."""
     import matplotlib as mpl
@@ -347,9 +369,9 @@ def main() -> None:
     print(page)
     Console(stderr=True).print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     if args.write:
-        args.write.write_text(page)
+        args.write.write_text(page + elsewhere(args.write))
         draw(measured, names, args.write.with_suffix(".svg"))
-        Path(str(MEASURED)).write_text(json.dumps({n: summary(measured[n]) for n in names}, indent=1) + "\n")
+        remember({n: summary(measured[n]) for n in names})
 
 
 if __name__ == "__main__":

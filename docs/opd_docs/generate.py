@@ -15,6 +15,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "places": the_map.places,
     "recipes": the_map.recipes,
     "run file": run_file.run_file,
+    "denoising file": run_file.denoising_file,
     "pipeline file": run_file.pipeline_file,
     "commands": commands.commands,
     "names of opd": api.names,

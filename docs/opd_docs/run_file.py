@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from opd.config import RunConfig
+from opd.config import DiffusionConfig, RunConfig
 from opd.config.base import Strict
 from opd.stages.config import PipelineConfig
 from opd_docs.tables import prose, table
@@ -37,10 +37,20 @@ def run_file() -> str:
     return "\n\n".join(_sections(blocks(RunConfig), {}))
 
 
+def denoising_file() -> str:
+    """Every key of a denoising run's file that a language model's has not."""
+    return _beyond_a_run_file(DiffusionConfig, "denoising ")
+
+
 def pipeline_file() -> str:
     """Every key of a pipeline's file; what a run file has too is in its sections."""
+    return _beyond_a_run_file(PipelineConfig)
+
+
+def _beyond_a_run_file(model: type[BaseModel], prefix: str = "") -> str:
+    """A schema's own blocks, their headings apart from those of a run file."""
     known = {block.model: block.heading for block in blocks(RunConfig)}
-    ours = [block for block in blocks(PipelineConfig) if block.model not in known]
+    ours = [block._replace(heading=prefix + block.heading) for block in blocks(model) if block.model not in known]
     return "\n\n".join(_sections(ours, known))
 
 

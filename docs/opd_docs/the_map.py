@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from opd.config import MethodConfig, RunConfig
+from opd.config import DiffusionConfig, MethodConfig, RunConfig
 from opd.figures import figure
 from opd.methods import AXES, MEASURED, place
 from opd.run_file import RECIPES, read, recipe_names
@@ -16,6 +16,7 @@ HEADLINES = {
     "avg@2": "accuracy of sampled answers (avg@2)",
     "invalid_call_rate": "invalid tool calls",
     "gap_recovery": "share of the gap to the teacher closed",
+    "frechet": "Fréchet distance to real pictures, in a judge's features",
     "teacher/overlap@16": "16 likeliest tokens shared with the teacher",
     "teacher/reverse_kl": "KL(student‖teacher), nats a token",
 }
@@ -50,13 +51,20 @@ def here(name: str) -> str:
     rows = _measured().get(name)
     if not rows:
         return "not measured yet"
-    said = {"accuracy": "greedy", "avg@2": "sampled"}
+    config = _read(name)[0]
+    said = {"accuracy": "greedy" if config.family == "language" else "accuracy", "avg@2": "sampled"}
     figures = [
         f"{word} {figure(metric, rows[metric][0])} → {figure(metric, rows[metric][1])}".replace(" ", TOGETHER)
         for metric, word in said.items()
         if metric in rows
     ]
-    return f"{_read(name)[0].prompts.task}: {', '.join(figures)}"
+    return f"{_task(config)}: {', '.join(figures)}"
+
+
+def _task(config: RunConfig | DiffusionConfig) -> str:
+    """What the recipe's prompts are about."""
+    first = config.prompts.mix[0] if config.prompts.mix else config.prompts
+    return first.task or ""
 
 
 def _section(name: str) -> str:
@@ -78,7 +86,7 @@ def _section(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _figures(name: str, config: RunConfig) -> str:
+def _figures(name: str, config: RunConfig | DiffusionConfig) -> str:
     rows = _measured().get(name)
     if not rows:
         return "Not measured yet."
@@ -88,11 +96,11 @@ def _figures(name: str, config: RunConfig) -> str:
         if metric in rows
         for least, most in [[figure(metric, value) for value in rows[metric][2:]]]
     ]
-    header = [f"here, on `{config.prompts.task}`, {config.optimizer.steps} updates", "before", "after", "over seeds"]
+    header = [f"here, on `{_task(config)}`, {config.optimizer.steps} updates", "before", "after", "over seeds"]
     return table(header, lines)
 
 
-def _read(name: str) -> tuple[RunConfig, MethodConfig]:
+def _read(name: str) -> tuple[RunConfig | DiffusionConfig, MethodConfig]:
     config = read(name)
     if config.method is None:
         raise ValueError(f"the recipe {name} says nothing about itself; give it a method with a title and a source")

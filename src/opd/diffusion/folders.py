@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+import opd.diffusion.pixels  # noqa: F401  a pipeline's parts are loaded from modules that are imported already
 from opd.bundled import resolve
 
 

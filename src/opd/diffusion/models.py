@@ -174,9 +174,9 @@ class DenoisingModel:
         """Leave an ordinary pipeline folder; of a LoRA, the pipeline with it merged in, and the adapter beside it."""
         part, whole = part_of(self.pipeline), self.model.eval()
         if adapted(self.model):
-            self.model.save_lora_adapter(folder / "lora")
             whole = copy.deepcopy(self.model)
             with quiet():
+                self.model.save_lora_adapter(folder / "lora")
                 whole.fuse_lora()
                 whole.unload_lora()
         mine = getattr(self.pipeline, part)

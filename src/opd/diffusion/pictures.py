@@ -29,7 +29,7 @@ def picture_of(prompt: Prompt) -> Tensor | None:
         return image
     if isinstance(image, str):
         try:
-            return _read(image)
+            return read_picture(image)
         except (OSError, ValueError) as error:
             raise DataError(f"prompts: cannot read 'image' of prompt '{prompt.id}', '{image}': {error}") from None
     if isinstance(image, Image.Image):
@@ -40,7 +40,8 @@ def picture_of(prompt: Prompt) -> Tensor | None:
 
 
 @lru_cache(maxsize=4096)
-def _read(path: str) -> Tensor:
+def read_picture(path: str) -> Tensor:
+    """A file's picture, float32 [3, H, W] in [−1, 1]."""
     with Image.open(path) as image:
         return to_tensor(image)
 

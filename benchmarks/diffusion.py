@@ -1,0 +1,331 @@
+"""Denoising students beside what they are compared with, and beside what the papers report: docs/methods.md.
+
+    python benchmarks/diffusion.py [--seeds 3] [--workers 2] [--only d-opsd] [--write docs/methods.md]
+
+Several task teachers in one student, against other ways to get there at the same number of updates and trajectories;
+and a new concept for a two-step student, against plain fine-tuning on the same twelve pictures. Accuracy is the share
+of held-out prompts whose picture shows all that they name, by a judge that no run has trained on; medians over seeds
+with their range, 256 prompts a domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods import DENOISING, Claim, Figures, Run, judged, markdown, measure_all, remember, spread, summary
+
+DOMAINS = ("shapes", "count", "digits")
+GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
+NO_TEACHER = {"teacher.weights": "frozen", "teacher.models": None}
+AVERAGE = "mean of the teachers' weights"
+
+TASKS: dict[str, Run] = {
+    "diffusion-opd": Run("diffusion-opd"),
+    "diffusion-opd, SDE": Run("diffusion-opd", {"loss.divergence": "transition_kl", "rollout.noise": 0.7}),
+    "teachers' states": Run("diffusion-opd", {"rollout.policy": "teacher"}),
+    "teachers' pictures": Run(
+        "diffusion-opd",
+        {
+            "rollout.policy": "pictures",
+            "rollout.source": "teacher",
+            "loss.signal": "picture",
+            "loss.divergence": "velocity",
+            "loss.step_weights": None,
+        },
+    ),
+    "mixed rewards": Run(
+        "diffusion-opd",
+        {
+            "loss.signal": "reward",
+            "rollout.noise": 0.7,
+            "rollout.batch": 6,
+            "rollout.samples": 8,
+            **NO_TEACHER,
+            **GUARDS_OFF,
+        },
+    ),
+    AVERAGE: Run("diffusion-opd", {"optimizer.steps": 1}),
+}
+"""Three teachers, one student: on-policy, off-policy, on teachers' pictures, by rewards alone, and without training."""
+
+FINE_TUNING = {
+    "rollout.policy": "pictures",
+    "loss.signal": "picture",
+    "teacher.view": "plain",
+    "loss.anchor": 0.0,
+    "prompts": {"task": "pictures", "split": "concept/train"},
+    "eval.prompts": [{"task": "pictures", "split": "concept/test"}, {"task": "pictures", "split": "shapes/test"}],
+    **GUARDS_OFF,
+}
+CONCEPT: dict[str, Run] = {
+    "d-opsd": Run("d-opsd"),
+    "d-opsd, average": Run("d-opsd", {"teacher.weights": "ema", "teacher.ema_decay": 0.99}),
+    "d-opsd, live": Run("d-opsd", {"teacher.weights": "live", **GUARDS_OFF}),
+    "d-opsd, no anchor": Run("d-opsd", {"loss.anchor": 0.0, **GUARDS_OFF}),
+    "fine-tuning": Run("d-opsd", FINE_TUNING),
+    "fine-tuning, anchored": Run(
+        "d-opsd", {"rollout.policy": "pictures", "loss.signal": "picture", "teacher.view": "plain", **GUARDS_OFF}
+    ),
+}
+"""A new word for a two-step student, on the same twelve pictures."""
+
+LONG = 16
+"""Steps of a sampler that no longer tests whether few are enough."""
+
+CLAIMS = (
+    Claim(
+        "distilling on the student's states beats mixed-reward training",
+        "normalised mean .929 against .763 (2605.15055)",
+        "diffusion-opd",
+        "mixed rewards",
+        "least share",
+    ),
+    Claim(
+        "it beats fine-tuning on teachers' pictures",
+        "a curve; no figures (2605.15055)",
+        "diffusion-opd",
+        "teachers' pictures",
+        "least share",
+    ),
+    Claim(
+        "the student's states beat the teachers'",
+        "within noise in a reproduction at 8×8",
+        "diffusion-opd",
+        "teachers' states",
+        "least share",
+    ),
+    Claim(
+        "the deterministic trajectory beats the stochastic one",
+        "up to 5× faster, a curve (2605.15055)",
+        "diffusion-opd",
+        "diffusion-opd, SDE",
+        "least share",
+    ),
+    Claim(
+        "distillation beats averaging weights",
+        "Flow-OPD begins with the average (2605.08063)",
+        "diffusion-opd",
+        AVERAGE,
+        "least share",
+    ),
+    Claim(
+        "in d-opsd few steps stay good where fine-tuning loses them",
+        "quality 3.51 → 3.80 against 2.42 (2605.05204)",
+        "d-opsd",
+        "fine-tuning",
+        "accuracy/shapes",
+    ),
+    Claim(
+        "d-opsd's concept is no worse than fine-tuning's",
+        "DINO-D .0823 against .1588 (2605.05204)",
+        "d-opsd",
+        "fine-tuning",
+        "accuracy/concept",
+    ),
+    Claim(
+        "prompts of before stay without an anchor",
+        "GenEval .754 → .717 (2605.05204)",
+        "d-opsd, no anchor",
+        "fine-tuning",
+        "accuracy/shapes",
+    ),
+    Claim("a frozen teacher beats a live one", "the live one collapses (2605.05204)", "d-opsd", "d-opsd, live"),
+)
+
+
+def measure(run: Run, seed: int, folder: str) -> Figures:
+    """One run in a folder of its own, and its weights with a longer sampler."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    import opd
+
+    out = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    fixed = {"eval.every": 1000, "report": False, "log": [], "seed": seed, "out": str(out)}
+    averages = run.overrides.get("optimizer.steps") == 1
+    if averages:
+        fixed |= {"student": str(average(run, Path(folder) / "average")), "optimizer.lr": 1e-12}
+    result = opd.train(run.recipe, {**fixed, **run.overrides})
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["train"] for row in rows if "train" in row]
+    after = result.after | {f"{name}@{LONG}": value for name, value in at_length(run, out).items()}
+    after |= least_share(after)
+    return Figures(
+        before=result.before,
+        after=after,
+        steps=0 if averages else result.steps,
+        tokens=result.tokens,
+        teacher_tokens=round(sum(step["tokens"] * step.get("distill_share", 0.0) for step in steps)),
+        seconds=0.0 if averages else result.seconds,
+        stopped_by=result.stopped_by,
+        curve=[],
+        train={},
+    )
+
+
+def least_share(after: Mapping[str, float]) -> dict[str, float]:
+    """The least of the student's accuracies, each as a share of that domain's teacher's."""
+    pairs = [(after[f"accuracy/{d}"], after.get(f"teacher_accuracy/{d}")) for d in DOMAINS if f"accuracy/{d}" in after]
+    shares = [ours / theirs for ours, theirs in pairs if theirs]
+    return {"least share": min(shares)} if shares else {}
+
+
+def at_length(run: Run, model: Path) -> dict[str, float]:
+    """What a run's weights draw with a longer sampler."""
+    from opd.config import DiffusionConfig
+    from opd.diffusion.build import prepare
+    from opd.parts import Objects
+    from opd.run_file import read
+
+    plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
+    config = read(run.recipe, {**run.overrides, **plain})
+    assert isinstance(config, DiffusionConfig)
+    evaluation = prepare(config, Objects()).evaluation()
+    assert evaluation is not None
+    return evaluation()
+
+
+def average(run: Run, folder: Path) -> Path:
+    """A pipeline whose denoiser is the mean of the teachers', their adapters merged in."""
+    import torch
+
+    from opd.config import DiffusionConfig
+    from opd.diffusion.build import prepare
+    from opd.parts import Objects
+    from opd.run_file import read
+
+    config = read(run.recipe)
+    assert isinstance(config, DiffusionConfig)
+    prepared = prepare(config, Objects())
+    merged = []
+    for teacher in prepared.teachers.values():
+        model = copy.deepcopy(teacher.model)
+        model.fuse_lora()
+        model.unload_lora()
+        merged.append(model.state_dict())
+    mean = {name: torch.stack([state[name].float() for state in merged]).mean(0) for name in merged[0]}
+    prepared.student.model.load_state_dict(mean)
+    prepared.student.save(folder)
+    return folder
+
+
+def tasks_table(measured: Mapping[str, Sequence[Figures]]) -> str:
+    """Each domain's accuracy, beside its teacher's."""
+    header = ["", *DOMAINS, "least share of a teacher's", "Fréchet", "updates", "student's denoising steps", "s"]
+    first = next(iter(measured.values()))[0]
+    rows = [
+        [
+            "base",
+            *(f"{first.before[f'accuracy/{d}']:.1%}" for d in DOMAINS),
+            "",
+            f"{first.before['frechet']:.2f}",
+            *[""] * 3,
+        ],
+        ["its own teacher", *(f"{first.before[f'teacher_accuracy/{d}']:.1%}" for d in DOMAINS), "100 %", "", *[""] * 3],
+    ]
+    for name, runs in measured.items():
+        rows.append(
+            [
+                f"`{name}`" if name in TASKS and name == "diffusion-opd" else name,
+                *(spread([r.after[f"accuracy/{d}"] for r in runs]) for d in DOMAINS),
+                spread([r.after["least share"] for r in runs]),
+                number([r.after["frechet"] for r in runs]),
+                f"{statistics.median(r.steps for r in runs):.0f}",
+                f"{statistics.median(r.tokens for r in runs) / 1000:.0f} k",
+                f"{statistics.median(r.seconds for r in runs):.0f}",
+            ]
+        )
+    return markdown(header, rows)
+
+
+def concept_table(measured: Mapping[str, Sequence[Figures]]) -> str:
+    """The new word and the old ones, in two steps and in many."""
+    names = ("accuracy/concept", "accuracy/shapes", "frechet")
+    header = [
+        "",
+        "concept, 2 steps",
+        "old, 2 steps",
+        "Fréchet",
+        "concept, 16",
+        "old, 16",
+        "Fréchet, 16",
+        "updates",
+        "s",
+    ]
+    first = next(iter(measured.values()))[0].before
+    rows = [["few-step base", f"{first[names[0]]:.1%}", f"{first[names[1]]:.1%}", f"{first[names[2]]:.2f}", *[""] * 5]]
+    for name, runs in measured.items():
+        rows.append(
+            [
+                f"`{name}`" if name == "d-opsd" else name,
+                *(
+                    (number if key == "frechet" else spread)([r.after[f"{key}{end}"] for r in runs])
+                    for end in ("", f"@{LONG}")
+                    for key in names
+                ),
+                f"{statistics.median(r.steps for r in runs):.0f}",
+                f"{statistics.median(r.seconds for r in runs):.0f}",
+            ]
+        )
+    return markdown(header, rows)
+
+
+def number(values: Sequence[float]) -> str:
+    """Median and range."""
+    middle = f"{statistics.median(values):.2f}"
+    return f"{middle} ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else middle
+
+
+def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
+    """The part of the page."""
+    tasks = {name: measured[name] for name in TASKS if name in measured}
+    concept = {name: measured[name] for name in CONCEPT if name in measured}
+    claims = [c for c in CLAIMS if c.better in measured and c.worse in measured]
+    parts = [
+        DENOISING,
+        f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}; do not edit. Pictures of "
+        "16×16 pixels, pipelines of half a million weights, 256 prompts a domain, a judge that no run has trained on. "
+        "Teachers were fine-tuned on captions that are right, not by reward; the ability to use a picture in the "
+        "context was trained, it did not emerge; the Fréchet distance is in the judge's features and no FID. Every run "
+        "has the same number of updates and trajectories; learning rates are ours, the same for all.",
+        *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
+        *(["### A new word for a two-step student", concept_table(concept)] if concept else []),
+        "### What their papers claim, here",
+        markdown(["claim", "reported", "here", ""], [judged(c, measured) for c in claims]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Put the section where it stood, behind everything else."""
+    before, _, _ = (path.read_text() if path.exists() else "").partition(f"\n{DENOISING}\n")
+    path.write_text(before.rstrip("\n") + "\n\n" + text)
+
+
+def main() -> None:
+    runs = TASKS | CONCEPT
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", action="append", choices=list(runs))
+    parser.add_argument("--write", type=Path, help="write the section into this page, and `opd methods`'s figures")
+    parser.add_argument("--cache", type=Path, default=Path("runs/diffusion.json"), help="figures of runs already made")
+    args = parser.parse_args()
+    args.cache.parent.mkdir(parents=True, exist_ok=True)
+    chosen: dict[str, Any] = {name: run for name, run in runs.items() if not args.only or name in args.only}
+    measured = measure_all(chosen, args.seeds, args.workers, args.cache, measure)
+    text = section(measured, args.seeds)
+    print(text)
+    if args.write:
+        write(args.write, text)
+        remember({name: summary(measured[name]) for name in ("diffusion-opd", "d-opsd") if name in measured})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""``make demo-diffusion``: three task teachers become one student, and a two-step student learns a new word."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+import opd
+from opd.diffusion.pictures import picture_of, read_picture, to_pixels
+from opd.display import LiveDisplay, show_result
+from opd.tasks.pictures import Pictures
+
+STORIES = {
+    "diffusion-opd": (
+        "three teachers, one student",
+        "The base draws shapes, dots and digits, and does not do as it is told. Three teachers do, each in its own "
+        "domain. The student denoises its own pictures, and at every step the teacher of that prompt says where it "
+        "would have gone.",
+    ),
+    "d-opsd": (
+        "a new word for a two-step student",
+        "This student draws in two steps, and has never seen 'zorp' without a picture of it. Its teacher is itself, "
+        "with one of twelve pictures in view; the student sees the word alone.",
+    ),
+}
+
+
+def main(
+    out: Annotated[
+        str, typer.Option(help="Folder of both runs; an earlier demo's is replaced.")
+    ] = "runs/demo-diffusion",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; by default the recipes'.")] = None,
+) -> None:
+    """Train both recipes on the bundled pipelines, and show what they draw."""
+    console = Console()
+    shutil.rmtree(out, ignore_errors=True)
+    for name, (title, story) in STORIES.items():
+        console.rule(f"[bold]{name}: {title}")
+        console.print(story + "\n")
+        if name == "d-opsd":
+            shown = [p for prompt in Pictures().prompts("concept/train") if (p := picture_of(prompt)) is not None]
+            console.print(in_blocks(shown[:6]))
+        folder = Path(out) / name
+        overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
+        result = opd.train(name, overrides, displays=[LiveDisplay(console)])
+        show_result(console, result)
+        console.print(f"pictures {folder}/samples/overview.png\n")
+        strips = sorted((folder / "samples").glob("[0-9]*.png"))
+        for label, path in (("before", strips[0]), ("after", strips[-1])) if len(strips) > 1 else ():
+            console.print(f"[bold]{label}[/]")
+            console.print(in_blocks(list(read_picture(str(path)).split(16, 2))))
+
+
+def in_blocks(pictures: list[Tensor]) -> Text:
+    """Small pictures [3, H, W] beside each other in a terminal, two pixels a character."""
+    gap = torch.full((3, pictures[0].shape[1], 1), -1.0)
+    sheet = to_pixels(torch.cat([part for picture in pictures for part in (picture, gap)], 2))
+    text = Text()
+    for upper, lower in zip(sheet[::2], sheet[1::2], strict=True):
+        for (r, g, b), (s, t, u) in zip(upper.tolist(), lower.tolist(), strict=True):
+            text.append("▀", style=f"rgb({r},{g},{b}) on rgb({s},{t},{u})")
+        text.append("\n")
+    return text
+
+
+if __name__ == "__main__":
+    typer.run(main)
