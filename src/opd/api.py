@@ -23,7 +23,7 @@ from opd.models import LanguageModel
 from opd.parts import Objects, gather
 from opd.prepare import Prepared, prepare
 from opd.tasks import TASKS
-from opd.types import Prompt, Task
+from opd.types import Prompt
 
 GIVEN = "given from Python"
 """Stands in a run file for a part that was given as an object."""
@@ -57,10 +57,10 @@ def train(
     source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    student: LanguageModel | tuple[Any, Any] | None = None,
-    teacher: LanguageModel | tuple[Any, Any] | None = None,
+    student: Any = None,
+    teacher: Any = None,
     prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
-    task: Task | None = None,
+    task: Any = None,
     resume: bool = False,
     displays: Sequence[Any] = (),
 ) -> Result:
@@ -69,10 +69,11 @@ def train(
     Args:
         source: ``"hint"``, ``"my.yaml"`` or ``{"student": ...}``.
         overrides: ``{"optimizer.steps": 50}`` or ``["optimizer.steps=50"]``.
-        student: (model, tokenizer) instead of the run file's path; its weights are trained in place.
-        teacher: (model, tokenizer) instead of ``teacher.model``.
+        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline instead of the run file's path; its
+            weights are trained in place.
+        teacher: the same instead of ``teacher.model``.
         prompts: strings, mappings with ``prompt`` or ``messages``, or ``Prompt`` objects.
-        task: checks answers and reacts to turns, for prompts given as objects.
+        task: a ``Task`` or ``PictureTask`` that checks answers, for prompts given as objects.
         resume: go on from the newest checkpoint in ``out``; from the start if there is none.
         displays: objects with ``step``, ``evaluation`` and ``event`` methods that want to be told.
 
@@ -84,7 +85,9 @@ def train(
     """
     config = run_file.read(source, _with_objects(overrides, student, teacher, prompts, task))
     out = Path(config.out)
-    objects = Objects(student=_pair(student), teacher=_pair(teacher), prompts=prompts, task=task)
+    if isinstance(config, RunConfig):
+        student, teacher = _pair(student), _pair(teacher)
+    objects = Objects(student=student, teacher=teacher, prompts=prompts, task=task)
     with ExitStack() as held:
         existed = out.is_dir()
         if existed:

@@ -44,7 +44,8 @@ class Objects:
     """A ``LanguageModel``, or a diffusers pipeline."""
     teacher: Any = None
     prompts: Sequence[Any] | None = None
-    task: Task | None = None
+    task: Any = None
+    """A ``Task``, or a ``PictureTask``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from opd.config import DiffusionConfig
-from opd.diffusion.data import load_picture_prompts
+from opd.diffusion.conditions import LABELLED
+from opd.diffusion.data import given_prompts, load_picture_prompts
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
 from opd.diffusion.kernels import Kernel, convert, kernel_of
 from opd.diffusion.models import (
@@ -377,11 +378,15 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
         torch.set_num_threads(config.threads or 1)
     student.model.requires_grad_(config.lora is None)  # before any copy is made: what does not train is shared
     student.check_guidance(config.rollout.guidance, "rollout.guidance")
-    prompts, task = load_picture_prompts(config.prompts, key="prompts")
+    if objects.prompts is not None:
+        prompts, task = given_prompts(objects.prompts), objects.task
+    else:
+        prompts, task = load_picture_prompts(config.prompts, key="prompts")
     held_out: list[Prompt] = []
     held_out_task: PictureTask | None = None
     if config.eval.prompts:
         held_out, held_out_task = load_picture_prompts(config.eval.prompts, key="eval.prompts")
+    task, held_out_task = objects.task or task, objects.task or held_out_task
     run = Denoising(
         config=config,
         student=student,
@@ -446,7 +451,8 @@ def _check_prompts(run: Denoising) -> None:
     rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
     if rewarded and run.task is None:
         raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
-    run.student.encode(run.prompts[:1])
+    by_class = type(run.student.pipeline).__name__ in LABELLED
+    run.student.encode([*run.prompts, *run.held_out] if by_class else run.prompts[:1])
     needs = config.teacher.view == "image" or (
         config.rollout.policy == "pictures" and config.rollout.source == "prompts"
     )

@@ -55,6 +55,9 @@ ENCODERS: dict[str, Callable[[Any, Prompt, int], Told]] = {
 }
 """By the pipeline's class."""
 
+LABELLED = frozenset({"DiTPipeline", "DDPMPipeline", "DDIMPipeline"})
+"""Pipelines that may go by a prompt's class."""
+
 UNGUIDED = frozenset({"DDPMPipeline", "DDIMPipeline"})
 """Pipelines whose denoisers have no prediction without a condition."""
 

@@ -85,12 +85,9 @@ class TaskTeachers:
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
         """Every teacher reads the states of its own trajectories once."""
         mean: PredictionSignal | None = None
+        table = [self.shares[rollout.prompt.domain] for rollout in rollouts]
         for name, teacher in self.teachers.items():
-            own = [s for s in segments if name in self.shares[rollouts[s.rollout].prompt.domain]]
-            if not own:
-                continue
-            said = teacher.score(rollouts, own)
-            table = [self.shares[rollout.prompt.domain] for rollout in rollouts]
+            said = teacher.score(rollouts, [s for s in segments if name in table[s.rollout]])
             share_B = torch.tensor([row.get(name, 0.0) / sum(row.values()) for row in table])
             share_T = share_B[said.rollout_T].view(-1, *(1 for _ in said.target_TX.shape[1:]))
             weighted = replace(said, target_TX=share_T * said.target_TX)
