@@ -45,37 +45,39 @@ from opd.nano.pictures.world import (
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 64
 WRONG = 0.6
-"""Share of the base's captions drawn anew, without a look at the picture."""
+"""Share of captions drawn anew, without a look at the picture, in the base's second phase."""
 EMPTY = 0.1
 """Share of captions left empty."""
-BASE_STEPS, BASE_LR = 4000, 2e-3
+HONEST_STEPS, HONEST_LR = 1100, 2e-3
+"""The base's first phase, in which every caption is right: with wrong ones from the start it draws blobs."""
+WRONG_STEPS, WRONG_LR = 250, 6e-4
 REFERENCE_EVERY = 6
 """One step in so many of the base's is of references."""
-TEACHER_STEPS, TEACHER_LR = 550, 2e-3
+TEACHER_STEPS, TEACHER_LR = 200, 2e-3
 RANK, ALPHA = 16, 32
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 )
-TUNE_STEPS, TUNE_LR = 1900, 1e-3
+TUNE_STEPS, TUNE_LR = 500, 1e-3
 TUNE_REFERENCE_EVERY = 3
-TUPLES = 3072
+TUPLES = 1024
 """Trajectories of the many-step model, of text alone and of text with a reference each."""
 TEACHER_EULER = 16
-DISTIL_STEPS, DISTIL_LR = 1900, 8e-4
+DISTIL_STEPS, DISTIL_LR = 700, 8e-4
 EVALUATED = 192
 """Prompts behind every accuracy printed."""
 
 Say = Callable[[str], None]
 
 
-def pretraining_loss(pipeline: Any, step: int, *, seed: int, domains: Sequence[str] = DOMAINS) -> Tensor:
-    """Flow matching on pictures whose captions are wrong or empty at the rates above."""
+def pretraining_loss(pipeline: Any, step: int, *, seed: int, wrong: float) -> Tensor:
+    """Flow matching on pictures of every domain whose captions are wrong or empty at these rates."""
     rng = random.Random(seed * 1_000_003 + step)
-    known = {domain: all_prompts(domain) for domain in domains}
-    names = rng.choices(list(domains), k=BATCH)
+    known = {domain: all_prompts(domain) for domain in DOMAINS}
+    names = rng.choices(DOMAINS, k=BATCH)
     shown = [rng.choice(known[name]) for name in names]
-    told = [rng.choice(known[p.domain]) if rng.random() < WRONG else p for p in shown]
+    told = [rng.choice(known[p.domain]) if rng.random() < wrong else p for p in shown]
     texts = ["" if rng.random() < EMPTY else str(p.text) for p in told]
     return flow_loss(pipeline.transformer, draw(shown, rng.getrandbits(32)), condition(pipeline, texts))
 
@@ -113,12 +115,15 @@ def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
     torch.manual_seed(seed)
     pipeline = untrained(seed)
 
-    def loss(step: int) -> Tensor:
+    def loss(step: int, wrong: float) -> Tensor:
         if step % REFERENCE_EVERY == 0:
             return reference_loss(pipeline, step, seed=seed)
-        return pretraining_loss(pipeline, step, seed=seed)
+        return pretraining_loss(pipeline, step, seed=seed + round(10 * wrong), wrong=wrong)
 
-    fit(everything(pipeline), loss, steps=scaled(BASE_STEPS, scale), lr=BASE_LR, say=say)
+    weights = everything(pipeline)
+    fit(weights, partial(loss, wrong=0.0), steps=scaled(HONEST_STEPS, scale), lr=HONEST_LR, say=say)
+    say_accuracies(pipeline, say)
+    fit(weights, partial(loss, wrong=WRONG), steps=scaled(WRONG_STEPS, scale), lr=WRONG_LR, say=say)
     save_pipeline(pipeline, out / "pictures-base", torch.float16)
     say_accuracies(load_pipeline(out / "pictures-base"), say)
 

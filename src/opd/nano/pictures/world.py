@@ -35,6 +35,10 @@ BORDER = torch.tensor([0.60, 0.15, 0.90])
 """The concept's two colours, RGB in [0, 1]: orange inside, violet around."""
 HELD_OUT = 0.40
 """Pretraining shows no style both of whose colours are closer than this to the concept's."""
+SHIFT = 0.5
+"""How far, in pixels, things are from their place. With three times as much, models this small draw blobs."""
+SPACING = 5.0
+"""Pixels between the nine places that dots may take."""
 RIM = 1.5
 """Width of a border, in pixels."""
 JITTER = 0.04
@@ -146,8 +150,8 @@ def draw_shapes(shape_B: Tensor, fill_B3: Tensor, border_B3: Tensor, generator: 
         [B, 3, 16, 16].
     """
     size = len(shape_B)
-    radius = 4.8 + 1.4 * torch.rand(size, 1, 1, generator=generator)
-    x, y = _offsets(1.6 * _spread((size, 2), generator))
+    radius = 5.2 + 0.5 * torch.rand(size, 1, 1, generator=generator)
+    x, y = _offsets(SHIFT * _spread((size, 2), generator))
     distance = _distances(x, y, radius)[shape_B, torch.arange(size)]
     inside, rim = _coverage(distance + RIM), _coverage(distance)
     picture = _ground(size, generator)
@@ -191,13 +195,11 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
 
 
 def _apart(count: int, generator: torch.Generator) -> Tensor:
-    """[5, 2] centres relative to the middle, those beyond ``count`` far outside the picture."""
-    while True:
-        tried = 5.5 * _spread((64, count, 2), generator)
-        gaps = (tried[:, :, None] - tried[:, None]).norm(dim=-1) + 99 * torch.eye(count)
-        good = (gaps.amin((1, 2)) > 4.8).nonzero()
-        if len(good):
-            return torch.cat([tried[good[0, 0]], torch.full((MAX_COUNT - count, 2), 99.0)])
+    """[5, 2] centres near different places of a 3x3 grid, those beyond ``count`` far outside the picture."""
+    places = torch.cartesian_prod(*2 * [SPACING * torch.arange(-1.0, 2.0)])
+    chosen = places[torch.randperm(len(places), generator=generator)[:count]]
+    near = chosen + SHIFT * _spread((count, 2), generator)
+    return torch.cat([near, torch.full((MAX_COUNT - count, 2), 99.0)])
 
 
 def draw_digits(digit_B: Tensor, generator: torch.Generator, half: str = "generators") -> Tensor:
@@ -206,8 +208,8 @@ def draw_digits(digit_B: Tensor, generator: torch.Generator, half: str = "genera
     rows = [(labels == digit).nonzero()[:, 0] for digit in range(10)]
     picks = torch.rand(len(digit_B), generator=generator)
     chosen = [rows[d][int(p * len(rows[d]))] for d, p in zip(digit_B.tolist(), picks.tolist(), strict=True)]
-    scale = 1.0 + 0.12 * (1 + _spread((len(digit_B),), generator))
-    move = 0.10 * _spread((len(digit_B), 2), generator)
+    scale = 1.05 + 0.03 * _spread((len(digit_B),), generator)
+    move = 0.03 * _spread((len(digit_B), 2), generator)
     theta = torch.cat([torch.diag_embed(scale[:, None].expand(-1, 2)), move[:, :, None]], dim=2)
     places = F.affine_grid(theta, [len(digit_B), 1, SIZE, SIZE], align_corners=False)
     ink = F.grid_sample(scans[torch.stack(chosen)][:, None], places, align_corners=False)
