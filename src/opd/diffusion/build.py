@@ -91,8 +91,6 @@ class Denoising:
         """Put the parts into a loop that is ready to run from step 0."""
         config, student = self.config, self.student
         torch.manual_seed(config.seed)
-        if config.lora:
-            add_adapter(student, config.lora)
         if config.optimizer.gradient_checkpointing:
             student.model.enable_gradient_checkpointing()
         terms, average = self.terms()
@@ -392,6 +390,9 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
         held_out_task=held_out_task,
         teachers=_teachers(config, student, objects, device),
     )
+    if config.lora:
+        torch.manual_seed(config.seed)
+        add_adapter(student, config.lora)
     _check_prompts(run)
     _check_teachers(run)
     return run

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import PeftAdapterMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -243,6 +244,7 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
     Raises:
         ModelError: the adapter does not fit.
     """
+    check_adaptable(base, key=key)
     model, file = shared_copy(base.model), Path(resolve(name)) / ADAPTER
     part = part_of(base.pipeline)
     try:
@@ -259,15 +261,30 @@ def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
 
     Raises:
         ConfigError: no layer's name ends like that.
+        ModelError: its kind takes none.
     """
     from peft import LoraConfig
 
+    check_adaptable(model, key="lora")
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
     try:
         with quiet():
             model.model.add_adapter(settings)
     except ValueError as error:
         raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}; name layers of '{model.source}'") from error
+
+
+def check_adaptable(model: DenoisingModel, *, key: str) -> None:
+    """Refuse a LoRA of a denoiser for which diffusers has none.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if not isinstance(model.model, PeftAdapterMixin):
+        raise ModelError(
+            f"{key}: the denoiser of '{model.source}' is a {type(model.model).__name__}, for which diffusers has no "
+            "adapters; train all of its weights (leave lora out), and take teachers that are whole pipelines"
+        )
 
 
 def frozen_copy(model: DenoisingModel) -> DenoisingModel:
