@@ -6,6 +6,7 @@ Suffixes: T states (a noisy picture at a step), B pictures, X the dimensions of 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import PeftAdapterMixin
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from opd.bundled import resolve
@@ -175,9 +176,9 @@ class DenoisingModel:
         """Leave an ordinary pipeline folder; of a LoRA, the pipeline with it merged in, and the adapter beside it."""
         part, whole = part_of(self.pipeline), self.model.eval()
         if adapted(self.model):
-            self.model.save_lora_adapter(folder / "lora")
             whole = copy.deepcopy(self.model)
             with quiet():
+                self.model.save_lora_adapter(folder / "lora")
                 whole.fuse_lora()
                 whole.unload_lora()
         mine = getattr(self.pipeline, part)
@@ -201,10 +202,11 @@ def load(name: str, *, key: str, text_tokens: int = 256, device: str = "cpu") ->
         ModelError: it cannot be loaded, or is of a kind that is not known here.
     """
     try:
-        pipeline = load_pipeline(name)
+        with quiet():
+            pipeline = load_pipeline(name).to(device)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise unloadable(key, name, error, needs="model_index.json and the pipeline's parts") from error
-    return of_pipeline(pipeline.to(device), source=name, key=key, text_tokens=text_tokens)
+    return of_pipeline(pipeline, source=name, key=key, text_tokens=text_tokens)
 
 
 def of_pipeline(pipeline: Any, *, source: str, key: str, text_tokens: int = 256) -> DenoisingModel:
@@ -244,14 +246,22 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
     Raises:
         ModelError: the adapter does not fit.
     """
+    from peft.utils import get_peft_model_state_dict
+
     check_adaptable(base, key=key)
     model, file = shared_copy(base.model), Path(resolve(name)) / ADAPTER
     part = part_of(base.pipeline)
     try:
         with safe_open(file, "pt") as opened:
-            prefixed = all(tensor.startswith(f"{part}.") for tensor in list(opened.keys()))
-        model.load_lora_adapter(str(file.parent), prefix=part if prefixed else None)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            names = list(opened.keys())
+        prefixed = all(tensor.startswith(f"{part}.") for tensor in names)
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it says at length what the sentence below says
+            model.load_lora_adapter(str(file.parent), weight_name=ADAPTER, prefix=part if prefixed else None)
+        fit = len(get_peft_model_state_dict(model, adapter_name=next(iter(model.peft_config)))) if adapted(model) else 0
+        if fit != len(names):  # diffusers leaves out what it finds no place for
+            raise ValueError(f"{len(names) - fit} of its {len(names)} tensors have no place in this denoiser")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise unloadable(key, name, error, needs="the LoRA of a denoiser like the student's") from error
     return DenoisingModel(base.pipeline, freeze(model), name, base.text_tokens, base.autocast, base.known)
 
