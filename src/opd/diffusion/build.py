@@ -209,30 +209,31 @@ class Denoising:
         if rollout.policy == "student":
             return own
         if rollout.policy == "teacher":
-            return self.teachers_draw(self.sampling(), self.counts)
+            return self.teachers_draw(counts=self.counts)
         assert self.noising
         if rollout.source == "teacher":
-            source = self.teachers_draw(self.sampling(), self.counts)
+            source = self.teachers_draw()
             return Noised(PicturesOf(source), self.noising, states=rollout.steps, first=rollout.steps)
         latents = OwnPictures(self.student)
         return Noised(latents, self.noising, states=rollout.steps, first=rollout.steps, others=own)
 
-    def sampling(self, *, held_out: bool = False) -> Kernel:
-        """The student's sampler in training, or on held-out prompts, where its steps add no noise."""
+    def sampling(self, model: DenoisingModel | None = None, *, held_out: bool = False) -> Kernel:
+        """A model's sampler, by default the student's, in training, or on held-out prompts, where no noise is added."""
         rollout, number = self.config.rollout, self.config.eval.steps
-        scheduler = self.student.pipeline.scheduler
+        model = model or self.student
         if not held_out:
-            return self.kernel_for(self.student)
+            return self.kernel_for(model)
         steps = number or rollout.steps
         sigmas = rollout.sigmas if steps == rollout.steps or isinstance(rollout.sigmas, str) else "even"
-        return kernel_of(scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
+        return kernel_of(model.pipeline.scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
 
-    def teachers_draw(self, kernel: Kernel, counts: Sequence[bool] | None = None) -> TeachersDraw:
-        """Trajectories by the teachers, with the student's sampler."""
+    def teachers_draw(self, *, held_out: bool = False, counts: Sequence[bool] | None = None) -> TeachersDraw:
+        """Trajectories by the teachers, each with the run's sampler as its own scheduler steps it."""
         config = self.config
         settings: dict[str, Any] = {"guidance": config.teacher.guidance, "max_rows": config.rollout.max_rows}
         samplers = {
-            name: DenoisingSampler(model, kernel, counts=counts, **settings) for name, model in self.teachers.items()
+            name: DenoisingSampler(model, self.sampling(model, held_out=held_out), counts=counts, **settings)
+            for name, model in self.teachers.items()
         }
         return TeachersDraw(samplers, config.teacher.shares)
 
@@ -257,7 +258,7 @@ class Denoising:
             prompts=[p for p in self.held_out for _ in range(config.eval.samples)],
             student=student,
             task=self.held_out_task,
-            teacher=self.teachers_draw(kernel) if self.teachers and config.eval.teacher else None,
+            teacher=self.teachers_draw(held_out=True) if self.teachers and config.eval.teacher else None,
             distance=distance,
         )
 
@@ -277,7 +278,7 @@ class Denoising:
         kernel = self.sampling(held_out=True)
         prompts = self.held_out or self.prompts
         student = DenoisingSampler(self.student, kernel, guidance=self.config.rollout.guidance)
-        teacher = self.teachers_draw(kernel) if self.teachers else None
+        teacher = self.teachers_draw(held_out=True) if self.teachers else None
         return Grids(
             folder=Path(self.config.out),
             model=self.student,
