@@ -14,7 +14,7 @@ from torch import Tensor
 from opd.config import DiffusionConfig
 from opd.diffusion.data import load_picture_prompts
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
-from opd.diffusion.kernels import Kernel, convert, kernel_of
+from opd.diffusion.kernels import Kernel, coefficient_K, convert, kernel_of, no_noise
 from opd.diffusion.models import (
     DenoisingModel,
     add_adapter,
@@ -81,6 +81,12 @@ class Denoising:
         own = self.kernel_for(self.student)
         return joined(own, self.noising) if self.noising else own
 
+    @cached_property
+    def curriculum(self) -> Uniform:
+        """Which prompts each step draws."""
+        rollout = self.config.rollout
+        return Uniform(self.prompts, batch=rollout.batch, samples=rollout.samples, seed=self.config.seed)
+
     @property
     def counts(self) -> list[bool]:
         """By step of the sampler, whether it is trained on."""
@@ -99,9 +105,7 @@ class Denoising:
             student=student,
             sampler=self.sampler(),
             reader=self.reader(config.optimizer.micro_batch),
-            curriculum=Uniform(
-                self.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed
-            ),
+            curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
             guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
@@ -394,8 +398,9 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
     if config.lora:
         torch.manual_seed(config.seed)
         add_adapter(student, config.lora)
-    _check_prompts(run)
     _check_teachers(run)
+    _check_prompts(run)
+    _check_steps(run)
     return run
 
 
@@ -443,12 +448,27 @@ def _check_teachers(run: Denoising) -> None:
                 raise ModelError(f"{key}: '{model.source}': {error}") from None
 
 
+def _check_steps(run: Denoising) -> None:
+    """Every sampler that the run will use exists, and its steps have what the loss needs of them."""
+    config, loss = run.config, run.config.loss
+    run.sampling(held_out=True)
+    if config.rollout.policy == "teacher" or config.rollout.source == "teacher":
+        run.teachers_draw()
+    if loss.signal != "reward" or loss.anchor:
+        coefficient_K(run.kernel, loss.divergence, supervised_K=run._counts_K)
+    silent_K = (run.kernel.std_K == 0) & run._counts_K
+    if (loss.signal == "reward" or loss.outcome) and bool(silent_K.any()):
+        raise no_noise(silent_K, "its transition has no density")
+
+
 def _check_prompts(run: Denoising) -> None:
     config = run.config
+    run.curriculum.step(0)  # there is a batch of them
     rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
     if rewarded and run.task is None:
         raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
-    run.student.encode(run.prompts[:1])
+    by_text = "text_encoder" in run.student.pipeline.components  # of which one prompt is as good as another
+    run.student.encode(run.prompts[:1] if by_text else [*run.prompts, *run.held_out])
     needs = config.teacher.view == "image" or (
         config.rollout.policy == "pictures" and config.rollout.source == "prompts"
     )
