@@ -229,3 +229,8 @@ class DiffusionConfig(BaseRun):
             raise ValueError(f"{key} is about the student's own trajectories; set rollout.policy=student")
         if loss.reward_steps > rollout.steps:
             raise ValueError(f"loss.reward_steps={loss.reward_steps} is more than rollout.steps={rollout.steps}")
+        if loss.reward_gradient and loss.step_weights and not any(loss.step_weights[-loss.reward_steps :]):
+            raise ValueError(
+                f"loss.reward_gradient is of the last {loss.reward_steps} states, and loss.step_weights leaves them "
+                "out; raise loss.reward_steps, or let them count"
+            )

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from opd.config import DiffusionConfig
-from opd.diffusion.conditions import LABELLED
 from opd.diffusion.data import given_prompts, load_picture_prompts
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
-from opd.diffusion.kernels import Kernel, convert, kernel_of
+from opd.diffusion.kernels import Kernel, coefficient_K, convert, kernel_of, no_noise
 from opd.diffusion.models import (
     DenoisingModel,
     add_adapter,
@@ -82,6 +81,12 @@ class Denoising:
         own = self.kernel_for(self.student)
         return joined(own, self.noising) if self.noising else own
 
+    @cached_property
+    def curriculum(self) -> Uniform:
+        """Which prompts each step draws."""
+        rollout = self.config.rollout
+        return Uniform(self.prompts, batch=rollout.batch, samples=rollout.samples, seed=self.config.seed)
+
     @property
     def counts(self) -> list[bool]:
         """By step of the sampler, whether it is trained on."""
@@ -92,8 +97,6 @@ class Denoising:
         """Put the parts into a loop that is ready to run from step 0."""
         config, student = self.config, self.student
         torch.manual_seed(config.seed)
-        if config.lora:
-            add_adapter(student, config.lora)
         if config.optimizer.gradient_checkpointing:
             student.model.enable_gradient_checkpointing()
         terms, average = self.terms()
@@ -102,9 +105,7 @@ class Denoising:
             student=student,
             sampler=self.sampler(),
             reader=self.reader(config.optimizer.micro_batch),
-            curriculum=Uniform(
-                self.prompts, batch=config.rollout.batch, samples=config.rollout.samples, seed=config.seed
-            ),
+            curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
             guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
@@ -212,30 +213,31 @@ class Denoising:
         if rollout.policy == "student":
             return own
         if rollout.policy == "teacher":
-            return self.teachers_draw(self.sampling(), self.counts)
+            return self.teachers_draw(counts=self.counts)
         assert self.noising
         if rollout.source == "teacher":
-            source = self.teachers_draw(self.sampling(), self.counts)
+            source = self.teachers_draw()
             return Noised(PicturesOf(source), self.noising, states=rollout.steps, first=rollout.steps)
         latents = OwnPictures(self.student)
         return Noised(latents, self.noising, states=rollout.steps, first=rollout.steps, others=own)
 
-    def sampling(self, *, held_out: bool = False) -> Kernel:
-        """The student's sampler in training, or on held-out prompts, where its steps add no noise."""
+    def sampling(self, model: DenoisingModel | None = None, *, held_out: bool = False) -> Kernel:
+        """A model's sampler, by default the student's, in training, or on held-out prompts, where no noise is added."""
         rollout, number = self.config.rollout, self.config.eval.steps
-        scheduler = self.student.pipeline.scheduler
+        model = model or self.student
         if not held_out:
-            return self.kernel_for(self.student)
+            return self.kernel_for(model)
         steps = number or rollout.steps
         sigmas = rollout.sigmas if steps == rollout.steps or isinstance(rollout.sigmas, str) else "even"
-        return kernel_of(scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
+        return kernel_of(model.pipeline.scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
 
-    def teachers_draw(self, kernel: Kernel, counts: Sequence[bool] | None = None) -> TeachersDraw:
-        """Trajectories by the teachers, with the student's sampler."""
+    def teachers_draw(self, *, held_out: bool = False, counts: Sequence[bool] | None = None) -> TeachersDraw:
+        """Trajectories by the teachers, each with the run's sampler as its own scheduler steps it."""
         config = self.config
         settings: dict[str, Any] = {"guidance": config.teacher.guidance, "max_rows": config.rollout.max_rows}
         samplers = {
-            name: DenoisingSampler(model, kernel, counts=counts, **settings) for name, model in self.teachers.items()
+            name: DenoisingSampler(model, self.sampling(model, held_out=held_out), counts=counts, **settings)
+            for name, model in self.teachers.items()
         }
         return TeachersDraw(samplers, config.teacher.shares)
 
@@ -260,7 +262,7 @@ class Denoising:
             prompts=[p for p in self.held_out for _ in range(config.eval.samples)],
             student=student,
             task=self.held_out_task,
-            teacher=self.teachers_draw(kernel) if self.teachers and config.eval.teacher else None,
+            teacher=self.teachers_draw(held_out=True) if self.teachers and config.eval.teacher else None,
             distance=distance,
         )
 
@@ -280,7 +282,7 @@ class Denoising:
         kernel = self.sampling(held_out=True)
         prompts = self.held_out or self.prompts
         student = DenoisingSampler(self.student, kernel, guidance=self.config.rollout.guidance)
-        teacher = self.teachers_draw(kernel) if self.teachers else None
+        teacher = self.teachers_draw(held_out=True) if self.teachers else None
         return Grids(
             folder=Path(self.config.out),
             model=self.student,
@@ -397,8 +399,12 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
         held_out_task=held_out_task,
         teachers=_teachers(config, student, objects, device),
     )
-    _check_prompts(run)
+    if config.lora:
+        torch.manual_seed(config.seed)
+        add_adapter(student, config.lora)
     _check_teachers(run)
+    _check_prompts(run)
+    _check_steps(run)
     return run
 
 
@@ -446,13 +452,27 @@ def _check_teachers(run: Denoising) -> None:
                 raise ModelError(f"{key}: '{model.source}': {error}") from None
 
 
+def _check_steps(run: Denoising) -> None:
+    """Every sampler that the run will use exists, and its steps have what the loss needs of them."""
+    config, loss = run.config, run.config.loss
+    run.sampling(held_out=True)
+    if config.rollout.policy == "teacher" or config.rollout.source == "teacher":
+        run.teachers_draw()
+    if loss.signal != "reward" or loss.anchor:
+        coefficient_K(run.kernel, loss.divergence, supervised_K=run._counts_K)
+    silent_K = (run.kernel.std_K == 0) & run._counts_K
+    if (loss.signal == "reward" or loss.outcome) and bool(silent_K.any()):
+        raise no_noise(silent_K, "its transition has no density")
+
+
 def _check_prompts(run: Denoising) -> None:
     config = run.config
+    run.curriculum.step(0)  # there is a batch of them
     rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
     if rewarded and run.task is None:
         raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
-    by_class = type(run.student.pipeline).__name__ in LABELLED
-    run.student.encode([*run.prompts, *run.held_out] if by_class else run.prompts[:1])
+    by_text = "text_encoder" in run.student.pipeline.components  # of which one prompt is as good as another
+    run.student.encode(run.prompts[:1] if by_text else [*run.prompts, *run.held_out])
     needs = config.teacher.view == "image" or (
         config.rollout.policy == "pictures" and config.rollout.source == "prompts"
     )

@@ -55,16 +55,13 @@ ENCODERS: dict[str, Callable[[Any, Prompt, int], Told]] = {
 }
 """By the pipeline's class."""
 
-LABELLED = frozenset({"DiTPipeline", "DDPMPipeline", "DDIMPipeline"})
-"""Pipelines that may go by a prompt's class."""
-
 UNGUIDED = frozenset({"DDPMPipeline", "DDIMPipeline"})
 """Pipelines whose denoisers have no prediction without a condition."""
 
 
-def key_of(prompt: Prompt) -> tuple[str, Any]:
+def key_of(prompt: Prompt) -> tuple[str, str]:
     """What a prompt's encoding depends on."""
-    return text_of(prompt), prompt.data.get("label")
+    return text_of(prompt), repr(prompt.data.get("label"))
 
 
 def text_of(prompt: Prompt) -> str:
@@ -79,7 +76,7 @@ def label_of(prompt: Prompt, classes: int) -> int:
         DataError: there is none, or no such class.
     """
     label = prompt.data.get("label")
-    if not isinstance(label, int) or not 0 <= label < classes:
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
         raise DataError(
             f"prompts: prompt '{prompt.id}' has label {label!r}, and this pipeline goes by classes 0 to {classes - 1}; "
             "give every prompt such a 'label'"

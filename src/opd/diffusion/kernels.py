@@ -270,7 +270,10 @@ def no_noise(silent_K: Tensor, what: str) -> ConfigError:
     steps = [k + 1 for k in silent_K.nonzero()[:, 0].tolist()]
     if len(steps) == len(silent_K):
         return ConfigError(f"rollout.noise: no step adds noise, and {what}; set it above 0 (0.7 for flow, 1 for DDIM)")
-    return ConfigError(f"rollout.noise: step {steps[0]} of {len(silent_K)} adds none, and {what}; leave this step out")
+    return ConfigError(
+        f"rollout.noise: step {steps[0]} of {len(silent_K)} adds none, and {what}; leave this step out, with a 0 in "
+        "loss.step_weights"
+    )
 
 
 def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: Kernel, ours: Kernel) -> Tensor:

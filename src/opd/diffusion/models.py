@@ -6,6 +6,7 @@ Suffixes: T states (a noisy picture at a step), B pictures, X the dimensions of 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
+from diffusers.loaders import PeftAdapterMixin
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from opd.bundled import resolve
@@ -200,10 +202,11 @@ def load(name: str, *, key: str, text_tokens: int = 256, device: str = "cpu") ->
         ModelError: it cannot be loaded, or is of a kind that is not known here.
     """
     try:
-        pipeline = load_pipeline(name)
+        with quiet():
+            pipeline = load_pipeline(name).to(device)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise unloadable(key, name, error, needs="model_index.json and the pipeline's parts") from error
-    return of_pipeline(pipeline.to(device), source=name, key=key, text_tokens=text_tokens)
+    return of_pipeline(pipeline, source=name, key=key, text_tokens=text_tokens)
 
 
 def of_pipeline(pipeline: Any, *, source: str, key: str, text_tokens: int = 256) -> DenoisingModel:
@@ -243,13 +246,22 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
     Raises:
         ModelError: the adapter does not fit.
     """
+    from peft.utils import get_peft_model_state_dict
+
+    check_adaptable(base, key=key)
     model, file = shared_copy(base.model), Path(resolve(name)) / ADAPTER
     part = part_of(base.pipeline)
     try:
         with safe_open(file, "pt") as opened:
-            prefixed = all(tensor.startswith(f"{part}.") for tensor in list(opened.keys()))
-        model.load_lora_adapter(str(file.parent), prefix=part if prefixed else None)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            names = list(opened.keys())
+        prefixed = all(tensor.startswith(f"{part}.") for tensor in names)
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it says at length what the sentence below says
+            model.load_lora_adapter(str(file.parent), weight_name=ADAPTER, prefix=part if prefixed else None)
+        fit = len(get_peft_model_state_dict(model, adapter_name=next(iter(model.peft_config)))) if adapted(model) else 0
+        if fit != len(names):  # diffusers leaves out what it finds no place for
+            raise ValueError(f"{len(names) - fit} of its {len(names)} tensors have no place in this denoiser")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise unloadable(key, name, error, needs="the LoRA of a denoiser like the student's") from error
     return DenoisingModel(base.pipeline, freeze(model), name, base.text_tokens, base.autocast, base.known)
 
@@ -259,15 +271,30 @@ def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
 
     Raises:
         ConfigError: no layer's name ends like that.
+        ModelError: its kind takes none.
     """
     from peft import LoraConfig
 
+    check_adaptable(model, key="lora")
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
     try:
         with quiet():
             model.model.add_adapter(settings)
     except ValueError as error:
         raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}; name layers of '{model.source}'") from error
+
+
+def check_adaptable(model: DenoisingModel, *, key: str) -> None:
+    """Refuse a LoRA of a denoiser for which diffusers has none.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if not isinstance(model.model, PeftAdapterMixin):
+        raise ModelError(
+            f"{key}: the denoiser of '{model.source}' is a {type(model.model).__name__}, for which diffusers has no "
+            "adapters; train all of its weights (leave lora out), and take teachers that are whole pipelines"
+        )
 
 
 def frozen_copy(model: DenoisingModel) -> DenoisingModel:

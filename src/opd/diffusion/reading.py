@@ -73,7 +73,11 @@ def read(
 def read_own(
     model: DenoisingModel, rollouts: Sequence[Rollout], *, kernel: Kernel, guidance: float, size: int | None = None
 ) -> Iterator[tuple[Signal, PredictionStates]]:
-    """The student reads its own trajectories with gradients, so many at a time, or all at once."""
+    """The student reads its own trajectories with gradients, so many at a time, or all at once.
+
+    As it drew them, in eval mode: a class-conditional transformer in training forgets a tenth of its labels.
+    """
+    model.model.eval()
     told = model.encode([rollout.prompt for rollout in rollouts])
     where = Answers().score(rollouts, PlainView().segments(rollouts))
     for start in range(0, len(rollouts), size or len(rollouts)):
