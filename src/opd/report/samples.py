@@ -9,7 +9,6 @@ samples/overview.png before, in between, after and the teacher, one under the ot
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,10 +118,3 @@ def opened(path: Path) -> Any:
             return image.convert("RGB")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the picture '{path}': {error}; delete it") from None
-
-
-def png(image: Any) -> bytes:
-    """A PIL image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
