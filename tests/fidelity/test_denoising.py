@@ -250,7 +250,10 @@ def test_what_adds_no_noise_has_neither_density_nor_kl() -> None:
         ConfigError, match=r"^rollout.noise: no step adds noise, and its transition has no density; set"
     ):
         log_density(quiet, torch.tensor([0, 1]), x, p, then)
-    with pytest.raises(ConfigError, match=r"^rollout.noise: step 5 of 5 adds none, .* leave this step out, with a 0 in loss.step_weights$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^rollout.noise: step 5 of 5 adds none, .* leave this step out, with a 0 in loss.step_weights$",
+    ):
         log_density(last, torch.tensor([0, 4]), x, p, then)
     assert log_density(last, torch.tensor([0, 3]), x, p, then).isfinite().all()
     with pytest.raises(ConfigError, match=r"^rollout.noise: no step adds noise, and the KL of its transitions is inf"):

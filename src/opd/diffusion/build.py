@@ -276,20 +276,21 @@ class Denoising:
 
     def recorder(self, loop: Loop) -> Grids | None:
         """What draws sample grids, unless the run file leaves them out."""
-        report = self.config.report
-        if report is None:
+        config = self.config
+        if config.report is None:
             return None
         kernel = self.sampling(held_out=True)
-        prompts = self.held_out or self.prompts
-        student = DenoisingSampler(self.student, kernel, guidance=self.config.rollout.guidance)
+        student = DenoisingSampler(self.student, kernel, guidance=config.rollout.guidance)
         teacher = self.teachers_draw(held_out=True) if self.teachers else None
+        sees = config.teacher.view == "image"
         return Grids(
-            folder=Path(self.config.out),
+            folder=Path(config.out),
             model=self.student,
             student=student,
             teacher=teacher,
-            prompts=prompts,
-            number=report.prompts,
+            prompts=self.held_out or self.prompts,
+            number=config.report.prompts,
+            shown=[prompt for prompt in self.prompts if sees and prompt.data.get("image") is not None],
         )
 
     def card(self, result: Result) -> str:

@@ -38,14 +38,28 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"'{folder}' is no run of opd: it has no run.json")
-    config = _json(folder / "run.json") or {}
-    result = _json(folder / "result.json")
-    lines = read_lines(folder / "metrics.jsonl")
+    about = about_run(folder)
+    config, lines = about["config"], read_lines(folder / "metrics.jsonl")
     rows = read_rows(folder / ROLLOUTS)
     rollouts, vocabulary = _rollouts(rows)
     wrong = signs(config, lines, rollouts)
     left_out = _fit(rollouts, budget)
-    events = [{"step": line["step"], **line["event"]} for line in lines if "event" in line]
+    return {
+        **about,
+        "labels": _labels(config),
+        "signs": wrong,
+        "vocabulary": vocabulary,
+        "specials": sorted({mark for row in rows for mark in _marks(row)}),
+        "rollouts": rollouts,
+        "left_out": left_out,
+    }
+
+
+def about_run(folder: Path) -> Tree:
+    """What the pages of all runs know: the run file, how it went and what it measured."""
+    config = read_json(folder / "run.json") or {}
+    result = read_json(folder / "result.json")
+    lines = read_lines(folder / "metrics.jsonl")
     method = config.get("method") or {}
     return {
         "name": folder.resolve().name,
@@ -53,20 +67,14 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
         "summary": method.get("summary") or "",
         "source": method.get("source") or "",
         "config": config,
-        "labels": _labels(config),
         "finished": result is not None,
         "stopped_by": (result or {}).get("stopped_by"),
         "seconds": (result or {}).get("seconds"),
         "tokens": (result or {}).get("tokens"),
         "best": (result or {}).get("best") or {},
-        "signs": wrong,
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),
-        "events": events,
-        "vocabulary": vocabulary,
-        "specials": sorted({mark for row in rows for mark in _marks(row)}),
-        "rollouts": rollouts,
-        "left_out": left_out,
+        "events": [{"step": line["step"], **line["event"]} for line in lines if "event" in line],
     }
 
 
@@ -209,7 +217,8 @@ def read_lines(path: Path) -> list[Tree]:
     return found
 
 
-def _json(path: Path) -> Tree | None:
+def read_json(path: Path) -> Tree | None:
+    """What a JSON file holds; None where there is none."""
     if not path.exists():
         return None
     tree: Tree = json.loads(path.read_text(encoding="utf-8"))

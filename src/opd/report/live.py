@@ -8,13 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from opd.report.data import BUDGET, run_data
-from opd.report.page import data_block, page
+from opd.report.page import data_block, page, trees
 from opd.report.rows import ROLLOUTS
+from opd.report.samples import SAMPLES
+from opd.report.states import STATES
 
 LOOPBACK = "127.0.0.1"
 
-WATCHED = ("run.json", "metrics.jsonl", ROLLOUTS, "result.json")
+WATCHED = ("run.json", "metrics.jsonl", ROLLOUTS, "result.json", STATES, SAMPLES)
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -47,7 +48,7 @@ class LiveServer(ThreadingHTTPServer):
                     marks.append(f"{path} {seen.st_mtime_ns} {seen.st_size}")
         name = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:20]
         if name != self.known[0]:
-            self.known = name, [run_data(folder, budget=BUDGET // len(self.folders)) for folder in self.folders]
+            self.known = name, trees(self.folders)
         return self.known
 
 

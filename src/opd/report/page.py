@@ -15,15 +15,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from opd.errors import DataError
 from opd.folders import write_text
 from opd.report.data import BUDGET, run_data
+from opd.report.denoising import FAMILY, denoising_data, is_denoising
 
 REPORT = "report.html"
 """In the run's folder."""
 
 PARTS = files("opd") / "report" / "page"
 LIBRARY = "vendor/uPlot.min.js"
-SCRIPTS = ("dom.js", "model.js", "story.js", "tokens.js", "panel.js", "curves.js", "main.js")
+SCRIPTS = ("dom.js", "model.js", "parts.js", "story.js", "tokens.js", "panel.js", "curves.js", "charts.js", "main.js")
+DENOISING_SCRIPTS = ("dom.js", "parts.js", "curves.js", "denoising.js", "pictures.js")
 STYLES = ("vendor/uPlot.min.css", "style.css")
 
 ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -37,20 +40,36 @@ def write_report(folder: Path) -> Path:
 
 def write_page(folders: Sequence[Path], path: Path) -> Path:
     """One page of one run, or of several side by side."""
-    write_text(path, page([run_data(folder, budget=BUDGET // len(folders)) for folder in folders]))
+    write_text(path, page(trees(folders)))
     return path
+
+
+def trees(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a page shows of each run.
+
+    Raises:
+        DataError: a folder holds no run, or one of several is of a denoising model.
+    """
+    if len(folders) == 1 and is_denoising(folders[0]):
+        return [denoising_data(folders[0])]
+    for folder in folders:
+        if is_denoising(folder):
+            raise DataError(f"'{folder}' is a run of a denoising model, whose page stands alone; name it by itself")
+    return [run_data(folder, budget=BUDGET // len(folders)) for folder in folders]
 
 
 def page(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
     """The whole page.
 
     Args:
-        runs: see ``run_data``.
+        runs: see ``trees``.
         live: let it ask its own server for news.
     """
     tree = {"runs": runs, "live": live}
     title = " · ".join(run["name"] for run in runs)
-    return assemble("page.html", title=title, tree=tree, scripts=SCRIPTS, styles=STYLES, library=LIBRARY, asks=live)
+    denoising = runs[0].get("family") == FAMILY
+    template, scripts = ("denoising.html", DENOISING_SCRIPTS) if denoising else ("page.html", SCRIPTS)
+    return assemble(template, title=title, tree=tree, scripts=scripts, styles=STYLES, library=LIBRARY, asks=live)
 
 
 def assemble(

@@ -1,82 +1,27 @@
 // Curves of the run, drawn with uPlot; each has its figures as a table for who cannot see it.
 
-// [title, what it means, [[kind, column, name, dashed]], options]; a column may be a pattern.
-const CHARTS = [
-  ["Accuracy", "Share of answers that are right: held-out prompts at each evaluation, the training batch at each step.",
-    [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true], ["eval", /^avg@/, ""]], { share: true }],
-  ["Divergence from the teacher", "On the student's own rollouts, in nats a token.",
-    [["eval", "teacher/reverse_kl", "reverse KL"], ["eval", "reverse_kl", "reverse KL, held out"], ["eval", "teacher/forward_kl", "forward KL"]], { low: 0 }],
-  ["Loss", "What the optimizer sees, and the terms that it is made of.",
-    [["train", "loss", "loss"], ["train", /^(distill|anchor|outcome|gold|unsure)$/, ""]], {}],
-  ["Overlap", "Share of the 16 likeliest tokens that both have, and the student's mass on them.",
-    [["eval", /^teacher\/overlap@\d+$/, ""], ["eval", "teacher/overlap_mass", "mass on shared"]], { share: true }],
-  ["Entropy", "How unsure student and teacher are, in nats; the gap is their mean absolute difference.",
-    [["eval", "teacher/entropy", "student"], ["eval", "teacher/teacher_entropy", "teacher"], ["eval", "teacher/entropy_gap", "gap", true], ["train", "entropy", "training rollouts"]], { low: 0 }],
-  ["Length", "The student's own tokens an answer.", [["eval", "length", "held out"], ["train", "length", "training batch"]], { low: 0 }],
-  ["Cut off, repetitive, invalid", "Shares of rollouts that did not end by themselves, repeat themselves, or of tool calls that were invalid.",
-    [["eval", "truncation_rate", "cut off"], ["eval", "repetition_rate", "repetitive"], ["eval", "invalid_call_rate", "invalid calls"]], { share: true, low: 0 }],
-  ["What teachers speak about", "Share of the student's tokens that each term of the loss has a target for.",
-    [["train", /_share$/, ""]], { share: true, low: 0 }],
-  ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
-  ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
-  ["Where the time goes", "Seconds a step, one on top of the other.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
-  ["Throughput", "The student's tokens a second of a step.", [["train", "tokens_per_s", "tokens/s"]], { low: 0 }],
-];
-const DIAGNOSED = /^(teacher|conflict)\//;
 let drawn = [];
 
-function buildCurves() {
+// first: what stands before the charts; charts: as in charts.js; group: a title, and charts of their own beneath it.
+function drawCurves({ first, charts, group }) {
   for (const chart of drawn) chart.destroy();
   drawn = [];
   for (const run of DATA.runs) throughput(run);
   const used = new Set();
-  const cards = CHARTS.map((chart) => card(chart, used));
-  const teachers = teacherCharts().map((chart) => card(chart, used)).filter(Boolean);
+  const cards = charts.map((chart) => card(chart, used));
+  const [title, others] = group || ["", []];
+  const grouped = others.map((chart) => card(chart, used)).filter(Boolean);
   const rest = leftOver(used).map((name) => card([name, "", [["eval", name, ""], ["train", name, ""]], {}], new Set()));
   fill(
     $("charts"),
-    heatMap(),
+    first,
     cards,
-    teachers.length ? el("section", { class: "group", "aria-labelledby": "teachers-title" }, el("h3", { id: "teachers-title" }, "Teacher by teacher"), el("div", { class: "charts" }, teachers)) : null,
+    grouped.length ? el("section", { class: "group", "aria-labelledby": "teachers-title" }, el("h3", { id: "teachers-title" }, title), el("div", { class: "charts" }, grouped)) : null,
     rest.length ? el("details", { class: "more", id: "more" }, el("summary", {}, `${rest.filter(Boolean).length} further figures`), el("div", { class: "charts" }, rest)) : null,
   );
   for (const host of $("charts").querySelectorAll(".plot")) if (host.plot) plot(host);
   const more = $("more");
   if (more) more.addEventListener("toggle", () => { for (const host of more.querySelectorAll(".plot")) plot(host); });
-}
-
-// Where several teach, or one teaches several domains: who is how good at what, and where they contradict each other.
-function teacherCharts() {
-  const all = [...new Set(DATA.runs.flatMap((run) => names(run, "eval")))];
-  const known = (pattern) => all.map((name) => name.match(pattern)).filter(Boolean);
-  const labels = [...new Set(known(/^(?:teacher_accuracy|teacher\/entropy)\/(.+)$/).map((m) => m[1]))];
-  const domains = [...new Set(labels.map((label) => label.split("/")[0]))];
-  const each = (name) => labels.map((label) => ["eval", `${name}/${label}`, label.replace("/", ": ")]);
-  const pairs = (kind) => known(new RegExp(`^conflict/${kind}/(.+)$`)).map((m) => ["eval", m[0], m[1].replace("/", ": ").replace("~", " and ")]);
-  return [
-    ...domains.map((domain) => [
-      `Who knows ${domain}`, "Share of right answers to its held-out prompts; the gate lets teach who is better than the student.",
-      [["eval", all.includes(`accuracy/${domain}`) ? `accuracy/${domain}` : "accuracy", "student"],
-        ...labels.filter((label) => label.split("/")[0] === domain).map((label) => ["eval", `teacher_accuracy/${label}`, label.split("/")[1] || "teacher", true])],
-      { share: true, more: gateOf(domain) },
-    ]),
-    ["Divergence from each teacher", "Reverse KL on the student's own rollouts of its domain, in nats a token.", each("teacher/reverse_kl"), { low: 0 }],
-    ["Overlap with each teacher", "Share of the 16 likeliest tokens that both have; the gate refuses a teacher with too few.", each("teacher/overlap@16"), { share: true }],
-    ["Entropy of each teacher", "In nats, on the student's rollouts.", each("teacher/teacher_entropy"), { low: 0 }],
-    ["Teachers against each other", "Jensen-Shannon divergence of two teachers on the same tokens, in nats; 0.693 is the most there is.", pairs("jsd"), { low: 0 }],
-    ["Domains against each other", "Cosine of the loss's gradients on two domains; below 0 a step for one undoes some of the other.", pairs("cosine"), { zero: true }],
-  ];
-}
-
-// What the gate said of a domain's teachers.
-function gateOf(domain) {
-  const said = DATA.runs.flatMap((run) => run.events.filter((e) => {
-    const about = e.kind === "gate" && e.text.match(/ (?:teaches|does not teach) ([^:]+)(?::|$)/);
-    return about && about[1] === domain;
-  }).map((e) => ({ ...e, run })));
-  if (!said.length) return null;
-  return el("ol", { class: "events gate" }, said.map((e) =>
-    el("li", {}, el("span", { class: "fact" }, `gate, step ${e.step}`), DATA.runs.length > 1 ? `(${e.run.name}) ` : "", e.text)));
 }
 
 function throughput(run) {
@@ -227,54 +172,4 @@ function readOut(u, host, series, steps) {
     const at = index === null || index === undefined ? -1 : s.steps.indexOf(steps[index]);
     keys[i].textContent = figure(s.name, at < 0 ? s.values.findLast((v) => v !== null) : s.values[at]);
   });
-}
-
-// --- divergence by position, over the training -------------------------------------------------------------------------
-
-const BINS = 10;
-
-function heatMap() {
-  const maps = DATA.runs.map((run) => mapOf(run)).filter(Boolean);
-  if (!maps.length) return null;
-  return el(
-    "figure", { class: "card wide-card", "aria-labelledby": "heat-title" },
-    el("figcaption", {}, el("h3", { id: "heat-title" }, "Divergence by position"),
-      el("p", { class: "note" }, "Mean over the recorded rollouts, from the first tenth of an answer (top) to the last, at each recorded step. Choose a cell to see its worst token.")),
-    maps,
-  );
-}
-
-function mapOf(run) {
-  const steps = run.steps;
-  const cells = new Map();
-  for (const rollout of run.rollouts) {
-    for (const token of rollout.tokens) {
-      const value = METRICS.divergence.of(token);
-      if (value === null) continue;
-      const bin = Math.min(BINS - 1, Math.floor((BINS * token.k) / rollout.own.length));
-      const key = `${rollout.step} ${bin}`;
-      const cell = cells.get(key) || { sum: 0, count: 0, worst: token };
-      cell.sum += value;
-      cell.count += 1;
-      if (value > METRICS.divergence.of(cell.worst)) cell.worst = token;
-      cells.set(key, cell);
-    }
-  }
-  if (!cells.size || !steps.length) return null;
-  const most = Math.max(...[...cells.values()].map((c) => c.sum / c.count), 1e-6);
-  const rows = Array.from({ length: BINS }, (_, bin) =>
-    el("tr", {}, el("th", { scope: "row" }, bin === 0 ? "start" : bin === BINS - 1 ? "end" : ""),
-      steps.map((step) => {
-        const cell = cells.get(`${step} ${bin}`);
-        if (!cell) return el("td", { class: "empty" });
-        const mean = cell.sum / cell.count;
-        const label = `step ${step}, ${10 * bin} to ${10 * (bin + 1)} % of the answer: ${number(mean)} nats, ${cell.count} tokens`;
-        return el("td", {}, el("button", { type: "button", title: label, "aria-label": label, "--v": strength(mean, most).toFixed(3),
-          onclick: () => show(cell.worst) }));
-      })));
-  return el("div", { class: "scroll-x" },
-    DATA.runs.length > 1 ? el("h4", {}, swatch(run), run.name) : null,
-    el("table", { class: "heat-map" }, el("tbody", {}, rows,
-      el("tr", { class: "foot" }, el("th", { scope: "row" }, "step"), steps.map((s, i) => el("td", {}, steps.length < 14 || i % 2 === 0 ? s : ""))))),
-    el("div", { class: "scale" }, [0, 0.33, 0.66, 1].map((v) => el("span", { class: "step" }, el("span", { class: "cell", "--v": v }), number(v * v * most))), el("span", { class: "note" }, "nats a token")));
 }

@@ -1,0 +1,211 @@
+"""What the page shows of a denoising run, read from its folder: finished, stopped, killed or still going. No torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd.errors import DataError
+from opd.report.data import BUDGET, about_run, read_json, read_lines
+from opd.report.overview import scaled
+from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
+from opd.report.signs import signs
+from opd.report.states import STATES
+
+Tree = dict[str, Any]
+
+FAMILY = "diffusion"
+
+STAGES = ((256, "PNG"), (256, "JPEG"), (160, "JPEG"), (96, "JPEG"))
+"""Largest width of the page's pictures, and their format: the first that fits."""
+
+
+def is_denoising(folder: Path) -> bool:
+    """Whether a folder holds a run of a denoising model."""
+    return (read_json(folder / "run.json") or {}).get("family") == FAMILY
+
+
+def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
+    """Everything the page knows of one run, ready for JSON.
+
+    Args:
+        folder: of the run.
+        budget: characters that its pictures may take.
+
+    Raises:
+        DataError: the folder holds no run, or pictures that cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
+    about = about_run(folder)
+    lines = read_lines(folder / "metrics.jsonl")
+    samples, left_out = _samples(Samples(folder / SAMPLES), budget)
+    return {
+        **about,
+        "family": FAMILY,
+        "signs": signs(about["config"], lines, []),
+        "facts": list(facts(about["config"])),
+        "distance": _distance(about["config"]),
+        "samples": samples,
+        "states": _states(folder / STATES),
+        "rollouts": [],
+        "left_out": left_out,
+    }
+
+
+def facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the run did, in words: name and value."""
+    part = {key: config.get(key) or {} for key in ("lora", "teacher", "loss", "rollout", "optimizer", "eval")}
+    teacher, loss, rollout, optimizer = part["teacher"], part["loss"], part["rollout"], part["optimizer"]
+    rank = f", by LoRA of rank {part['lora'].get('rank')}" if part["lora"] else ", all of its weights"
+    yield "student", f"{config.get('student')}{rank}"
+    if loss.get("signal") == "prediction":
+        yield "teacher", who(teacher)
+    yield "trained on", _policy(rollout)
+    yield "loss", ", ".join(_loss(loss))
+    yield "sampler", ", ".join(_sampler(rollout, teacher))
+    samples = rollout.get("samples", 1)
+    batch = f"{rollout.get('batch')} prompts" + (f", {samples} trajectories of each" if samples != 1 else "")
+    yield "a step", f"{batch}; learning rate {optimizer.get('lr'):g}" if optimizer.get("lr") else batch
+    measured = part["eval"]
+    if measured.get("prompts"):
+        steps = measured.get("steps") or rollout.get("steps")
+        yield "measured", f"every {measured.get('every')} steps, in {steps} denoising steps without noise"
+
+
+def who(teacher: Mapping[str, Any]) -> str:
+    """Whose predictions the student is led to, and what they go by."""
+    named = teacher.get("models") or {}
+    several = "; ".join(f"{name}: {expert.get('model')}" for name, expert in named.items())
+    own = {
+        "frozen": "the student's own initial weights",
+        "ema": "a running average of the student",
+        "live": "the student itself, as it is",
+    }
+    name = several or own.get(str(teacher.get("weights"))) or str(teacher.get("model"))
+    guided = f", with guidance {teacher['guidance']:g}" if teacher.get("guidance", 1) != 1 else ""
+    return name + (", which sees a picture beside the prompt" if teacher.get("view") == "image" else "") + guided
+
+
+def _policy(rollout: Mapping[str, Any]) -> str:
+    """Whose states the loss looks at."""
+    pictures = "teacher's" if rollout.get("source") == "teacher" else "prompts'"
+    known = {
+        "student": "every state of the student's own denoising",
+        "teacher": "every state of the teacher's denoising",
+        "pictures": f"{pictures} pictures, noised",
+    }
+    return known.get(str(rollout.get("policy")), "every state")
+
+
+DISTANCES = {
+    "transition": "half the squared distance of the steps' means",
+    "transition_kl": "KL of the steps' Gaussians",
+    "velocity": "squared distance of velocities",
+    "x0": "squared distance of denoised means",
+}
+
+
+def _distance(config: Mapping[str, Any]) -> str:
+    divergence = str((config.get("loss") or {}).get("divergence", ""))
+    return DISTANCES.get(divergence, divergence.replace("_", " "))
+
+
+def _loss(loss: Mapping[str, Any]) -> Iterator[str]:
+    """The terms of the loss."""
+    if loss.get("signal") == "reward":
+        yield "the policy gradient of rewards alone (Flow-GRPO)"
+    else:
+        yield _distance({"loss": loss})
+    for key, words in (
+        ("anchor", "{:g} times the distance to the initial weights"),
+        ("outcome", "{:g} times the policy gradient of rewards"),
+        ("reward_gradient", "{:g} times the reward's own gradient"),
+    ):
+        if loss.get(key):
+            yield words.format(loss[key])
+    if loss.get("step_weights"):
+        yield f"states weighted {', '.join(f'{w:g}' for w in loss['step_weights'])}"
+
+
+def _sampler(rollout: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iterator[str]:
+    """How the student denoises in training."""
+    yield f"{rollout.get('steps')} steps"
+    sigmas = rollout.get("sigmas", "even")
+    known = {"even": "evenly spaced noise levels", "scheduler": "the scheduler's own noise levels"}
+    yield known.get(sigmas, str(sigmas)) if isinstance(sigmas, str) else "noise levels of the run file"
+    yield "new noise after each" if rollout.get("renoise") else f"noise {rollout.get('noise', 0):g}"
+    guidance = rollout.get("guidance", 1)
+    yield f"guidance {guidance:g}" if guidance != 1 else "no guidance"
+
+
+def _states(path: Path) -> list[Tree]:
+    """The lines of ``states.jsonl``; of two about one step the later."""
+    return list({line["step"]: line for line in read_lines(path)}.values())
+
+
+@dataclass(frozen=True)
+class _Strips:
+    """All strips of a run as PIL images."""
+
+    drawn: dict[int, list[Any]]
+    teacher: list[Any]
+    shown: list[Any]
+
+    def without_every_other(self) -> _Strips:
+        """Half of the steps between the first and the last."""
+        gone = set(list(self.drawn)[1:-1:2])
+        return _Strips({s: strip for s, strip in self.drawn.items() if s not in gone}, self.teacher, self.shown)
+
+    def embedded(self, width: int, kind: str) -> Tree:
+        return {
+            "steps": [{"step": s, "pictures": _sources(strip, width, kind)} for s, strip in self.drawn.items()],
+            "teacher": _sources(self.teacher, width, kind),
+            "shown": _sources(self.shown, width, kind),
+        }
+
+
+def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
+    """Pictures as the page embeds them, and what is missing for the size of the file, in words."""
+    columns = {"prompts": samples.prompts, "references": samples.shown}
+    drawn = {step: _fitted(samples.pictures(step)) for step in samples.steps}
+    strips, said = _Strips(drawn, _fitted(samples.pictures(TEACHER)), _fitted(samples.pictures(SHOWN))), ""
+    for width, kind in STAGES:
+        shown = strips.embedded(width, kind)
+        if _size(shown) <= budget:
+            return columns | shown, said
+    while _size(shown) > budget and len(strips.drawn) > 2:
+        strips, said = strips.without_every_other(), "evaluations in between"
+        shown = strips.embedded(*STAGES[-1])
+    return columns | shown, said
+
+
+def _fitted(strip: list[Any]) -> list[Any]:
+    """Not larger than a page ever shows them, so that many fit into memory."""
+    return [_at_most(picture, STAGES[0][0]) for picture in strip]
+
+
+def _at_most(picture: Any, width: int) -> Any:
+    if picture.width <= width:
+        return picture
+    return scaled(picture, (width, max(round(picture.height * width / picture.width), 1)))
+
+
+def _size(tree: Tree) -> int:
+    rows = [row["pictures"] for row in tree["steps"]] + [tree["teacher"], tree["shown"]]
+    return sum(len(source) for row in rows for source in row)
+
+
+def _sources(strip: list[Any], width: int, kind: str) -> list[str]:
+    return [_source(picture, width, kind) for picture in strip]
+
+
+def _source(picture: Any, width: int, kind: str) -> str:
+    """A picture as a ``data:`` address."""
+    buffer = io.BytesIO()
+    _at_most(picture, width).save(buffer, format=kind, **({"quality": 85} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,148 @@
+// A denoising run: what it did and what came of it, its curves, its record. The pictures are in pictures.js.
+
+const DATA = { runs: [], live: false };
+const RUN = () => DATA.runs[0];
+
+function load(tree) {
+  DATA.live = tree.live;
+  DATA.runs = tree.runs.map((run, index) => ({ ...run, index }));
+}
+
+const MEANINGS = {
+  accuracy: "pictures that show their prompt", frechet: "Fréchet distance to real pictures",
+  distance: "the loss's distance to the teacher, held-out prompts",
+  gap_recovery: "share of the teacher's lead that the student has made up",
+};
+const FIRST = ["accuracy", "frechet", "distance"];
+const DENOISING_CHARTS = [
+  ["Accuracy", "Share of pictures that show what their prompt says: held-out prompts at each evaluation, the training batch at each step.",
+    [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true]], { share: true }],
+  ["Fréchet distance", "How far the pictures are, as a set, from real ones; lower is better.",
+    [["eval", "frechet", "student"], ["eval", "teacher_frechet", "teacher", true]], { low: 0 }],
+  ["Distance to the teacher", "The loss on held-out prompts, a mean over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
+  ["Loss", "What the optimizer sees, and the terms that it is made of.",
+    [["train", "loss", "loss"], ["train", /^(distill|anchor|outcome|reward)$/, ""]], {}],
+  ["Spread", "Standard deviation of the drawn latents across a batch; it falls to 0 where one picture is drawn for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
+  ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
+  ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
+  ["Where the time goes", "Seconds a step, one on top of the other.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
+  ["Throughput", "Denoising steps a second of a step.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
+];
+
+const duration = (s) => (s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);
+const known = (column) => Boolean(column) && column.some((v) => v !== null);
+
+function summary() {
+  const run = RUN();
+  fill($("brand"), run.name);
+  fill(
+    $("short"),
+    el("h1", { id: "short-title" }, run.title || run.name),
+    el("p", { class: "lede" }, sentence(run)),
+    run.summary ? el("p", { class: "lede" }, run.summary) : null,
+    alarms(run),
+    el("div", { class: "two" }, measured(run), did(run)),
+  );
+}
+
+function sentence(run) {
+  const bold = (text) => el("b", {}, text);
+  const parts = [];
+  const steps = run.train.step.length ? run.train.step[run.train.step.length - 1] : 0;
+  const name = FIRST.find((n) => known(run.eval.columns[n]));
+  if (name) {
+    const { first, last } = course(run, name);
+    const what = { accuracy: "Accuracy on held-out prompts", frechet: "The Fréchet distance", distance: "The distance to the teacher on held-out prompts" }[name];
+    parts.push(`${what} went `, bold(`from ${figure(name, first.value)} to ${figure(name, last.value)}`), ` in ${steps} steps`);
+  } else parts.push(bold(`${steps} steps`));
+  parts.push(run.seconds ? `, ${duration(run.seconds)}. ` : ". ");
+  if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
+  else parts.push(run.finished ? "The run is finished." : bold("The run is not finished."));
+  return parts;
+}
+
+// Before, after, best and the teacher's own, a row a figure.
+function measured(run) {
+  const { step, columns } = run.eval;
+  const all = Object.keys(columns).filter((name) => known(columns[name]) && !name.startsWith("teacher_"));
+  const order = [...FIRST, "gap_recovery"];
+  const rank = (name) => { const at = order.indexOf(name.split("/")[0]); return at < 0 ? order.length : at; };
+  const rows = all.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+  if (!rows.length) return card2("Before and after", el("p", { class: "note" }, "Nothing was measured: the run file names no task that judges pictures, or no held-out prompts."));
+  const heads = ["before", "after", "best", "teacher"];
+  return card2("Before and after",
+    el("div", { class: "scroll-x" }, el("table", { class: "plain before-after" },
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "figure"), heads.map((h) => el("th", { scope: "col" }, h)), el("td", {}))),
+      el("tbody", {}, rows.map((name) => {
+        const { first, last, best } = course(run, name);
+        const teacher = (columns[`teacher_${name}`] || []).findLast((v) => v !== null);
+        return el("tr", {},
+          el("th", { scope: "row", title: MEANINGS[name] }, label(name)),
+          el("td", {}, figure(name, first.value)), el("td", {}, el("b", {}, figure(name, last.value))),
+          el("td", { title: `step ${best.step}` }, figure(name, best.value)), el("td", {}, figure(name, teacher)),
+          el("td", { class: "course-cell" }, spark(step, columns[name], `${label(name)} over the run`)));
+      })))),
+    el("p", { class: "note" }, rows.filter((n) => MEANINGS[n]).map((n) => `${label(n)}: ${MEANINGS[n]}`).join(". "), "."));
+}
+
+const label = (name) => (name === "frechet" ? "Fréchet" : name.replace(/_/g, " ").replace("/", ": "));
+
+const card2 = (title, ...content) => el("section", { class: "card", "aria-label": title }, el("h3", {}, title), content);
+
+function did(run) {
+  return card2("What the run did",
+    el("dl", { class: "did" }, run.facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    run.source ? el("p", { class: "note" }, `Method: ${run.source}`) : null);
+}
+
+const buildCurves = () => drawCurves({ first: null, charts: DENOISING_CHARTS, group: null });
+
+function record() {
+  const run = RUN();
+  const missing = run.left_out ? ` For the size of this file it lacks ${run.left_out}; all of it is in the run's folder, in samples.` : "";
+  fill(
+    $("record"),
+    el("h2", { id: "record-title" }, "Record"),
+    el("h3", {}, "What guards noticed"),
+    run.events.length
+      ? el("ol", { class: "events" }, run.events.map((e) => el("li", {}, el("span", { class: "fact" }, `step ${e.step}`), el("b", {}, e.kind.replace(/_/g, " ")), " ", e.text)))
+      : el("p", { class: "note" }, "Nothing."),
+    el("details", {}, el("summary", {}, "Run file"), el("pre", {}, JSON.stringify(run.config, null, 2))),
+    el("p", { class: "note" }, `All pictures of a prompt begin with the same noise, at every evaluation and by the teacher.${missing}`),
+  );
+}
+
+function theme(next) {
+  document.documentElement.dataset.theme = next;
+  $("theme").setAttribute("aria-pressed", String(next === "dark"));
+}
+
+const turn = () => { theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); buildCurves(); };
+
+function build() {
+  summary();
+  buildPictures();
+  buildCurves();
+  record();
+}
+
+// Live mode: ask the page's own server for news; who looks at the last evaluation goes on to the next.
+function follow() {
+  let seen = null;
+  const say = (text) => { $("live").hidden = false; $("live").textContent = text; };
+  say("live");
+  setInterval(async () => {
+    try {
+      const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
+      say(RUN().finished ? "finished" : "live");
+      if (answer.status === 304 || !answer.ok) return;
+      const first = seen === null;
+      seen = answer.headers.get("ETag");
+      if (first) return;
+      load(await answer.json());
+      build();
+    } catch {
+      say("no connection");
+    }
+  }, 2000);
+}
