@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,10 @@ from rich.text import Text
 from torch import Tensor
 
 import opd
-from opd.diffusion.pictures import picture_of, read_picture, to_pixels
+from opd.diffusion.pictures import picture_of, to_pixels, to_tensor
 from opd.display import LiveDisplay, show_result
+from opd.nano.pictures.world import SIZE
+from opd.report.samples import SAMPLES, TEACHER, Samples
 from opd.tasks.pictures import Pictures
 
 STORIES = {
@@ -51,11 +54,19 @@ def main(
         overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
         result = opd.train(name, overrides, displays=[LiveDisplay(console)])
         show_result(console, result)
-        console.print(f"pictures {folder}/samples/overview.png\n")
-        strips = sorted((folder / "samples").glob("[0-9]*.png"))
-        for label, path in (("before", strips[0]), ("after", strips[-1])) if len(strips) > 1 else ():
+        console.print(f"pictures {folder}/{SAMPLES}/overview.png\n")
+        for label, strip in strips(Samples(folder / SAMPLES)):
             console.print(f"[bold]{label}[/]")
-            console.print(in_blocks(list(read_picture(str(path)).split(16, 2))))
+            console.print(in_blocks(strip))
+
+
+def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
+    """What was drawn before and after, and by the teachers, in the pictures' own size."""
+    steps = samples.steps
+    named: dict[str, int | str] = {"before": steps[0], "after": steps[-1], "the teachers": TEACHER}
+    for label, name in named.items():
+        if samples.has(name):
+            yield label, [to_tensor(image.resize((SIZE, SIZE), resample=0)) for image in samples.pictures(name)]
 
 
 def in_blocks(pictures: list[Tensor]) -> Text:
