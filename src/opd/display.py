@@ -82,7 +82,7 @@ def show_result(console: Console, result: Result) -> None:
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"figures  {result.out}/README.md, result.json, metrics.jsonl")
     if (result.out / REPORT).exists():
-        console.print(f"report   {result.out}/{REPORT}  (what the teacher said about every token)")
+        console.print(f"report   {result.out}/{REPORT}  (what the student did, and what the teacher said to it)")
 
 
 def show_figures(console: Console, title: str, metrics: Metrics) -> None:
