@@ -360,6 +360,8 @@ class OwnPictures:
 def noising(model: DenoisingModel) -> Kernel:
     """A step at every time that a model was trained on."""
     scheduler = model.pipeline.scheduler
+    if "timestep_spacing" in scheduler.config:  # an offset would lead beyond the last time
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading", steps_offset=0)
     return kernel_of(scheduler, steps=scheduler.config.num_train_timesteps, sigmas="scheduler")
 
 

@@ -36,10 +36,8 @@ def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Promp
         if len({type(task) for task in tasks.values()}) > 1:
             raise ConfigError(f"{key}.mix: pictures of a run are judged by one task, and here are several; name one")
         ids = [p.id for prompts, _ in loaded for p in prompts]
-        if len(set(ids)) < len(ids):
-            loaded = [
-                ([replace(p, id=f"{n}/{p.id}") for p in prompts], task) for n, (prompts, task) in enumerate(loaded)
-            ]
+        if len(set(ids)) < len(ids):  # prompts of one id are compared with each other
+            loaded = [([replace(p, id=f"{n}/{p.id}") for p in prompts], t) for n, (prompts, t) in enumerate(loaded)]
         turns = zip_longest(*(prompts for prompts, _ in loaded))
         return [p for turn in turns for p in turn if p is not None], next(iter(tasks.values()), None)
     if config.task:

@@ -1,0 +1,235 @@
+"""Plain fine-tuning on pictures, and where pictures come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import opd
+from opd.config import PromptsConfig
+from opd.diffusion.build import Denoising, noising, prepare
+from opd.diffusion.data import load_picture_prompts
+from opd.diffusion.pictures import grid, picture_of, save, to_pixels, to_tensor
+from opd.diffusion.types import PredictionSignal, Trajectory
+from opd.errors import DataError
+from opd.log import RunLog
+from opd.loop import Loop
+from opd.parts import Objects
+from opd.run_file import read
+from opd.types import Prompt
+from tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
+
+FINE_TUNING: dict[str, Any] = {
+    "teacher": {"weights": "frozen"},
+    "loss": {"signal": "picture", "divergence": "velocity"},
+    "rollout": {"policy": "pictures", "steps": 5},
+}
+
+
+def paint(path: Path, seed: int, size: int = 8) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    image = Image.fromarray(torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8).numpy())
+    image.save(path)
+    return image
+
+
+def prompts(tmp_path: Path, every: int = 1, size: int = 8) -> dict[str, str]:
+    rows = prompt_rows()
+    for n, row in enumerate(rows[::every]):
+        paint(tmp_path / f"{n}.png", n, size)
+        row["image"] = f"{n}.png"
+    return {"path": write_rows(tmp_path / "pictures.jsonl", rows)}
+
+
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
+    run = prepare(read(tree), Objects())
+    return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
+
+
+def step(loop: Loop) -> tuple[list[Trajectory], dict[str, Any]]:
+    rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
+    assert all(isinstance(r, Trajectory) for r in rollouts)
+    return [r for r in rollouts if isinstance(r, Trajectory)], {s.term.name: s for s in loop.score(rollouts)}
+
+
+# ---------------------------------------------------------------------------------------------------- plain fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("sd3", {}),
+        ("sd3", {"shift": 3.0}),
+        ("ddim", {}),
+        ("ddim", {"prediction": "v_prediction"}),
+        ("ddim", {"timestep_spacing": "trailing", "steps_offset": 1}),
+        ("sd", {}),
+    ],
+)
+def test_a_noised_picture_is_its_own_target(tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]) -> None:
+    """v = ε − x0 of flow matching; ε, or v = √ᾱ ε − √(1 − ᾱ) x0, of diffusion."""
+    student = folder(kind, **changes)
+    run, loop = loop_of(run_tree(tmp_path / "out", student, prompts=prompts(tmp_path), **FINE_TUNING), tmp_path)
+    rollouts, said = step(loop)
+    signal = said["distill"].signal
+    assert isinstance(signal, PredictionSignal)
+    assert len(signal) == 20
+    noise_TX = torch.cat([r.noise_KX for r in rollouts])
+    clean_TX = torch.stack([r.latents_KX[-1] for r in rollouts]).repeat_interleave(5, 0)
+    assert torch.equal(clean_TX[0], run.student.latents_of(picture_of(rollouts[0].prompt)[None])[0])  # type: ignore[index]
+    level_T, signal_T = (table[signal.step_T].float().view(-1, 1, 1, 1) for table in levels(run))
+    states_TX = torch.cat([r.latents_KX[:-1] for r in rollouts])
+    torch.testing.assert_close(states_TX, signal_T * clean_TX + level_T * noise_TX)
+    if kind == "sd3":
+        expected_TX = noise_TX - clean_TX
+    elif "prediction" in changes:
+        expected_TX = signal_T * noise_TX - level_T * clean_TX
+    else:
+        expected_TX = noise_TX
+    # near the clean image little noise is left to be told from rounding
+    torch.testing.assert_close(signal.target_TX, expected_TX, atol=2e-3, rtol=1e-4)
+    loop._step(0)
+
+
+def levels(run: Denoising) -> tuple[Tensor, Tensor]:
+    return run.kernel.level_K, run.kernel.signal_K
+
+
+def test_pictures_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
+    from opd.diffusion.models import of_pipeline
+
+    for kind, changes in (("sd", {}), ("ddim", {"timestep_spacing": "trailing"}), ("ddpm", {"steps_offset": 1})):
+        pipeline = make_pipeline(kind, **changes)
+        kernel = noising(of_pipeline(pipeline, source="s", key="student"))
+        assert kernel.time_K.tolist() == list(range(999, -1, -1))
+        torch.testing.assert_close(kernel.signal_K.float().square(), pipeline.scheduler.alphas_cumprod.flip(0))
+    kernel = noising(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
+    torch.testing.assert_close(kernel.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
+
+
+def test_prompts_without_a_picture_fall_to_the_anchor(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("sd3"), prompts=prompts(tmp_path, every=2), **FINE_TUNING)
+    tree["loss"] = {**tree["loss"], "anchor": 0.5}
+    rollouts, said = step(loop_of(tree, tmp_path)[1])
+    has = {i for i, r in enumerate(rollouts) if "image" in r.prompt.data}
+    assert 0 < len(has) < len(rollouts)
+    assert {i for i, r in enumerate(rollouts) if r.writer == "answers"} == has
+    assert set(said["distill"].signal.rollout_T.tolist()) == has
+    assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
+
+
+def test_fine_tuning_learns_the_pictures(tmp_path: Path, folder: Any) -> None:
+    rows = [{"id": "p", "prompt": "red", "image": "0.png"}]
+    paint(tmp_path / "0.png", 0, 20)  # of any size
+    path = write_rows(tmp_path / "pictures.jsonl", rows)
+    tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, **FINE_TUNING)
+    opd.train(tree, {"rollout.batch": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["train"]["loss"] for row in map(json.loads, lines) if "train" in row]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_pictures_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("sd3"), **FINE_TUNING)
+    tree["rollout"]["source"] = "teacher"
+    tree["teacher"] = {"weights": "model", "model": folder("sd3", 1, shift=3.0)}
+    run, loop = loop_of(tree, tmp_path)
+    rollouts, said = step(loop)
+    drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
+    for own, theirs in zip(rollouts, drawn, strict=True):
+        assert torch.equal(own.latents_KX[-1], theirs.latents_KX[-1])
+        assert own.writer == "answers"
+    assert len(said["distill"].signal) == 20
+    loop._step(0)
+
+
+def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
+    tree["rollout"]["policy"] = "teacher"
+    run, loop = loop_of(tree, tmp_path)
+    rollouts, _ = step(loop)
+    drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
+    assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
+    assert {r.writer for r in rollouts} == {"teacher"}
+    assert loop._step(0)["loss"] > 0
+    assert loop.state.tokens == 0  # the student drew nothing
+
+
+# ------------------------------------------------------------------------------------------------- where they come from
+
+
+def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    image = paint(tmp_path / "there" / "a.png", 1)
+    paint(tmp_path / "b.png", 2)
+    rows = [
+        {"prompt": "a", "image": "a.png"},
+        {"prompt": "b", "image": str(tmp_path / "b.png")},
+        {"prompt": "c"},
+    ]
+    write_rows(tmp_path / "there" / "p.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    loaded, task = load_picture_prompts(PromptsConfig(path="there/p.jsonl"), key="prompts")
+    assert task is None
+    first, second, third = (picture_of(prompt) for prompt in loaded)
+    assert first is not None
+    assert torch.equal(first, to_tensor(image))
+    assert second is not None
+    assert third is None
+
+
+def test_a_picture_is_a_path_an_image_or_a_tensor() -> None:
+    image = Image.new("L", (5, 7), 255)
+    shown = picture_of(Prompt(id="a", text="a", data={"image": image}))
+    assert shown is not None
+    assert shown.shape == (3, 7, 5)
+    assert (shown == 1).all()
+    given = torch.zeros(3, 4, 4)
+    assert picture_of(Prompt(id="a", text="a", data={"image": given})) is given
+    with pytest.raises(DataError, match="'image' of prompt 'a' is a dict"):
+        picture_of(Prompt(id="a", text="a", data={"image": {}}))
+
+
+def test_images_of_a_dataset_are_pictures(tmp_path: Path, folder: Any) -> None:
+    import datasets
+
+    images = [paint(tmp_path / f"{n}.png", n) for n in range(4)]
+    rows = datasets.Dataset.from_list([{"prompt": f"red {n}", "image": str(tmp_path / f"{n}.png")} for n in range(4)])
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "data")
+    loaded, _ = load_picture_prompts(PromptsConfig(dataset=str(tmp_path / "data")), key="prompts")
+    assert len(loaded) == 4
+    for prompt, image in zip(loaded, images, strict=True):
+        shown = picture_of(prompt)
+        assert shown is not None
+        assert torch.equal(shown, to_tensor(image))
+
+
+def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
+    a, b = (write_rows(tmp_path / f"{n}.jsonl", [{"prompt": f"{n}{i}"} for i in range(2)]) for n in "ab")
+    config = PromptsConfig.model_validate([{"path": a, "domain": "first"}, {"path": b}])
+    loaded, _ = load_picture_prompts(config, key="prompts")
+    assert [(p.text, p.domain) for p in loaded] == [
+        ("a0", "first"),
+        ("b0", "default"),
+        ("a1", "first"),
+        ("b1", "default"),
+    ]
+    assert len({p.id for p in loaded}) == 4
+
+
+def test_pixels_and_back(tmp_path: Path) -> None:
+    image = paint(tmp_path / "a.png", 3)
+    picture = to_tensor(image)
+    save(picture, tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as again:
+        assert torch.equal(to_tensor(again), picture)
+    outside = to_pixels(torch.tensor([-3.0, 3.0, float("nan")]).view(3, 1, 1))
+    assert outside.tolist() == [[[0, 255, 128]]]
+    sheet = grid([[picture, picture], [picture]], scale=2, gap=1)
+    assert sheet.size == (2 * 17 + 1, 2 * 17 + 1)
