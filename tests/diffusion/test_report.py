@@ -239,6 +239,25 @@ def test_the_overview_has_a_row_each_and_visible_pictures(folder: Path) -> None:
             assert (pixels[y : y + 128, x : x + 128] == expected).all()
 
 
+def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(folder: Path, tmp_path: Path) -> None:
+    from opd.diffusion.build import prepare
+    from opd.parts import Objects
+    from opd.run_file import read
+
+    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    loop = run.assemble(None)  # type: ignore[arg-type]
+    grids = run.recorder(loop)
+    assert grids
+    (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
+    grids.start(loop)
+    for step in (0, 2, 4, 6):
+        grids.evaluation(step, {})
+    loop.state.stopped_by, loop.state.best, loop.state.best_step = "collapse", {"distance": 1.0}, 4
+    grids.finish()
+    (block,) = grids._blocks()
+    assert [label for label, _ in block.rows] == ["before, step 0", "in between, step 2", "after, step 4", "teacher"]
+
+
 def test_long_headings_are_cut_and_any_text_can_be_one() -> None:
     assert wrapped("ab cd ef", 5, len, 4) == ["ab cd", "ef"]
     assert wrapped("abcdefgh", 3, len, 4) == ["abc", "def", "gh"]
