@@ -8,12 +8,14 @@ import pytest
 
 import opd
 from opd.errors import ConfigError
-from opd.run_file import recipe_names
+from opd.run_file import read, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
+    prompts = read(name).eval.prompts
+    few = [{**source.model_dump(), "limit": 8} for source in prompts.mix or (prompts,)]
+    small = {"optimizer.steps": 2, "eval.prompts": few, "log": [], "out": str(tmp_path / "run")}
     result = opd.train(name, small)
     assert result.steps == 2
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -85,7 +85,7 @@ def view(
     port: Annotated[int, typer.Option(help="Of --live; 0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
 ) -> None:
-    """See a run, with what the teacher said about every token, or a pipeline's graph and figures."""
+    """See a run, with what the teacher said about every token or what was drawn, or a pipeline's graph and figures."""
     from opd.report.view import follow, write
 
     if live:

@@ -13,6 +13,7 @@ from opd.figures import figure, headline
 from opd.metrics import Metrics
 from opd.report.page import REPORT
 from opd.report.rows import ROLLOUTS
+from opd.report.samples import SAMPLES
 from opd.report.terminal import worst_rollout
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def show_result(console: Console, result: Result) -> None:
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"figures  {result.out}/README.md, result.json, metrics.jsonl")
     if (result.out / REPORT).exists():
-        console.print(f"report   {result.out}/{REPORT}  (what the student did, and what the teacher said to it)")
+        drawn = (result.out / SAMPLES).is_dir()
+        shows = "what the student drew, step by step" if drawn else "what the teacher said about every token"
+        console.print(f"report   {result.out}/{REPORT}  ({shows})")
 
 
 def show_figures(console: Console, title: str, metrics: Metrics) -> None:

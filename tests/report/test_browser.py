@@ -16,6 +16,8 @@ import pytest
 from opd.report.data import run_data
 from opd.report.live import LiveServer
 from opd.report.page import write_page, write_report
+from opd.report.samples import SAMPLES, Samples
+from written_grids import strip, write_grids
 from written_run import HOSTILE, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -332,6 +334,122 @@ def test_a_pipeline_fits_any_width(browser: Any, pipeline_folder: Path, width: i
         assert visit.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
         visit.page.keyboard.press("t")
         assert visit.page.evaluate("document.documentElement.dataset.theme") == ("light" if dark else "dark")
+
+
+def ground(visit: Visit, number: int = 0) -> list[int]:
+    """The colour in the corner of a picture that the student drew."""
+    found: list[int] = visit.page.evaluate(
+        """async number => { const image = document.querySelectorAll("img[data-prompt]")[number];
+        await image.decode();
+        const canvas = document.createElement("canvas"); canvas.width = canvas.height = 9;
+        const pen = canvas.getContext("2d"); pen.drawImage(image, 0, 0);
+        return [...pen.getImageData(1, 1, 1, 1).data]; }""",
+        number,
+    )
+    return found[:3]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
+    report = write_report(write_grids(tmp_path / "run", prompts=8, shown=2, steps=(0, 20, 40)))
+    with Visit(browser, report.as_uri(), width=width, dark=dark) as visit:
+        page = visit.page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert "from 20.0 % to 40.0 %" in visit.text(".lede >> nth=0")
+        assert [visit.text(f".before-after tbody tr:first-child td >> nth={n}") for n in range(4)] == [
+            "20.0 %",
+            "40.0 %",
+            "40.0 %",
+            "75.0 %",
+        ]
+        assert "with guidance 1.5" in visit.text(".did")
+
+        # It opens on the last evaluation; buttons, slider and keys lead to the others, and the teacher stays.
+        teacher = page.get_attribute(".of-teacher img >> nth=0", "src")
+        assert "step 40" in visit.text("#now")
+        assert ground(visit) == ground(visit, 7) == [40, 40, 40]
+        assert page.is_disabled("#later")
+        page.click("#earlier")
+        assert ground(visit) == [20, 20, 20]
+        page.focus("#step")
+        page.keyboard.press("Home")
+        assert "before training" in visit.text("#now")
+        assert page.get_attribute("#step", "aria-valuetext") == "before training"
+        assert "accuracy 20.0 %" in visit.text("#now")
+        assert ground(visit) == [0, 0, 0]
+        assert page.is_disabled("#earlier")
+        page.keyboard.press("]")
+        assert ground(visit) == [20, 20, 20]
+        assert page.get_attribute(".of-teacher img >> nth=0", "src") == teacher
+        alts = page.eval_on_selector_all("main img", "all => all.map(i => i.alt)")
+        assert len(alts) == 8 + 8 + 2
+        assert all("a disc of one colour" in alt for alt in alts)
+        assert "after 20 steps" in alts[0]
+
+        page.click("#pictures summary:has-text('All evaluations')")
+        page.locator(".at-once").wait_for()
+        assert page.locator(".at-once tbody tr").count() == 3 + 1
+        assert page.locator(".at-once img[alt]").count() == 8 * 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+        # Where along the trajectory the loss is, at the evaluation shown.
+        assert "step 20, mean" in visit.text(".along .keys")
+        assert page.locator(".along .state .is").count() == 8
+        heights = page.eval_on_selector_all(".along .state .is", "all => all.map(s => s.offsetHeight)")
+        assert heights[:7] == sorted(heights[:7], reverse=True)
+        assert heights[7] == 0
+
+        assert page.locator(".plot canvas").count() >= 4
+        page.keyboard.press("t")
+        assert page.evaluate("document.documentElement.dataset.theme") == ("light" if dark else "dark")
+        assert visit.errors == []
+        assert [url for url in visit.asked if not url.startswith("data:")] == [report.as_uri()]
+
+
+def test_a_hostile_prompt_shows_as_text(browser: Any, tmp_path: Path) -> None:
+    report = write_report(write_grids(tmp_path / "run", text=HOSTILE, shown=1))
+    with Visit(browser, report.as_uri(), width=390) as visit:
+        assert "<img src=x" in visit.text(".drawn figcaption >> nth=0")
+        assert "<img src=x" in visit.page.get_attribute("img[data-prompt]", "alt")
+        assert visit.page.evaluate("window.hacked") is None
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        sources = visit.page.eval_on_selector_all("main img", "all => all.map(i => i.src)")
+        assert all(source.startswith("data:image/") for source in sources)
+        assert visit.errors == []
+        assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
+
+
+def test_a_denoising_run_without_pictures_or_figures_has_a_page(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
+    with Visit(browser, write_report(tmp_path).as_uri()) as visit:
+        assert "The run is not finished." in visit.text(".lede >> nth=0")
+        assert not visit.page.is_visible("#pictures")
+        assert visit.errors == []
+
+
+def test_live_pictures_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
+    run = write_grids(tmp_path / "run", prompts=2, steps=(0, 20))
+    with LiveServer([run]) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with Visit(browser, server.url) as visit:
+                while not any(url.endswith("data.json") for url in visit.asked):
+                    visit.page.wait_for_timeout(100)
+                visit.page.wait_for_timeout(300)
+                for step in (40, 60):
+                    Samples(run / SAMPLES).write(step, strip(["teal", "teal"], 64, ground=(step,) * 3))
+                    if step == 40:  # whoever looks at the last goes on with it
+                        visit.page.locator("#now:has-text('step 40')").wait_for()
+                        visit.page.click("#earlier")
+                        visit.page.focus("#step")
+                visit.page.locator("#now:has-text('2 of 4')").wait_for()
+                assert ground(visit) == [20, 20, 20]
+                assert visit.page.evaluate("document.activeElement.id") == "step"
+                assert visit.errors == []
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_live_news_come_in_and_what_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:

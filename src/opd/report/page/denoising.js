@@ -108,7 +108,7 @@ function record() {
       ? el("ol", { class: "events" }, run.events.map((e) => el("li", {}, el("span", { class: "fact" }, `step ${e.step}`), el("b", {}, e.kind.replace(/_/g, " ")), " ", e.text)))
       : el("p", { class: "note" }, "Nothing."),
     el("details", {}, el("summary", {}, "Run file"), el("pre", {}, JSON.stringify(run.config, null, 2))),
-    el("p", { class: "note" }, `All pictures of a prompt begin with the same noise, at every evaluation and by the teacher.${missing}`),
+    el("p", { class: "note" }, `All pictures of a prompt begin with the same noise, at every evaluation${run.samples.teacher.length ? " and by the teacher" : ""}.${missing}`),
   );
 }
 
@@ -140,7 +140,9 @@ function follow() {
       seen = answer.headers.get("ETag");
       if (first) return;
       load(await answer.json());
+      const focused = document.activeElement.id;
       build();
+      if (focused && $(focused)) $(focused).focus({ preventScroll: true });
     } catch {
       say("no connection");
     }

@@ -5,7 +5,8 @@ const view = { at: null }; // number of the evaluation; null is the last
 
 function buildPictures() {
   const { samples } = RUN();
-  if (!samples.steps.length) return void $("pictures").remove();
+  $("pictures").hidden = !samples.steps.length;
+  if (!samples.steps.length) return;
   const last = samples.steps.length - 1;
   fill(
     $("pictures"),
@@ -16,6 +17,7 @@ function buildPictures() {
       el("button", { type: "button", class: "chip", id: "later", "aria-label": "Evaluation after", title: "]", onclick: () => walk(1) }, "›"),
       el("output", { id: "now", for: "step" })),
     el("ul", { class: "drawn" }, samples.prompts.map((prompt, i) => column(prompt, i))),
+    last ? atOnce(samples) : null,
     samples.shown.length ? shownToTeacher(samples) : null,
     el("div", { id: "states" }),
   );
@@ -48,6 +50,22 @@ function shownToTeacher(samples) {
     el("ul", { class: "drawn" }, samples.references.map((prompt, i) =>
       el("li", {}, el("figure", {}, picture(samples.shown[i], `Shown to the teacher with “${prompt.text}”`), caption(prompt))))),
   ];
+}
+
+// Every evaluation as a row, the teacher below; drawn when somebody opens it.
+function atOnce(samples) {
+  const rows = samples.steps.map(({ step, pictures }) => [`step ${step}`, pictures]);
+  if (samples.teacher.length) rows.push(["teacher", samples.teacher]);
+  const draw = (event) => {
+    const host = event.target.querySelector(".scroll-x");
+    if (host.firstChild) return;
+    fill(host, el("table", { class: "at-once" },
+      el("thead", {}, el("tr", {}, el("td", {}), samples.prompts.map((p) => el("th", { scope: "col", title: p.text }, short(p.text, 40))))),
+      el("tbody", {}, rows.map(([name, pictures]) => el("tr", {}, el("th", { scope: "row" }, name),
+        pictures.map((source, i) => el("td", {}, picture(source, `“${samples.prompts[i].text}”, ${name}`))))))));
+  };
+  return el("details", { class: "figures-of", ontoggle: draw }, el("summary", {}, "All evaluations one under the other"),
+    el("div", { class: "scroll-x", tabindex: "0", role: "group", "aria-label": "All evaluations; they can be scrolled" }));
 }
 
 // Show one evaluation.
