@@ -434,7 +434,7 @@ def _teachers(
 def _check_teachers(run: Denoising) -> None:
     config = run.config
     if config.teacher.models:
-        check_covered(config, run.prompts)
+        check_covered(config, [*run.prompts, *run.held_out])  # the teachers draw and are measured there too
     named = run.teachers or {ONE: run.student}
     for name, model in named.items():
         key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
