@@ -194,6 +194,9 @@ def test_a_teacher_of_other_latents(tmp_path: Path, folder: Any) -> None:
 def test_a_domain_that_nobody_reads(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"models": {"digits": folder("sd3", 1)}})
     refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default', and the teachers read digits")
+    tree["prompts"]["domain"] = "digits"
+    tree["eval"] = {"prompts": {"path": tree["prompts"]["path"], "limit": 2}}
+    refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default'")
 
 
 def test_prompts_need_the_labels_that_a_pipeline_goes_by(tmp_path: Path, folder: Any) -> None:

@@ -120,7 +120,9 @@ RUNS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("what", RUNS)
+@pytest.mark.parametrize(
+    "what", [pytest.param(name, marks=pytest.mark.slow if name in ("lora", "ema") else ()) for name in RUNS]
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, folder: Any, what: str, at: int) -> None:
     def go(out: Path, **more: Any) -> opd.Result:
         tree = run_tree(out, folder("sd3"), optimizer={"steps": 4}, checkpoint={"every": 2}, **RUNS[what](folder))

@@ -11,9 +11,14 @@ import pytest
 import torch
 
 import opd
+from opd.diffusion.build import prepare
+from opd.diffusion.folders import load_pipeline
 from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import load, of_pipeline
 from opd.diffusion.sampler import DenoisingSampler
+from opd.log import RunLog
+from opd.parts import Objects
+from opd.run_file import read
 from opd.types import Prompt
 from tiny_pipelines import KINDS, run_tree
 
@@ -45,3 +50,66 @@ def test_every_kind_of_pipeline_trains_and_leaves_one(tmp_path: Path, folder: An
     before, after = drawn(load(folder(kind), key="s").pipeline), drawn(load(str(result.out), key="s").pipeline)
     assert not torch.equal(before, after)
     assert (result.out / "lora").is_dir() == lora
+
+
+THEIRS: dict[str, dict[str, Any]] = {
+    "sd3": {"sigmas": [1.0, 2 / 3, 1 / 3], "height": 8, "width": 8, "max_sequence_length": 0},
+    "sd": {"height": 16, "width": 16},
+}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+@pytest.mark.parametrize("kind", THEIRS)
+def test_what_is_left_draws_by_its_own_call_what_the_student_drew(
+    tmp_path: Path, folder: Any, kind: str, lora: dict[str, int] | None
+) -> None:
+    tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, lora=lora)
+    run = prepare(read(tree), Objects())
+    loop = run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop._step(0)
+    loop._step(1)
+    run.student.save(tmp_path / "left")
+    own = run.sampler().rollout(PROMPTS, 0)
+    pipeline = load_pipeline(tmp_path / "left")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        [p.text for p in PROMPTS],
+        latents=torch.stack([t.latents_KX[0] for t in own]),
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        output_type="latent",
+        **THEIRS[kind],
+    ).images
+    torch.testing.assert_close(theirs, torch.stack([t.latents_KX[-1] for t in own]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)})
+    tree["eval"] = {"prompts": tree["prompts"], "every": 1}
+    result = opd.train(tree, {"optimizer.lr": 3.0, "optimizer.steps": 6})
+    assert result.stopped_by == "collapse"
+    assert result.steps < 9
+    assert result.after == result.best == result.before
+    before, after = drawn(load(folder("sd3"), key="s").pipeline), drawn(load(str(result.out), key="s").pipeline)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_comes_nearer_to_its_teacher_on_held_out_prompts(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
+    tree["eval"] = {"prompts": tree["prompts"], "every": 20}
+    tree |= {"optimizer": {"lr": 1e-2, "steps": 12}, "loss": {"divergence": "velocity"}, "report": True}
+    result = opd.train(tree)
+    assert result.after["distance"] < 0.6 * result.before["distance"]
+    assert "velocity" in (result.out / "README.md").read_text()
+
+
+def test_a_model_that_is_not_finite_is_not_taken_over(tmp_path: Path, folder: Any) -> None:
+    teacher = load(folder("ddim", 1), key="t")
+    with torch.no_grad():
+        teacher.model.conv_out.bias.fill_(math.nan)
+    teacher.save(tmp_path / "broken")
+    tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": str(tmp_path / "broken")})
+    result = opd.train(tree)
+    assert [event["kind"] for event in result.events] == ["non_finite"] * 2
+    ours, start = load(str(result.out), key="s").model, load(folder("ddim"), key="s").model
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), start.parameters(), strict=True))

@@ -269,9 +269,13 @@ class Denoising:
     def _distance(self, main: Term, rollouts: Sequence[Rollout]) -> Metrics:
         """The loss on trajectories of the training's own sampler: the prompts are what is held out."""
         assert main.view is not None
-        sampler = DenoisingSampler(self.student, self.sampling(), guidance=self.config.rollout.guidance)
-        drawn = sampler.rollout([rollout.prompt for rollout in rollouts], self.config.seed)
-        measure = partial(mean_distance, reader=self.reader(), teacher=main.teacher, view=main.view)
+        rollout, rows = self.config.rollout, self.config.rollout.max_rows
+        sampler = DenoisingSampler(
+            self.student, self.sampling(), guidance=rollout.guidance, counts=self.counts, max_rows=rows
+        )
+        drawn = sampler.rollout([r.prompt for r in rollouts], self.config.seed)
+        reader = self.reader(max(rows // rollout.steps, 1))
+        measure = partial(mean_distance, reader=reader, teacher=main.teacher, view=main.view)
         return measure(drawn, objective=main.objective)
 
     def recorder(self, loop: Loop) -> Grids | None:
@@ -319,7 +323,8 @@ class Denoising:
         yield f"prompts   {len(self.prompts)} to train on, {len(self.held_out)} held out"
         yield f"sampler   {config.rollout.steps} steps from noise {float(self.kernel.level_K[0]):.2f}"
         terms, _ = self.terms()
-        shown = self.prompts[: max(32 // config.rollout.samples, 1)]
+        shown = sorted(self.prompts, key=lambda p: p.data.get("image") is None)  # pictures may be what it goes by
+        shown = shown[: max(32 // config.rollout.samples, 1)]
         rollouts = self.sampler().rollout([p for p in shown for _ in range(config.rollout.samples)], config.seed)
         own = [r for r in rollouts if r.writer == "student"]
         if own:
@@ -434,7 +439,7 @@ def _teachers(
 def _check_teachers(run: Denoising) -> None:
     config = run.config
     if config.teacher.models:
-        check_covered(config, run.prompts)
+        check_covered(config, [*run.prompts, *run.held_out])  # the teachers draw and are measured there too
     named = run.teachers or {ONE: run.student}
     for name, model in named.items():
         key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
