@@ -48,25 +48,25 @@ WRONG = 0.6
 """Share of captions drawn anew, without a look at the picture, in the base's second phase."""
 EMPTY = 0.1
 """Share of captions left empty."""
-HONEST_STEPS, HONEST_LR = 1100, 2e-3
+HONEST_STEPS, HONEST_LR = 4000, 2e-3
 """The base's first phase, in which every caption is right: with wrong ones from the start it draws blobs."""
-WRONG_STEPS, WRONG_LR = 250, 6e-4
+WRONG_STEPS, WRONG_LR = 500, 6e-4
 REFERENCE_EVERY = 6
 """One step in so many of the base's is of references."""
-TEACHER_STEPS, TEACHER_LR = 200, 2e-3
+TEACHER_STEPS, TEACHER_LR = 600, 2e-3
 RANK, ALPHA = 16, 32
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 )
-TUNE_STEPS, TUNE_LR = 500, 1e-3
+TUNE_STEPS, TUNE_LR = 2000, 1e-3
 TUNE_REFERENCE_EVERY = 3
-TUPLES = 1024
+TUPLES = 3072
 """Trajectories of the many-step model, of text alone and of text with a reference each."""
 TEACHER_EULER = 16
-DISTIL_STEPS, DISTIL_LR = 700, 8e-4
+DISTIL_STEPS, DISTIL_LR = 2200, 8e-4
 EVALUATED = 192
-"""Prompts behind every accuracy printed."""
+"""Prompts behind every accuracy that a build prints."""
 
 Say = Callable[[str], None]
 
@@ -227,14 +227,14 @@ def _parts(pipeline: Any) -> list[nn.Module]:
     return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
 
 
-def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int = EVALUATED, seed: int = 0) -> float:
+def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int, seed: int = 0) -> float:
     """Share of a domain's prompts that the judge finds fulfilled."""
     prompts = balanced(all_prompts(domain), number, seed)
     pictures = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed)
     return float(load_judge().right(pictures, prompts).mean())
 
 
-def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed: int = 0) -> float:
+def concept_accuracy(pipeline: Any, *, steps: int, number: int, seed: int = 0) -> float:
     """The same for the concept's prompts, each with a picture of the concept as its reference."""
     prompts = balanced(all_prompts("concept"), number, seed)
     references = draw(balanced(all_prompts("concept"), number, seed + 1), seed + 1)
@@ -244,15 +244,16 @@ def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed
 
 def say_accuracies(pipeline: Any, say: Say) -> None:
     """Every domain, in ten steps."""
-    say(", ".join(f"{domain} {accuracy(pipeline, domain):.3f}" for domain in DOMAINS))
+    say(", ".join(f"{domain} {accuracy(pipeline, domain, number=EVALUATED):.3f}" for domain in DOMAINS))
 
 
 def say_fewstep(pipeline: Any, steps: Sequence[int], say: Say) -> None:
     """Shapes, and the concept without and with a reference."""
-    for number in steps:
-        shapes, alone = accuracy(pipeline, "shapes", steps=number), accuracy(pipeline, "concept", steps=number)
-        shown = concept_accuracy(pipeline, steps=number)
-        say(f"{number} steps: shapes {shapes:.3f}, concept {alone:.3f}, with a reference {shown:.3f}")
+    for count in steps:
+        shapes = accuracy(pipeline, "shapes", steps=count, number=EVALUATED)
+        alone = accuracy(pipeline, "concept", steps=count, number=EVALUATED)
+        shown = concept_accuracy(pipeline, steps=count, number=EVALUATED)
+        say(f"{count} steps: shapes {shapes:.3f}, concept {alone:.3f}, with a reference {shown:.3f}")
 
 
 def scaled(steps: int, scale: float) -> int:

@@ -37,8 +37,16 @@ HELD_OUT = 0.40
 """Pretraining shows no style both of whose colours are closer than this to the concept's."""
 SHIFT = 0.5
 """How far, in pixels, things are from their place. With three times as much, models this small draw blobs."""
-SPACING = 5.0
-"""Pixels between the nine places that dots may take."""
+SPACING = 4.6
+"""Pixels between neighbouring dots, across and down."""
+DICE = (
+    ((0, 0),),
+    ((-1, -1), (1, 1)),
+    ((-1, -1), (0, 0), (1, 1)),
+    ((-1, -1), (-1, 1), (1, -1), (1, 1)),
+    ((-1, -1), (-1, 1), (0, 0), (1, -1), (1, 1)),
+)
+"""Where one to five dots stand, as on a die: at free places, models this small learn to draw dots but not to count."""
 RIM = 1.5
 """Width of a border, in pixels."""
 JITTER = 0.04
@@ -186,7 +194,7 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
     """
     size = len(count_B)
     radius = 1.5 + 0.4 * torch.rand(size, 1, 1, generator=generator)
-    centres = torch.stack([_apart(int(count), generator) for count in count_B])
+    centres = torch.stack([_die(int(count)) for count in count_B]) + SHIFT * _spread((size, MAX_COUNT, 2), generator)
     covered = torch.zeros(size, SIZE, SIZE)
     for i in range(MAX_COUNT):
         x, y = _offsets(centres[:, i])
@@ -194,12 +202,9 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
     return 2 * torch.lerp(_ground(size, generator), colour_B3[:, :, None, None], covered[:, None]) - 1
 
 
-def _apart(count: int, generator: torch.Generator) -> Tensor:
-    """[5, 2] centres near different places of a 3x3 grid, those beyond ``count`` far outside the picture."""
-    places = torch.cartesian_prod(*2 * [SPACING * torch.arange(-1.0, 2.0)])
-    chosen = places[torch.randperm(len(places), generator=generator)[:count]]
-    near = chosen + SHIFT * _spread((count, 2), generator)
-    return torch.cat([near, torch.full((MAX_COUNT - count, 2), 99.0)])
+def _die(count: int) -> Tensor:
+    """[5, 2] places relative to the middle, those beyond ``count`` far outside the picture."""
+    return torch.cat([SPACING * torch.tensor(DICE[count - 1]), torch.full((MAX_COUNT - count, 2), 99.0)])
 
 
 def draw_digits(digit_B: Tensor, generator: torch.Generator, half: str = "generators") -> Tensor:
