@@ -99,31 +99,30 @@ def test_the_sampler_is_the_pipelines_own(pipeline: Any) -> None:
 
 
 def test_prompts_are_the_same_every_time_and_ids_are_not_shared() -> None:
-    task = Pictures("mixed")
-    assert task.prompts("test") == Pictures("mixed").prompts("test")
+    task = Pictures()
+    assert task.prompts("test") == Pictures().prompts("test")
     prompts = [p for split in ("train", "val", "test") for p in task.prompts(split)]
     assert len({p.id for p in prompts}) == len(prompts)
     assert [p.domain for p in task.prompts("test")[:4]] == ["shapes", "count", "digits", "shapes"]
-    assert {p.text for p in Pictures("concept").prompts("test")} == {f"zorp {shape}" for shape in SHAPES}
-    assert {p.text for p in Pictures("shapes").prompts("val")} == {f"{c} {s}" for c in COLOURS for s in SHAPES}
+    assert {p.text for p in task.prompts("concept/test")} == {f"zorp {shape}" for shape in SHAPES}
+    assert {p.text for p in task.prompts("shapes/val")} == {f"{c} {s}" for c in COLOURS for s in SHAPES}
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="cats"):
-        Pictures("cats")
+        Pictures().prompts("cats/test")
     with pytest.raises(ConfigError, match="dev"):
         Pictures().prompts("dev")
 
 
 def test_pictures_are_drawn_from_their_seed() -> None:
-    task = Pictures()
-    prompts = task.prompts("test")[:9]
-    first = task.real(prompts, seed=1)
+    prompts = Pictures().prompts("test")[:9]
+    first = draw(prompts, seed=1)
     assert first.shape == (9, 3, 16, 16)
     assert first.min() >= -1
     assert first.max() <= 1
-    assert torch.equal(first, task.real(prompts, seed=1))
-    assert not torch.equal(first, task.real(prompts, seed=2))
+    assert torch.equal(first, draw(prompts, seed=1))
+    assert not torch.equal(first, draw(prompts, seed=2))
 
 
 def test_no_scan_of_a_digit_is_in_both_halves() -> None:

@@ -34,9 +34,9 @@ from opd.nano.pictures.vocabulary import CONCEPT, SHAPES
 from opd.nano.pictures.world import (
     DIGITS,
     DOMAINS,
+    HELD_OUT,
     all_prompts,
     balanced,
-    concept_style,
     draw,
     draw_shapes,
     random_styles,
@@ -44,29 +44,31 @@ from opd.nano.pictures.world import (
 
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 64
-WRONG = 0.6
+WRONG = 0.3
 """Share of captions drawn anew, without a look at the picture, in the base's second phase."""
 EMPTY = 0.1
 """Share of captions left empty."""
-HONEST_STEPS, HONEST_LR = 4000, 2e-3
+HONEST_STEPS, HONEST_LR = 1500, 2e-3
 """The base's first phase, in which every caption is right: with wrong ones from the start it draws blobs."""
-WRONG_STEPS, WRONG_LR = 500, 6e-4
+WRONG_STEPS, WRONG_LR = 150, 5e-4
 REFERENCE_EVERY = 6
 """One step in so many of the base's is of references."""
-TEACHER_STEPS, TEACHER_LR = 600, 2e-3
+TEACHER_STEPS, TEACHER_LR = {"shapes": 150, "count": 200, "digits": 500}, 2e-3
 RANK, ALPHA = 16, 32
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 )
-TUNE_STEPS, TUNE_LR = 2000, 1e-3
-TUNE_REFERENCE_EVERY = 3
-TUPLES = 3072
+TUNE_STEPS, TUNE_LR = 1000, 1e-3
+TUNE_REFERENCE_EVERY = 2
+CLOSER = 0.25
+"""How near a style may come to the concept's in this phase: around a wider gap the model draws something else."""
+TUPLES = 1024
 """Trajectories of the many-step model, of text alone and of text with a reference each."""
 TEACHER_EULER = 16
-DISTIL_STEPS, DISTIL_LR = 2200, 8e-4
+DISTIL_STEPS, DISTIL_LR = 500, 8e-4
 EVALUATED = 192
-"""Prompts behind every accuracy that a build prints."""
+"""Prompts behind every accuracy printed."""
 
 Say = Callable[[str], None]
 
@@ -90,19 +92,19 @@ def clean_loss(pipeline: Any, step: int, *, seed: int, domain: str) -> Tensor:
     return flow_loss(pipeline.transformer, draw(shown, rng.getrandbits(32)), condition(pipeline, texts))
 
 
-def reference_loss(pipeline: Any, step: int, *, seed: int) -> Tensor:
+def reference_loss(pipeline: Any, step: int, *, seed: int, apart: float = HELD_OUT) -> Tensor:
     """Flow matching on styles of two tones, each told by the concept's word and shown by another picture."""
-    texts, pictures, references = styled_pairs(BATCH, seed * 1_000_003 + step)
+    texts, pictures, references = styled_pairs(BATCH, seed * 1_000_003 + step, apart=apart)
     return flow_loss(pipeline.transformer, pictures, condition(pipeline, texts, references))
 
 
-def styled_pairs(number: int, seed: int, *, concept: bool = False) -> tuple[list[str], Tensor, Tensor]:
+def styled_pairs(number: int, seed: int, *, apart: float = HELD_OUT) -> tuple[list[str], Tensor, Tensor]:
     """Texts, pictures and references, the last two [B, 3, 16, 16]; every pair in a style of its own.
 
     Half of the references show the same shape, half any shape.
     """
     generator = torch.Generator().manual_seed(seed)
-    style = (concept_style if concept else random_styles)(number, generator)
+    style = random_styles(number, generator, apart)
     shape = torch.randint(len(SHAPES), (number,), generator=generator)
     other = torch.randint(len(SHAPES), (number,), generator=generator)
     other = torch.where(torch.rand(number, generator=generator) < 0.5, shape, other)
@@ -138,7 +140,7 @@ def build_teacher(domain: str, out: Path, scale: float, seed: int, say: Say) -> 
     transformer = pipeline.transformer
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(LORA_TARGETS)), domain)
     loss = partial(clean_loss, pipeline, seed=seed + 1, domain=domain)
-    fit(transformer.parameters(), loss, steps=scaled(TEACHER_STEPS, scale), lr=TEACHER_LR, say=say)
+    fit(transformer.parameters(), loss, steps=scaled(TEACHER_STEPS[domain], scale), lr=TEACHER_LR, say=say)
     folder = out / f"pictures-{domain}"
     transformer.save_lora_adapter(str(folder), adapter_name=domain)
     _halve(folder / "pytorch_lora_weights.safetensors")
@@ -161,7 +163,7 @@ def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
 
     def loss(step: int) -> Tensor:
         if step % TUNE_REFERENCE_EVERY == 0:
-            return reference_loss(pipeline, step, seed=seed + 2)
+            return reference_loss(pipeline, step, seed=seed + 2, apart=CLOSER)
         return clean_loss(pipeline, step, seed=seed + 2, domain="shapes")
 
     fit(everything(pipeline), loss, steps=scaled(TUNE_STEPS, scale), lr=TUNE_LR, say=say)
@@ -200,7 +202,7 @@ def distil(pipeline: Any, scale: float, seed: int, say: Say) -> None:
 def _trajectories(pipeline: Any, number: int, seed: int, referenced: bool) -> tuple[Tensor, Tensor, Tensor, Condition]:
     """Noise, middle and end, each [N, 3, 16, 16], and what they were drawn for."""
     if referenced:
-        texts, _, references = styled_pairs(number, seed + 3)
+        texts, _, references = styled_pairs(number, seed + 3, apart=CLOSER)
         given = condition(pipeline, texts, references)
     else:
         given = condition(pipeline, [str(p.text) for p in balanced(all_prompts("shapes"), number, seed + 3)])
@@ -227,14 +229,14 @@ def _parts(pipeline: Any) -> list[nn.Module]:
     return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
 
 
-def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int, seed: int = 0) -> float:
+def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int = EVALUATED, seed: int = 0) -> float:
     """Share of a domain's prompts that the judge finds fulfilled."""
     prompts = balanced(all_prompts(domain), number, seed)
     pictures = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed)
     return float(load_judge().right(pictures, prompts).mean())
 
 
-def concept_accuracy(pipeline: Any, *, steps: int, number: int, seed: int = 0) -> float:
+def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed: int = 0) -> float:
     """The same for the concept's prompts, each with a picture of the concept as its reference."""
     prompts = balanced(all_prompts("concept"), number, seed)
     references = draw(balanced(all_prompts("concept"), number, seed + 1), seed + 1)
@@ -244,16 +246,15 @@ def concept_accuracy(pipeline: Any, *, steps: int, number: int, seed: int = 0) -
 
 def say_accuracies(pipeline: Any, say: Say) -> None:
     """Every domain, in ten steps."""
-    say(", ".join(f"{domain} {accuracy(pipeline, domain, number=EVALUATED):.3f}" for domain in DOMAINS))
+    say(", ".join(f"{domain} {accuracy(pipeline, domain):.3f}" for domain in DOMAINS))
 
 
 def say_fewstep(pipeline: Any, steps: Sequence[int], say: Say) -> None:
     """Shapes, and the concept without and with a reference."""
-    for count in steps:
-        shapes = accuracy(pipeline, "shapes", steps=count, number=EVALUATED)
-        alone = accuracy(pipeline, "concept", steps=count, number=EVALUATED)
-        shown = concept_accuracy(pipeline, steps=count, number=EVALUATED)
-        say(f"{count} steps: shapes {shapes:.3f}, concept {alone:.3f}, with a reference {shown:.3f}")
+    for number in steps:
+        shapes, alone = accuracy(pipeline, "shapes", steps=number), accuracy(pipeline, "concept", steps=number)
+        shown = concept_accuracy(pipeline, steps=number)
+        say(f"{number} steps: shapes {shapes:.3f}, concept {alone:.3f}, with a reference {shown:.3f}")
 
 
 def scaled(steps: int, scale: float) -> int:

@@ -37,16 +37,16 @@ HELD_OUT = 0.40
 """Pretraining shows no style both of whose colours are closer than this to the concept's."""
 SHIFT = 0.5
 """How far, in pixels, things are from their place. With three times as much, models this small draw blobs."""
-SPACING = 4.6
-"""Pixels between neighbouring dots, across and down."""
-DICE = (
-    ((0, 0),),
-    ((-1, -1), (1, 1)),
-    ((-1, -1), (0, 0), (1, 1)),
-    ((-1, -1), (-1, 1), (1, -1), (1, 1)),
-    ((-1, -1), (-1, 1), (0, 0), (1, -1), (1, 1)),
-)
-"""Where one to five dots stand, as on a die: at free places, models this small learn to draw dots but not to count."""
+SPACING = 4.5
+"""Pixels between neighbouring places of the dots."""
+PIPS = {
+    1: [(0.0, 0.0)],
+    2: [(-1.0, -1.0), (1.0, 1.0)],
+    3: [(-1.0, -1.0), (0.0, 0.0), (1.0, 1.0)],
+    4: [(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)],
+    5: [(-1.0, -1.0), (-1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (1.0, 1.0)],
+}
+"""Where dots are, as on a die: at places drawn freely, models this small miscount half of them."""
 RIM = 1.5
 """Width of a border, in pixels."""
 JITTER = 0.04
@@ -124,14 +124,14 @@ def concept_style(number: int, generator: torch.Generator, jitter: float = JITTE
     return jittered(fill, jitter, generator), jittered(border, jitter, generator)
 
 
-def random_styles(number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Inside and rim, each [B, 3], clearly different, none of them like the concept."""
+def random_styles(number: int, generator: torch.Generator, apart: float = HELD_OUT) -> tuple[Tensor, Tensor]:
+    """Inside and rim, each [B, 3], clearly different, none of them closer to the concept than ``apart``."""
     styles = torch.empty(0, 2, 3)
     while len(styles) < number:
         drawn = torch.rand(4 * number, 2, 3, generator=generator)
         bright = (drawn.amax(-1) > 0.4).all(-1)
         different = (drawn[:, 0] - drawn[:, 1]).norm(dim=-1) > 0.6
-        styles = torch.cat([styles, drawn[bright & different & (style_distance(*drawn.unbind(1)) > HELD_OUT)]])
+        styles = torch.cat([styles, drawn[bright & different & (style_distance(*drawn.unbind(1)) > apart)]])
     fill, border = styles[:number].unbind(1)
     return fill, border
 
@@ -194,7 +194,7 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
     """
     size = len(count_B)
     radius = 1.5 + 0.4 * torch.rand(size, 1, 1, generator=generator)
-    centres = torch.stack([_die(int(count)) for count in count_B]) + SHIFT * _spread((size, MAX_COUNT, 2), generator)
+    centres = torch.stack([_apart(int(count), generator) for count in count_B])
     covered = torch.zeros(size, SIZE, SIZE)
     for i in range(MAX_COUNT):
         x, y = _offsets(centres[:, i])
@@ -202,9 +202,10 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
     return 2 * torch.lerp(_ground(size, generator), colour_B3[:, :, None, None], covered[:, None]) - 1
 
 
-def _die(count: int) -> Tensor:
-    """[5, 2] places relative to the middle, those beyond ``count`` far outside the picture."""
-    return torch.cat([SPACING * torch.tensor(DICE[count - 1]), torch.full((MAX_COUNT - count, 2), 99.0)])
+def _apart(count: int, generator: torch.Generator) -> Tensor:
+    """[5, 2] centres relative to the middle, near the pips of a die; those beyond ``count`` far outside."""
+    near = SPACING * torch.tensor(PIPS[count]) + SHIFT * _spread((count, 2), generator)
+    return torch.cat([near, torch.full((MAX_COUNT - count, 2), 99.0)])
 
 
 def draw_digits(digit_B: Tensor, generator: torch.Generator, half: str = "generators") -> Tensor:
