@@ -290,7 +290,7 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
     parts = [
         DENOISING,
         f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}; do not edit. Pictures of "
-        "16×16 pixels, pipelines of half a million weights, 256 prompts a domain, a judge that no run has trained on. "
+        "16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge that no run has trained on. "
         "Teachers were fine-tuned on captions that are right, not by reward; the ability to use a picture in the "
         "context was trained, it did not emerge; the Fréchet distance is in the judge's features and no FID. Every run "
         "has the same number of updates and trajectories; learning rates are ours, the same for all.",
