@@ -48,6 +48,7 @@ TASKS: dict[str, Run] = {
             "rollout.noise": 0.7,
             "rollout.batch": 6,
             "rollout.samples": 8,
+            "optimizer.lr": 3e-4,
             **NO_TEACHER,
             **GUARDS_OFF,
         },
