@@ -223,7 +223,7 @@ def judged(claim: Claim, measured: Mapping[str, Sequence[Figures]]) -> list[str]
     """A claim beside what was measured."""
     better, worse = ([r.after[claim.metric] for r in measured[name]] for name in (claim.better, claim.worse))
     verdict = "holds" if min(better) > max(worse) else "does **not** hold" if max(better) < min(worse) else "undecided"
-    if len(better) == 1:
+    if min(len(better), len(worse)) == 1:
         verdict += ", one seed"
     sides = ", ".join(
         f"`{name}` {spread(values)} in {statistics.median(r.seconds for r in measured[name]):.0f} s"
