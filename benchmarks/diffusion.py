@@ -183,7 +183,7 @@ def least_share(after: Mapping[str, float]) -> dict[str, float]:
 def at_length(run: Run, model: Path) -> dict[str, float]:
     """What a run's weights draw with a longer sampler."""
     from opd.config import DiffusionConfig
-    from opd.diffusion.build import prepare
+    from opd.diffusion.prepare import prepare
     from opd.parts import Objects
     from opd.run_file import read
 
@@ -200,7 +200,7 @@ def average(run: Run, folder: Path) -> Path:
     import torch
 
     from opd.config import DiffusionConfig
-    from opd.diffusion.build import prepare
+    from opd.diffusion.prepare import prepare
     from opd.parts import Objects
     from opd.run_file import read
 
@@ -293,12 +293,12 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
     claims = [c for c in CLAIMS if c.better in measured and c.worse in measured]
     parts = [
         DENOISING,
-        f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no range; "
-        "do not edit. Pictures of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge that no "
-        "run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability to use a "
-        "picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's features and no "
-        "FID. Within a table every run has the same number of updates and trajectories, and the same learning rate but "
-        "for rewards: 3e-4, where distillation has 1e-3.",
+        f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no "
+        "range; do not edit. Pictures of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
+        "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability to "
+        "use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's features "
+        "and no FID. Within a table every run has the same number of updates and trajectories, and the same learning "
+        "rate but for rewards: 3e-4, where distillation has 1e-3.",
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
         *(["### A new word for a two-step student", concept_table(concept)] if concept else []),
         "### What their papers claim, here",

@@ -13,9 +13,11 @@ from torch import Tensor
 
 import opd
 from opd.config import PromptsConfig
-from opd.diffusion.build import Denoising, noising, prepare
+from opd.diffusion.build import Denoising
 from opd.diffusion.data import load_picture_prompts
 from opd.diffusion.pictures import grid, picture_of, save, to_pixels, to_tensor
+from opd.diffusion.prepare import prepare
+from opd.diffusion.sampler import noising
 from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
 from opd.log import RunLog

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 import opd
-from opd.diffusion.build import Denoising, prepare
+from opd.diffusion.build import Denoising
 from opd.diffusion.kernels import log_density
 from opd.diffusion.objectives import RewardGradient
+from opd.diffusion.prepare import prepare
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
 from opd.log import RunLog

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import opd
-from opd.diffusion.build import Denoising, prepare
+from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
+from opd.diffusion.prepare import prepare
 from opd.errors import CheckpointError, ConfigError
 from opd.log import RunLog
 from opd.loop import Loop

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import opd
-from opd.diffusion.build import Denoising, prepare
+from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
 from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import DenoisingModel
+from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.teachers import DenoisingTeacher, ImageView, TaskTeachers
 from opd.diffusion.types import PredictionSignal

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import opd
-from opd.diffusion.build import prepare
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import load, of_pipeline
+from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
 from opd.log import RunLog
 from opd.parts import Objects

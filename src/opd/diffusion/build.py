@@ -1,9 +1,9 @@
-"""From a run file to a denoising run. Everything that can be refused is refused here, before any step."""
+"""From what a denoising run names to the parts of its loop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,16 @@ import torch
 from torch import Tensor
 
 from opd.config import DiffusionConfig
-from opd.diffusion.data import given_prompts, load_picture_prompts
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
-from opd.diffusion.kernels import Kernel, coefficient_K, convert, kernel_of, no_noise
+from opd.diffusion.kernels import Kernel, kernel_of
 from opd.diffusion.models import (
     DenoisingModel,
-    add_adapter,
     frozen_copy,
-    is_adapter,
-    load,
-    of_pipeline,
-    with_adapter,
 )
 from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
-from opd.diffusion.pictures import picture_of
 from opd.diffusion.reading import read_own
 from opd.diffusion.report import Grids
-from opd.diffusion.sampler import DenoisingSampler, Noised, PicturesOf, TeachersDraw, joined
+from opd.diffusion.sampler import DenoisingSampler, Noised, OwnPictures, PicturesOf, TeachersDraw, joined
 from opd.diffusion.teachers import (
     DenoisingTeacher,
     ImageView,
@@ -36,14 +29,14 @@ from opd.diffusion.teachers import (
     PleaseReward,
     Rewarded,
     TaskTeachers,
+    WithPicture,
 )
 from opd.diffusion.types import PictureTask
-from opd.errors import ConfigError, DataError, EmptyStepError, ModelError
+from opd.errors import EmptyStepError
 from opd.log import RunLog
 from opd.loop import Loop, Term
 from opd.metrics import Metrics
 from opd.model_card import model_card
-from opd.parts import SMALL_MODEL, Objects, check_covered, device_of
 from opd.rollout.curriculum import Uniform
 from opd.teachers.local import EmaWeights
 from opd.teachers.sampled import Outcome
@@ -139,17 +132,17 @@ class Denoising:
         if loss.signal == "reward":
             terms = [Term("outcome", *rewarded, loss.weight, weights, by_luck=True)]
         elif loss.signal == "picture":
-            distance = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            distance = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
             terms = [Term("distill", Pictures(self.kernel), WithPicture(), distance, loss.weight)]
         else:
-            distance = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            distance = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
             terms = [Term("distill", self._teacher(teachers), view, distance, loss.weight, weights)]
         if loss.anchor:
             assert initial is not None
             whole = config.teacher.view == "plain" and loss.signal != "picture"
             guidance, rows = config.rollout.guidance, config.rollout.max_rows
             reference = DenoisingTeacher(initial, self.kernel, guidance=guidance, max_rows=rows)
-            pull = DenoisingDistance.of(self.kernel, loss.divergence, self._counts_K)
+            pull = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
             terms.append(Term("anchor", reference, everything if whole else None, pull, loss.anchor, weights))
         if loss.outcome:
             terms.append(Term("outcome", *rewarded, loss.outcome, weights))
@@ -160,7 +153,7 @@ class Denoising:
         return terms, average
 
     @property
-    def _counts_K(self) -> Tensor:
+    def counts_K(self) -> Tensor:
         """bool, over the whole kernel: noised pictures' steps always count."""
         rest = self.kernel.num_steps - self.config.rollout.steps
         return torch.tensor(self.counts + [True] * rest)
@@ -341,151 +334,3 @@ class Denoising:
             yield f"signal    {len(signal)} states, aligned; loss {found['distance']:.4f} a state"
         else:
             yield "signal    all rewards of these are equal; their states are aligned by construction"
-
-
-class WithPicture:
-    """The states of noised pictures: those of trajectories that nobody denoised."""
-
-    def segments(self, rollouts: Sequence[Rollout]) -> list[Any]:
-        """A segment for each."""
-        return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].writer == "answers"]
-
-
-@dataclass(frozen=True)
-class OwnPictures:
-    """The clean latents of prompts' own pictures; None for a prompt that has none."""
-
-    model: DenoisingModel
-
-    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
-        shown = [picture_of(prompt) for prompt in prompts]
-        return [None if picture is None else self.model.latents_of(picture[None])[0].cpu() for picture in shown]
-
-
-def noising(model: DenoisingModel) -> Kernel:
-    """A step at every time that a model was trained on."""
-    scheduler = model.pipeline.scheduler
-    if "timestep_spacing" in scheduler.config:  # an offset would lead beyond the last time
-        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading", steps_offset=0)
-    return kernel_of(scheduler, steps=scheduler.config.num_train_timesteps, sigmas="scheduler")
-
-
-def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
-    """Load everything a run names and check that it fits together.
-
-    Raises:
-        OpdError: the first thing that does not, in one sentence.
-    """
-    device = device_of(config)
-    if objects.student is not None:
-        student = of_pipeline(
-            objects.student, source="given from Python", key="student", text_tokens=config.text_tokens
-        )
-    else:
-        student = load(config.student, key="student", text_tokens=config.text_tokens, device=device)
-    student = replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
-    if config.threads or sum(p.numel() for p in student.model.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(config.threads or 1)
-    student.model.requires_grad_(config.lora is None)  # before any copy is made: what does not train is shared
-    student.check_guidance(config.rollout.guidance, "rollout.guidance")
-    if objects.prompts is not None:
-        prompts, task = given_prompts(objects.prompts), objects.task
-    else:
-        prompts, task = load_picture_prompts(config.prompts, key="prompts")
-    held_out: list[Prompt] = []
-    held_out_task: PictureTask | None = None
-    if config.eval.prompts:
-        held_out, held_out_task = load_picture_prompts(config.eval.prompts, key="eval.prompts")
-    task, held_out_task = objects.task or task, objects.task or held_out_task
-    run = Denoising(
-        config=config,
-        student=student,
-        noising=noising(student) if config.rollout.policy == "pictures" else None,
-        prompts=prompts,
-        task=task,
-        held_out=held_out,
-        held_out_task=held_out_task,
-        teachers=_teachers(config, student, objects, device),
-    )
-    if config.lora:
-        torch.manual_seed(config.seed)
-        add_adapter(student, config.lora)
-    _check_teachers(run)
-    _check_prompts(run)
-    _check_steps(run)
-    return run
-
-
-def _teachers(
-    config: DiffusionConfig, student: DenoisingModel, objects: Objects, device: str
-) -> dict[str, DenoisingModel]:
-    if config.teacher.weights != "model":
-        return {}
-    if objects.teacher is not None:
-        return {ONE: of_pipeline(objects.teacher, source="given from Python", key="teacher.model")}
-    several = config.teacher.models
-    sources = {name: one.model for name, one in several.items()} if several else {ONE: config.teacher.model or ""}
-    loaded = {}
-    for name, source in sources.items():
-        key = f"teacher.models.{name}" if several else "teacher.model"
-        if is_adapter(source):
-            loaded[name] = with_adapter(student, source, key=key)
-        else:
-            model = load(source, key=key, text_tokens=config.text_tokens, device=device)
-            loaded[name] = replace(model, autocast=student.autocast)
-    return loaded
-
-
-def _check_teachers(run: Denoising) -> None:
-    config = run.config
-    if config.teacher.models:
-        check_covered(config, [*run.prompts, *run.held_out])  # the teachers draw and are measured there too
-    named = run.teachers or {ONE: run.student}
-    for name, model in named.items():
-        key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
-        model.check_guidance(config.teacher.guidance, "teacher.guidance")
-        if config.teacher.view == "image":
-            model.check_sees_pictures("teacher.view=image")
-        if model.shape != run.student.shape:
-            raise ModelError(
-                f"{key}: '{model.source}' denoises latents of {list(model.shape)} and the student of "
-                f"{list(run.student.shape)}, so it cannot read the student's; take a teacher of the same latents"
-            )
-        if config.loss.reads_teacher and model.pipeline is not run.student.pipeline:
-            everywhere = torch.arange(run.kernel.num_steps)
-            nothing = torch.zeros(run.kernel.num_steps, 1)
-            try:
-                convert(nothing, nothing, everywhere, run.kernel_for(model), run.kernel)
-            except ModelError as error:
-                raise ModelError(f"{key}: '{model.source}': {error}") from None
-
-
-def _check_steps(run: Denoising) -> None:
-    """Every sampler that the run will use exists, and its steps have what the loss needs of them."""
-    config, loss = run.config, run.config.loss
-    run.sampling(held_out=True)
-    if config.rollout.policy == "teacher" or config.rollout.source == "teacher":
-        run.teachers_draw()
-    if loss.signal != "reward" or loss.anchor:
-        coefficient_K(run.kernel, loss.divergence, supervised_K=run._counts_K)
-    silent_K = (run.kernel.std_K == 0) & run._counts_K
-    if (loss.signal == "reward" or loss.outcome) and bool(silent_K.any()):
-        raise no_noise(silent_K, "its transition has no density")
-
-
-def _check_prompts(run: Denoising) -> None:
-    config = run.config
-    run.curriculum.step(0)  # there is a batch of them
-    rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
-    if rewarded and run.task is None:
-        raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
-    by_text = "text_encoder" in run.student.pipeline.components  # of which one prompt is as good as another
-    run.student.encode(run.prompts[:1] if by_text else [*run.prompts, *run.held_out])
-    needs = config.teacher.view == "image" or (
-        config.rollout.policy == "pictures" and config.rollout.source == "prompts"
-    )
-    if needs and all(picture_of(prompt) is None for prompt in run.prompts):
-        key = "teacher.view=image" if config.teacher.view == "image" else "rollout.policy=pictures"
-        raise DataError(
-            f"prompts: not one of {len(run.prompts)} has a picture, and {key} needs it; give 'image' columns"
-        )

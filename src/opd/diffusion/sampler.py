@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.diffusion.kernels import Kernel, log_density
+from opd.diffusion.kernels import Kernel, kernel_of, log_density
 from opd.diffusion.models import DenoisingModel
+from opd.diffusion.pictures import picture_of
 from opd.diffusion.reading import of_denoisers
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.teachers.experts import first
@@ -153,6 +154,17 @@ class TeachersDraw:
 
 
 @dataclass(frozen=True)
+class OwnPictures:
+    """The clean latents of prompts' own pictures; None for a prompt that has none."""
+
+    model: DenoisingModel
+
+    def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
+        shown = [picture_of(prompt) for prompt in prompts]
+        return [None if picture is None else self.model.latents_of(picture[None])[0].cpu() for picture in shown]
+
+
+@dataclass(frozen=True)
 class PicturesOf:
     """The clean latents that somebody's trajectories end with."""
 
@@ -214,3 +226,11 @@ def joined(one: Kernel, other: Kernel) -> Kernel:
     columns: dict[str, Any] = {f.name: getattr(one, f.name) for f in fields(one) if f.name.endswith("_K")}
     both: dict[str, Any] = {name: torch.cat([column, getattr(other, name)]) for name, column in columns.items()}
     return replace(one, **both)
+
+
+def noising(model: DenoisingModel) -> Kernel:
+    """A step at every time that a model was trained on."""
+    scheduler = model.pipeline.scheduler
+    if "timestep_spacing" in scheduler.config:  # an offset would lead beyond the last time
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading", steps_offset=0)
+    return kernel_of(scheduler, steps=scheduler.config.num_train_timesteps, sigmas="scheduler")

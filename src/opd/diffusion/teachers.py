@@ -15,6 +15,7 @@ from opd.diffusion.types import PredictionSignal, RewardSignal, Shown, Transitio
 from opd.reading import sort_key
 from opd.teachers.local import Answers
 from opd.teachers.sampled import Outcome
+from opd.teachers.views import PlainView
 from opd.types import Rollout, Segment, Span
 
 
@@ -33,6 +34,14 @@ class ImageView:
                 span = Span(0, len(rollout.completion_ids))
                 segments.append(Shown(rollout=index, context_ids=(), span=span, picture=picture))
         return segments
+
+
+class WithPicture:
+    """The states of noised pictures: those of trajectories that nobody denoised."""
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """A segment for each."""
+        return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].writer == "answers"]
 
 
 class DenoisingTeacher:
