@@ -295,8 +295,8 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
         DENOISING,
         f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no "
         "range; do not edit. Pictures of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
-        "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability to "
-        "use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's features "
+        "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability "
+        "to use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's features "
         "and no FID. Within a table every run has the same number of updates and trajectories, and the same learning "
         "rate but for rewards: 3e-4, where distillation has 1e-3.",
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
