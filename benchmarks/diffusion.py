@@ -296,9 +296,9 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
         f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no "
         "range; do not edit. Pictures of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
         "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability "
-        "to use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's features "
-        "and no FID. Within a table every run has the same number of updates and trajectories, and the same learning "
-        "rate but for rewards: 3e-4, where distillation has 1e-3.",
+        "to use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's "
+        "features and no FID. Within a table every run has the same number of updates and trajectories, and the same "
+        "learning rate but for rewards: 3e-4, where distillation has 1e-3.",
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
         *(["### A new word for a two-step student", concept_table(concept)] if concept else []),
         "### What their papers claim, here",
