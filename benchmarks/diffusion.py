@@ -159,7 +159,6 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row["train"] for row in rows if "train" in row]
     after = result.after | {f"{name}@{LONG}": value for name, value in at_length(run, out).items()}
-    after |= least_share(after)
     return Figures(
         before=result.before,
         after=after,
@@ -173,11 +172,12 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     )
 
 
-def least_share(after: Mapping[str, float]) -> dict[str, float]:
-    """The least of the student's accuracies, each as a share of that domain's teacher's."""
-    pairs = [(after[f"accuracy/{d}"], after.get(f"teacher_accuracy/{d}")) for d in DOMAINS if f"accuracy/{d}" in after]
-    shares = [ours / theirs for ours, theirs in pairs if theirs]
-    return {"least share": min(shares)} if shares else {}
+def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
+    """The least of a student's accuracies, each as a share of that domain's teacher's; runs with teachers know those."""
+    known = next((r.after for runs in measured.values() for r in runs if "teacher_accuracy/shapes" in r.after), {})
+    for run in [run for name, runs in measured.items() if name in TASKS for run in runs]:
+        shares = [run.after[f"accuracy/{d}"] / known[f"teacher_accuracy/{d}"] for d in DOMAINS]
+        run.after["least share"] = min(shares)
 
 
 def at_length(run: Run, model: Path) -> dict[str, float]:
@@ -328,6 +328,7 @@ def main() -> None:
     for seeds, names in ((args.seeds, chosen.keys() - ONCE), (1, chosen.keys() & ONCE)):
         some = {name: run for name, run in chosen.items() if name in names}
         measured |= measure_all(some, seeds, args.workers, args.cache, measure)
+    with_least_share(measured)
     text = section(measured, args.seeds)
     print(text)
     if args.write:
