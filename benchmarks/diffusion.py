@@ -173,7 +173,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
 
 
 def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
-    """The least of a student's accuracies, each as a share of that domain's teacher's; runs with teachers know those."""
+    """The least of a student's accuracies, each as a share of its domain's teacher's (known where there are some)."""
     known = next((r.after for runs in measured.values() for r in runs if "teacher_accuracy/shapes" in r.after), {})
     for run in [run for name, runs in measured.items() if name in TASKS for run in runs]:
         shares = [run.after[f"accuracy/{d}"] / known[f"teacher_accuracy/{d}"] for d in DOMAINS]

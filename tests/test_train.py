@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
 from conftest import make_model
+from interrupt import Interrupt
 from opd.build import assemble
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.log import RunLog
-from opd.loop import Loop
 from opd.models import LanguageModel
 from opd.parts import Objects, gather
 from opd.run_file import read
@@ -60,25 +60,6 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def losses(out: Path) -> list[float]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line["train"]["loss"] for line in lines if "train" in line]
-
-
-class Interrupt:
-    """A display that stops a run the hard way."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def start(self, loop: Loop) -> None: ...
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:

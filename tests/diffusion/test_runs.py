@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import opd
+from interrupt import Interrupt
 from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
 from opd.diffusion.prepare import prepare
@@ -23,25 +24,6 @@ from opd.run_file import read
 from tiny_pipelines import prompt_rows, run_tree, write_rows
 
 LORA = {"rank": 2, "targets": ["to_q", "to_v"]}
-
-
-class Interrupt:
-    """A display that stops a run the hard way."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def start(self, loop: Loop) -> None: ...
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def weights(out: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import opd
 from conftest import make_model
+from interrupt import Interrupt
 from opd.losses import Support
 from opd.models import LanguageModel, load
 from opd.objectives import (
@@ -66,23 +67,6 @@ def held_out(tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "held_out.jsonl"
     path.write_text('{"prompt": "q r"}\n{"prompt": "s t"}\n{"prompt": "o p"}\n')
     return {"prompts": {"path": str(path)}, "every": 2}
-
-
-class Interrupt:
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def start(self, loop: Any) -> None: ...
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import opd
 from conftest import make_model
+from interrupt import Interrupt
 from opd.build import assemble
 from opd.errors import ConfigError, DataError
 from opd.log import RunLog
@@ -106,25 +107,6 @@ def test_without_answers_the_divergence_decides_and_the_run_counts_what_it_costs
     assert [e["step"] for e in events] == [1, 2, 4, 8]
     assert any("kept W + " in e["text"] and "validation reverse_kl" in e["text"] for e in events)
     assert runs["with"].tokens > runs["without"].tokens + 4 * 2 * 16
-
-
-class Interrupt:
-    """A display that stops a run the hard way."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def start(self, loop: Loop) -> None: ...
-
-    def step(self, step: int, metrics: Metrics) -> None:
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: Metrics) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @pytest.mark.parametrize("at", [4, 5, 8])

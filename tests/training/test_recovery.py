@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import opd
 from conftest import make_model
+from interrupt import Interrupt
 from opd.build import assemble
 from opd.errors import CheckpointError
 from opd.log import RunLog
-from opd.loop import Loop
 from opd.metrics import entropy
 from opd.parts import Objects, gather
 from opd.run_file import read
@@ -188,25 +188,6 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
         "out": str(out),
     }
     return tree | changes
-
-
-class Interrupt:
-    """A display that stops a run the hard way."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def start(self, loop: Loop) -> None: ...
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step == self.at:
-            raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from opd.config.base import Strict
 from opd.config.run import BaseRun, PromptsConfig
@@ -158,11 +158,6 @@ class DiffusionConfig(BaseRun):
     """Sample grids and the page that shows them; ``false`` leaves them out."""
     text_tokens: int = Field(256, ge=0)
     """Tokens of the long text encoder of pipelines that have one (SD3's T5): their ``max_sequence_length``."""
-
-    @field_validator("report", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {False: None, True: {}}[value] if isinstance(value, bool) else value
 
     @property
     def may_anchor(self) -> bool:

@@ -230,6 +230,11 @@ class BaseRun(Strict):
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
 
+    @field_validator("report", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {False: None, True: {}}[value] if isinstance(value, bool) else value
+
 
 class RunConfig(BaseRun):
     """A whole run; every key can be overridden as ``key.sub=value``."""
@@ -250,11 +255,6 @@ class RunConfig(BaseRun):
     """What is measured, on which prompts, how often."""
     report: ReportConfig | None = ReportConfig()
     """The page that shows what the teacher said about every token; ``false`` leaves it out."""
-
-    @field_validator("report", mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {False: None, True: {}}[value] if isinstance(value, bool) else value
 
     @property
     def may_anchor(self) -> bool:
