@@ -78,8 +78,10 @@ CONCEPT: dict[str, Run] = {
 }
 """A new word for a two-step student, on the same twelve pictures."""
 
-ONCE = frozenset({"diffusion-opd, SDE", "d-opsd, average", "d-opsd, live", "d-opsd, no anchor"})
-"""Runs that no claim of ours rests on: one seed."""
+ONCE = frozenset(
+    {"diffusion-opd, SDE", "teachers' states", AVERAGE, "d-opsd, average", "d-opsd, live", "d-opsd, no anchor"}
+)
+"""Runs that no claim of ours rests on, or that draw nothing: one seed."""
 
 LONG = 16
 """Steps of a sampler that no longer tests whether few are enough."""
@@ -204,7 +206,7 @@ def average(run: Run, folder: Path) -> Path:
     from opd.parts import Objects
     from opd.run_file import read
 
-    config = read(run.recipe)
+    config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)
     prepared = prepare(config, Objects())
     merged = []

@@ -179,10 +179,17 @@ def measure_all(
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         missing = {pool.submit(measure, *wanted[key], folder): key for key in wanted if key not in known}
+        failed: list[BaseException] = []
         for number, done in enumerate(as_completed(missing), 1):
+            if error := done.exception():  # the others are not lost for it
+                failed.append(error)
+                console.print(f"{number}/{len(missing)} {missing[done]} failed: {error!r}", highlight=False)
+                continue
             known[missing[done]] = asdict(done.result())
             cache.write_text(json.dumps(known))
             console.print(f"{number}/{len(missing)} {missing[done]}", highlight=False)
+        if failed:
+            raise failed[0]
     return {n: [Figures(**known[_key(run, seed)]) for seed in range(seeds)] for n, run in runs.items()}
 
 
