@@ -63,6 +63,8 @@ FINE_TUNING = {
     "teacher.view": "plain",
     "loss.anchor": 0.0,
     "prompts": {"task": "pictures", "split": "concept/train"},
+    "rollout.batch": 12,
+    "rollout.samples": 4,
     "eval.prompts": [{"task": "pictures", "split": "concept/test"}, {"task": "pictures", "split": "shapes/test"}],
     **GUARDS_OFF,
 }
