@@ -314,6 +314,7 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
         *(["### A new word for a two-step student", concept_table(concept), TOO_EASY] if concept else []),
         "### What their papers claim, here",
+        "A claim holds if the ranges over seeds do not overlap; with one seed, if the figures are five points apart.",
         markdown(["claim", "reported", "here", ""], [judged(c, measured) for c in claims]),
     ]
     return "\n\n".join(parts) + "\n"

@@ -32,6 +32,9 @@ from opd.run_file import read, recipe_names
 DENOISING = "## Denoising students"
 """Heading of the section that benchmarks/diffusion.py writes into the same page, behind all others."""
 
+CLEARLY = 0.05
+"""By how much two figures have to differ where one of them is of a single seed."""
+
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
 """For what may fall before it rises, and for collapses that are to be seen."""
 
@@ -229,8 +232,11 @@ def row(results: Sequence[Figures]) -> list[str]:
 def judged(claim: Claim, measured: Mapping[str, Sequence[Figures]]) -> list[str]:
     """A claim beside what was measured."""
     better, worse = ([r.after[claim.metric] for r in measured[name]] for name in (claim.better, claim.worse))
-    verdict = "holds" if min(better) > max(worse) else "does **not** hold" if max(better) < min(worse) else "undecided"
-    if min(len(better), len(worse)) == 1:
+    alone = min(len(better), len(worse)) == 1
+    by = CLEARLY if alone else 0.0
+    clear = "holds" if min(better) > max(worse) + by else None
+    verdict = clear or ("does **not** hold" if max(better) < min(worse) - by else "undecided")
+    if alone:
         verdict += ", one seed"
     sides = ", ".join(
         f"`{name}` {spread(values)} in {statistics.median(r.seconds for r in measured[name]):.0f} s"
