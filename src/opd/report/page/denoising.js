@@ -126,25 +126,12 @@ function build() {
   record();
 }
 
-// Live mode: ask the page's own server for news; who looks at the last evaluation goes on to the next.
+// Live mode: who looks at the last evaluation goes on to the next.
 function follow() {
-  let seen = null;
-  const say = (text) => { $("live").hidden = false; $("live").textContent = text; };
-  say("live");
-  setInterval(async () => {
-    try {
-      const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
-      say(RUN().finished ? "finished" : "live");
-      if (answer.status === 304 || !answer.ok) return;
-      const first = seen === null;
-      seen = answer.headers.get("ETag");
-      if (first) return;
-      load(await answer.json());
-      const focused = document.activeElement.id;
-      build();
-      if (focused && $(focused)) $(focused).focus({ preventScroll: true });
-    } catch {
-      say("no connection");
-    }
-  }, 2000);
+  ask(() => RUN().finished, (news) => {
+    load(news);
+    const focused = document.activeElement.id;
+    build();
+    if (focused && $(focused)) $(focused).focus({ preventScroll: true });
+  });
 }

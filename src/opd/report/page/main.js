@@ -103,29 +103,16 @@ function build() {
   buildRecord();
 }
 
-// Live mode: ask the page's own server for news; what one is looking at stays.
+// Live mode: what one is looking at stays.
 function follow() {
-  let seen = null;
-  const say = (text) => { $("live").hidden = false; $("live").textContent = text; };
-  say("live");
-  setInterval(async () => {
-    try {
-      const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
-      say(primary().finished ? "finished" : "live");
-      if (answer.status === 304 || !answer.ok) return;
-      const first = seen === null;
-      seen = answer.headers.get("ETag");
-      if (first) return;
-      const open = view.token && [view.token.rollout.key, view.token.position];
-      load(await answer.json());
-      view.token = null;
-      build();
-      const there = open && primary().rollouts.find((r) => r.key === open[0]);
-      if (there) pick(there.tokens[open[1]]);
-    } catch {
-      say("no connection");
-    }
-  }, 2000);
+  ask(() => primary().finished, (news) => {
+    const open = view.token && [view.token.rollout.key, view.token.position];
+    load(news);
+    view.token = null;
+    build();
+    const there = open && primary().rollouts.find((r) => r.key === open[0]);
+    if (there) pick(there.tokens[open[1]]);
+  });
 }
 
 load(JSON.parse($("data").textContent));

@@ -1,4 +1,4 @@
-// What the pages of all runs say alike: what looks wrong, and how a figure went.
+// What the pages of all runs say and do alike: what looks wrong, how a figure went, and asking for news.
 
 const LOWER_IS_BETTER = new Set(["invalid_call_rate", "reverse_kl", "teacher/reverse_kl", "text_loss", "frechet", "distance"]);
 const NEUTRAL = new Set(["length"]);
@@ -41,4 +41,23 @@ function spark(steps, values, label, most) {
     "svg:svg", { class: "spark", viewBox: "0 0 100 24", preserveAspectRatio: "none", role: "img", "aria-label": label },
     el("svg:polyline", { points: points.map(place).join(" ") }),
   );
+}
+
+// Ask the page's own server for news, every two seconds.
+function ask(finished, take) {
+  let seen = null;
+  const say = (text) => { $("live").hidden = false; $("live").textContent = text; };
+  say("live");
+  setInterval(async () => {
+    try {
+      const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
+      say(finished() ? "finished" : "live");
+      if (answer.status === 304 || !answer.ok) return;
+      const first = seen === null;
+      seen = answer.headers.get("ETag");
+      if (!first) take(await answer.json());
+    } catch {
+      say("no connection");
+    }
+  }, 2000);
 }
