@@ -19,7 +19,7 @@ from opd.objectives import PolicyGradient
 from opd.positions import Positions
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
-from opd.types import Prompt, Rollout, Span, States
+from opd.types import Prompt, Rollout, Span, TokenStates
 
 LONGEST, VOCAB, WIDTH = 12, 11, 5
 
@@ -67,7 +67,7 @@ def ours(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] | None
     places = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
     row_T = torch.tensor([starts[r] + p for r, p in places])
     hidden_TD, head_VD = (x.float().requires_grad_() for x in student())
-    loss = PolicyGradient(clip=clip)(States(hidden_TD[row_T]), head_VD, signal, weight_T)
+    loss = PolicyGradient(clip=clip)(TokenStates(hidden_TD[row_T], head_VD), signal, weight_T)
     return loss.item(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
 
 

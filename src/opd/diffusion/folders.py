@@ -39,7 +39,8 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype | None = None)
     """
     with quiet():
         (pipeline.to(dtype) if dtype else pipeline).save_pretrained(folder)
-    for path in (path for part in pipeline.components for path in (folder / part).glob("*.json")):
+    index = [folder / "model_index.json"]
+    for path in index + [path for part in pipeline.components for path in (folder / part).glob("*.json")]:
         content = json.loads(path.read_text())
         if content.pop("_name_or_path", None):
             path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -49,7 +49,7 @@ def main(
         console.print(story + "\n")
         if name == "d-opsd":
             shown = [p for prompt in Pictures().prompts("concept/train") if (p := picture_of(prompt)) is not None]
-            console.print(in_blocks(shown[:6]))
+            console.print(in_blocks(shown, console.width))
         folder = Path(out) / name
         overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
         result = opd.train(name, overrides, displays=[LiveDisplay(console)])
@@ -57,7 +57,7 @@ def main(
         console.print(f"pictures {folder}/{SAMPLES}/overview.png\n")
         for label, strip in strips(Samples(folder / SAMPLES)):
             console.print(f"[bold]{label}[/]")
-            console.print(in_blocks(strip))
+            console.print(in_blocks(strip, console.width))
 
 
 def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
@@ -69,8 +69,9 @@ def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
             yield label, [to_tensor(image.resize((SIZE, SIZE), resample=0)) for image in samples.pictures(name)]
 
 
-def in_blocks(pictures: list[Tensor]) -> Text:
-    """Small pictures [3, H, W] beside each other in a terminal, two pixels a character."""
+def in_blocks(pictures: list[Tensor], width: int) -> Text:
+    """As many small pictures [3, H, W] beside each other as a terminal has room for, two pixels a character."""
+    pictures = pictures[: max(width // (SIZE + 1), 1)]
     gap = torch.full((3, pictures[0].shape[1], 1), -1.0)
     sheet = to_pixels(torch.cat([part for picture in pictures for part in (picture, gap)], 2))
     text = Text()
