@@ -82,7 +82,7 @@ def assemble(
     library: str | None = None,
     asks: bool = False,
 ) -> str:
-    """A template with data, script and style in their places.
+    """A page: the shell around a template, with data, script and style in their places.
 
     Args:
         asks: lets it ask its own server.
@@ -101,7 +101,7 @@ def assemble(
         "data": data_block(tree),
         "script": script,
     }
-    pieces = _part(template).split("{{")
+    pieces = _part("shell.html").replace("{{body}}", _part(template)).split("{{")
     # One pass, so that nothing in a value is ever read as a place to fill in.
     return pieces[0] + "".join(values[name] + rest for name, _, rest in (p.partition("}}") for p in pieces[1:]))
 
