@@ -50,12 +50,28 @@ def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple
 def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
     """One prompt of each source in turn; ids get the source's number where they would not be unique."""
     loaded = [load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template) for n, c in enumerate(sources)]
-    ids = [p.id for prompts, _ in loaded for p in prompts]
-    if len(set(ids)) < len(ids):
-        loaded = [([replace(p, id=f"{n}/{p.id}") for p in ps], task) for n, (ps, task) in enumerate(loaded)]
-    tasks = {p.id: task for prompts, task in loaded for p in prompts if task}
-    turns = zip_longest(*(prompts for prompts, _ in loaded))
-    return [p for turn in turns for p in turn if p is not None], EachItsOwn(tasks) if tasks else None
+    named = with_own_ids([prompts for prompts, _ in loaded])
+    tasks = {p.id: task for prompts, (_, task) in zip(named, loaded, strict=True) for p in prompts if task}
+    return in_turn(named), EachItsOwn(tasks) if tasks else None
+
+
+def with_own_ids(sources: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
+    """Prompts of several sources, with the source's number before each id where ids would not be unique."""
+    ids = [p.id for prompts in sources for p in prompts]
+    unique = len(set(ids)) == len(ids)
+    return [[p if unique else replace(p, id=f"{n}/{p.id}") for p in prompts] for n, prompts in enumerate(sources)]
+
+
+def in_turn(sources: Sequence[Sequence[Prompt]]) -> list[Prompt]:
+    """One prompt of each source in turn, as long as each has some."""
+    return [p for turn in zip_longest(*sources) for p in turn if p is not None]
+
+
+def given_prompts(given: Sequence[Any], *, chat: bool) -> tuple[list[Prompt], Task | None]:
+    """Prompts as Python gives them: all of them ``Prompt`` objects, or strings and rows as in ``load_prompts``."""
+    if all(isinstance(p, Prompt) for p in given):
+        return list(given), None
+    return from_rows([{"prompt": p} if isinstance(p, str) else p for p in given], key="prompts", chat=chat)
 
 
 def from_rows(

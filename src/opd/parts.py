@@ -12,7 +12,7 @@ import torch
 
 from opd.chat import Chat
 from opd.config import BaseRun, DiffusionConfig, ExpertConfig, PromptsConfig, RunConfig
-from opd.data import from_rows, load_prompts
+from opd.data import given_prompts, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
 from opd.models import LanguageModel, check_vocabulary, load, stop_ids
@@ -203,10 +203,7 @@ def _prompts(config: PromptsConfig, objects: Objects, chat: Chat) -> tuple[list[
     given = objects.prompts
     if given is None:
         return load_prompts(config, key="prompts", has_template=chat.has_template)
-    if all(isinstance(p, Prompt) for p in given):
-        return list(given), objects.task
-    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
-    return from_rows(rows, key="prompts", chat=chat.has_template)
+    return given_prompts(given, chat=chat.has_template)
 
 
 def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:

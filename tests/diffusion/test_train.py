@@ -20,7 +20,7 @@ from opd.log import RunLog
 from opd.parts import Objects
 from opd.run_file import read
 from opd.types import Prompt
-from tiny_pipelines import KINDS, run_tree
+from tiny_pipelines import KINDS, prompt_rows, run_tree
 
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
 
@@ -50,6 +50,17 @@ def test_every_kind_of_pipeline_trains_and_leaves_one(tmp_path: Path, folder: An
     before, after = drawn(load(folder(kind), key="s").pipeline), drawn(load(str(result.out), key="s").pipeline)
     assert not torch.equal(before, after)
     assert (result.out / "lora").is_dir() == lora
+
+
+def test_pipelines_and_prompts_given_from_python_are_those_of_the_folders(tmp_path: Path, folder: Any) -> None:
+    changes = {"rollout": {"batch": 4, "steps": 3}, "eval": {}}
+    named = run_tree(tmp_path / "named", folder("sd3"), teacher={"model": folder("sd3", 1)}, **changes)
+    opd.train(named)
+    given = {**named, "out": str(tmp_path / "given")}
+    pipelines = {"student": load_pipeline(folder("sd3")), "teacher": load_pipeline(folder("sd3", 1))}
+    opd.train(given, prompts=prompt_rows(), **pipelines)
+    ours, theirs = (figures(tmp_path / name) for name in ("given", "named"))
+    assert [step["loss"] for step in ours] == [step["loss"] for step in theirs]
 
 
 THEIRS: dict[str, dict[str, Any]] = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 from opd.config import PromptsConfig
-from opd.data import from_rows, load_prompts
+from opd.data import in_turn, load_prompts, with_own_ids
 from opd.diffusion.types import PictureTask
 from opd.errors import ConfigError
 from opd.types import Prompt
@@ -35,11 +34,8 @@ def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Promp
         tasks = {id(task): task for _, task in loaded if task}
         if len({type(task) for task in tasks.values()}) > 1:
             raise ConfigError(f"{key}.mix: pictures of a run are judged by one task, and here are several; name one")
-        ids = [p.id for prompts, _ in loaded for p in prompts]
-        if len(set(ids)) < len(ids):  # prompts of one id are compared with each other
-            loaded = [([replace(p, id=f"{n}/{p.id}") for p in prompts], t) for n, (prompts, t) in enumerate(loaded)]
-        turns = zip_longest(*(prompts for prompts, _ in loaded))
-        return [p for turn in turns for p in turn if p is not None], next(iter(tasks.values()), None)
+        sources = with_own_ids([prompts for prompts, _ in loaded])  # prompts of one id are compared with each other
+        return in_turn(sources), next(iter(tasks.values()), None)
     if config.task:
         task = picture_task(config.task, key=f"{key}.task")
         prompts: Sequence[Prompt] = task.prompts(config.split)[: config.limit]
@@ -48,16 +44,6 @@ def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Promp
         prompts, _ = load_prompts(config, key=key, has_template=False)
         prompts = [_beside(prompt, config.path) for prompt in prompts]
     return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
-
-
-def given_prompts(given: Sequence[Any]) -> list[Prompt]:
-    """Prompts as Python gives them: ``Prompt`` objects, strings, or mappings with ``prompt`` and ``image``."""
-    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
-    return [p if isinstance(p, Prompt) else from_rows([p], key="prompts", chat=False)[0][0] for p in _numbered(rows)]
-
-
-def _numbered(rows: Sequence[Any]) -> list[Any]:
-    return [row if isinstance(row, Prompt) else {"id": number, **row} for number, row in enumerate(rows, 1)]
 
 
 def picture_task(name: str, *, key: str) -> PictureTask:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from opd.config import DiffusionConfig
+from opd.data import given_prompts
 from opd.diffusion.build import ONE, Denoising
-from opd.diffusion.data import given_prompts, load_picture_prompts
+from opd.diffusion.data import load_picture_prompts
 from opd.diffusion.kernels import coefficient_K, convert, no_noise
 from opd.diffusion.models import DenoisingModel, add_adapter, is_adapter, load, of_pipeline, with_adapter
 from opd.diffusion.pictures import picture_of
@@ -38,7 +39,7 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
     student.model.requires_grad_(config.lora is None)  # before any copy is made: what does not train is shared
     student.check_guidance(config.rollout.guidance, "rollout.guidance")
     if objects.prompts is not None:
-        prompts, task = given_prompts(objects.prompts), objects.task
+        prompts, task = given_prompts(objects.prompts, chat=False)[0], None
     else:
         prompts, task = load_picture_prompts(config.prompts, key="prompts")
     held_out: list[Prompt] = []
@@ -71,7 +72,10 @@ def _teachers(
     if config.teacher.weights != "model":
         return {}
     if objects.teacher is not None:
-        return {ONE: of_pipeline(objects.teacher, source="given from Python", key="teacher.model")}
+        given = of_pipeline(
+            objects.teacher, source="given from Python", key="teacher.model", text_tokens=config.text_tokens
+        )
+        return {ONE: replace(given, autocast=student.autocast)}
     several = config.teacher.models
     sources = {name: one.model for name, one in several.items()} if several else {ONE: config.teacher.model or ""}
     loaded = {}
