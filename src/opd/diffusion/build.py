@@ -14,10 +14,7 @@ from torch import Tensor
 from opd.config import DiffusionConfig
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
 from opd.diffusion.kernels import Kernel, kernel_of
-from opd.diffusion.models import (
-    DenoisingModel,
-    frozen_copy,
-)
+from opd.diffusion.models import DenoisingModel, frozen_copy
 from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
 from opd.diffusion.reading import read_own
 from opd.diffusion.report import Grids
@@ -132,18 +129,16 @@ class Denoising:
         if loss.signal == "reward":
             terms = [Term("outcome", *rewarded, loss.weight, weights, by_luck=True)]
         elif loss.signal == "picture":
-            distance = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
-            terms = [Term("distill", Pictures(self.kernel), WithPicture(), distance, loss.weight)]
+            terms = [Term("distill", Pictures(self.kernel), WithPicture(), self.distance, loss.weight)]
         else:
-            distance = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
-            terms = [Term("distill", self._teacher(teachers), view, distance, loss.weight, weights)]
+            terms = [Term("distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
         if loss.anchor:
             assert initial is not None
             whole = config.teacher.view == "plain" and loss.signal != "picture"
             guidance, rows = config.rollout.guidance, config.rollout.max_rows
             reference = DenoisingTeacher(initial, self.kernel, guidance=guidance, max_rows=rows)
-            pull = DenoisingDistance.of(self.kernel, loss.divergence, self.counts_K)
-            terms.append(Term("anchor", reference, everything if whole else None, pull, loss.anchor, weights))
+            spared = everything if whole else None
+            terms.append(Term("anchor", reference, spared, self.distance, loss.anchor, weights))
         if loss.outcome:
             terms.append(Term("outcome", *rewarded, loss.outcome, weights))
         if loss.reward_gradient:
@@ -151,6 +146,11 @@ class Denoising:
             pleased = RewardGradient(kernel=self.kernel, model=self.student, reward=self.task.reward)
             terms.append(Term("reward", PleaseReward(loss.reward_steps), everything, pleased, loss.reward_gradient))
         return terms, average
+
+    @cached_property
+    def distance(self) -> DenoisingDistance:
+        """The run file's divergence, of the teacher's term and the anchor's alike."""
+        return DenoisingDistance.of(self.kernel, self.config.loss.divergence, self.counts_K)
 
     @property
     def counts_K(self) -> Tensor:

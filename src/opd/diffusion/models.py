@@ -9,7 +9,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
             raise ValueError(f"{len(names) - fit} of its {len(names)} tensors have no place in this denoiser")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise unloadable(key, name, error, needs="the LoRA of a denoiser like the student's") from error
-    return DenoisingModel(base.pipeline, freeze(model), name, base.text_tokens, base.autocast, base.known)
+    return replace(base, model=freeze(model), source=name)
 
 
 def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
@@ -299,8 +299,7 @@ def check_adaptable(model: DenoisingModel, *, key: str) -> None:
 
 def frozen_copy(model: DenoisingModel) -> DenoisingModel:
     """The model as it is now, never to change; weights that do not train are shared with it."""
-    copied = freeze(shared_copy(model.model))
-    return DenoisingModel(model.pipeline, copied, model.source, model.text_tokens, model.autocast, model.known)
+    return replace(model, model=freeze(shared_copy(model.model)))
 
 
 def shared_copy(module: nn.Module) -> Any:

@@ -19,12 +19,10 @@ class DenoisingDistance:
     """A weighted squared distance between two predictions, as ``opd.diffusion.kernels.coefficient_K`` weighs it.
 
     Attributes:
-        kernel: the student's sampler.
-        coefficient_K: float64 [K], of each of its steps.
+        coefficient_K: float64 [K], of each step of the student's sampler.
         per_dimension: whether it is a mean over a latent's dimensions, not their sum.
     """
 
-    kernel: Kernel
     coefficient_K: Tensor
     per_dimension: bool
 
@@ -36,7 +34,7 @@ class DenoisingDistance:
             counts_K: bool [K], the steps that are trained on.
         """
         coefficients = coefficient_K(kernel, divergence, supervised_K=counts_K)
-        return cls(kernel=kernel, coefficient_K=coefficients, per_dimension=divergence in MEANS)
+        return cls(coefficient_K=coefficients, per_dimension=divergence in MEANS)
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of distances, float32 []."""

@@ -33,7 +33,6 @@ class DenoisingSampler:
         counts: by step, whether it is trained on.
         reward: judges the pictures; None leaves them unjudged.
         max_rows: pictures at a time.
-        writer: whose trajectories these are.
     """
 
     def __init__(

@@ -101,8 +101,7 @@ class TaskTeachers:
             share_T = share_B[said.rollout_T].view(-1, *(1 for _ in said.target_TX.shape[1:]))
             weighted = replace(said, target_TX=share_T * said.target_TX)
             mean = weighted if mean is None else added(mean, weighted)
-        if mean is None:  # nothing to read, nothing said
-            return next(iter(self.teachers.values())).score(rollouts, segments)
+        assert mean is not None  # there are several
         return mean
 
 

@@ -36,10 +36,9 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     Raises:
         DataError: the folder holds no run.
     """
-    if not (folder / "run.json").is_file():
-        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
-    about = about_run(folder)
-    config, lines = about["config"], read_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
+    about = about_run(folder, lines)
+    config = about["config"]
     rows = read_rows(folder / ROLLOUTS)
     rollouts, vocabulary = _rollouts(rows)
     wrong = signs(config, lines, rollouts)
@@ -55,11 +54,19 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     }
 
 
-def about_run(folder: Path) -> Tree:
-    """What the pages of all runs know: the run file, how it went and what it measured."""
+def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
+    """What the pages of all runs know: the run file, how it went and what it measured.
+
+    Args:
+        lines: of its ``metrics.jsonl``.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
     config = read_json(folder / "run.json") or {}
     result = read_json(folder / "result.json")
-    lines = read_lines(folder / "metrics.jsonl")
     method = config.get("method") or {}
     return {
         "name": folder.resolve().name,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.errors import DataError
 from opd.report.data import BUDGET, about_run, read_json, read_lines
 from opd.report.overview import scaled
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
@@ -39,10 +38,8 @@ def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     Raises:
         DataError: the folder holds no run, or pictures that cannot be read.
     """
-    if not (folder / "run.json").is_file():
-        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
-    about = about_run(folder)
     lines = read_lines(folder / "metrics.jsonl")
+    about = about_run(folder, lines)
     samples, left_out = _samples(Samples(folder / SAMPLES), budget)
     return {
         **about,
