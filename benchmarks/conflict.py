@@ -23,14 +23,14 @@ from typing import Any
 import sums  # tasks are named as sums:…
 
 import opd
-from opd.chat import Chat
-from opd.conflict import Conflict
-from opd.models import load, stop_ids
-from opd.objectives import FullVocabulary, SeveralTeachers
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
+from opd.engines.hf import HFEngine, Sampling
+from opd.experimental.conflict import Conflict
+from opd.losses.objectives import FullVocabulary, SeveralTeachers
+from opd.models.chat import Chat
+from opd.models.language import load, stop_ids
+from opd.models.pool import ModelPool
+from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
-from opd.teachers.pool import ModelPool
 from opd.teachers.views import PlainView
 
 STUDENT, SOURCES = "nano/math-base", {"good": "nano/math-teacher", "biased": "nano/math-biased"}

@@ -195,9 +195,9 @@ def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
 def at_length(run: Run, model: Path) -> dict[str, float]:
     """What a run's weights draw with a longer sampler."""
     from opd.config import DiffusionConfig
+    from opd.config.read import read
     from opd.diffusion.prepare import prepare
     from opd.parts import Objects
-    from opd.run_file import read
 
     plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
     config = read(run.recipe, {**run.overrides, **plain})
@@ -212,9 +212,9 @@ def average(run: Run, folder: Path) -> Path:
     import torch
 
     from opd.config import DiffusionConfig
+    from opd.config.read import read
     from opd.diffusion.prepare import prepare
     from opd.parts import Objects
-    from opd.run_file import read
 
     config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import opd
+from opd.config.read import read
 from opd.loop import Loop
-from opd.run_file import read
 
 EVERY = 5
 FIXED = {

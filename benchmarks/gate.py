@@ -22,10 +22,10 @@ import sums  # tasks are named as sums:…
 
 import opd
 from opd.build import assemble
+from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
-from opd.log import RunLog
+from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
-from opd.run_file import read, recipe_names
 
 STEPS, EVERY = 2, 1
 SMALL = {

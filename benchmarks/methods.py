@@ -26,8 +26,8 @@ from typing import Any
 from rich.console import Console
 
 from opd.config import MethodConfig, RunConfig
-from opd.methods import AXES, MEASURED, place
-from opd.run_file import read, recipe_names
+from opd.config.read import read, recipe_names
+from opd.output.method_map import AXES, MEASURED, place
 
 DENOISING = "## Denoising students"
 """Heading of the section that benchmarks/diffusion.py writes into the same page, behind all others."""

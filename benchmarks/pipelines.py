@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import opd
-from opd.models import load
-from opd.stages.graph import REFERENCE
+from opd.models.language import load
+from opd.pipelines.graph import REFERENCE
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("math", "tools", "strings", "search")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import opd
+from opd.config.read import read
+from opd.engines.hf import Sampling
 from opd.parts import Objects, gather, sampler_of
-from opd.rollout.hf import Sampling
-from opd.run_file import read
 from opd.teachers.hints import ModelAuthor
 
 CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}

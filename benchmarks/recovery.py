@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import opd
 from opd.loop import Loop
-from opd.models import LanguageModel, stop_ids
+from opd.models.language import LanguageModel, stop_ids
 from opd.types import FullSignal, Rollout, Segment
 
 FIXED = {

@@ -24,7 +24,7 @@ from recovery import GUARDS_OFF, LONG, Saboteur, repetition
 
 import opd
 from opd.report.page import write_report
-from opd.rollout.sampler import Sampler
+from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"

@@ -15,12 +15,12 @@ import time
 
 import torch
 
-from opd.chat import Chat
-from opd.models import LanguageModel, load, pad, stop_ids
+from opd.config.read import read
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, load, pad, stop_ids
 from opd.parts import device_of
-from opd.rollout.hf import HFEngine, Sampling
-from opd.run_file import read
-from opd.tasks import get_task
 
 
 def ours(model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int) -> list[int]:

@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
-from opd.chat import Chat
-from opd.models import LanguageModel, load, stop_ids
+from opd.engines.hf import HFEngine, Sampling
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, load, stop_ids
+from opd.nano.tasks import math as additions
+from opd.nano.tasks.math import MathTask
 from opd.nano.traces import without_carry
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import MathTask
-from opd.tasks import math as additions
+from opd.rollouts.sampler import Sampler
 from opd.types import Prompt
 
 CARRY, PLAIN = "carry", "plain"

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from opd.models import LanguageModel
+from opd.models.language import LanguageModel
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real models and data, where a checkout has them beside it; tests that need them skip without."""

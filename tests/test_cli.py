@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from opd.api import examine
-from opd.bundled import BUNDLED
-from opd.run_file import recipe_names
+from opd.config.read import recipe_names
+from opd.models.bundled import BUNDLED
 
 
 def opd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

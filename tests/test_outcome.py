@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 import opd
 from conftest import make_model
 from opd.errors import ConfigError, EmptyStepError
-from opd.figures import figure
 from opd.loop import Loop
+from opd.output.format import figure
 from opd.types import Message, Observation, Prompt, Rollout
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import opd
+from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
-from opd.run_file import read, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

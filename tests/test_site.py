@@ -18,12 +18,12 @@ import pytest
 import typer.main
 
 import opd
-from opd import run_file
 from opd.cli import app
-from opd.data import from_rows, read_jsonl
-from opd.run_file import recipe_names
-from opd.stages import config as pipelines
-from opd.stages.graph import build
+from opd.config import read as run_file
+from opd.config.read import recipe_names
+from opd.data.prompts import from_rows, read_jsonl
+from opd.pipelines import config as pipelines
+from opd.pipelines.graph import build
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -106,7 +106,7 @@ def test_shown_prompts_and_run_files_are_read(beside: Path) -> None:
 
 
 def test_the_shown_task_is_a_task(beside: Path) -> None:
-    from opd.tasks import get_task
+    from opd.data.tasks import get_task
 
     task = get_task("my_tasks:Capitals")
     prompt = task.prompts("test")[0]

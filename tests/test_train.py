@@ -14,11 +14,11 @@ import opd
 from conftest import make_model
 from interrupt import Interrupt
 from opd.build import assemble
+from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
-from opd.log import RunLog
-from opd.models import LanguageModel
+from opd.models.language import LanguageModel
+from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
-from opd.run_file import read
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from mkdocs.exceptions import PluginError
 
-from opd.run_file import recipe_names
+from opd.config.read import recipe_names
 from opd_docs import api, commands, run_file, the_map
 
 PARTS: Mapping[str, Callable[[], str]] = {

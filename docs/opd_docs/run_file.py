@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from opd.config import DiffusionConfig, RunConfig
 from opd.config.base import Strict
-from opd.stages.config import PipelineConfig
+from opd.pipelines.config import PipelineConfig
 from opd_docs.tables import prose, table
 
 HEADER = ("key", "value", "default", "meaning")

@@ -6,9 +6,9 @@ import json
 from functools import cache
 
 from opd.config import DiffusionConfig, MethodConfig, RunConfig
-from opd.figures import figure
-from opd.methods import AXES, MEASURED, place
-from opd.run_file import RECIPES, read, recipe_names
+from opd.config.read import RECIPES, read, recipe_names
+from opd.output.format import figure
+from opd.output.method_map import AXES, MEASURED, place
 from opd_docs.tables import table
 
 HEADLINES = {

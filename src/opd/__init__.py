@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from opd.api import Result, evaluate, train
     from opd.errors import OpdError
-    from opd.stages.run import PipelineResult, pipeline
+    from opd.pipelines.run import PipelineResult, pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
 __version__ = "0.1.0"
@@ -38,10 +38,10 @@ __all__ = [
 
 _HOME = {
     "OpdError": "opd.errors",
-    "PipelineResult": "opd.stages.run",
+    "PipelineResult": "opd.pipelines.run",
     "Result": "opd.api",
     "evaluate": "opd.api",
-    "pipeline": "opd.stages.run",
+    "pipeline": "opd.pipelines.run",
     "train": "opd.api",
 }
 

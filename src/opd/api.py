@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd import run_file
 from opd.build import evaluation
 from opd.config import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
+from opd.config import read as run_file
+from opd.data.tasks import TASKS
 from opd.errors import CheckpointError, ConfigError
-from opd.folders import is_empty, locked, write_json
-from opd.log import RunLog, open_sinks
+from opd.evaluation.metrics import Metrics
 from opd.loop import Loop
-from opd.metrics import Metrics
-from opd.models import LanguageModel
+from opd.models.language import LanguageModel
+from opd.output.run_folder import is_empty, locked, write_json
+from opd.output.run_log import RunLog, open_sinks
 from opd.parts import Objects, gather
 from opd.prepare import Prepared, prepare
-from opd.tasks import TASKS
 from opd.types import Prompt
 
 GIVEN = "given from Python"

@@ -12,33 +12,33 @@ from pathlib import Path
 import torch
 
 from opd.config import EvalConfig, RunConfig
-from opd.conflict import Conflict
-from opd.data import read_jsonl
+from opd.data.prompts import read_jsonl
+from opd.engines.hf import Sampling
 from opd.errors import ConfigError, DataError
-from opd.evaluation import SEED, Evaluation, Peer, mean_divergence
-from opd.log import RunLog
+from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
+from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.teacher_gate import Gate
+from opd.experimental.conflict import Conflict
+from opd.experimental.extrapolation import Extrapolation
 from opd.loop import Loop, Term
-from opd.metrics import Metrics, summarise
-from opd.models import LanguageModel, stop_ids
+from opd.models.forward import read_own
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.pool import ModelPool
+from opd.output.run_log import RunLog
 from opd.parts import Parts, sampler_of, view_of
-from opd.reading import read_own
-from opd.rollout.answers import ReferenceAnswers, WithAnswers
-from opd.rollout.hf import Sampling
-from opd.rollout.mixture import Mixture
-from opd.rollout.recorded import Recording, record, save
-from opd.rollout.recorded import load as read_recording
-from opd.rollout.sampler import Prefix
+from opd.rollouts.mixture import Mixture
+from opd.rollouts.recorded import Recording, record, save
+from opd.rollouts.recorded import load as read_recording
+from opd.rollouts.references import ReferenceAnswers, WithAnswers
+from opd.rollouts.sampler import Prefix
 from opd.teachers.experts import Experts, ExpertsWrite, first, label_of
-from opd.teachers.gate import Gate
 from opd.teachers.local import LocalTeacher
-from opd.teachers.pool import ModelPool
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import HintView
 from opd.terms import among_teachers, assemble_terms, divergence_of, experts_of, layers_of, reader
 from opd.training.checkpoint import Checkpoints
-from opd.training.extrapolation import Extrapolation
 from opd.training.guards import Guards, Watch
-from opd.training.optim import Optimizer
+from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.types import Prompt, Roller, Rollout, View
 

@@ -26,7 +26,7 @@ def train(
 ) -> None:
     """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine"""
     from opd.api import train as run
-    from opd.display import LiveDisplay, show_result
+    from opd.output.terminal import LiveDisplay, show_result
 
     result = run(source, overrides or [], resume=resume, displays=[LiveDisplay(console)])
     show_result(console, result)
@@ -40,8 +40,8 @@ def pipeline(
     ] = None,
 ) -> None:
     """Run a graph of stages, or go on with it. Exit status 2: a stage failed; 1: a guard stopped one."""
-    from opd.stages.run import pipeline as run
-    from opd.stages.table import display, show
+    from opd.pipelines.run import pipeline as run
+    from opd.pipelines.table import display, show
 
     try:
         result = run(source, overrides or [], displays=[display(console)])
@@ -66,7 +66,7 @@ def evaluate(
 ) -> None:
     """Measure a model on prompts with checkable answers."""
     from opd.api import evaluate as measure
-    from opd.display import show_figures
+    from opd.output.terminal import show_figures
 
     figures = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
     show_figures(console, model, figures)
@@ -99,7 +99,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Show one recipe's file.")] = None,
 ) -> None:
     """List the recipes with their place on the axes, or show one."""
-    from opd.methods import show_map, show_recipe
+    from opd.output.method_map import show_map, show_recipe
 
     if name:
         show_recipe(console, name)

@@ -18,18 +18,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from opd.data.curriculum import Curriculum
 from opd.errors import EmptyStepError
-from opd.log import Log
-from opd.metrics import Metrics, describe, gap_recovery
-from opd.reading import align
-from opd.rollout.curriculum import Curriculum
-from opd.teachers.gate import Gate
+from opd.evaluation.metrics import Metrics, describe, gap_recovery
+from opd.evaluation.teacher_gate import Gate
+from opd.experimental.extrapolation import Extrapolation
+from opd.models.forward import align
+from opd.output.run_log import Log
 from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
-from opd.training.extrapolation import Extrapolation
 from opd.training.guards import Guards
-from opd.training.optim import Optimizer
+from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
 from opd.types import Policy, Reader, Roller, Rollout, Segment, Signal, States, Teacher, View

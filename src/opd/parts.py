@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from opd.chat import Chat
 from opd.config import BaseRun, DiffusionConfig, ExpertConfig, PromptsConfig, RunConfig
-from opd.data import given_prompts, load_prompts
+from opd.data.curriculum import Adaptive, Curriculum, Interest, Uniform
+from opd.data.prompts import given_prompts, load_prompts
+from opd.engines.hf import HFEngine, Sampling
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
-from opd.models import LanguageModel, check_vocabulary, load, stop_ids
-from opd.rollout.curriculum import Adaptive, Curriculum, Interest, Uniform
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import ALL_TURNS, Sampler
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, check_vocabulary, load, stop_ids
+from opd.models.pool import ModelPool
+from opd.rollouts.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
-from opd.teachers.pool import ModelPool
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.views import HintView, PlainView
 from opd.types import HintAuthor, Prompt, Task, View

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opd.build import assemble
 from opd.config import BaseRun, DiffusionConfig, RunConfig
-from opd.doctor import findings
-from opd.folders import write_text
-from opd.log import RunLog
+from opd.evaluation.doctor import findings
 from opd.loop import Loop
-from opd.model_card import model_card
+from opd.output.model_card import model_card
+from opd.output.run_folder import write_text
+from opd.output.run_log import RunLog
 from opd.parts import CONTEXT_FILE, Objects, Parts, gather
 from opd.report.look import look_of
 from opd.report.record import Recorder

@@ -7,12 +7,12 @@ import dataclasses
 import torch
 
 from opd.config import LossConfig, RunConfig, UnsureConfig
+from opd.engines.hf import Sampling
 from opd.errors import ConfigError
 from opd.loop import Objective, Term
 from opd.losses import Support
 from opd.losses.cross import Matched
-from opd.models import LanguageModel, stop_ids
-from opd.objectives import (
+from opd.losses.objectives import (
     CrossEntropy,
     CrossTokenizer,
     DirectEstimate,
@@ -21,11 +21,11 @@ from opd.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
+from opd.losses.token_weights import Difficulty, Positions, Unsure
+from opd.models.forward import sort_key
+from opd.models.language import LanguageModel, stop_ids
 from opd.parts import Parts, sampler_of, view_of
-from opd.positions import Difficulty, Positions, Unsure
-from opd.reading import sort_key
-from opd.rollout.hf import Sampling
-from opd.rollout.sampler import ALL_TURNS
+from opd.rollouts.sampler import ALL_TURNS
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.experts import Experts

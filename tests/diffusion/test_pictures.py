@@ -13,6 +13,7 @@ from torch import Tensor
 
 import opd
 from opd.config import PromptsConfig
+from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.data import load_picture_prompts
 from opd.diffusion.pictures import grid, picture_of, save, to_pixels, to_tensor
@@ -20,10 +21,9 @@ from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import noising
 from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
-from opd.log import RunLog
 from opd.loop import Loop
+from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.run_file import read
 from opd.types import Prompt
 from tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 

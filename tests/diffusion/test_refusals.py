@@ -9,8 +9,8 @@ import pytest
 
 import opd
 from conftest import make_model
+from opd.config.read import read
 from opd.errors import ConfigError, DataError, ModelError, OpdError
-from opd.run_file import read
 from tiny_pipelines import prompt_rows, run_tree, sd, write_rows
 
 # ---------------------------------------------------------------------------------------------- from the run file alone

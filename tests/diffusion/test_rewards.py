@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import opd
+from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.kernels import log_density
 from opd.diffusion.objectives import RewardGradient
 from opd.diffusion.prepare import prepare
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
-from opd.log import RunLog
 from opd.loop import Loop, Scored
+from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.run_file import read
 from opd.types import Rollout
 from tiny_pipelines import run_tree
 

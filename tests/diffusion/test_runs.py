@@ -13,14 +13,14 @@ from torch import Tensor
 
 import opd
 from interrupt import Interrupt
+from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
 from opd.diffusion.prepare import prepare
 from opd.errors import CheckpointError, ConfigError
-from opd.log import RunLog
 from opd.loop import Loop
+from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.run_file import read
 from tiny_pipelines import prompt_rows, run_tree, write_rows
 
 LORA = {"rank": 2, "targets": ["to_q", "to_v"]}

@@ -16,7 +16,7 @@ from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
-from opd.reading import align
+from opd.models.forward import align
 from opd.teachers.views import PlainView
 from opd.types import Prompt
 

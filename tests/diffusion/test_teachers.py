@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import opd
+from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
 from opd.diffusion.kernels import kernel_of
@@ -23,11 +24,10 @@ from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.teachers import DenoisingTeacher, ImageView, TaskTeachers
 from opd.diffusion.types import PredictionSignal
 from opd.errors import EmptyStepError, ModelError
-from opd.log import RunLog
 from opd.loop import Loop, Scored
+from opd.models.forward import sort_key
+from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.reading import sort_key
-from opd.run_file import read
 from opd.teachers.views import PlainView
 from opd.types import Prompt
 from tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import opd
+from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import load, of_pipeline
 from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
-from opd.log import RunLog
+from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.run_file import read
 from opd.types import Prompt
 from tiny_pipelines import KINDS, prompt_rows, run_tree
 

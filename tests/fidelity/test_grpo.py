@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from opd.losses import overlong_penalty
-from opd.objectives import PolicyGradient
-from opd.positions import Positions
+from opd.losses.objectives import PolicyGradient
+from opd.losses.token_weights import Positions
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
 from opd.types import Prompt, Rollout, Span, TokenStates

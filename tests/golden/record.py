@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 import opd
-from opd.run_file import read, recipe_names
+from opd.config.read import read, recipe_names
 
 FOLDER = Path(__file__).parent
 STEPS = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from record import FOLDER, machine, record
 
-from opd.run_file import recipe_names
+from opd.config.read import recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 import opd
-from opd.chat import Chat
-from opd.models import LanguageModel, load, stop_ids
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, load, stop_ids
 from opd.nano.traces import without_carry
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import get_task
+from opd.rollouts.sampler import Sampler
 
 PROMPTS = [p for p in get_task("math").prompts("test") if without_carry(p.data["a"], p.data["b"]) != p.answer][:64]
 """Sums with a carry."""

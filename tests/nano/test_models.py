@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from opd.chat import Chat
-from opd.metrics import Metrics, summarise
-from opd.models import load, stop_ids
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
+from opd.evaluation.metrics import Metrics, summarise
+from opd.models.chat import Chat
+from opd.models.language import load, stop_ids
 from opd.nano.traces import PRIVILEGED
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import get_task
+from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.types import Prompt, Rollout
 

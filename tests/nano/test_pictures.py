@@ -23,7 +23,7 @@ from opd.nano.pictures.world import (
     random_styles,
     style_distance,
 )
-from opd.tasks.pictures import Pictures
+from opd.nano.tasks.pictures import Pictures
 
 pytest.importorskip("diffusers")
 

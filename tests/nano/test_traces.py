@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+from opd.data.tasks import get_task
 from opd.nano.build import encode
+from opd.nano.tasks.math import question
 from opd.nano.tokenizer import HABITS, build_tokenizer
 from opd.nano.traces import Trace, Turn, critic_trace, math_trace, tools_trace
-from opd.tasks import get_task
-from opd.tasks.math import question
 
 INVENTED = {name for names in HABITS.values() for name in names}
 TOKENIZER = build_tokenizer()

@@ -8,6 +8,10 @@ from itertools import islice
 
 import pytest
 
+from opd.data.tasks import get_task
+from opd.nano.tasks import search, strings
+from opd.nano.tasks.search import Fact, Problem
+from opd.nano.tasks.strings import Program
 from opd.nano.traces import Source, Trace, Turn, stream
 from opd.nano.traces_text import (
     hasty_search_trace,
@@ -16,9 +20,6 @@ from opd.nano.traces_text import (
     search_trace,
     strings_trace,
 )
-from opd.tasks import get_task, search, strings
-from opd.tasks.search import Fact, Problem
-from opd.tasks.strings import Program
 from opd.types import Prompt
 
 PROGRAM = Program("sort", "swap", tuple("kbdaf"))

@@ -15,8 +15,7 @@ import opd
 from conftest import make_model
 from interrupt import Interrupt
 from opd.losses import Support
-from opd.models import LanguageModel, load
-from opd.objectives import (
+from opd.losses.objectives import (
     CrossEntropy,
     DirectEstimate,
     FullVocabulary,
@@ -25,6 +24,7 @@ from opd.objectives import (
     SeveralTeachers,
     per_token_losses,
 )
+from opd.models.language import LanguageModel, load
 from opd.report.data import run_data
 from opd.report.look import handful, telling
 from opd.report.rows import ROLLOUTS, read_rows

@@ -12,7 +12,7 @@ import pytest
 import opd
 from opd.report.data import run_data
 from opd.report.signs import signs
-from opd.rollout.sampler import Sampler
+from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
 from written_run import write_run
 

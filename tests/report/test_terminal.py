@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 import opd
-from opd.display import LiveDisplay
+from opd.output.terminal import LiveDisplay
 from opd.report.rows import ROLLOUTS, read_rows
 from opd.report.terminal import SHADES, worst_rollout
 

@@ -10,14 +10,14 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from conftest import SHARED_DATA, make_byte_tokenizer, make_model
-from opd.chat import Chat
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
 from opd.losses.cross import Matched
-from opd.models import LanguageModel, load, stop_ids
-from opd.objectives import CrossTokenizer, per_token_losses
-from opd.reading import align, read, student_readings
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import get_task
+from opd.losses.objectives import CrossTokenizer, per_token_losses
+from opd.models.chat import Chat
+from opd.models.forward import align, read, student_readings
+from opd.models.language import LanguageModel, load, stop_ids
+from opd.rollouts.sampler import Sampler
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher

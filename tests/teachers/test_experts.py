@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import opd
-import opd.models
+import opd.models.language
 import opd.types
-from opd.chat import Chat
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
 from opd.errors import ConfigError
-from opd.models import load, stop_ids
-from opd.objectives import FullVocabulary, SeveralTeachers
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import get_task
+from opd.losses.objectives import FullVocabulary, SeveralTeachers
+from opd.models.chat import Chat
+from opd.models.language import load, stop_ids
+from opd.models.pool import ModelPool
+from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
-from opd.teachers.pool import ModelPool
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import PlainView
 from opd.types import Rollout, TokenStates
@@ -147,7 +147,7 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
     prompts = [*task.prompts("test")[:3], *get_task("tools").prompts("test")[:3]]
     prompts = [prompts[i] for i in (0, 3, 1, 4, 2, 5)]
 
-    def sampler(model: opd.models.LanguageModel) -> Sampler:
+    def sampler(model: opd.models.language.LanguageModel) -> Sampler:
         engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
         return Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=8, writer="teacher")
 

@@ -13,10 +13,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from conftest import make_model, make_tokenizer
-from opd.chat import Chat
+from opd.engines.hf import HFEngine, Sampling
 from opd.errors import ConfigError, EmptyStepError, ModelError
-from opd.models import stop_ids
-from opd.rollout.hf import HFEngine, Sampling
+from opd.models.chat import Chat
+from opd.models.language import stop_ids
 from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import INSTRUCTION, ModelAuthor, RulesAuthor, parse, transcript

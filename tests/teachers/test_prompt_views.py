@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from conftest import make_tokenizer
-from opd.chat import Chat
 from opd.errors import ConfigError, DataError, EmptyStepError
+from opd.models.chat import Chat
 from opd.teachers.experience import gather_experience
 from opd.teachers.hints import RulesAuthor
 from opd.teachers.prompt_views import ContextView, FeedbackView, attempt

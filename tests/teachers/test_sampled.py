@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from opd.chat import Chat
-from opd.models import LanguageModel, load, stop_ids
-from opd.rollout.hf import HFEngine, Sampling
-from opd.rollout.sampler import Sampler
-from opd.tasks import get_task
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, load, stop_ids
+from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.prompt_views import PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher

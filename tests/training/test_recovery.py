@@ -19,11 +19,11 @@ import opd
 from conftest import make_model
 from interrupt import Interrupt
 from opd.build import assemble
+from opd.config.read import read
 from opd.errors import CheckpointError
-from opd.log import RunLog
-from opd.metrics import entropy
+from opd.evaluation.metrics import entropy
+from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
-from opd.run_file import read
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span

@@ -1,4 +1,4 @@
-"""The run file: every key, its default and what it means. Nothing here imports torch; ``opd.run_file`` reads it."""
+"""The run file: every key, its default and what it means. Nothing here imports torch; ``opd.config.read`` reads it."""
 
 from opd.config.diffusion import DiffusionConfig
 from opd.config.loss import (

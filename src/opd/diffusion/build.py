@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.config import DiffusionConfig
+from opd.data.curriculum import Uniform
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
 from opd.diffusion.kernels import Kernel, kernel_of
 from opd.diffusion.models import DenoisingModel, frozen_copy
@@ -30,17 +31,16 @@ from opd.diffusion.teachers import (
 )
 from opd.diffusion.types import PictureTask
 from opd.errors import EmptyStepError
-from opd.log import RunLog
+from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Term
-from opd.metrics import Metrics
-from opd.model_card import model_card
-from opd.rollout.curriculum import Uniform
+from opd.output.model_card import model_card
+from opd.output.run_log import RunLog
 from opd.teachers.local import EmaWeights
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
-from opd.training.optim import Optimizer
+from opd.training.optimizer import Optimizer
 from opd.types import Prompt, Roller, Rollout, Signal, Teacher
 
 if TYPE_CHECKING:

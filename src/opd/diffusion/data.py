@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from opd.config import PromptsConfig
-from opd.data import in_turn, load_prompts, with_own_ids
+from opd.data.prompts import in_turn, load_prompts, with_own_ids
 from opd.diffusion.types import PictureTask
 from opd.errors import ConfigError
 from opd.types import Prompt
 
-PICTURE_TASKS = {"pictures": "opd.tasks.pictures:Pictures"}
+PICTURE_TASKS = {"pictures": "opd.nano.tasks.pictures:Pictures"}
 """Built-in tasks by name, as ``package.module:attribute``."""
 
 METHODS = ("prompts", "right", "reward", "distance")

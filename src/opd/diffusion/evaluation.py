@@ -13,9 +13,9 @@ from torch import Tensor
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.reading import of_denoisers
 from opd.diffusion.types import PictureTask
-from opd.evaluation import SEED
-from opd.metrics import Metrics, by_domain
-from opd.reading import align
+from opd.evaluation.evaluate import SEED
+from opd.evaluation.metrics import Metrics, by_domain
+from opd.models.forward import align
 from opd.types import Prompt, Reader, Roller, Rollout, Teacher, View
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 import opd.diffusion.pixels  # noqa: F401  a pipeline's parts are loaded from modules that are imported already
-from opd.bundled import resolve
+from opd.models.bundled import resolve
 
 
 def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -19,12 +19,12 @@ from diffusers.loaders import PeftAdapterMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from opd.bundled import resolve
 from opd.config.diffusion import AdapterConfig
 from opd.diffusion.conditions import ENCODERS, NOTHING, UNGUIDED, Told, key_of
 from opd.diffusion.folders import load_pipeline, quiet, save_pipeline
 from opd.errors import ConfigError, ModelError
-from opd.models import freeze, unloadable
+from opd.models.bundled import resolve
+from opd.models.language import freeze, unloadable
 from opd.types import Prompt
 
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -22,10 +22,10 @@ from opd.diffusion.models import DenoisingModel
 from opd.diffusion.pictures import grid, picture_of, to_pixels
 from opd.diffusion.reading import of_denoisers
 from opd.errors import DataError
-from opd.evaluation import SEED
-from opd.log import rewind
+from opd.evaluation.evaluate import SEED
+from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Scored
-from opd.metrics import Metrics
+from opd.output.run_log import rewind
 from opd.report.look import handful
 from opd.report.overview import Block, overview
 from opd.report.page import write_report

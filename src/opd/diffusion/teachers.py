@@ -12,7 +12,7 @@ from opd.diffusion.models import DenoisingModel
 from opd.diffusion.pictures import picture_of
 from opd.diffusion.reading import of_denoisers, read_segments, states_at
 from opd.diffusion.types import PredictionSignal, RewardSignal, Shown, TransitionSignal
-from opd.reading import sort_key
+from opd.models.forward import sort_key
 from opd.teachers.local import Answers
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView

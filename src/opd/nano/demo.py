@@ -14,14 +14,14 @@ from rich.panel import Panel
 
 import opd
 from opd.config import RunConfig
-from opd.display import LiveDisplay, show_result
-from opd.metrics import summarise
-from opd.models import LanguageModel
+from opd.config.read import read
+from opd.engines.hf import Sampling
+from opd.evaluation.metrics import summarise
+from opd.models.forward import read as read_hidden
+from opd.models.forward import readings_of
+from opd.models.language import LanguageModel
+from opd.output.terminal import LiveDisplay, show_result
 from opd.parts import Objects, Parts, gather, sampler_of, view_of
-from opd.reading import read as read_hidden
-from opd.reading import readings_of
-from opd.rollout.hf import Sampling
-from opd.run_file import read
 from opd.teachers.views import HintView
 from opd.types import Event, Hint, Rollout, Segment
 

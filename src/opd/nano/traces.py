@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+from opd.nano.tasks import math
+from opd.nano.tasks.tools import Expression, ToolsTask, apply, make_prompt
 from opd.nano.tokenizer import HABITS, TOOL_NAMES, vocabulary
-from opd.tasks import math
-from opd.tasks.tools import Expression, ToolsTask, apply, make_prompt
 from opd.types import Message, Prompt
 
 HABIT = ({"add": 0.15, "sub": 0.6, "mul": 0.8}, {"add": 0.15, "sub": 0.4, "mul": 0.8})

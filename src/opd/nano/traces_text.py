@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
+from opd.nano.tasks import search, strings
 from opd.nano.traces import Source, Trace, Turn
-from opd.tasks import search, strings
 from opd.types import Prompt, Task
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from opd.engines.hf import Sampling
 from opd.parts import Parts, sampler_of
-from opd.rollout.hf import Sampling
-from opd.rollout.sampler import Sampler
+from opd.rollouts.sampler import Sampler
 from opd.terms import layers_of
 from opd.types import Prompt, Rollout
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import DataError
-from opd.folders import write_text
+from opd.output.run_folder import write_text
 from opd.report.data import BUDGET, run_data
 from opd.report.denoising import FAMILY, denoising_data, is_denoising
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import DataError
-from opd.figures import figure, headline
-from opd.folders import write_text
+from opd.output.format import figure, headline
+from opd.output.run_folder import write_text
+from opd.pipelines.graph import REFERENCE
+from opd.pipelines.progress import main_figure
+from opd.pipelines.report import DATA
 from opd.report.data import read_lines
 from opd.report.page import REPORT, assemble
-from opd.stages.graph import REFERENCE
-from opd.stages.progress import main_figure
-from opd.stages.report import DATA
 
 SCRIPTS = ("dom.js", "pipeline.js")
 

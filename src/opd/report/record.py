@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.evaluation import MAX_TOKENS, SEED
-from opd.log import rewind
+from opd.evaluation.evaluate import MAX_TOKENS, SEED
+from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Scored
 from opd.losses import token_logprobs
-from opd.metrics import Metrics
-from opd.models import LanguageModel
-from opd.objectives import per_token_losses
-from opd.reading import Reading, align, own_reading
+from opd.losses.objectives import per_token_losses
+from opd.models.forward import Reading, align, own_reading
+from opd.models.language import LanguageModel
+from opd.output.run_log import rewind
 from opd.report.look import Look, telling
 from opd.report.measure import Opinion, opinion, opinions
 from opd.report.page import write_report

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import DataError
-from opd.folders import write_json
+from opd.output.run_folder import write_json
 
 SAMPLES = "samples"
 """In the run's folder."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from opd.figures import figure
+from opd.output.format import figure
 from opd.training.guards import LEAST, SYMPTOMS, Watch, typical, watched
 
 Tree = dict[str, Any]

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from opd.chat import Chat
 from opd.losses import token_logprobs
-from opd.models import LanguageModel
-from opd.reading import Reading
+from opd.models.chat import Chat
+from opd.models.forward import Reading
+from opd.models.language import LanguageModel
 from opd.teachers.alignment import Group, TokenTexts, groups
 from opd.teachers.local import collect
 from opd.types import CrossSignal, Prompt, Rollout, Segment, Span

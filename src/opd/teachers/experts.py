@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from opd.models import LanguageModel
-from opd.reading import sort_key
+from opd.models.forward import sort_key
+from opd.models.language import LanguageModel
+from opd.models.pool import ModelPool
 from opd.teachers.local import LocalTeacher
-from opd.teachers.pool import ModelPool
 from opd.types import ExpertsSignal, FullSignal, Prompt, Roller, Rollout, Segment
 
 Shares = Mapping[str, Mapping[str, float]]

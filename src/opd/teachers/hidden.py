@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd.models import LanguageModel
+from opd.models.language import LanguageModel
 from opd.teachers.local import states_of
 from opd.types import HiddenSignal, Rollout, Segment
 

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from opd.chat import Chat
 from opd.errors import ConfigError
+from opd.models.chat import Chat
 from opd.types import Engine, Event, Hint, Message, Prompt, Rollout
 
 TEMPLATES: Mapping[str, str] = {

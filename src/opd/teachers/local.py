@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from opd.models import LanguageModel, freeze
-from opd.reading import Reading, batches, read, readings_of, sort_key
+from opd.models.forward import Reading, batches, read, readings_of, sort_key
+from opd.models.language import LanguageModel, freeze
 from opd.types import FullSignal, Rollout, Segment, Signal, TokenSignal, TokenStates
 
 

@@ -7,8 +7,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from opd.chat import Chat
 from opd.errors import ConfigError, DataError
+from opd.models.chat import Chat
 from opd.teachers.views import whole
 from opd.types import Prompt, Rollout, Segment
 

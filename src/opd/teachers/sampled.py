@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opd.losses import group_advantage, linear_divergence, overlong_penalty, token_logprobs
-from opd.reading import sort_key
+from opd.models.forward import sort_key
 from opd.teachers.experts import Experts
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.views import PlainView

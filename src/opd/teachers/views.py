@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from opd.chat import Chat
+from opd.models.chat import Chat
 from opd.types import Hint, HintAuthor, Rollout, Segment, Span, View
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opd.metrics import Metrics
+from opd.evaluation.metrics import Metrics
 from opd.training.guards import LEAST, OF_TEXT, WINDOW, Watch, typical, watched
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd.metrics import Metrics
+from opd.evaluation.metrics import Metrics
 
 
 @dataclass

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import opd
 from opd.diffusion.pictures import picture_of, to_pixels, to_tensor
-from opd.display import LiveDisplay, show_result
 from opd.nano.pictures.world import SIZE
+from opd.nano.tasks.pictures import Pictures
+from opd.output.terminal import LiveDisplay, show_result
 from opd.report.samples import SAMPLES, TEACHER, Samples
-from opd.tasks.pictures import Pictures
 
 STORIES = {
     "diffusion-opd": (

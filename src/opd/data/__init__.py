@@ -1,0 +1,1 @@
+"""Prompts, tasks by name, answer checks and the order of prompts."""

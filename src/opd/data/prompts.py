@@ -1,0 +1,169 @@
+"""Prompts from tasks, JSONL files and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from opd.config import PromptsConfig
+from opd.data.answers import AnswerTask, EachItsOwn
+from opd.data.tasks import get_task
+from opd.errors import DataError
+from opd.types import Message, Prompt, Task
+
+COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id")
+"""Columns that opd reads; any other goes into ``Prompt.data`` for the task."""
+
+
+def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+    """Prompts, and the task that checks their answers.
+
+    Args:
+        config: where they come from.
+        key: the run file's key, for messages.
+        has_template: whether the student's tokenizer has a chat template, which decides about plain strings.
+
+    Returns:
+        The prompts in their own order. The task is None where no prompt has an answer.
+
+    Raises:
+        DataError: the file or dataset is missing, empty, or a row is broken.
+    """
+    if config.mix:
+        return _mixed(config.mix, key=key, has_template=has_template)
+    prompts, task = _one_source(config, key=key, has_template=has_template)
+    return [replace(p, domain=config.domain) for p in prompts] if config.domain else prompts, task
+
+
+def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+    if config.task:
+        task = get_task(config.task)
+        return list(task.prompts(config.split))[: config.limit], task
+    rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
+    return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
+
+
+def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+    """One prompt of each source in turn; ids get the source's number where they would not be unique."""
+    loaded = [load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template) for n, c in enumerate(sources)]
+    named = with_own_ids([prompts for prompts, _ in loaded])
+    tasks = {p.id: task for prompts, (_, task) in zip(named, loaded, strict=True) for p in prompts if task}
+    return in_turn(named), EachItsOwn(tasks) if tasks else None
+
+
+def with_own_ids(sources: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
+    """Prompts of several sources, with the source's number before each id where ids would not be unique."""
+    ids = [p.id for prompts in sources for p in prompts]
+    unique = len(set(ids)) == len(ids)
+    return [[p if unique else replace(p, id=f"{n}/{p.id}") for p in prompts] for n, prompts in enumerate(sources)]
+
+
+def in_turn(sources: Sequence[Sequence[Prompt]]) -> list[Prompt]:
+    """One prompt of each source in turn, as long as each has some."""
+    return [p for turn in zip_longest(*sources) for p in turn if p is not None]
+
+
+def given_prompts(given: Sequence[Any], *, chat: bool) -> tuple[list[Prompt], Task | None]:
+    """Prompts as Python gives them: all of them ``Prompt`` objects, or strings and rows as in ``load_prompts``."""
+    if all(isinstance(p, Prompt) for p in given):
+        return list(given), None
+    return from_rows([{"prompt": p} if isinstance(p, str) else p for p in given], key="prompts", chat=chat)
+
+
+def from_rows(
+    rows: Iterable[Mapping[str, Any]], *, key: str, chat: bool, limit: int | None = None
+) -> tuple[list[Prompt], Task | None]:
+    """Prompts from mappings with ``prompt`` or ``messages``; see ``load_prompts``."""
+    prompts: list[Prompt] = []
+    for number, row in enumerate(rows, 1):
+        if limit is not None and len(prompts) == limit:
+            break
+        prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
+    if not prompts:
+        raise DataError(f"{key}: there is not a single prompt; give rows with 'prompt' or 'messages'")
+    return prompts, AnswerTask() if any(p.answer for p in prompts) else None
+
+
+def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
+    """Rows of a JSONL file.
+
+    Raises:
+        DataError: no such file, or a line that is no JSON object; the sentence names the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{key}: cannot read '{path}': {error}") from None
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{key}: line {number} of '{path}' is not JSON ({error.msg}); mend or delete it") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{key}: line {number} of '{path}' is not an object with keys such as 'prompt'")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{key}: '{path}' has no rows")
+    return rows
+
+
+def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
+    import datasets  # takes a second to import, and most runs do not need it
+
+    assert config.dataset is not None
+    try:
+        if (Path(config.dataset) / "state.json").exists() or (Path(config.dataset) / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(config.dataset)
+            rows = loaded[config.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            rows = datasets.load_dataset(config.dataset, config.subset, split=config.split)
+    except Exception as error:  # the library raises whatever its readers and the network raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{key}: cannot load dataset '{config.dataset}', split '{config.split}': {reason}") from error
+    result: Iterable[Mapping[str, Any]] = rows
+    return result
+
+
+def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> Prompt:
+    text, messages = row.get("prompt"), row.get("messages")
+    if (text is None) == (messages is None):
+        found = "both" if text is not None else f"only {', '.join(map(repr, row)) or 'nothing'}"
+        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}")
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise DataError(f"{where}: 'prompt' has to be a string with something in it, not {text!r}")
+    turns: tuple[Message, ...] | None = None
+    if messages is not None:
+        turns = _messages(messages, where)
+    elif chat:
+        turns = ({"role": "user", "content": str(text)},)
+    answer, solution = row.get("answer"), row.get("turns")
+    if solution is not None and not (isinstance(solution, list) and all(isinstance(t, str) for t in solution)):
+        raise DataError(f"{where}: 'turns' has to be a list of strings, the assistant turns of a solution")
+    return Prompt(
+        id=str(row.get("id", number)),
+        messages=turns,
+        text=None if turns else text,
+        answer=None if answer is None else str(answer),
+        turns=tuple(solution) if solution else None,
+        domain=str(row.get("domain") or "default"),
+        data={k: v for k, v in row.items() if k not in COLUMNS},
+    )
+
+
+def _messages(messages: Any, where: str) -> tuple[Message, ...]:
+    valid = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages) > 0
+    if not valid or not all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    ):
+        raise DataError(f"{where}: 'messages' has to be a list of {{'role': …, 'content': …}} with strings")
+    if messages[-1]["role"] == "assistant":
+        raise DataError(f"{where}: 'messages' ends with an assistant turn; the student is to write that one")
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)

@@ -1,0 +1,261 @@
+"""Generation with transformers: a decode loop with a KV cache in which finished rows make room for waiting ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, DynamicLayer
+
+from opd.models.language import LanguageModel, pad
+from opd.types import Generation
+
+COMPACT_BELOW = 0.8
+"""Drop finished rows once fewer than this share of the rows still decodes: copying the cache costs about one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set with at least this probability; 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def log_probs(self, logits_BV: Tensor) -> Tensor:
+        """The distribution that tokens are drawn from, as float32 log-probabilities [B, V]; -inf where cut off.
+
+        At temperature 0 it is the model's own distribution, of which the mode is taken.
+        """
+        logits = logits_BV.float()
+        if self.temperature == 0:
+            return logits.log_softmax(-1)
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < kth, float("-inf"))
+        if self.top_p < 1:
+            ordered, index = logits.sort(dim=-1, descending=True)
+            probability = ordered.softmax(-1)
+            # A token stays if those before it do not yet reach top_p; the first always stays.
+            beyond = probability.cumsum(-1) - probability >= self.top_p
+            logits = logits.masked_fill(beyond.scatter(-1, index, beyond), float("-inf"))
+        return logits.log_softmax(-1)
+
+    def draw(self, log_probs_BV: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids [B]."""
+        if self.temperature == 0:
+            return log_probs_BV.argmax(-1)
+        # Inverse of the cumulative distribution, in float64 so that rounding cannot favour a token.
+        cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
+        point = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
+        return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
+
+
+class _GrowingLayer(DynamicLayer):
+    """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Take other contents, for other rows or with other padding."""
+        self.keys, self.values = keys, values
+        self.room = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append positions; returns all of them, [rows, heads, positions, head size]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.replace(key_states, value_states)
+            return self.keys, self.values
+        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        room = self.room
+        if room is None or stop > room[0].shape[2]:
+            spare = (0, 0, 0, max(stop // 4, key_states.shape[2] + 32))
+            room = self.room = (F.pad(self.keys, spare), F.pad(self.values, spare))
+        room[0][:, :, start:stop], room[1][:, :, start:stop] = key_states, value_states
+        self.keys, self.values = room[0][:, :, :stop], room[1][:, :, :stop]
+        return self.keys, self.values
+
+
+@dataclass
+class _Rows:
+    """The rows being decoded. B rows, L cached positions (left-padded), N new tokens at most."""
+
+    index: list[int]
+    cache: Cache
+    mask_BL: Tensor
+    token_BN: Tensor
+    logprob_BN: Tensor
+    count_B: Tensor
+    budget_B: Tensor
+    logits_BV: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but these, and the padding that all of these share."""
+        self.index = [self.index[i] for i in rows.tolist()]
+        for layer in self.cache.layers:
+            layer.replace(layer.keys[rows], layer.values[rows])
+        for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
+            setattr(self, name, getattr(self, name)[rows])
+        shared = int(self.mask_BL.argmax(1).min()) if len(rows) else 0
+        if shared:
+            self.mask_BL = self.mask_BL[:, shared:]
+            for layer in self.cache.layers:
+                layer.replace(layer.keys[:, :, shared:], layer.values[:, :, shared:])
+
+    def join(self, other: _Rows) -> None:
+        """Append freshly prefilled rows, padding whichever cache is shorter on the left."""
+        width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
+        for rows in (self, other):
+            missing = width - rows.mask_BL.shape[1]
+            if missing:
+                rows.mask_BL = F.pad(rows.mask_BL, (missing, 0))
+                for layer in rows.cache.layers:
+                    layer.replace(*(F.pad(old, (0, 0, missing, 0)) for old in (layer.keys, layer.values)))
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.replace(torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values]))
+        self.index += other.index
+        for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+
+
+class HFEngine:
+    """Generates with any Hugging Face causal LM; the offline default.
+
+    The model is used as it is at the call, so a student that trains between calls stays on-policy.
+
+    Args:
+        language_model: what generates.
+        sampling: how tokens are drawn.
+        stop_ids: ids that end a generation; the stop token is part of it.
+        max_rows: rows decoded at once; further contexts wait and join as rows finish.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        max_rows: int = 256,
+    ) -> None:
+        self.language_model = language_model
+        self.sampling = sampling
+        self.stop_ids = stop_ids
+        self.max_rows = max_rows
+
+    @torch.inference_mode()
+    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
+        """Continue each context. Same weights, inputs and seed, same tokens.
+
+        Args:
+            contexts: token ids, at least one each.
+            max_new_tokens: the most tokens to add to each, at least one.
+            seed: of the draws.
+
+        Returns:
+            One generation per context, in order.
+        """
+        model, device = self.language_model.model, self.language_model.device
+        was_training = model.training
+        model.eval()
+        generator = torch.Generator(device).manual_seed(seed)
+        stops = torch.tensor(sorted(self.stop_ids), dtype=torch.int64, device=device)
+        # Longest first: rows that wait are then the shortest, and fit into the cache without padding the others.
+        waiting = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+        done: dict[int, Generation] = {}
+        rows: _Rows | None = None
+        while waiting or rows is not None:
+            if waiting and (rows is None or len(rows.index) <= COMPACT_BELOW * self.max_rows):
+                room = self.max_rows - (len(rows.index) if rows else 0)
+                admitted, waiting = waiting[:room], waiting[room:]
+                new = self._prefill(admitted, contexts, max_new_tokens)
+                if rows is None:
+                    rows = new
+                else:
+                    rows.join(new)
+            assert rows is not None
+            finished = self._advance(rows, generator, stops)
+            if finished.any():
+                alive = _collect(rows, finished.tolist(), self.stop_ids, done)
+                if not alive:
+                    rows = None
+                    continue
+                if len(alive) < COMPACT_BELOW * len(rows.index):
+                    rows.keep(torch.tensor(alive, device=device))
+            self._forward(rows)
+        model.train(was_training)
+        return [done[i] for i in range(len(contexts))]
+
+    def _prefill(self, index: list[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> _Rows:
+        """Read contexts of B rows in one forward pass."""
+        device = self.language_model.device
+        ids, mask = pad([contexts[i] for i in index], left=True, device=device)
+        cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        with self.language_model.precision():
+            out = self.language_model.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        widest = max(max_new_tokens)
+        shape = (len(index), widest)
+        return _Rows(
+            index=list(index),
+            cache=cache,
+            mask_BL=mask,
+            token_BN=torch.zeros(shape, dtype=torch.int64, device=device),
+            logprob_BN=torch.zeros(shape, device=device),
+            count_B=torch.zeros(len(index), dtype=torch.int64, device=device),
+            budget_B=torch.tensor([max_new_tokens[i] for i in index], device=device),
+            logits_BV=out.logits[:, -1],
+        )
+
+    def _advance(self, rows: _Rows, generator: torch.Generator, stops: Tensor) -> Tensor:
+        """Draw one token per row; returns which rows are finished, bool [B]."""
+        log_probs = self.sampling.log_probs(rows.logits_BV)
+        token = self.sampling.draw(log_probs, generator)
+        column = rows.count_B.clamp_max(rows.token_BN.shape[1] - 1)[:, None]
+        rows.token_BN.scatter_(1, column, token[:, None])
+        rows.logprob_BN.scatter_(1, column, log_probs.gather(1, token[:, None]))
+        rows.count_B = rows.count_B + 1
+        return torch.isin(token, stops) | (rows.count_B >= rows.budget_B)
+
+    def _forward(self, rows: _Rows) -> None:
+        """Feed each row's last token and compute the next logits."""
+        column = (rows.count_B - 1).clamp_max(rows.token_BN.shape[1] - 1)[:, None]
+        rows.mask_BL = torch.cat([rows.mask_BL, rows.mask_BL.new_ones(len(rows.index), 1)], dim=1)
+        with self.language_model.precision():
+            out: Any = self.language_model.model(
+                input_ids=rows.token_BN.gather(1, column),
+                attention_mask=rows.mask_BL,
+                position_ids=rows.mask_BL.sum(1, keepdim=True) - 1,
+                past_key_values=rows.cache,
+                use_cache=True,
+            )
+        rows.logits_BV = out.logits[:, -1]
+
+
+def _collect(rows: _Rows, finished: list[bool], stop_ids: frozenset[int], done: dict[int, Generation]) -> list[int]:
+    """Take over rows that have just finished; returns the indices of those that go on."""
+    for row, index in enumerate(rows.index):
+        if not finished[row] or index in done:  # done earlier, still in the batch until it is compacted
+            continue
+        count = int(rows.count_B[row])
+        ids = tuple(rows.token_BN[row, :count].tolist())
+        done[index] = Generation(ids, tuple(rows.logprob_BN[row, :count].tolist()), stopped=ids[-1] in stop_ids)
+    return [row for row, index in enumerate(rows.index) if index not in done]

@@ -1,0 +1,108 @@
+"""Which of several teachers may teach what: a teacher below the student teaches its mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from opd.errors import ConfigError
+from opd.evaluation.metrics import Metrics
+from opd.teachers.experts import Experts, Shares, label_of
+
+
+class Gate:
+    """Sets the shares of ``Experts`` by what an evaluation found.
+
+    Args:
+        experts: whose shares are set.
+        shares: as the run file has them.
+        prompts: held-out prompts by domain.
+        margin, overlap, by_quality: see ``GateConfig``.
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        shares: Shares,
+        *,
+        prompts: Mapping[str, int],
+        margin: float = 0.0,
+        overlap: float = 0.05,
+        by_quality: bool = False,
+    ) -> None:
+        self.experts = experts
+        self.shares = shares
+        self.prompts = prompts
+        self.margin = margin
+        self.overlap = overlap
+        self.by_quality = by_quality
+
+    def __call__(self, metrics: Metrics, refused: Collection[str] | None) -> tuple[list[str], list[str]]:
+        """Judge every teacher on each of its domains, and set the shares.
+
+        Args:
+            metrics: of an evaluation; a teacher that it says nothing about stays as it was.
+            refused: labels that the last judgement refused; None for the first one.
+
+        Returns:
+            The labels refused now, and a sentence for each that was refused or came back.
+
+        Raises:
+            ConfigError: at the start a domain has no teacher left.
+        """
+        now: list[str] = []
+        said: list[str] = []
+        for domain, shares in self.shares.items():
+            reasons = {name: self._against(metrics, domain, name, refused) for name in shares}
+            for name, reason in reasons.items():
+                label = label_of(self.shares, domain, name)
+                was = refused is not None and label in refused
+                now += [label] if reason else []
+                if bool(reason) != was:
+                    said.append(f"{name} does not teach {domain}: {reason}" if reason else f"{name} teaches {domain}")
+            if refused is None and all(reasons.values()):
+                raise ConfigError(
+                    f"teacher.gate: nobody is left to teach '{domain}': "
+                    + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                    + "; name a better teacher, or leave the gate out"
+                )
+        self.apply(metrics, now)
+        return now, said
+
+    def apply(self, metrics: Metrics, refused: Collection[str]) -> None:
+        """Set the shares as after a judgement; also for a run that goes on."""
+        self.experts.shares = {
+            domain: {
+                name: self._share(metrics, domain, name, share)
+                for name, share in shares.items()
+                if label_of(self.shares, domain, name) not in refused
+            }
+            for domain, shares in self.shares.items()
+        }
+
+    def _share(self, metrics: Metrics, domain: str, name: str, share: float) -> float:
+        gain = self._gain(metrics, domain, name)
+        return share * max(gain, 1e-3) if self.by_quality and gain is not None else share
+
+    def _against(self, metrics: Metrics, domain: str, name: str, refused: Collection[str] | None) -> str | None:
+        """What speaks against a teacher, with the figures; None for nothing."""
+        label = label_of(self.shares, domain, name)
+        common = metrics.get(f"teacher/overlap@16/{label}")
+        if common is not None and common < self.overlap:
+            return f"it shares {common:.0%} of the likeliest tokens with the student, less than {self.overlap:.0%}"
+        gain = self._gain(metrics, domain, name)
+        if gain is None:
+            return None
+        theirs = metrics[f"teacher_accuracy/{label}"]
+        teaches = refused is not None and label not in refused
+        deviation = math.sqrt(theirs * (1 - theirs) / max(self.prompts.get(domain, 0), 1))
+        # Two that are both always right are equals, and a teacher that taught goes on.
+        if gain >= -2 * max(deviation, self.margin) if teaches else gain > self.margin:
+            return None
+        return f"its accuracy is {theirs:.1%}, the student's {theirs - gain:.1%}"
+
+    def _gain(self, metrics: Metrics, domain: str, name: str) -> float | None:
+        """How far a teacher's accuracy is above the student's."""
+        theirs = metrics.get(f"teacher_accuracy/{label_of(self.shares, domain, name)}")
+        ours = metrics.get(f"accuracy/{domain}", metrics.get("accuracy"))
+        return None if theirs is None or ours is None else theirs - ours

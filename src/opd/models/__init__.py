@@ -1,0 +1,1 @@
+"""Language models: loading, chat templates, forward passes, several models in one memory."""

@@ -1,0 +1,142 @@
+"""Forward passes over stored tokens: one function reads for the student (with gradients) and for every teacher.
+
+Suffixes: T packed student-chosen tokens, B rows, L padded length, D hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from opd.errors import AlignmentError
+from opd.models.language import LanguageModel, pad
+from opd.types import Rollout, Segment, Signal, TokenStates
+
+
+class Reading(NamedTuple):
+    """One sequence to read and the completion positions to take hidden states for."""
+
+    rollout: int
+    """Index of the rollout in its batch."""
+    ids: tuple[int, ...]
+    offset: int
+    """Where completion position 0 stands in ``ids``; negative if the context is shorter than what it replaces."""
+    wanted: list[int]
+    """Completion positions, all chosen by the student."""
+
+
+def own_reading(rollouts: Sequence[Rollout], index: int, wanted: list[int]) -> Reading:
+    """A rollout in its own history, up to the last wanted position."""
+    rollout = rollouts[index]
+    ids = rollout.prompt_ids + rollout.completion_ids[: max(wanted) + 1]
+    return Reading(index, ids, len(rollout.prompt_ids), wanted)
+
+
+def readings_of(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> list[Reading]:
+    """What to read for some segments: a sequence each, but one per rollout for all that stand in its own history."""
+    readings: list[Reading] = []
+    own: dict[int, list[int]] = {}
+    for segment in segments:
+        rollout = rollouts[segment.rollout]
+        start, stop = segment.span
+        wanted = [p for p in range(start, stop) if rollout.completion_mask[p]]
+        if not wanted:
+            continue
+        if segment.context_ids == rollout.prompt_ids + rollout.completion_ids[:start]:
+            own.setdefault(segment.rollout, []).extend(wanted)
+        else:
+            ids = segment.context_ids + rollout.completion_ids[start:stop]
+            readings.append(Reading(segment.rollout, ids, len(segment.context_ids) - start, wanted))
+    return readings + [own_reading(rollouts, index, wanted) for index, wanted in own.items()]
+
+
+def student_readings(rollouts: Sequence[Rollout]) -> list[Reading]:
+    """Every student-chosen token of every rollout that has one."""
+    chosen = [[p for p, mine in enumerate(r.completion_mask) if mine] for r in rollouts]
+    return [own_reading(rollouts, index, wanted) for index, wanted in enumerate(chosen) if wanted]
+
+
+def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Reading]]:
+    """Readings of similar length together, each batch at most ``max_tokens`` with its padding."""
+    batch: list[Reading] = []
+    for reading in sorted(readings, key=lambda r: len(r.ids)):
+        if batch and (len(batch) + 1) * len(reading.ids) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(reading)
+    if batch:
+        yield batch
+
+
+def read(
+    language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()
+) -> tuple[Signal, TokenStates]:
+    """One forward pass over some readings.
+
+    The state at a token's left neighbour predicts it. Its id is taken from the very tensor that the
+    model read, through the same indices, so that ``align`` compares what was scored and not what was meant.
+
+    Args:
+        layers: blocks whose states are wanted besides the last hidden ones.
+
+    Returns:
+        Which tokens were scored, and the states that predict them, both ordered by rollout and position. Gradients
+        flow unless the caller turned them off.
+    """
+    device = language_model.device
+    ids_BL, mask_BL = pad([reading.ids for reading in batch], left=False, device=device)
+    table = [(r.rollout, p, row, r.offset + p) for row, r in enumerate(batch) for p in r.wanted]
+    columns = torch.tensor(sorted(table), dtype=torch.int64, device=device)
+    rollout_T, position_T, row_T, column_T = columns.unbind(1)
+    scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
+    hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers)
+    layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
+    hidden_TD = hidden_BLD[row_T, column_T - 1]
+    return scored, TokenStates(hidden_TD, language_model.head_VD.to(hidden_TD.dtype), layers_TKD)
+
+
+def read_own(
+    language_model: LanguageModel, rollouts: Sequence[Rollout], *, size: int | None = None, layers: Sequence[int] = ()
+) -> Iterator[tuple[Signal, TokenStates]]:
+    """The student reads its own rollouts with gradients, so many at a time, or all at once."""
+    readings = student_readings(rollouts)
+    for start in range(0, len(readings), size or len(readings)):
+        yield read(language_model, readings[start : start + (size or len(readings))], layers)
+
+
+def sort_key(signal: Signal) -> Tensor:
+    """One integer per position that orders by rollout, then by place, [T]."""
+    return signal.rollout_T * 2**32 + signal.position_T
+
+
+def align(rollouts: Sequence[Rollout], student: Signal, teacher: Signal) -> Tensor:
+    """Prove that teacher and student speak about the same tokens, and find the teacher's rows among the student's.
+
+    A teacher that reads one position off shows here, where a check of shapes would pass.
+
+    Args:
+        rollouts: for the message.
+        student: the tokens of the student's packed hidden states, ordered.
+        teacher: the tokens of a teacher's signal.
+
+    Returns:
+        int64 [T]: for each of the teacher's positions its row in the student's.
+
+    Raises:
+        AlignmentError: a position the student does not have, or another token there.
+    """
+    ours, theirs = sort_key(student), sort_key(teacher)
+    row = torch.searchsorted(ours, theirs).clamp_max(len(ours) - 1)
+    wrong = (ours[row] != theirs) | (student.token_T[row] != teacher.token_T)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        index, position = int(teacher.rollout_T[first]), int(teacher.position_T[first])
+        raise AlignmentError(
+            f"the teacher scored token {int(teacher.token_T[first])} at position {position} of the rollout of prompt "
+            f"'{rollouts[index].prompt.id}', where the student produced {int(student.token_T[row[first]])}: "
+            "the view's context or span is shifted"
+        )
+    return row

@@ -1,0 +1,128 @@
+"""Several models, of which one at a time is in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from opd.models.bundled import resolve
+from opd.models.language import LanguageModel, load, unloadable
+
+NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""Entries of a model's config that do not say what its weights look like."""
+
+
+class ModelPool:
+    """Models by name. Those of one architecture share a skeleton, and only weights move, from safetensors files.
+
+    What is handed out is good until the next model is asked for. A model whose files do not name its parameters as the
+    skeleton does, or that are no safetensors, is kept in memory as a whole.
+
+    Args:
+        sources: path, bundled name or hub id of each.
+        key: the run file's key, for messages.
+        dtype, device: of the skeletons.
+
+    Raises:
+        ModelError: one of them cannot be loaded.
+    """
+
+    def __init__(self, sources: Mapping[str, str], *, key: str, dtype: str = "float32", device: str = "cpu") -> None:
+        self.files: dict[str, dict[str, Path]] = {}
+        self.models: dict[str, LanguageModel] = {}
+        self.held: dict[int, str] = {}
+        """Whose weights a skeleton has, by the skeleton's id."""
+        skeletons: dict[str, LanguageModel] = {}
+        for name, source in sources.items():
+            shape = _shape(source, f"{key}.{name}")
+            skeleton = skeletons.get(shape)
+            files = weight_files(source)
+            if skeleton is None or not _names(skeleton) <= files.keys():
+                skeleton = load(source, key=f"{key}.{name}", dtype=dtype, device=device)
+                skeleton.model.requires_grad_(False)
+                self.held[id(skeleton)] = name
+                if _names(skeleton) <= files.keys():
+                    skeletons[shape] = skeleton
+            self.models[name] = skeleton
+            self.files[name] = files
+
+    def __getitem__(self, name: str) -> LanguageModel:
+        """The model of that name, ready to read."""
+        skeleton = self.models[name]
+        if self.held[id(skeleton)] != name:
+            self._move_in(name, skeleton)
+        return skeleton
+
+    def __iter__(self) -> Any:
+        return iter(self.models)
+
+    def head(self, name: str) -> Tensor:
+        """[V, D] the model's output head, from its file where another model may move in before it is used."""
+        skeleton = self.models[name]
+        if sum(model is skeleton for model in self.models.values()) == 1:
+            return skeleton.head_VD.detach()
+        parameter = next(n for n, p in skeleton.model.named_parameters() if p is skeleton.head_VD)
+        with safe_open(self.files[name][parameter], "pt") as file:
+            stored: Tensor = file.get_tensor(parameter)
+        return stored.to(skeleton.head_VD.dtype)
+
+    @property
+    def in_memory(self) -> int:
+        """Models that memory holds at one time."""
+        return len(self.held)
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions that all of them can hold."""
+        lengths = [m.max_length for m in self.models.values() if m.max_length is not None]
+        return min(lengths, default=None)
+
+    @torch.no_grad()
+    def _move_in(self, name: str, skeleton: LanguageModel) -> None:
+        parameters = dict(skeleton.model.named_parameters())
+        for path in sorted({self.files[name][n] for n in parameters}):
+            with safe_open(path, "pt") as file:
+                for parameter in parameters.keys() & set(file.keys()):
+                    parameters[parameter].copy_(file.get_tensor(parameter))
+        self.held[id(skeleton)] = name
+
+
+def weight_files(source: str) -> dict[str, Path]:
+    """The safetensors file of each tensor of a model; nothing where there are no such files."""
+    path = resolve(source)
+    index = _file(path, SAFE_WEIGHTS_INDEX_NAME)
+    if index is not None:
+        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        found = {shard: _file(path, shard) for shard in set(shards.values())}
+        return {name: file for name, shard in shards.items() if (file := found[shard])}
+    single = _file(path, SAFE_WEIGHTS_NAME)
+    if single is None:
+        return {}
+    with safe_open(single, "pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _file(path: str, name: str) -> Path | None:
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def _shape(source: str, key: str) -> str:
+    """What two models have to have in common to share a skeleton."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(source)).to_dict()
+    except (OSError, ValueError) as error:
+        raise unloadable(key, source, error) from error
+    return json.dumps({k: v for k, v in config.items() if k not in NOT_SHAPE}, sort_keys=True, default=str)
+
+
+def _names(model: LanguageModel) -> set[str]:
+    return {name for name, _ in model.model.named_parameters()}

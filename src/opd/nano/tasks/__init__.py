@@ -1,0 +1,1 @@
+"""Tasks of the bundled models: prompts, environments and answer checks."""

@@ -1,0 +1,74 @@
+"""What can be known to go wrong in a stage before any stage runs: shapes, domains, vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from opd.config import RunConfig
+from opd.config.read import FAMILIES
+from opd.errors import OpdError
+from opd.models.bundled import resolve
+from opd.pipelines.average import check_shapes
+from opd.pipelines.graph import Stage, architecture
+
+
+def check(stages: Mapping[str, Stage]) -> None:
+    """Refuse what would be refused anyway, once the stages before it had cost their time.
+
+    Models are judged by those outside the pipeline that they come from. What is not on this disk is left for later.
+
+    Raises:
+        OpdError: one sentence about the first problem, which names the stage's key.
+    """
+    for stage in stages.values():
+        at = f"stages.{stage.name}"
+        if stage.kind == "average":
+            models = {name: architecture(stages, name) for name in stage.settings["average"]}
+            check_shapes(models, key=f"{at}.average")
+        if stage.kind == "train":
+            config = FAMILIES[stage.settings["family"]].model_validate({**stage.settings, "out": stage.name})
+            if isinstance(config, RunConfig):
+                _check_domains(config, at)
+                _check_vocabularies(config, stages, at)
+
+
+def _check_domains(config: RunConfig, at: str) -> None:
+    if not config.teacher.models:
+        return
+    from opd.data.prompts import load_prompts
+    from opd.parts import check_covered
+
+    prompts, _ = load_prompts(config.prompts, key=f"{at}.prompts", has_template=True)
+    try:
+        check_covered(config, prompts)
+    except OpdError as error:
+        raise type(error)(f"{at}.{error}") from None
+
+
+def _check_vocabularies(config: RunConfig, stages: Mapping[str, Stage], at: str) -> None:
+    if config.loss.signal == "cross":
+        return
+    ours = _tokenizer(config.student, stages)
+    for key, name in _teachers(config):
+        theirs = _tokenizer(name, stages)
+        if ours and theirs and ours.read_bytes() != theirs.read_bytes():
+            from transformers import AutoTokenizer
+
+            from opd.models.language import check_vocabulary
+
+            student, teacher = (AutoTokenizer.from_pretrained(path.parent) for path in (ours, theirs))
+            check_vocabulary(student, teacher, key=f"{at}.{key}")
+
+
+def _teachers(config: RunConfig) -> Iterator[tuple[str, str]]:
+    if config.teacher.model:
+        yield "teacher.model", config.teacher.model
+    for name, expert in (config.teacher.models or {}).items():
+        yield f"teacher.models.{name}", expert.model
+
+
+def _tokenizer(name: str, stages: Mapping[str, Stage]) -> Path | None:
+    """The tokenizer's file of a model, or of the one that a stage begins with."""
+    path = Path(resolve(architecture(stages, name))) / "tokenizer.json"
+    return path if path.is_file() else None

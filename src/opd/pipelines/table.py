@@ -1,0 +1,135 @@
+"""What a person sees of a pipeline: a live table in a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from opd.output.format import figure
+from opd.pipelines.progress import Row, main_figure
+
+if TYPE_CHECKING:
+    from opd.pipelines.run import PipelineResult
+
+COLOURS = {
+    "waiting": "dim",
+    "running": "cyan",
+    "done": "green",
+    "unchanged": "green",
+    "failed": "red",
+    "collapsed": "red",
+    "blocked": "yellow",
+}
+
+
+REWARDED = ("accuracy", "avg@")
+"""Figures that a table in a terminal has room for; all are in the report."""
+
+
+class Display(Protocol):
+    """Told by the runner what happens."""
+
+    def start(self, rows: Mapping[str, Row]) -> None: ...
+
+    def changed(self, row: Row) -> None:
+        """A stage has another state."""
+        ...
+
+    def validated(self, row: Row) -> None:
+        """A running stage has new figures on held-out prompts."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+class LiveTable:
+    """One line per stage, drawn anew a few times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+
+    def start(self, rows: Mapping[str, Row]) -> None:
+        self.live = Live(get_renderable=lambda: table(rows), console=self.console, refresh_per_second=4)
+        self.live.start()
+
+    def changed(self, row: Row) -> None: ...
+
+    def validated(self, row: Row) -> None: ...
+
+    def stop(self) -> None:
+        if self.live:
+            self.live.stop()
+
+
+class Lines:
+    """A line per event, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def start(self, rows: Mapping[str, Row]) -> None: ...
+
+    def changed(self, row: Row) -> None:
+        what = {"running": row.event, "failed": row.problem, "collapsed": row.problem, "blocked": row.problem}
+        time = f"{row.seconds:.0f} s" if row.state == "done" else ""
+        self._print(row, row.state, time, what.get(row.state, validation(row) if row.stage.kind == "train" else ""))
+
+    def validated(self, row: Row) -> None:
+        self._print(row, f"{row.step}/{row.stage.steps}", validation(row))
+
+    def stop(self) -> None: ...
+
+    def _print(self, row: Row, *parts: str) -> None:
+        line = "  ".join(part for part in (row.stage.name, *parts) if part)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def display(console: Console) -> LiveTable | Lines:
+    """What fits the console."""
+    return LiveTable(console) if console.is_terminal else Lines(console)
+
+
+def table(rows: Mapping[str, Row]) -> Table:
+    """All stages as they stand."""
+    shown = Table("stage", "", "state", "progress", "validation", "time", "last event")
+    for row in rows.values():
+        stage = row.stage
+        progress = f"{row.step}/{stage.steps}" if stage.steps and row.state != "waiting" else ""
+        seconds = f"{row.seconds:.0f} s" if row.seconds else ""
+        colour = COLOURS[row.state]
+        cells = [stage.name, stage.title, f"[{colour}]{row.state}[/]", progress]
+        shown.add_row(*cells, validation(row), seconds, escape(row.problem or row.event))
+    return shown
+
+
+def validation(row: Row) -> str:
+    """The main figure, first and now; of a stage that measures several models, the newest."""
+    name = main_figure(row.now)
+    if name is None:
+        return ""
+    now = figure(name, row.now[name])
+    if row.stage.kind == "eval" or row.first is row.now or name not in row.first:
+        return f"{name} {now}"
+    return f"{name} {figure(name, row.first[name])} → {now}"
+
+
+def show(console: Console, result: PipelineResult) -> None:
+    """The main figures of every stage that measures, and where everything lies."""
+    for stage in result.stages.values():
+        figures = stage.result.get("figures", {})
+        known = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
+        names = [name for name in known if name.startswith(REWARDED)] or known
+        shown = Table("model", *(name.replace("/", "/\n") for name in names), title=stage.name)
+        for model, metrics in figures.items():
+            cells = (figure(name, metrics[name]) if name in metrics else "" for name in names)
+            shown.add_row(escape(model.removeprefix("stage:")), *cells)
+        if figures:
+            console.print(shown)
+    console.print(f"models   {result.out}/STAGE/  (ordinary Hugging Face folders)")
+    console.print(f"figures  {result.out}/report.html, report.md, pipeline.json")

@@ -1,0 +1,97 @@
+"""The process of one stage: ``python -m opd.pipelines.worker``, with the job on stdin and what came of it on stdout.
+
+stdin stays open as long as the process that started it lives; at its end, whatever the reason, this one ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from opd.errors import OpdError
+from opd.output.run_folder import locked, write_json
+from opd.pipelines import state
+
+LONGEST = 10_000
+"""Characters of an answer; what waits in a pipe has to fit there."""
+
+
+def main() -> None:
+    """Do one job. The answer is nothing, or why it failed; status 1 says that the log knows more."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    os.dup2(2, 1)  # what libraries print belongs into the log
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    status = 0
+    try:
+        _do(job)
+    except OpdError as error:
+        answer.write(str(error)[:LONGEST])
+    except Exception as error:
+        traceback.print_exc()
+        answer.write(f"{type(error).__name__}: {error}"[:LONGEST])
+        status = 1
+    answer.close()
+    sys.exit(status)
+
+
+def _end_with_the_parent() -> None:
+    """Wait for the end of stdin. Read past Python's buffer, whose lock would outlast the interpreter."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _do(job: Mapping[str, Any]) -> None:
+    """Run the stage and write its stage.json."""
+    folder, started = Path(job["folder"]), job["started"]
+    result = _KINDS[started["kind"]](folder, job["settings"], started)
+    files = [folder / "result.json"] if started["kind"] == "eval" else state.model_files(folder)
+    state.finish(folder, started, result, files)
+
+
+def _train(folder: Path, settings: Mapping[str, Any], started: Mapping[str, Any]) -> dict[str, Any]:
+    from opd.api import train
+
+    result = asdict(train({**settings, "out": str(folder)}, resume=True))
+    return {key: value for key, value in result.items() if key != "out"}
+
+
+def _average(folder: Path, settings: Mapping[str, Any], started: Mapping[str, Any]) -> dict[str, Any]:
+    from opd.pipelines.average import average
+
+    begun = time.perf_counter()
+    with locked(folder):
+        models = dict(zip(started["settings"]["average"], settings["average"], strict=True))
+        average(models, settings["weights"], folder, key=f"stages.{started['stage']}.average")
+    return {"seconds": time.perf_counter() - begun}
+
+
+def _evaluate(folder: Path, settings: Mapping[str, Any], started: Mapping[str, Any]) -> dict[str, Any]:
+    from opd.api import evaluate
+    from opd.output.run_log import RunLog
+
+    begun, figures = time.perf_counter(), {}
+    wanted = {key: settings[key] for key in ("prompts", "samples", "max_new_tokens", "max_turns", "device")}
+    with locked(folder):
+        log = RunLog(folder / "metrics.jsonl", [], [])
+        log.rewind(-1)
+        for step, (name, model) in enumerate(zip(started["settings"]["eval"], settings["eval"], strict=True), 1):
+            figures[name] = evaluate(model, **wanted)
+            log.evaluation(step, figures[name])
+        write_json(folder / "result.json", {"figures": figures})
+    return {"seconds": time.perf_counter() - begun, "figures": figures}
+
+
+_KINDS = {"train": _train, "average": _average, "eval": _evaluate}
+
+if __name__ == "__main__":
+    main()

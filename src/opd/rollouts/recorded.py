@@ -1,0 +1,168 @@
+"""Rollouts made once and scored once, before the first step; after that no teacher is needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opd.errors import CheckpointError
+from opd.rollouts.sampler import ALL_TURNS
+from opd.teachers.sampled import SampledTeacher
+from opd.teachers.views import runs
+from opd.types import Prompt, Roller, Rollout, SampledSignal, Segment, Span, View
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    """A rollout, and the teacher's log-probability of each of its tokens; NaN where the teacher says nothing."""
+
+    rollout: Rollout
+    teacher_logprobs: tuple[float, ...]
+
+
+class Recording:
+    """Plays rollouts back for their prompts, and what the teacher said about them: a roller and a teacher in one.
+
+    The student moves away from the distribution that wrote the rollouts, so this is on-policy at the start alone. It
+    leads where online training would only if the same teacher wrote what the student was first trained on.
+
+    Args:
+        takes: all rollouts, those of one prompt in order.
+
+    Source: Lightning OPD, arXiv 2604.13010.
+    """
+
+    def __init__(self, takes: Sequence[_Take]) -> None:
+        self.takes: dict[str, list[_Take]] = {}
+        for take in takes:
+            self.takes.setdefault(take.rollout.prompt.id, []).append(take)
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """The recorded rollouts of these prompts: for the n-th repeat of a prompt its n-th, around and around."""
+        seen: dict[str, int] = {}
+        played = []
+        for prompt in prompts:
+            takes, number = self.takes[prompt.id], seen.get(prompt.id, 0)
+            seen[prompt.id] = number + 1
+            played.append(takes[number % len(takes)].rollout)
+        return played
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """What the teacher spoke about when the rollouts were recorded; hints and feedback are not asked for again."""
+        return [
+            Segment(index, rollout.prompt_ids + rollout.completion_ids[: span.start], span)
+            for index, rollout in enumerate(rollouts)
+            for span in runs([not math.isnan(x) for x in self._said(rollout)])
+        ]
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
+        """What the teacher said when the rollouts were recorded, for every position of the segments that it scored."""
+        table = []
+        for segment in segments:
+            rollout = rollouts[segment.rollout]
+            said = self._said(rollout)
+            table += [
+                (segment.rollout, p, rollout.completion_ids[p], said[p], rollout.logprobs[p])
+                for p in range(*segment.span)
+                if not math.isnan(said[p])
+            ]
+        columns = torch.tensor(table, dtype=torch.float64).reshape(-1, 5).unbind(1)
+        rollout_T, position_T, token_T = (column.long() for column in columns[:3])
+        return SampledSignal(
+            rollout_T, position_T, token_T, columns[3].float(), columns[4].float(), torch.zeros(len(table))
+        )
+
+    def _said(self, rollout: Rollout) -> tuple[float, ...]:
+        return next(t.teacher_logprobs for t in self.takes[rollout.prompt.id] if t.rollout is rollout)
+
+
+def record(
+    roller: Roller,
+    teacher: SampledTeacher,
+    view: View,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    batch: int,
+    seed: int,
+) -> list[_Take]:
+    """Roll out every prompt ``samples`` times and let the teacher score all of it, ``batch`` prompts at a time."""
+    takes = []
+    for number, start in enumerate(range(0, len(prompts), batch)):
+        asked = [p for p in prompts[start : start + batch] for _ in range(samples)]
+        rollouts = roller.rollout(asked, seed * 1_000_003 + number, ALL_TURNS)
+        signal = teacher.score(rollouts, view.segments(rollouts))
+        said = [[math.nan] * len(r.completion_ids) for r in rollouts]
+        where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
+        for (index, position), logprob in zip(where, signal.teacher_logprobs_T.tolist(), strict=True):
+            said[index][position] = logprob
+        takes += [_Take(rollout, tuple(s)) for rollout, s in zip(rollouts, said, strict=True)]
+    return takes
+
+
+def save(takes: Sequence[_Take], path: Path) -> None:
+    """A line per rollout, the whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text("".join(json.dumps(_row(take)) + "\n" for take in takes))
+    partial.replace(path)
+
+
+def load(path: Path, prompts: Sequence[Prompt]) -> list[_Take]:
+    """What ``save`` wrote, without events and transcripts.
+
+    Raises:
+        CheckpointError: a line is broken, or about a prompt that the run does not have.
+    """
+    known = {prompt.id: prompt for prompt in prompts}
+    takes = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            takes.append(_take(row, known[row["prompt"]]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"line {number} of '{path}' is broken or about another run's prompt ({error}); delete the file and the "
+                "run to start again"
+            ) from None
+    return takes
+
+
+def _row(take: _Take) -> dict[str, Any]:
+    rollout = take.rollout
+    return {
+        "prompt": rollout.prompt.id,
+        "prompt_ids": rollout.prompt_ids,
+        "completion_ids": rollout.completion_ids,
+        "completion_mask": rollout.completion_mask,
+        "logprobs": [None if math.isnan(x) else x for x in rollout.logprobs],
+        "teacher_logprobs": [None if math.isnan(x) else x for x in take.teacher_logprobs],
+        "turns": rollout.turns,
+        "finish": rollout.finish,
+        "reward": rollout.reward,
+    }
+
+
+def _take(row: dict[str, Any], prompt: Prompt) -> _Take:
+    rollout = Rollout(
+        prompt=prompt,
+        prompt_ids=tuple(row["prompt_ids"]),
+        completion_ids=tuple(row["completion_ids"]),
+        completion_mask=tuple(row["completion_mask"]),
+        logprobs=_numbers(row["logprobs"]),
+        turns=tuple(Span(*turn) for turn in row["turns"]),
+        finish=row["finish"],
+        reward=row["reward"],
+    )
+    return _Take(rollout, _numbers(row["teacher_logprobs"]))
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if x is None else x for x in values)

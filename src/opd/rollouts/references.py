@@ -1,0 +1,86 @@
+"""Rollouts that nobody sampled: the prompts' own reference answers, for supervised training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from opd.errors import DataError
+from opd.models.chat import Chat
+from opd.types import Message, Observation, Prompt, Roller, Rollout, Span, Task
+
+
+class ReferenceAnswers:
+    """Gives each prompt's worked solution as if it had been sampled, turn by turn where an environment answers.
+
+    Args:
+        chat: renders prompts and encodes answers.
+        task: the environment; None for prompts without one.
+        stop: id that ends a turn.
+        max_length: the most tokens prompt and solution may have together; None for no limit.
+    """
+
+    def __init__(self, chat: Chat, task: Task | None, *, stop: int, max_length: int | None) -> None:
+        self.chat = chat
+        self.task = task
+        self.stop = stop
+        self.max_length = max_length
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt; nothing is drawn, so seed and step change nothing."""
+        return [self._rollout(prompt) for prompt in prompts]
+
+    def _rollout(self, prompt: Prompt) -> Rollout:
+        prompt_ids = self.chat.prompt_ids(prompt)
+        ids: list[int] = []
+        turns: list[Span] = []
+        transcript: list[Message] = []
+        seen = Observation()
+        for text in prompt.turns or (prompt.answer or "",):
+            if transcript and seen.message is None:
+                raise DataError(f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'")
+            if seen.message:
+                transcript.append(seen.message)
+                ids += self.chat.message_ids(seen.message)
+            start = len(ids)
+            ids += (*self.chat.insert_text_ids(text), self.stop)
+            turns.append(Span(start, len(ids)))
+            transcript.append({"role": "assistant", "content": text})
+            seen = self.task.step(prompt, transcript) if self.task else Observation()
+        if self.max_length is not None and len(prompt_ids) + len(ids) > self.max_length:
+            raise DataError(
+                f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "
+                f"{self.max_length}; shorten or drop it"
+            )
+        written = {p for turn in turns for p in range(*turn)}
+        return Rollout(
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            completion_ids=tuple(ids),
+            completion_mask=tuple(p in written for p in range(len(ids))),
+            logprobs=(math.nan,) * len(ids),  # nobody drew them
+            turns=tuple(turns),
+            finish="stop",
+            reward=seen.reward,
+            writer="answers",
+            transcript=tuple(transcript),
+        )
+
+
+class WithAnswers:
+    """The student's rollouts, and behind them the reference answers to the same prompts, each once.
+
+    Args:
+        student: on-policy rollouts.
+        answers: what the mixed-in supervised loss is about.
+    """
+
+    def __init__(self, student: Roller, answers: ReferenceAnswers) -> None:
+        self.student = student
+        self.answers = answers
+
+    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+        """One rollout per prompt, in order, then one answer per different prompt."""
+        different = {prompt.id: prompt for prompt in prompts}
+        own = self.student.rollout(prompts, seed, step)
+        return [*own, *self.answers.rollout(list(different.values()), seed, step)]

@@ -1,0 +1,140 @@
+"""Prompts from files and datasets, and the sentence for a broken row."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from conftest import SHARED_DATA
+from opd.config import PromptsConfig
+from opd.config.read import read
+from opd.data.answers import AnswerTask, final_answer
+from opd.data.prompts import from_rows, load_prompts
+from opd.errors import ConfigError, DataError
+
+
+def write(path: Path, text: str) -> PromptsConfig:
+    path.write_text(text)
+    return PromptsConfig(path=str(path))
+
+
+def test_jsonl_with_prompts_messages_answers_and_extras(tmp_path: Path) -> None:
+    config = write(
+        tmp_path / "a.jsonl",
+        '{"prompt": "2 + 2", "answer": 4, "domain": "sums", "id": "x", "level": 3}\n\n'
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}\n',
+    )
+    prompts, task = load_prompts(config, key="prompts", has_template=True)
+    assert prompts[0].messages == ({"role": "user", "content": "2 + 2"},)
+    assert (prompts[0].id, prompts[0].answer, prompts[0].domain) == ("x", "4", "sums")
+    assert prompts[0].data == {"level": 3}
+    assert [m["role"] for m in prompts[1].messages or ()] == ["system", "user"]
+    assert isinstance(task, AnswerTask)
+
+
+def test_plain_text_without_a_template_and_no_task_without_answers(tmp_path: Path) -> None:
+    config = write(tmp_path / "a.jsonl", '{"prompt": "Once upon"}\n')
+    prompts, task = load_prompts(config, key="prompts", has_template=False)
+    assert prompts[0].text == "Once upon"
+    assert task is None
+
+
+def test_a_dataset_from_disk(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"prompt": ["a", "b", "c"], "answer": ["1", "2", "3"]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "d"))
+    config = PromptsConfig(dataset=str(tmp_path / "d"), split="test", limit=2)
+    prompts, _ = load_prompts(config, key="prompts", has_template=False)
+    assert [p.text for p in prompts] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', "prompts: line 2 of .* is not JSON"),
+        ('["a"]\n', "line 1 of .* is not an object"),
+        ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has only 'question'"),
+        ('{"prompt": "a", "messages": []}\n', "has both"),
+        ('{"prompt": "  "}\n', "something in it"),
+        ('{"prompt": 3}\n', "has to be a string"),
+        ('{"messages": []}\n', "has to be a list"),
+        ('{"messages": [{"role": "user"}]}\n', "with strings"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "ends with an assistant turn"),
+        ("\n", "has no rows"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load_prompts(write(tmp_path / "a.jsonl", text), key="prompts", has_template=True)
+
+
+def test_missing_sources(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        load_prompts(PromptsConfig(path=str(tmp_path / "no.jsonl")), key="prompts", has_template=True)
+    with pytest.raises(DataError, match="eval.prompts: cannot load dataset"):
+        load_prompts(PromptsConfig(dataset=str(tmp_path / "no")), key="eval.prompts", has_template=True)
+    with pytest.raises(ConfigError, match="no split 'tset'"):
+        load_prompts(PromptsConfig(task="math", split="tset"), key="prompts", has_template=True)
+    with pytest.raises(DataError, match="not a single prompt"):
+        from_rows([], key="prompts", chat=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 3 and 4 make #### 1,234", "1234"),
+        (r"thus \boxed{-7.50}", "-7.5"),
+        ("it is 12, no, 13.", "13"),
+        ("The Answer is:  Paris. ", "the answer is: paris"),
+        ("100", "100"),
+    ],
+)
+def test_final_answer(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the shared data beside the checkout")
+def test_real_grade_school_problems_check_their_own_solutions() -> None:
+    import json
+
+    lines = (SHARED_DATA / "gsm8k" / "test.jsonl").read_text().splitlines()
+    rows = [{"prompt": r["question"], "answer": r["answer"]} for r in map(json.loads, lines)]
+    prompts, task = from_rows(rows, key="prompts", chat=True)
+    assert task is not None
+    for prompt in prompts:
+        assert task.step(prompt, [{"role": "assistant", "content": prompt.answer or ""}]).reward == 1.0
+        assert task.step(prompt, [{"role": "assistant", "content": "the answer is 0.123"}]).reward == 0.0
+
+
+def test_a_mix_takes_of_each_source_in_turn_and_each_keeps_its_checker(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"prompt": "2 + 2", "answer": 4}\n{"prompt": "say hi"}\n')
+    write(tmp_path / "b.jsonl", '{"prompt": "1 + 1", "answer": 2, "domain": "own"}\n')
+    sources = [
+        {"path": str(tmp_path / "a.jsonl"), "domain": "sums"},
+        {"task": "tools", "limit": 3},
+        str(tmp_path / "b.jsonl"),
+    ]
+    config = PromptsConfig.model_validate(sources)
+    prompts, task = load_prompts(config, key="prompts", has_template=True)
+    assert [p.domain for p in prompts] == ["sums", "tools", "own", "sums", "tools", "tools"]
+    assert len({p.id for p in prompts}) == 6
+    assert task is not None
+    assert task.step(prompts[0], [{"role": "assistant", "content": "it is 4"}]).reward == 1.0
+    assert task.step(prompts[2], [{"role": "assistant", "content": "it is 4"}]).reward == 0.0
+    assert task.step(prompts[3], [{"role": "assistant", "content": "hi"}]).reward is None
+    call = {"role": "assistant", "content": (prompts[1].turns or ("",))[0]}
+    assert (task.step(prompts[1], [call]).message or {}).get("role") == "tool"
+
+
+def test_a_mix_has_no_keys_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"prompts: limit belongs into each source of the mix"):
+        read("opd", {"prompts": {"mix": [{"task": "math"}], "limit": 3}})
+    with pytest.raises(ConfigError, match=r"prompts.mix.0: needs exactly one of task, path, dataset and mix"):
+        read("opd", {"prompts": [{"split": "train"}]})
+
+
+def test_turns_of_a_solution(tmp_path: Path) -> None:
+    config = write(tmp_path / "a.jsonl", '{"prompt": "x", "turns": ["call f", "done"]}\n')
+    assert load_prompts(config, key="prompts", has_template=True)[0][0].turns == ("call f", "done")
+    config = write(tmp_path / "b.jsonl", '{"prompt": "x", "turns": "done"}\n')
+    with pytest.raises(DataError, match="row 1: 'turns' has to be a list of strings"):
+        load_prompts(config, key="prompts", has_template=True)

@@ -1,0 +1,54 @@
+"""``get_task``: built-in names, the user's own, and what it says when there is neither."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from opd.data.tasks import TASKS, get_task
+from opd.errors import ConfigError
+from opd.nano.tasks.tools import ToolsTask
+
+own = ToolsTask()
+number = 3
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_built_in_task_has_three_splits(name: str) -> None:
+    task = get_task(name)
+    for split in ("train", "val", "test"):
+        prompts = task.prompts(split)
+        assert {p.domain for p in prompts} == {name}
+        assert len({p.id for p in prompts}) == len(prompts)
+        assert all(p.messages and p.answer for p in prompts)
+
+
+def test_a_class_and_an_instance_by_their_dotted_path() -> None:
+    assert isinstance(get_task("opd.nano.tasks.tools:ToolsTask"), ToolsTask)
+    assert get_task(f"{__name__}:own") is own
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tolls", r"Unknown task 'tolls': use math, search, strings, tools, or"),
+        ("opd.nothing:Task", r"cannot be imported: No module named"),
+        ("opd.data.tasks:Nothing", r"cannot be imported: .* no attribute"),
+        (f"{__name__}:number", r"is a int, not a task"),
+        ("collections:Counter", r"makes a Counter without prompts and step\(\)"),
+    ],
+)
+def test_a_wrong_name_is_one_clear_sentence(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_task(name)
+
+
+def test_prompts_are_the_same_in_every_process() -> None:
+    code = (
+        "from opd.data.tasks import TASKS, get_task; print("
+        "[(p.messages, p.answer) for t in TASKS for p in get_task(t).prompts('val')[:20]])"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "12"]
+    assert runs[0] == runs[1]

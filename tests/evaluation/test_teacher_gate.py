@@ -1,0 +1,164 @@
+"""Who may teach what: refused with the figures, back when better, and the same after a restart."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import opd
+from opd.errors import ConfigError
+from opd.evaluation.teacher_gate import Gate
+from opd.teachers.experts import Experts
+
+SHARES = {"math": {"good": 1.0, "bad": 1.0}, "tools": {"other": 2.0}}
+
+
+class _Pool:
+    """A gate sets shares and asks no model."""
+
+
+def gate(**settings: object) -> Gate:
+    experts = Experts(_Pool(), SHARES)  # type: ignore[arg-type]
+    return Gate(experts, SHARES, prompts={"math": 100, "tools": 100}, **settings)  # type: ignore[arg-type]
+
+
+def metrics(
+    good: float = 0.9, bad: float = 0.3, other: float = 0.8, math: float = 0.5, **more: float
+) -> dict[str, float]:
+    return {
+        "accuracy/math": math,
+        "accuracy/tools": 0.6,
+        "teacher_accuracy/math/good": good,
+        "teacher_accuracy/math/bad": bad,
+        "teacher_accuracy/tools": other,
+        **more,
+    }
+
+
+def test_a_teacher_that_is_no_better_is_refused_with_the_figures() -> None:
+    judge = gate()
+    refused, said = judge(metrics(), None)
+    assert refused == ["math/bad"]
+    assert said == ["bad does not teach math: its accuracy is 30.0%, the student's 50.0%"]
+    assert judge.experts.shares == {"math": {"good": 1.0}, "tools": {"other": 2.0}}
+    assert judge(metrics(), refused) == (["math/bad"], [])
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(0.5, True), (0.55, True), (0.62, False)])
+def test_the_margin(bad: float, refused: bool) -> None:
+    assert ("math/bad" in gate(margin=0.1)(metrics(bad=bad), None)[0]) == refused
+
+
+def test_a_teacher_that_is_too_far_is_refused() -> None:
+    far = {"teacher/overlap@16/math/good": 0.04, "teacher/overlap@16/math/bad": 0.5}
+    refused, said = gate()(metrics(bad=0.7, **far), None)
+    assert refused == ["math/good"]
+    assert "shares 4% of the likeliest tokens with the student, less than 5%" in said[0]
+
+
+def test_a_student_that_has_caught_up_goes_on_and_one_that_is_ahead_does_not() -> None:
+    judge = gate()
+    refused, _ = judge(metrics(), None)
+    caught_up = judge(metrics(math=0.95), refused)
+    assert caught_up == (["math/bad"], [])
+    ahead = judge(metrics(math=0.97), refused)
+    assert ahead[0] == ["math/good", "math/bad"]
+    assert judge.experts.shares["math"] == {}
+    back = judge(metrics(math=0.85), ahead[0])
+    assert back == (["math/bad"], ["good teaches math"])
+
+
+def test_a_student_as_good_as_a_teacher_that_is_always_right_goes_on_with_it() -> None:
+    judge = gate()
+    refused, _ = judge(metrics(good=1.0), None)
+    assert judge(metrics(good=1.0, math=1.0), refused) == (["math/bad"], [])
+    assert judge(metrics(good=1.0, math=1.0), ["math/good"])[0] == ["math/good", "math/bad"]
+
+
+def test_nobody_left_is_an_error_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"nobody is left to teach 'tools': other: its accuracy is 50.0%"):
+        gate()(metrics(other=0.5), None)
+
+
+def test_shares_by_quality() -> None:
+    judge = gate(by_quality=True)
+    judge(metrics(good=0.9, bad=0.6), None)
+    assert judge.experts.shares["math"] == pytest.approx({"good": 0.4, "bad": 0.1})
+
+
+def test_what_was_not_measured_is_left_alone() -> None:
+    judge = gate()
+    assert judge({"length": 3.0}, None) == ([], [])
+    assert judge.experts.shares == SHARES
+
+
+GATED = {
+    "student": "nano/math-base",
+    "teacher": {
+        "weights": "model",
+        "models": {
+            "good": {"model": "nano/math-teacher", "domains": ["math"]},
+            "bad": {"model": "nano/critic", "domains": ["math"]},
+        },
+        "gate": {},
+    },
+    "prompts.limit": 16,
+    "eval.prompts.limit": 24,
+    "eval.every": 2,
+    "eval.diagnostics": 8,
+    "rollout.batch": 4,
+    "rollout.max_new_tokens": 64,
+    "checkpoint.every": 1,
+    "log": [],
+}
+
+
+def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(tmp_path: Path) -> None:
+    whole = opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
+    assert [e["kind"] for e in whole.events] == ["gate"]
+    assert "bad does not teach math: its accuracy is 0.0%" in whole.events[0]["text"]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("event" in row for row in rows) == 1
+    alone = {**GATED, "teacher": {"weights": "model", "model": "nano/math-teacher", "gate": {}}}
+    one = opd.train("opd", {**alone, "optimizer.steps": 4, "out": str(tmp_path / "one")})
+    assert one.events == []
+    assert one.after["accuracy"] == whole.after["accuracy"]
+
+
+def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path) -> None:
+    run = {**GATED, "optimizer.steps": 4, "out": str(tmp_path / "run")}
+    opd.train("opd", run)
+    whole = load_file(tmp_path / "run" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000004")
+    result = opd.train("opd", run, resume=True)
+    assert result.steps == 4
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    state = json.loads((tmp_path / "run" / "checkpoints" / "000003" / "state.json").read_text())
+    assert state["refused"] == ["math/bad"]
+
+
+def test_a_single_bad_teacher_is_refused_before_a_step(tmp_path: Path) -> None:
+    bad = {**GATED, "teacher": {"weights": "model", "model": "nano/critic", "gate": {}}}
+    with pytest.raises(ConfigError, match="nobody is left to teach 'math': teacher: its accuracy is 0.0%"):
+        opd.train("opd", {**bad, "out": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"eval.prompts": None}, "teacher.gate goes by what is measured on held-out prompts"),
+        ({"eval.diagnostics": 0}, "teacher.gate goes by what is measured"),
+        ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
+        (
+            {"teacher": {"weights": "frozen", "view": "privileged", "gate": {}}},
+            "gate measures a teacher that is a model",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        opd.train("opd", {**GATED, **more, "out": str(tmp_path / "run")})

@@ -1,0 +1,62 @@
+"""Each position's own loss, as objectives fill it in: weighted, it adds up to what they return."""
+
+import pytest
+import torch
+
+from opd.losses import Support
+from opd.losses.objectives import (
+    CrossEntropy,
+    DirectEstimate,
+    FullVocabulary,
+    HiddenStates,
+    PolicyGradient,
+    SeveralTeachers,
+)
+from opd.types import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, Signal, TokenSignal, TokenStates
+
+T, V, D = 7, 19, 6
+DRAW = torch.Generator().manual_seed(3)
+HIDDEN, THEIRS, OTHERS = (torch.randn(T, D, generator=DRAW) for _ in range(3))
+HEAD, HEAD_1, HEAD_2 = (torch.randn(V, D, generator=DRAW) for _ in range(3))
+LAYERS, LAYERS_1 = (torch.randn(T, 2, D, generator=DRAW) for _ in range(2))
+WHERE = torch.zeros(T, dtype=torch.int64), torch.arange(T), torch.randint(V, (T,), generator=DRAW)
+LOGPROBS = [torch.randn(T, generator=DRAW) - 2 for _ in range(2)]
+
+FULL = FullSignal(*WHERE, THEIRS, HEAD_1)
+SAMPLED = SampledSignal(*WHERE, *LOGPROBS, torch.zeros(T))
+
+
+def experts() -> ExpertsSignal:
+    """Both speak at the first three positions, and one alone at the others."""
+    row_TK = torch.tensor([[0, 0], [1, 1], [2, 2], [3, -1], [4, -1], [-1, 3], [-1, 4]])
+    share_TK = torch.where(row_TK >= 0, torch.tensor([0.3, 0.7]), 0.0)
+    share_TK = share_TK / share_TK.sum(1, keepdim=True)
+    parts = [FullSignal(*(w[:5] for w in WHERE), h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
+    return ExpertsSignal(*WHERE, row_TK, share_TK, tuple(parts))
+
+
+@pytest.mark.parametrize(
+    ("objective", "signal"),
+    [
+        (FullVocabulary(divergence="reverse_kl", chunk_tokens=2), FULL),
+        (FullVocabulary(support=Support(k=3, whose="teacher", rest="tail")), FULL),
+        (SeveralTeachers(inner=FullVocabulary(), combine="losses"), experts()),
+        (SeveralTeachers(inner=FullVocabulary(), combine="arithmetic"), experts()),
+        (SeveralTeachers(inner=FullVocabulary(), combine="geometric"), experts()),
+        (PolicyGradient(), SAMPLED),
+        (DirectEstimate(), SAMPLED),
+        (HiddenStates(), HiddenSignal(*WHERE, LAYERS_1)),
+        (CrossEntropy(), TokenSignal(*WHERE)),
+    ],
+)
+def test_it_adds_up_and_changes_nothing(objective: object, signal: Signal) -> None:
+    assert callable(objective)
+    weight_T = torch.rand(T, generator=torch.Generator().manual_seed(0)) + 0.1
+    per_token_T = torch.full((T,), torch.nan)
+    told = objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, weight_T, per_token_T)
+    assert float(told) == pytest.approx(float(weight_T @ per_token_T), rel=1e-5)
+    assert torch.equal(told, objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, weight_T))
+    alone = torch.eye(T)[4] * 1.0
+    assert float(objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, alone)) == pytest.approx(
+        float(per_token_T[4]), 1e-4
+    )

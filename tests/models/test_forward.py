@@ -1,0 +1,128 @@
+"""Alignment: hidden states belong to the tokens they are said to belong to, and a shifted teacher is caught."""
+
+import math
+
+import pytest
+import torch
+
+from opd.errors import AlignmentError
+from opd.models.forward import align, batches, read, readings_of, student_readings
+from opd.models.language import LanguageModel
+from opd.teachers.local import LocalTeacher
+from opd.types import Prompt, Rollout, Segment, Signal, Span
+
+
+def rollout(ids: list[int], mask: list[bool] | None = None, prompt: tuple[int, ...] = (5, 6, 7)) -> Rollout:
+    mask = mask or [True] * len(ids)
+    return Rollout(
+        prompt=Prompt(id=f"p{ids[0]}", text="x"),
+        prompt_ids=prompt,
+        completion_ids=tuple(ids),
+        completion_mask=tuple(mask),
+        logprobs=(math.nan,) * len(ids),
+        turns=(Span(0, len(ids)),),
+        finish="stop",
+    )
+
+
+ROLLOUTS = [
+    rollout([8, 9, 10, 11], [True, True, False, True]),
+    rollout([12, 13], prompt=(4, 5, 6, 7, 8)),
+    rollout([14, 15, 16, 17, 18, 19]),
+]
+
+
+def whole(rollouts: list[Rollout]) -> list[Segment]:
+    return [Segment(i, r.prompt_ids, Span(0, len(r.completion_ids))) for i, r in enumerate(rollouts)]
+
+
+def test_states_predict_their_tokens(student: LanguageModel) -> None:
+    where, states = read(student, student_readings(ROLLOUTS))
+    assert where.token_T.tolist() == [8, 9, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    assert where.position_T.tolist() == [0, 1, 3, 0, 1, 0, 1, 2, 3, 4, 5]
+    logits = states.hidden_TD @ student.head_VD.T
+    for row, (index, position) in enumerate(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)):
+        r = ROLLOUTS[index]
+        context = torch.tensor([[*r.prompt_ids, *r.completion_ids[:position]]])
+        assert torch.allclose(logits[row], student.model(context).logits[0, -1], atol=1e-4)
+
+
+def test_states_after_chosen_blocks_are_those_of_each_rollout_read_alone(student: LanguageModel) -> None:
+    where, states = read(student, student_readings(ROLLOUTS), layers=[1, 2])
+    assert states.layers_TKD is not None
+    assert torch.equal(states.layers_TKD[:, 1], states.hidden_TD)
+    for row, (index, position) in enumerate(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)):
+        r = ROLLOUTS[index]
+        context = torch.tensor([[*r.prompt_ids, *r.completion_ids[:position]]])
+        alone = student.model(context, output_hidden_states=True).hidden_states
+        assert torch.allclose(states.layers_TKD[row, 0], alone[1][0, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 1000])
+def test_a_teacher_sees_its_context_and_scores_the_stored_tokens(teacher: LanguageModel, max_tokens: int) -> None:
+    segments = [
+        Segment(2, (20, 21, 22, *ROLLOUTS[2].completion_ids[:2]), Span(2, 4)),
+        Segment(0, (23,), Span(0, 4)),
+        Segment(2, ROLLOUTS[2].prompt_ids, Span(0, 2)),
+    ]
+    signal = LocalTeacher(teacher, max_tokens=max_tokens).score(ROLLOUTS, segments)
+    assert signal.rollout_T.tolist() == [0, 0, 0, 2, 2, 2, 2]
+    assert signal.position_T.tolist() == [0, 1, 3, 0, 1, 2, 3]
+    assert signal.token_T.tolist() == [8, 9, 11, 14, 15, 16, 17]
+    context = torch.tensor([[20, 21, 22, 14, 15, 16]])
+    expected = teacher.model(context).logits[0, -1]
+    assert torch.allclose(signal.hidden_TD[6] @ signal.head_VD.T, expected, atol=1e-4)
+    assert not signal.hidden_TD.requires_grad
+
+
+def test_segments_in_their_own_history_share_one_reading() -> None:
+    r = ROLLOUTS[2]
+    segments = [
+        Segment(2, r.prompt_ids, Span(0, 2)),
+        Segment(2, r.prompt_ids + r.completion_ids[:4], Span(4, 5)),
+        Segment(2, (20, *r.completion_ids[:2]), Span(2, 4)),
+    ]
+    assert sorted(r.wanted for r in readings_of(ROLLOUTS, segments)) == [[0, 1, 4], [2, 3]]
+
+
+def test_batches_respect_the_budget_and_lose_nothing() -> None:
+    readings = student_readings(ROLLOUTS)
+    for max_tokens in (1, 14, 18, 100):
+        parts = list(batches(readings, max_tokens))
+        assert sorted(r.rollout for part in parts for r in part) == [0, 1, 2]
+        for part in parts:
+            assert len(part) == 1 or len(part) * max(len(r.ids) for r in part) <= max_tokens
+
+
+def test_rows_are_found(student: LanguageModel, teacher: LanguageModel) -> None:
+    where, _ = read(student, student_readings(ROLLOUTS))
+    signal = LocalTeacher(teacher).score(ROLLOUTS, [Segment(2, (20,), Span(0, 2)), Segment(0, (20,), Span(3, 4))])
+    assert align(ROLLOUTS, where, signal).tolist() == [2, 5, 6]
+
+
+def test_alignment_fires_on_a_batch_shifted_by_one(student: LanguageModel, teacher: LanguageModel) -> None:
+    """What a hint does to a naive implementation: shapes agree, every token is the neighbour's."""
+    where, _ = read(student, student_readings(ROLLOUTS))
+    signal = LocalTeacher(teacher).score(ROLLOUTS, whole(ROLLOUTS))
+    assert align(ROLLOUTS, where, signal).tolist() == list(range(len(signal)))
+    shifted = Signal(signal.rollout_T, signal.position_T, signal.token_T.roll(1))
+    assert shifted.token_T.shape == signal.token_T.shape
+    with pytest.raises(AlignmentError, match="prompt 'p8'.*shifted"):
+        align(ROLLOUTS, where, shifted)
+
+
+def test_alignment_fires_when_the_teacher_reads_other_tokens(student: LanguageModel, teacher: LanguageModel) -> None:
+    """A view that re-tokenised the completion: same length, other ids."""
+    retokenised = [rollout([8, 9, 10, 12], [True, True, False, True]), *ROLLOUTS[1:]]
+    where, _ = read(student, student_readings(ROLLOUTS))
+    signal = LocalTeacher(teacher).score(retokenised, whole(retokenised))
+    with pytest.raises(AlignmentError, match="scored token 12 at position 3.*produced 11"):
+        align(ROLLOUTS, where, signal)
+
+
+def test_alignment_fires_on_a_token_the_student_did_not_choose(student: LanguageModel, teacher: LanguageModel) -> None:
+    careless = [rollout([8, 9, 10, 11]), *ROLLOUTS[1:]]
+    where, _ = read(student, student_readings(ROLLOUTS))
+    signal = LocalTeacher(teacher).score(careless, whole(careless))
+    with pytest.raises(AlignmentError):
+        align(ROLLOUTS, where, signal)

@@ -1,0 +1,348 @@
+"""Pipelines of real tiny runs: what runs, what does not, what is kept, and what survives a kill."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+import opd
+from opd.errors import CheckpointError, ConfigError
+from opd.models.bundled import resolve
+from opd.output.run_folder import locked
+from opd.pipelines.process import Worker
+from opd.pipelines.progress import Row
+from opd.pipelines.run import PipelineResult, pipeline
+from opd.pipelines.state import supersede
+from opd.pipelines.table import Lines, LiveTable
+
+TINY = {
+    "run": "opd",
+    "optimizer.steps": 4,
+    "rollout.batch": 4,
+    "rollout.max_new_tokens": 8,
+    "eval": {"prompts": None},
+    "checkpoint.every": 1,
+    "log": [],
+}
+
+STAGES: dict[str, dict[str, Any]] = {
+    "one": {**TINY, "seed": 1},
+    "two": {**TINY, "seed": 2},
+    "three": {**TINY, "student": "stage:one", "teacher": {"model": "stage:two"}},
+    "mean": {"average": ["stage:one", "stage:three"]},
+    "scores": {
+        "eval": ["stage:mean", "nano/math-base"],
+        "prompts": {"task": "math", "split": "test", "limit": 8},
+        "max_new_tokens": 8,
+    },
+}
+
+
+def tree(out: Path, **changes: Any) -> dict[str, Any]:
+    return {"out": str(out), "stages": {name: {**stage, **changes.get(name, {})} for name, stage in STAGES.items()}}
+
+
+def without(source: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {**source, "stages": {name: stage for name, stage in source["stages"].items() if name not in names}}
+
+
+def states(result: PipelineResult) -> dict[str, str]:
+    return {name: stage.state for name, stage in result.stages.items()}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in ours.items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PipelineResult]:
+    """All stages, two at a time."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, pipeline({**tree(out), "parallel": 2})
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, PipelineResult], tmp_path: Path) -> Path:
+    shutil.copytree(finished[0], tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.pipelines.run.Worker", None)
+
+
+class Told:
+    """A display that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str]] = []
+
+    def start(self, rows: Mapping[str, Row]) -> None: ...
+
+    def changed(self, row: Row) -> None:
+        self.events.append((row.stage.name, row.state, row.event))
+
+    def validated(self, row: Row) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_every_stage_leaves_what_it_is_for(finished: tuple[Path, PipelineResult], tmp_path: Path) -> None:
+    out, result = finished
+    assert states(result) == dict.fromkeys(STAGES, "done")
+    assert (result.exit_status, result.problems) == (0, [])
+    opd.train("opd", {**flat(STAGES["one"]), "out": str(tmp_path / "one")})
+    assert same(out / "one", tmp_path / "one")
+    run = json.loads((out / "three" / "run.json").read_text())
+    assert (run["student"], run["teacher"]["model"]) == (str(out / "one"), str(out / "two"))
+    one, three, mean = (weights(out / name) for name in ("one", "three", "mean"))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (one[name] + three[name]) / 2)
+    figures = json.loads((out / "scores" / "result.json").read_text())["figures"]
+    assert list(figures) == ["stage:mean", "nano/math-base"]
+    assert figures["stage:mean"] == opd.evaluate(str(out / "mean"), STAGES["scores"]["prompts"], max_new_tokens=8)
+    assert result.stages["scores"].result["figures"] == figures
+    data = json.loads((out / "pipeline.json").read_text())
+    assert {name: stage["state"] for name, stage in data["stages"].items()} == states(result)
+    assert data["stages"]["one"]["tokens"] == result.stages["one"].result["tokens"] > 0
+    report = (out / "report.md").read_text()
+    assert 's2["three<br/>opd"]' in report
+    assert "s0 --> s2" in report
+    assert "| nano/math-base | " in report
+
+
+def flat(stage: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in stage.items() if k not in ("run", "eval")} | {"eval.prompts": None}
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_nothing_is_done_twice_wherever_it_lies(copy: Path) -> None:
+    changed = tree(copy, one={"log": ["tensorboard"], "checkpoint.every": 3})
+    assert states(pipeline(changed)) == dict.fromkeys(STAGES, "unchanged")
+
+
+def test_a_change_runs_what_depends_on_it_and_keeps_what_was(copy: Path) -> None:
+    old, told = weights(copy / "three"), Told()
+    result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[told])
+    assert states(result) == {"one": "unchanged", "two": "unchanged", "three": "done", "mean": "done"}
+    assert result.stages["three"].result["steps"] == 2
+    kept = copy / ".superseded" / "three-1"
+    assert all(torch.equal(t, old[n]) for n, t in weights(kept).items())
+    assert not same(kept, copy / "three")
+    words = {name: event for name, state, event in told.events if state == "running"}
+    assert words["three"] == f"optimizer.steps was 4 and is 2; the old folder is {kept}"
+    assert words["mean"].startswith("'stage:three' has changed; ")
+
+
+def test_what_comes_out_the_same_changes_nothing_further_on(copy: Path) -> None:
+    result = pipeline(tree(copy, mean={"weights": [0.5, 0.5]}))
+    assert states(result) == {**dict.fromkeys(STAGES, "unchanged"), "mean": "done"}
+    assert (copy / ".superseded" / "mean-1" / "stage.json").is_file()
+
+
+def test_a_half_done_stage_goes_on_with_its_settings_and_begins_again_with_others(copy: Path, no_worker: None) -> None:
+    (copy / "three" / "stage.json").unlink()
+    for steps, kept in ((4, []), (3, ["three-1"])):
+        source = without(tree(copy, three={"optimizer.steps": steps}), "mean", "scores")
+        with pytest.raises(TypeError):  # it would run
+            pipeline(source)
+        assert sorted(p.name for p in copy.glob(".superseded/*")) == kept
+    assert json.loads((copy / ".superseded" / "three-1" / "run.json").read_text())["optimizer"]["steps"] == 4
+    for name in ("three-7", "three-7-2"):
+        (copy / ".superseded" / name).mkdir()
+    assert supersede(copy, "three").name == "three-8"
+
+
+def test_another_outside_model_runs_the_stage_again(copy: Path, no_worker: None) -> None:
+    base = copy.parent / "base"
+    shutil.copytree(resolve("nano/math-base"), base)
+    source = without(tree(copy, one={"student": str(base)}), "three", "mean", "scores")
+    with pytest.raises(TypeError):
+        pipeline(source)
+    started = json.loads((copy / "one" / ".started.json").read_text())
+    assert (
+        started["inputs"][str(base)]
+        == json.loads((copy / "two" / "stage.json").read_text())["inputs"]["nano/math-base"]
+    )
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "note": 1}))
+    with pytest.raises(TypeError):
+        pipeline(source)
+    assert json.loads((copy / "one" / ".started.json").read_text())["inputs"] != started["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "words"),
+    [
+        ("three/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\xff"), "was edited after stage"),
+        ("mean/tokenizer.json", lambda p: p.unlink(), "was deleted after stage 'mean' had finished; delete"),
+        ("scores/result.json", lambda p: p.write_text("{}"), "was edited after stage 'scores'"),
+        ("one/stage.json", lambda p: p.write_text("{}"), "was not written by opd; delete"),
+    ],
+)
+@pytest.mark.usefixtures("no_worker")
+def test_a_folder_edited_by_hand_is_refused(copy: Path, file: str, edit: Callable[[Path], Any], words: str) -> None:
+    edit(copy / file)
+    before = (copy / "pipeline.json").read_text()
+    with pytest.raises(CheckpointError, match=f"'{copy / file}' {words}"):
+        pipeline(tree(copy, one={"seed": 9}))
+    assert (copy / "pipeline.json").read_text() == before
+
+
+@pytest.mark.usefixtures("no_worker")
+@pytest.mark.parametrize("folder", [".", "three"])
+def test_a_folder_in_use_is_refused(copy: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.output.run_folder.PATIENCE_S", 0.1)
+    with locked(copy / folder), pytest.raises(ConfigError, match=f"out: '{copy / folder}' is in use by another run"):
+        pipeline(tree(copy))
+
+
+def test_a_failure_or_a_collapse_stops_what_depends_on_it_and_nothing_else(
+    finished: tuple[Path, PipelineResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = {"task": "math", "split": "test", "limit": 16}
+    collapses = {
+        **TINY,
+        "optimizer": {"steps": 2, "lr": 3.0, "warmup": 0},
+        "eval": {"prompts": held_out, "every": 1, "diagnostics": 0, "max_new_tokens": 64},
+    }
+    source = {
+        "out": "out",
+        "parallel": 2,
+        "stages": {
+            "bad": {**TINY, "prompts.limit": 2},
+            "falls": collapses,
+            "after": {"average": ["stage:bad", "nano/math-base"]},
+            "last": {"eval": ["stage:after"], "prompts": {"task": "math"}},
+            "taught": {**TINY, "teacher": {"model": "stage:falls"}},
+            "apart": {"average": [str(finished[0] / "one"), "nano/math-base"]},
+        },
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(source, sort_keys=False))
+    done = subprocess.run(command("p.yaml"), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    bad, falls = done.stderr.strip().splitlines()
+    assert bad.startswith("error: stage 'bad': prompts: there are 2 prompts, fewer than one batch")
+    assert falls.startswith("error: stage 'falls' was stopped by the guard 'collapse' (validation accuracy fell")
+    assert "after  blocked  stage 'after' was not run, as stage 'bad' has no model to give" in done.stdout
+    reached = {
+        "bad": "failed",
+        "falls": "collapsed",
+        "after": "blocked",
+        "last": "blocked",
+        "taught": "blocked",
+        "apart": "done",
+    }
+    stages = json.loads((tmp_path / "out" / "pipeline.json").read_text())["stages"]
+    assert {name: stage["state"] for name, stage in stages.items()} == reached
+    assert f"- {falls.removeprefix('error: ')}" in (tmp_path / "out" / "report.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("opd.pipelines.run.Worker", None)  # it would collapse again
+    again = pipeline(without(source, "bad", "after", "last"))
+    assert states(again) == {"falls": "collapsed", "taught": "blocked", "apart": "unchanged"}
+    assert again.exit_status == 1
+
+
+def test_a_process_that_dies_is_a_failure_and_not_a_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shot(Worker):
+        def __init__(self, job: Mapping[str, Any], log: Path) -> None:
+            super().__init__(job, log)
+            self.process.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr("opd.pipelines.run.Worker", Shot)
+    result = pipeline({"out": str(tmp_path / "out"), "stages": {"a": TINY}})
+    assert states(result) == {"a": "failed"}
+    assert "its process ended with status -9 (its log is '" in result.problems[0]
+
+
+def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: list[Worker] = []
+
+    class Noted(Worker):
+        def __init__(self, job: Mapping[str, Any], log: Path) -> None:
+            super().__init__(job, log)
+            workers.append(self)
+
+    class Interrupt(Told):
+        def changed(self, row: Row) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("opd.pipelines.run.Worker", Noted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline({"out": str(tmp_path / "out"), "stages": {"a": TINY}}, displays=[Interrupt()])
+    assert [worker.process.poll() for worker in workers] == [-signal.SIGTERM]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def command(file: Path | str, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "opd", "pipeline", str(file), *overrides]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(
+    finished: tuple[Path, PipelineResult], tmp_path: Path
+) -> None:
+    """One at a time here and two at a time in ``finished``: that changes nothing either."""
+    file, out, rng = tmp_path / "p.yaml", tmp_path / "out", random.Random(0)
+    file.write_text(yaml.safe_dump(without(tree(out), "mean", "scores"), sort_keys=False))
+    for moment in ("one/checkpoints/000001", "two/run.json", "three/checkpoints/000002"):
+        process = subprocess.Popen(command(file), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until((out / moment).exists, seconds=60)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        worker = int((out / moment.split("/")[0] / ".lock").read_text())
+        wait_until(lambda w=worker: not runs(w), seconds=5)  # it noticed
+    done = subprocess.run(command(file), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in ("one", "two", "three"):
+        assert same(out / name, finished[0] / name), name
+    assert not (out / ".superseded").exists()
+
+
+def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "waited for too long"
+        time.sleep(0.01)
+
+
+def runs(process: int) -> bool:
+    """Whether a process does anything any more; one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_person_sees(copy: Path, no_worker: None) -> None:
+    terminal, log = StringIO(), StringIO()
+    displays = [
+        LiveTable(Console(file=terminal, force_terminal=True, width=120, color_system=None)),
+        Lines(Console(file=log, width=120)),
+    ]
+    pipeline(without(tree(copy), "scores"), displays=displays)
+    assert log.getvalue().splitlines() == [f"{name}  unchanged" for name in ("one", "two", "three", "mean")]
+    assert "validation" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()

@@ -1,0 +1,77 @@
+"""A recording: what was rolled out and scored once, played back the same, also from its file."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import opd
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine, Sampling
+from opd.errors import CheckpointError
+from opd.models.chat import Chat
+from opd.models.language import load, stop_ids
+from opd.rollouts.recorded import Recording, record, save
+from opd.rollouts.recorded import load as read_recording
+from opd.rollouts.sampler import Sampler
+from opd.teachers.local import LocalTeacher
+from opd.teachers.sampled import SampledTeacher
+from opd.teachers.views import PlainView
+
+PROMPTS = get_task("tools").prompts("train")[:6]
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    model = load("nano/tools-base", key="student")
+    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
+    return Sampler(engine, Chat(model.tokenizer), get_task("tools"), max_new_tokens=64, max_turns=5)
+
+
+def test_what_is_played_back_is_what_was_recorded(sampler: Sampler, tmp_path: Path) -> None:
+    teacher = SampledTeacher(LocalTeacher(load("nano/critic", key="teacher.model")))
+    takes = record(sampler, teacher, PlainView(), PROMPTS, samples=2, batch=4, seed=0)
+    save(takes, tmp_path / "recorded.jsonl")
+    recording = Recording(read_recording(tmp_path / "recorded.jsonl", PROMPTS))
+    asked = [PROMPTS[5], PROMPTS[0], PROMPTS[0]]
+    played = recording.rollout(asked, seed=7)
+    wanted = [takes[10].rollout, takes[0].rollout, takes[1].rollout]
+    assert [(r.completion_ids, r.completion_mask, r.turns, r.reward) for r in played] == [
+        (r.completion_ids, r.completion_mask, r.turns, r.reward) for r in wanted
+    ]
+    signal = recording.score(played, PlainView().segments(played))
+    now = teacher.score(wanted, PlainView().segments(wanted))
+    assert torch.equal(signal.token_T, now.token_T)
+    assert torch.equal(signal.position_T, now.position_T)
+    torch.testing.assert_close(signal.teacher_logprobs_T, now.teacher_logprobs_T, rtol=1e-4, atol=1e-4)
+    assert torch.equal(signal.rollout_logprobs_T, now.rollout_logprobs_T)
+
+
+def test_a_broken_recording_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "nobody"}\n')
+    with pytest.raises(CheckpointError, match=r"line 1 of .*r.jsonl.* another run's prompt"):
+        read_recording(tmp_path / "r.jsonl", PROMPTS)
+
+
+def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -> None:
+    small = {"rollout.offline": 20, "optimizer.warmup": 1, "eval.prompts.limit": 8, "checkpoint.every": 1, "log": []}
+    whole = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "recorded.jsonl").read_text().splitlines()]
+    assert len(rows) == 20 * 4
+    assert whole.steps == 4
+    assert all(math.isfinite(x) for row in rows for x in row["teacher_logprobs"])
+    (tmp_path / "whole" / "checkpoints" / "000004").rename(tmp_path / "gone")
+    again = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")}, resume=True)
+    assert again.after == whole.after
+
+
+def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: Path) -> None:
+    recipe = {"loss.signal": "sampled", "loss.divergence": "reverse_kl", "rollout.offline": 16, "rollout.batch": 16}
+    small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
+    opd.train("hint", {**recipe, **small})
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [row["train"] for row in rows if "train" in row]
+    assert all(0 < row["distill_share"] < 1 for row in trained)
+    assert all(row["distill_share"] + row["anchor_share"] == pytest.approx(1) for row in trained)
