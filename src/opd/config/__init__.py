@@ -1,78 +1,17 @@
-"""The run file: every key, its default and what it means. Nothing here imports torch; ``opd.config.read`` reads it."""
+"""The run file: every key, its default and its meaning. Nothing here imports torch; ``opd.config.read`` reads it."""
 
 from opd.config.diffusion import DiffusionConfig
-from opd.config.loss import (
-    BridgeConfig,
-    CrossConfig,
-    HardestConfig,
-    HiddenConfig,
-    LossConfig,
-    PositionsConfig,
-    SampledConfig,
-    TopKConfig,
-    UnsureConfig,
-)
-from opd.config.rollout import CurriculumConfig, RolloutConfig
-from opd.config.run import (
-    MAY_CHANGE,
-    BaseRun,
-    CheckpointConfig,
-    EvalConfig,
-    ExtrapolateConfig,
-    GuardsConfig,
-    MethodConfig,
-    OptimizerConfig,
-    PromptsConfig,
-    RecoverConfig,
-    ReportConfig,
-    RunConfig,
-)
-from opd.config.teacher import (
-    AuthorConfig,
-    ContextConfig,
-    ExperienceConfig,
-    ExpertConfig,
-    FeedbackConfig,
-    GateConfig,
-    HintConfig,
-    PrivilegedConfig,
-    TeacherConfig,
-    ViewConfig,
-)
+from opd.config.run import MAY_CHANGE, BaseRun, EvalConfig, PromptsConfig, RunConfig
+from opd.config.teacher import GateConfig, TeacherConfig, TeacherModelConfig
 
 __all__ = [
     "MAY_CHANGE",
-    "AuthorConfig",
     "BaseRun",
-    "BridgeConfig",
-    "CheckpointConfig",
-    "ContextConfig",
-    "CrossConfig",
-    "CurriculumConfig",
     "DiffusionConfig",
     "EvalConfig",
-    "ExperienceConfig",
-    "ExpertConfig",
-    "ExtrapolateConfig",
-    "FeedbackConfig",
     "GateConfig",
-    "GuardsConfig",
-    "HardestConfig",
-    "HiddenConfig",
-    "HintConfig",
-    "LossConfig",
-    "MethodConfig",
-    "OptimizerConfig",
-    "PositionsConfig",
-    "PrivilegedConfig",
     "PromptsConfig",
-    "RecoverConfig",
-    "ReportConfig",
-    "RolloutConfig",
     "RunConfig",
-    "SampledConfig",
     "TeacherConfig",
-    "TopKConfig",
-    "UnsureConfig",
-    "ViewConfig",
+    "TeacherModelConfig",
 ]

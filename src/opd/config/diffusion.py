@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from opd.config.base import Strict
 from opd.config.run import BaseRun, PromptsConfig
-from opd.config.teacher import ExpertConfig, shares_of
+from opd.config.teacher import TeacherModelConfig, shares_of
 
 
 class AdapterConfig(Strict):
@@ -62,7 +62,7 @@ class DenoisingTeacherConfig(Strict):
     """The student's initial weights, their moving average, the student itself, or other models."""
     model: str | None = None
     """For ``weights: model``: a pipeline's path or id, or the folder of a LoRA of the student's."""
-    models: dict[str, ExpertConfig] | None = Field(None, min_length=1)
+    models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
     """Several, by name: each reads the prompts of its own domains. Where several read one, their predictions are
     averaged by weight, whose loss has the gradient of the mean of their losses."""
     ema_decay: float = Field(0.9999, gt=0, lt=1)
@@ -169,9 +169,8 @@ class DiffusionConfig(BaseRun):
         self._fits_states()
         self._fits_teacher()
         self._fits_rewards()
-        if self.optimizer.extrapolate or self.guards.recover:
-            key = "optimizer.extrapolate" if self.optimizer.extrapolate else "guards.recover"
-            raise ValueError(f"{key} goes by what text shows, and is not there for diffusion; leave it out")
+        if self.guards.recover:
+            raise ValueError("guards.recover watches text, and is not there for diffusion. Fix: leave it out")
         return self
 
     def _fits_states(self) -> None:

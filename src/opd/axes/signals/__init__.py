@@ -1,0 +1,15 @@
+"""Signals: what the teacher gives for every token of a rollout."""
+
+from opd.axes.base import axis
+from opd.axes.signals.base import GivenSignal, SignalConfig
+from opd.axes.signals.full import Full
+from opd.axes.signals.hidden import Hidden
+from opd.axes.signals.other_tokenizer import OtherTokenizer
+from opd.axes.signals.reward import Reward
+from opd.axes.signals.sampled import Sampled
+from opd.axes.signals.sft import Sft
+from opd.axes.signals.top_k import TopK
+
+Signal = axis(SignalConfig, Full, TopK, Sampled, Hidden, OtherTokenizer, Reward, Sft, GivenSignal)
+
+__all__ = ["Full", "Signal", "SignalConfig"]
