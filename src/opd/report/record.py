@@ -229,7 +229,7 @@ class Recorder:
             "events": [{"kind": e.kind, "span": e.span, "detail": dict(e.detail)} for e in rollout.events],
             "reward": rollout.reward,
             "finish": rollout.finish,
-            "writer": rollout.writer,
+            "source": rollout.source,
         }
 
     def _contexts(self, scored: Scored, rollout: Rollout, index: int) -> Iterator[dict[str, Any]]:
