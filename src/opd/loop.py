@@ -23,9 +23,9 @@ from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics, describe, gap_recovery
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.extrapolation import Extrapolation
+from opd.models.copies import EmaWeights
 from opd.models.forward import align
 from opd.output.run_log import Log
-from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards

@@ -33,9 +33,9 @@ from opd.diffusion.types import PictureTask
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Term
+from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
-from opd.teachers.local import EmaWeights
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
