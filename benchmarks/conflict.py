@@ -31,7 +31,7 @@ from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 
 STUDENT, SOURCES = "nano/math-base", {"good": "nano/math-teacher", "biased": "nano/math-biased"}
 DOMAINS = (sums.CARRY, sums.PLAIN)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from opd.api import Result, evaluate, train
+    from opd.api import evaluate, train
     from opd.errors import OpdError
+    from opd.output.result import Result
     from opd.pipelines.run import PipelineResult, pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
@@ -39,7 +40,7 @@ __all__ = [
 _HOME = {
     "OpdError": "opd.errors",
     "PipelineResult": "opd.pipelines.run",
-    "Result": "opd.api",
+    "Result": "opd.output.result",
     "evaluate": "opd.api",
     "pipeline": "opd.pipelines.run",
     "train": "opd.api",

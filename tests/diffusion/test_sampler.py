@@ -17,7 +17,7 @@ from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
 from opd.models.forward import align
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Prompt
 
 PROMPTS = [

@@ -28,7 +28,7 @@ from opd.loop import Loop, Scored
 from opd.models.forward import sort_key
 from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Prompt
 from tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 

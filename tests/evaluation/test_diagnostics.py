@@ -16,7 +16,7 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Rollout
 
 

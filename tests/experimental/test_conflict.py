@@ -17,7 +17,7 @@ from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
 from opd.teachers.local import LocalTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Rollout
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}

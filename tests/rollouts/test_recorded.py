@@ -18,7 +18,7 @@ from opd.rollouts.recorded import load as read_recording
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 
 PROMPTS = get_task("tools").prompts("train")[:6]
 

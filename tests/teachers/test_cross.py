@@ -21,7 +21,7 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import CrossSignal, Prompt, Rollout, Task
 
 

@@ -21,7 +21,7 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Rollout, TokenStates
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}

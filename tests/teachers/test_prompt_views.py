@@ -9,7 +9,8 @@ from opd.errors import ConfigError, DataError, EmptyStepError
 from opd.models.chat import Chat
 from opd.teachers.experience import gather_experience
 from opd.teachers.hints import RulesAuthor
-from opd.teachers.prompt_views import ContextView, FeedbackView, attempt
+from opd.axes.views.context import ContextView
+from opd.axes.views.feedback import FeedbackView, attempt
 from opd.types import Event, Message, Prompt, Rollout, Segment, Span
 
 CHAT = Chat(make_tokenizer())

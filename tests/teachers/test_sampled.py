@@ -13,9 +13,9 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.teachers.prompt_views import PrivilegedView
+from opd.axes.views.privileged import PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
-from opd.teachers.views import PlainView
+from opd.axes.views.plain import PlainView
 from opd.types import Rollout
 
 

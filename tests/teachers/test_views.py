@@ -7,8 +7,10 @@ import pytest
 from conftest import make_tokenizer
 from opd.errors import ConfigError, DataError
 from opd.models.chat import Chat
-from opd.teachers.prompt_views import PrivilegedView
-from opd.teachers.views import HintView, PlainView, apart, remaining
+from opd.axes.views.privileged import PrivilegedView
+from opd.axes.views.hint import HintView, apart
+from opd.axes.views.plain import PlainView
+from opd.teachers.views import remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
 
 CHAT = Chat(make_tokenizer())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -21,8 +22,8 @@ GIVEN = "given from Python"
 class AxisValue(Strict):
     """One value on one axis.
 
-    To add a value, copy the nearest file of its axis, and name it in the axis' ``__init__``. Outside the package, derive
-    from the axis' base class and write ``type: package.module:ClassName`` in the run file.
+    To add a value, copy the nearest file of its axis and name it in the axis' ``__init__``. Outside the package,
+    derive from the axis' base class and write ``type: package.module:ClassName`` in the run file.
     """
 
     axis: ClassVar[str]
@@ -64,11 +65,15 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
     if found is None and ":" in kind:
         found = _own(kind, base)
     if found is None:
-        raise ValueError(f"there is no '{kind}'. Fix: choose {_choices(known)}, or name your own as package.module:Name")
+        raise ValueError(
+            f"there is no '{kind}'. Fix: choose {_choices(known)}, or name your own as package.module:Name"
+        )
     try:
         return found.model_validate(settings)
     except ValidationError as error:
-        raise PydanticCustomError("axis", "{message}", {"message": str(error), "inner": error, "model": found}) from None
+        raise PydanticCustomError(
+            "axis", "{message}", {"message": str(error), "inner": error, "model": found}
+        ) from None
 
 
 def _shape(given: Any, known: Mapping[str, type[AxisValue]]) -> str:
@@ -106,4 +111,47 @@ def import_named(name: str, *, key: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name") from None
+        raise ConfigError(
+            f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Parts of a run that were given to ``opd.train`` instead of being named in the run file; None if not given."""
+
+    student: Any = None
+    """A ``LanguageModel``, or a diffusers pipeline."""
+    teacher: Any = None
+    prompts: Sequence[Any] | None = None
+    eval_prompts: Sequence[Any] | None = None
+    task: Any = None
+    """A ``Task``, or an ``ImageTask``."""
+    sampler: Any = None
+    """A ``RolloutSource``: makes the rollouts to train on."""
+    engine: Any = None
+    """An ``Engine``: generates the student's tokens."""
+    view: Any = None
+    """A ``View``."""
+    author: Any = None
+    """A ``HintAuthor``."""
+    signal: Any = None
+    """A (teacher, objective) pair; a ``SignalConfig`` goes into the run file instead."""
+    divergence: Any = None
+    """An ``opd.losses.Divergence``."""
+
+    def keys(self) -> dict[str, Any]:
+        """The run file's keys that the given objects stand in for."""
+        standing = {
+            "teacher.model": self.teacher,
+            "rollout.source": self.sampler,
+            "rollout.engine": self.engine,
+            "teacher.view": self.view,
+            "loss.signal": self.signal,
+            "loss.divergence.type": self.divergence,
+            "student": self.student,
+        }
+        keys: dict[str, Any] = {key: GIVEN for key, given in standing.items() if given is not None}
+        keys |= {"prompts": {"path": GIVEN}} if self.prompts is not None else {}
+        keys |= {"eval.prompts": {"path": GIVEN}} if self.eval_prompts is not None else {}
+        return keys | ({"teacher.view": {"type": "hint", "author": GIVEN}} if self.author is not None else {})

@@ -99,7 +99,9 @@ FACTS: dict[str, Fact] = {
     "one teacher": Fact("one teacher for all prompts", _several, "leave one of them out"),
     "fixed teacher": Fact(
         "a teacher that does not change with the student",
-        lambda c: None if c.teacher.is_model or c.teacher.weights.fixed else f"teacher.weights={c.teacher.weights.type}",
+        lambda c: (
+            None if c.teacher.is_model or c.teacher.weights.fixed else f"teacher.weights={c.teacher.weights.type}"
+        ),
         "set teacher.weights=frozen, or give teacher.model",
     ),
     "plain view": Fact(
@@ -142,7 +144,9 @@ FACTS: dict[str, Fact] = {
         "held-out prompts", lambda c: None if c.eval.prompts else "no eval.prompts", "give eval.prompts"
     ),
     "diagnostics": Fact(
-        "eval.diagnostics", lambda c: None if c.eval.diagnostics else "eval.diagnostics=0", "set eval.diagnostics, say 64"
+        "eval.diagnostics",
+        lambda c: None if c.eval.diagnostics else "eval.diagnostics=0",
+        "set eval.diagnostics, say 64",
     ),
 }
 """Every fact by name."""

@@ -55,8 +55,7 @@ class RewardTerm(RewardShape):
 
 class LossConfig(Strict):
     signal: Signal = Full()
-    """What the teacher gives for every token: full, top_k, sampled, hidden, other_tokenizer; or reward or sft, without a
-    teacher."""
+    """The target of every token: full, top_k, sampled, hidden or other_tokenizer from a teacher; reward or sft without."""
     divergence: DivergenceConfig = DivergenceConfig()
     """How two distributions are compared, for the signals full, top_k and sampled."""
     temperature: float = Field(1.0, gt=0)
@@ -64,8 +63,8 @@ class LossConfig(Strict):
     token_weights: TokenWeights = TokenWeights()
     """Weights of the signal's tokens."""
     aggregate: Literal["token", "sequence", "turn", "constant"] = "token"
-    """The mean over all tokens (DAPO), of each rollout's mean (GRPO), of each turn's mean, or of each rollout's sum over
-    ``rollout.max_new_tokens`` (Dr. GRPO). Also applies to ``loss.reward``."""
+    """The mean over all tokens (DAPO), of each rollout's mean (GRPO), of each turn's mean, or of each rollout's sum
+    over ``rollout.max_new_tokens`` (Dr. GRPO). Also applies to ``loss.reward``."""
     weight: float = Field(1.0, gt=0)
     """Weight of the signal's loss."""
     anchor: float = Field(0.0, ge=0)
@@ -89,8 +88,8 @@ class LossConfig(Strict):
         given = self.divergence != DivergenceConfig()
         if given and not signal.compares:
             raise ValueError(
-                f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or set "
-                "loss.signal=full"
+                f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or "
+                "set loss.signal=full"
             )
         if signal.token_ratios and self.divergence.type != "reverse_kl":
             raise ValueError(

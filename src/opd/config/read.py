@@ -98,7 +98,7 @@ def read(
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # A user's own prompts are not evaluated on the recipe's held-out prompts.
         set_key(tree, "eval.prompts", None)
-    for key in pairs.keys() & set(ONE_OF):
+    if pairs.keys() & set(ONE_OF):
         for other in set(ONE_OF) - pairs.keys():
             drop_key(tree, other)
     for key, value in sorted(pairs.items(), key=lambda pair: pair[0].count(".")):

@@ -115,8 +115,8 @@ class RecoverConfig(Strict):
     lr: float = Field(0.3, gt=0, le=1)
     """Each rollback multiplies the learning rate by this."""
     anchor: float = Field(0.2, ge=0)
-    """Least weight of ``loss.anchor`` after a rollback, doubled by each further one; 0 leaves the anchor as it is. Needs
-    a frozen copy of the student from the start."""
+    """Least weight of ``loss.anchor`` after a rollback, doubled by each further one; 0 leaves the anchor alone. Needs a
+    frozen copy of the student from the start."""
 
 
 class GuardsConfig(Strict):
@@ -131,8 +131,8 @@ class GuardsConfig(Strict):
     max_idle: int = Field(5, ge=1)
     """Stop after this number of steps in a row without any signal."""
     recover: RecoverConfig | None = None
-    """Roll back to the last good checkpoint instead of stopping; ``{}`` takes the defaults. ``checkpoint.every`` decides
-    how much a rollback loses."""
+    """Roll back to the last good checkpoint instead of stopping; ``{}`` takes the defaults. ``checkpoint.every``
+    decides how much a rollback loses."""
 
 
 class ReportConfig(Strict):

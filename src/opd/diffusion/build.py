@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.config import DiffusionConfig
 from opd.data.curriculum import Uniform
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
@@ -37,14 +38,13 @@ from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
 from opd.teachers.sampled import Outcome
-from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
 from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher
 
 if TYPE_CHECKING:
-    from opd.api import Result
+    from opd.output.result import Result
 
 ONE = "teacher"
 """The name of a teacher that is alone."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from opd.axes.base import Objects
 from opd.config import DiffusionConfig
 from opd.data.prompts import given_prompts
 from opd.diffusion.build import ONE, Denoising
@@ -16,7 +17,8 @@ from opd.diffusion.pictures import picture_of
 from opd.diffusion.sampler import noising
 from opd.diffusion.types import PictureTask
 from opd.errors import ConfigError, DataError, ModelError
-from opd.parts import SMALL_MODEL, Objects, check_covered, device_of
+from opd.language.load import check_covered
+from opd.models.language import device_named, set_threads
 from opd.types import Prompt
 
 
@@ -26,7 +28,7 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
     Raises:
         OpdError: the first thing that does not, in one sentence.
     """
-    device = device_of(config)
+    device = device_named(config.device)
     if objects.student is not None:
         student = of_pipeline(
             objects.student, source="given from Python", key="student", text_tokens=config.text_tokens
@@ -34,8 +36,7 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
     else:
         student = load(config.student, key="student", text_tokens=config.text_tokens, device=device)
     student = replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
-    if config.threads or sum(p.numel() for p in student.model.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(config.threads or 1)
+    set_threads(config.threads, student.model)
     student.model.requires_grad_(config.lora is None)  # before any copy is made: what does not train is shared
     student.check_guidance(config.rollout.guidance, "rollout.guidance")
     if objects.prompts is not None:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from opd.axes.views.plain import PlainView
 from opd.diffusion.kernels import Kernel, convert
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.pictures import picture_of
@@ -15,7 +16,6 @@ from opd.diffusion.types import PredictionSignal, RewardSignal, Shown, Transitio
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
 from opd.teachers.sampled import Outcome
-from opd.teachers.views import PlainView
 from opd.types import Rollout, Segment, Span
 
 

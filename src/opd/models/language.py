@@ -87,6 +87,23 @@ class LanguageModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
+SMALL_MODEL = 20_000_000
+"""Parameters below which a second CPU thread costs more time in waiting than it saves."""
+
+
+def device_named(name: str) -> str:
+    """The device's name; ``auto`` is a GPU if there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_threads(threads: int | None, model: nn.Module) -> None:
+    """Use this number of CPU threads; by default one for a small model, and torch's choice for others."""
+    if threads or sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(threads or 1)
+
+
 def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
     """Load a model and its tokenizer from a folder, a bundled name or a hub id.
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 import opd
+from opd.axes.views.hint import HintView
 from opd.config import RunConfig
 from opd.config.read import read
 from opd.engines.hf import Sampling
@@ -22,7 +23,6 @@ from opd.models.forward import readings_of
 from opd.models.language import LanguageModel
 from opd.output.terminal import LiveDisplay, show_result
 from opd.parts import Objects, Parts, gather, sampler_of, view_of
-from opd.teachers.views import HintView
 from opd.types import Event, Hint, Rollout, Segment
 
 AUTHORS = {"rules": "rules", "model": {"model": "nano/critic"}}

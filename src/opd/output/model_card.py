@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import yaml
 
 from opd.config import BaseRun
 from opd.output.format import figure, headline
-
-if TYPE_CHECKING:
-    from opd.api import Result
+from opd.output.result import Result
 
 
 def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence[str]) -> str:

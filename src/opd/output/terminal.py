@@ -11,13 +11,13 @@ from rich.table import Table
 
 from opd.evaluation.metrics import Metrics
 from opd.output.format import figure, headline
+from opd.output.result import Result
 from opd.report.page import REPORT
 from opd.report.rows import ROLLOUTS
 from opd.report.samples import SAMPLES
 from opd.report.terminal import worst_rollout
 
 if TYPE_CHECKING:
-    from opd.api import Result
     from opd.loop import Loop
 
 SHOWN = ("loss", "accuracy", "invalid_call_rate", "distill_share", "grad_norm")

@@ -37,7 +37,7 @@ def _check_domains(config: RunConfig, at: str) -> None:
     if not config.teacher.models:
         return
     from opd.data.prompts import load_prompts
-    from opd.parts import check_covered
+    from opd.language.load import check_covered
 
     prompts, _ = load_prompts(config.prompts, key=f"{at}.prompts", has_template=True)
     try:
@@ -47,7 +47,7 @@ def _check_domains(config: RunConfig, at: str) -> None:
 
 
 def _check_vocabularies(config: RunConfig, stages: Mapping[str, Stage], at: str) -> None:
-    if config.loss.signal == "cross":
+    if not config.loss.signal.same_tokenizer:
         return
     ours = _tokenizer(config.student, stages)
     for key, name in _teachers(config):

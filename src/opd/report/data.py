@@ -9,6 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from opd.axes.base import AXES
+from opd.axes.divergence import WORDS
+from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
 from opd.report.rows import ROLLOUTS, read_rows
 from opd.report.signs import signs
@@ -86,19 +89,21 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
 
 
 def _labels(config: Mapping[str, Any]) -> Tree:
-    """What the terms' losses are called."""
+    """Names of the terms' losses. No class of a user's own is imported for it."""
     loss = config.get("loss") or {}
-    names = {"forward_kl": "forward KL", "reverse_kl": "reverse KL", "jsd": "Jensen-Shannon", "tv": "total variation"}
-    divergence = str(loss.get("divergence", "divergence"))
-    by_signal = {
-        "sampled": "policy-gradient loss",
+    signal, divergence = loss.get("signal") or {}, loss.get("divergence") or {}
+    kind, name = str(signal.get("type")), str(divergence.get("type", "divergence"))
+    words = WORDS.get(name, name.replace("_", " "))
+    known = AXES["loss.signal"].get(kind)
+    main = kind
+    if known is not None and issubclass(known, SignalConfig):
+        main = known.model_construct(**signal).distance(words)
+    return {
+        "distill": main,
+        "anchor": "reverse KL to the start",
         "reward": "policy-gradient loss",
-        "hidden": "distance of hidden states",
-        "cross": "distance over common text",
-        "tokens": "surprise",
+        "sft": "cross entropy",
     }
-    main = by_signal.get(str(loss.get("signal")), names.get(divergence, divergence.replace("_", " ")))
-    return {"distill": main, "anchor": "reverse KL to the start", "outcome": "outcome loss", "gold": "surprise"}
 
 
 def _marks(row: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opd.engines.hf import Sampling
-from opd.parts import Parts, sampler_of
 from opd.rollouts.sampler import Sampler
-from opd.terms import layers_of
 from opd.types import Prompt, Rollout
 
 
@@ -33,29 +30,6 @@ class Look:
     number: int
     foreign: Any = None
     layers: Sequence[int] = ()
-
-
-def look_of(parts: Parts) -> Look:
-    """A handful of held-out prompts, or without any of those to train on."""
-    config, rollout = parts.config, parts.config.rollout
-    assert config.report
-    hint, loss = config.teacher.view.hint, config.loss
-    compares = config.teacher.view.feedback or loss.outcome or loss.signal == "reward"
-    repeats = rollout.samples if compares else 1
-    chosen = handful(parts.held_out or parts.prompts, config.report.prompts)
-    sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
-    sampler = sampler_of(parts, sampling, held_out=bool(parts.held_out))
-    sampler.grow_every = None
-    asks = hint is not None and hint.author.kind == "http"
-    return Look(
-        prompts=[p for p in chosen for _ in range(repeats)],
-        sampler=sampler,
-        repeats=repeats,
-        teaches=not (asks or rollout.offline or loss.signal == "tokens"),
-        number=config.report.prompts,
-        foreign=parts.teacher.tokenizer if parts.teacher and loss.signal == "cross" else None,
-        layers=layers_of(parts),
-    )
 
 
 def handful(prompts: Sequence[Prompt], number: int) -> list[Prompt]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from opd.errors import ConfigError
 from opd.models.chat import Chat
+from opd.models.language import LanguageModel, stop_ids
 from opd.types import Engine, Event, Hint, Message, Prompt, Rollout
 
 TEMPLATES: Mapping[str, str] = {
@@ -97,6 +98,20 @@ class ModelAuthor:
         for index, answer in zip(fits, written, strict=True):
             found[index] = self.chat.decode(answer.ids)
         return found
+
+
+def local_author(critic: LanguageModel, *, max_new_tokens: int, instruction: str = INSTRUCTION) -> ModelAuthor:
+    """An author that generates greedily with a model on this machine."""
+    from opd.engines.hf import HFEngine
+
+    return ModelAuthor(
+        HFEngine(critic),
+        Chat(critic.tokenizer),
+        stop_ids=stop_ids(critic),
+        max_new_tokens=max_new_tokens,
+        max_length=critic.max_length,
+        instruction=instruction,
+    )
 
 
 def transcript(rollout: Rollout, instruction: str) -> tuple[Message, ...]:

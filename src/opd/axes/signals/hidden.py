@@ -29,7 +29,7 @@ class Hidden(SignalConfig):
 
     type: Literal["hidden"] = "hidden"
     blocks: tuple[int, ...] | None = None
-    """The student's blocks, from 1; by default all. A teacher of another depth gives those at the same relative depth."""
+    """The student's blocks, from 1; by default all. Those of another teacher are at the same relative depth."""
     normalize: bool = False
     """Compare directions only; the loss is then smaller by orders of magnitude."""
     bridge: BridgeConfig | None = None
@@ -53,7 +53,9 @@ class Hidden(SignalConfig):
         blocks = list(self.blocks or range(1, known + 1))
         for block in blocks:
             if not 1 <= block <= known:
-                raise ConfigError(f"loss.signal.blocks: the student has no block {block}. Fix: name blocks 1 to {known}")
+                raise ConfigError(
+                    f"loss.signal.blocks: the student has no block {block}. Fix: name blocks 1 to {known}"
+                )
         return blocks
 
     def build(self, run: RunContext) -> tuple[Teacher, Objective]:
@@ -86,7 +88,9 @@ class Hidden(SignalConfig):
         assert bridge is not None
         rollouts = run.first_rollouts(bridge.prompts, rollouts_per_prompt=run.rollouts_per_prompt)
         segments = run.view().segments(rollouts)
-        where, own = states_of(student, rollouts, run.plain_segments(rollouts), max_tokens=run.max_tokens, layers=layers)
+        where, own = states_of(
+            student, rollouts, run.plain_segments(rollouts), max_tokens=run.max_tokens, layers=layers
+        )
         there, other = states_of(teacher, rollouts, segments, max_tokens=run.max_tokens, layers=theirs)
         own = own.take(torch.isin(sort_key(where), sort_key(there)))
         assert own.layers_TKD is not None

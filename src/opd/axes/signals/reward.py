@@ -26,7 +26,7 @@ class RewardShape(Strict):
     overlong_penalty: int | None = Field(None, ge=1)
     """Number of last tokens before ``rollout.max_new_tokens`` over which the reward falls by 1 in all (DAPO)."""
     ratio_clip: tuple[float, float] | None = None
-    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]. The ratio is 1 unless rollouts were recorded."""
+    """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]. The ratio is 1 on fresh rollouts."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""
 

@@ -60,7 +60,9 @@ class Sampled(SignalConfig):
                 f"{key} shapes an advantage, and estimator={self.estimator} has none. Fix: leave one of them out"
             )
         if self.scale != 1 and self.baseline:
-            raise ValueError("baseline is the mean log-ratio to the teacher itself, not to scale times it. Fix: leave one out")
+            raise ValueError(
+                "baseline is the mean log-ratio to the teacher itself, not to scale times it. Fix: leave one out"
+            )
         return self
 
     def needs(self) -> dict[str, tuple[str, ...]]:

@@ -80,7 +80,9 @@ class Context(ViewConfig):
 
     def build(self, run: RunContext) -> ContextView:
         """The view; experience is gathered now unless the run's folder has it."""
-        return ContextView(run.chat, run.once("context", lambda: self._text(run)), template=self.template, role=self.role)
+        return ContextView(
+            run.chat, run.once("context", lambda: self._text(run)), template=self.template, role=self.role
+        )
 
     def _text(self, run: RunContext) -> str:
         if self.text is not None:
@@ -136,9 +138,7 @@ class ContextView(PromptView):
         if self.role is None:
             return rewritten(prompt, self.template, context=context)
         if prompt.messages is None:
-            raise DataError(
-                f"teacher.view.role={self.role}: prompt '{prompt.id}' is plain text and has no messages. Fix: use template"
-            )
+            raise DataError(f"teacher.view.role={self.role}: prompt '{prompt.id}' has no messages. Fix: use template")
         if self.role == "system":
             first, rest = prompt.messages[0], prompt.messages[1:]
             if first["role"] != "system":
