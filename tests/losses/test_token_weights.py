@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from conftest import make_model
 from opd.losses.objectives import FullVocabulary
 from opd.losses.token_weights import Difficulty, Positions, Unsure
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
 from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
+from support.models import make_model
 
 
 def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]], events: tuple[Event, ...] = ()) -> Rollout:
