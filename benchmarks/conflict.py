@@ -42,7 +42,7 @@ def teachers(good: Sequence[str] = DOMAINS, biased: Sequence[str] = DOMAINS, **s
     """The run file's ``teacher``: who reads which domains, and how they are combined."""
     domains = {"good": good, "biased": biased}
     models = {name: {"model": SOURCES[name], "domains": list(of)} for name, of in domains.items() if of}
-    return {"teacher": {"weights": "model", "models": models, **settings}}
+    return {"teacher": {"models": models, **settings}}
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -66,8 +66,8 @@ def run(settings: dict[str, Any], seed: int, steps: int, folder: Path) -> dict[s
         "eval.prompts": {"task": "sums:Sums", "split": f"test/{seed}", "limit": 64},
         "eval.every": max(steps // 2, 1),
         "eval.diagnostics": 32,
-        "eval.conflict": several,
-        "rollout.batch": 32,
+        "experimental.conflict": several,
+        "rollout.prompts_per_step": 32,
         "optimizer.steps": steps,
         "guards.drop": 1.0,  # a student that a teacher ruins is what is shown here
         "guards.below_start": 1.0,

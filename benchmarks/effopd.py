@@ -2,7 +2,7 @@
 
     python benchmarks/effopd.py [--seeds 3] [--steps 60] [--only opd] [--lr 0.1]
 
-The recipes ``opd`` and ``tml`` with and without ``optimizer.extrapolate={}``: updates, rolled-out tokens and seconds
+The recipes ``opd`` and ``tml`` with and without ``experimental.extrapolate={}``: updates, rolled-out tokens and seconds
 until the greedy accuracy on 128 prompts of the test split first reaches the best that both runs of a seed reach. Tokens
 and seconds include what choosing between candidates costs (50 training prompts each time), but not the looks of this
 benchmark, every 5 steps.
@@ -30,7 +30,7 @@ FIXED = {
     "guards.below_start": 1.0,
     "log": [],
 }
-VARIANTS: dict[str, dict[str, Any]] = {"without": {}, "with": {"optimizer.extrapolate": {}}}
+VARIANTS: dict[str, dict[str, Any]] = {"without": {}, "with": {"experimental.extrapolate": {}}}
 
 
 class Look(NamedTuple):

@@ -30,7 +30,7 @@ from opd.parts import Objects, gather
 STEPS, EVERY = 2, 1
 SMALL = {
     "teacher.gate": {},
-    "rollout.batch": 8,
+    "rollout.prompts_per_step": 8,
     "optimizer.steps": STEPS,
     "eval.every": EVERY,
     "eval.diagnostics": 8,
@@ -157,7 +157,7 @@ def main() -> None:
             judgements += made
         print()
         learned = str(folder / "learned")
-        long = {**SMALL, "teacher.gate": None, "rollout.batch": 32, "optimizer.steps": 60, "eval.prompts": None}
+        long = {**SMALL, "teacher.gate": None, "rollout.prompts_per_step": 32, "optimizer.steps": 60, "eval.prompts": None}
         opd.train("opd", {**long, "prompts": {"task": "sums:Sums"}, "out": learned})
         for who, student in (("trained for 60 steps", learned), ("that is the teacher", "nano/math-teacher")):
             late = sum(caught_up(student, seed, folder) for seed in range(args.seeds))

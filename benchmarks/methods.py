@@ -60,8 +60,8 @@ VARIANTS: dict[str, Run] = {
     "opcd, live": Run("opcd", {"teacher.weights": "live", **COLLAPSE}),
     "hint, live, no anchor": Run("hint", {"teacher.weights": "live", "loss.anchor": 0.0, **COLLAPSE}),
     "hint, 8 steps": Run("hint", EARLY),
-    "hint at the start, 8 steps": Run("hint", {"teacher.view.hint.place": "start", **EARLY}),
-    "one hint a rollout, 8 steps": Run("hint", {"teacher.view.hint.max_hints": 1, **EARLY}),
+    "hint at the start, 8 steps": Run("hint", {"teacher.view.place": "start", **EARLY}),
+    "one hint a rollout, 8 steps": Run("hint", {"teacher.view.max_hints": 1, **EARLY}),
 }
 """Not recipes, but what to compare them with."""
 
@@ -140,7 +140,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     looks = 20 if run.recipe == "tml" else 1000
     fixed = {
         "eval.prompts.limit": 128,
-        "eval.samples": 2,
+        "eval.rollouts_per_prompt": 2,
         "eval.every": looks,
         "log": [],
         "seed": seed,

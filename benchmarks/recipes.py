@@ -24,7 +24,7 @@ from opd.engines.hf import Sampling
 from opd.parts import Objects, gather, sampler_of
 from opd.teachers.hints import ModelAuthor
 
-CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
+CRITIC = {"teacher.view.author": {"model": "nano/critic"}}
 UPDATES = {"hint": 100, "opd": 200, "opsd": 100}
 """More than the recipes ship with: what they end at, and whether they stay there."""
 UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
@@ -34,7 +34,7 @@ UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
 def run(recipe: str, seed: int, folder: Path, overrides: dict[str, Any]) -> opd.Result:
     """One run, in a folder of its own."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    fixed: dict[str, Any] = {"seed": seed, "out": str(out), "eval.samples": 4, "eval.every": 50, "log": []}
+    fixed: dict[str, Any] = {"seed": seed, "out": str(out), "eval.rollouts_per_prompt": 4, "eval.every": 50, "log": []}
     fixed["optimizer.steps"] = UPDATES[recipe]
     return opd.train(recipe, {**fixed, **overrides})
 
@@ -97,7 +97,7 @@ def collapse(seeds: int, folder: Path) -> None:
         "the same, guards off": {**live, **UNGUARDED},
         "frozen, no anchor": {"loss.anchor": 0.0},
     }
-    often = {"eval.every": 10, "eval.samples": 0}
+    often = {"eval.every": 10, "eval.rollouts_per_prompt": 0}
     rows = {name: [run("hint", s, folder, often | more) for s in range(seeds)] for name, more in variants.items()}
     table("A live teacher collapses", rows, ["invalid_call_rate", "accuracy"])
     for result in rows["live, no anchor"]:

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
 from opd.output.format import figure
 from opd.types import Message, Observation, Prompt, Rollout
+from support.models import make_model
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]
 
@@ -60,7 +60,7 @@ def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.R
         "student": "s",
         "prompts": {"path": "p.jsonl"},
         "loss": {"signal": "reward", **loss},
-        "rollout": {"batch": 4, "samples": 2, "max_new_tokens": 6},
+        "rollout": {"prompts_per_step": 4, "rollouts_per_prompt": 2, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-3, "steps": 6},
         "guards": {"max_idle": 3},
         "log": [],
@@ -120,10 +120,10 @@ def test_the_share_is_shown_in_percent() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"loss.sampled.skip_equal": True}, "sampled.skip_equal is about the outcome reward, and there is none"),
-        ({"loss.sampled.overlong": 8}, "sampled.overlong is about the outcome reward"),
+        ({"loss.signal.drop_zero_variance_groups": True}, "sampled.skip_equal is about the outcome reward, and there is none"),
+        ({"loss.signal.overlong_penalty": 8}, "sampled.overlong is about the outcome reward"),
         (
-            {"loss.sampled.overlong": 65, "loss.outcome": 1.0, "rollout.samples": 2},
+            {"loss.signal.overlong_penalty": 65, "loss.reward": 1.0, "rollout.rollouts_per_prompt": 2},
             "overlong=65 are the last of rollout.max_new_tokens=64",
         ),
     ],
@@ -134,11 +134,11 @@ def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp
 
 
 def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": [], "rollout.batch": 8, "rollout.samples": 4}
+    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": [], "rollout.prompts_per_step": 8, "rollout.rollouts_per_prompt": 4}
     shapes = {
         "token": {},
-        "constant": {"loss.positions.mean": "constant"},
-        "sequence": {"loss.positions.mean": "sequence"},
+        "constant": {"loss.aggregate": "constant"},
+        "sequence": {"loss.aggregate": "sequence"},
     }
     losses = {}
     for name, shape in shapes.items():

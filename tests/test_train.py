@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 
@@ -27,9 +27,9 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-2, "steps": 6},
         "checkpoint": {"every": 2},
         "log": [],
@@ -258,7 +258,7 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
 
 
 def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
-    overrides = {"loss.gold": 0.5, "loss.anchor": 0.1, "loss.outcome": 0.1, "rollout.batch": 4, "rollout.samples": 3}
+    overrides = {"loss.sft": 0.5, "loss.anchor": 0.1, "loss.reward": 0.1, "rollout.prompts_per_step": 4, "rollout.rollouts_per_prompt": 3}
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": []}
     config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
     loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
@@ -288,9 +288,9 @@ def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
     assert result.tokens == second["tokens"]
 
 
-@pytest.mark.parametrize("overrides", [{"loss.hidden.bridge.rank": 5000}, {"loss.hidden.bridge.prompts": 1}])
+@pytest.mark.parametrize("overrides", [{"loss.signal.bridge.rank": 5000}, {"loss.signal.bridge.prompts": 1}])
 def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="loss.hidden.bridge: rank="):
+    with pytest.raises(ConfigError, match="loss.signal.bridge: rank="):
         opd.train("oprd", {**overrides, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")})
 
 
@@ -303,7 +303,7 @@ def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, 
     prompts = [{"prompt": "a b", "answer": "c d " * 120, "id": f"p{n}"} for n in range(8)]
     overrides = {
         "teacher": {"weights": "frozen", "view": view},
-        "rollout.batch": 4,
+        "rollout.prompts_per_step": 4,
         "rollout.max_new_tokens": 20,
         "eval.prompts": None,
         "out": str(tmp_path / "run"),

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
 from opd.build import assemble
 from opd.config.read import read
 from opd.data.curriculum import Adaptive, Interest, Uniform
@@ -24,6 +23,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
 from opd.types import Prompt, Rollout, Signal, Span
+from support.models import make_model
 
 PROMPTS = [Prompt(id=name, text=name) for name in "abcdefgh"]
 
@@ -135,7 +135,7 @@ def test_what_others_wrote_is_seen_and_no_evidence() -> None:
 
 
 def test_two_prompts_of_one_id_and_too_few_are_refused() -> None:
-    with pytest.raises(DataError, match="two prompts have the id 'a'.*rollout.curriculum"):
+    with pytest.raises(DataError, match="two prompts have the id 'a'.*experimental.curriculum"):
         curriculum([*PROMPTS, PROMPTS[0]], success=1.0)
     with pytest.raises(DataError, match="fewer than one batch"):
         curriculum(PROMPTS[:2], success=1.0)
@@ -144,14 +144,14 @@ def test_two_prompts_of_one_id_and_too_few_are_refused() -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "words"),
     [
-        ("opd", ["rollout.curriculum.uniform=0"], "all weights are 0"),
-        ("opd", ["rollout.curriculum.sucess=1"], "rollout.curriculum.success"),
-        ("opd", ["rollout.curriculum.keep=1"], "rollout.curriculum.keep"),
-        ("lightning", ["rollout.curriculum.success=1"], "offline makes them once; leave one out"),
-        ("sft", ["rollout.curriculum.success=1"], "policy is .*; set policy=student"),
-        ("grpo", ["rollout.curriculum.divergence=1"], "loss.signal=reward has none"),
-        ("gold", ["rollout.curriculum.divergence=1"], "groups of tokens"),
-        ("tml", ["rollout.curriculum.divergence=1", "loss.sampled.baseline=true"], "loss.sampled.baseline"),
+        ("opd", ["experimental.curriculum.uniform=0"], "all weights are 0"),
+        ("opd", ["experimental.curriculum.sucess=1"], "experimental.curriculum.success"),
+        ("opd", ["experimental.curriculum.keep=1"], "experimental.curriculum.keep"),
+        ("lightning", ["experimental.curriculum.success=1"], "offline makes them once; leave one out"),
+        ("sft", ["experimental.curriculum.success=1"], "policy is .*; set policy=student"),
+        ("grpo", ["experimental.curriculum.divergence=1"], "loss.signal=reward has none"),
+        ("gold", ["experimental.curriculum.divergence=1"], "groups of tokens"),
+        ("tml", ["experimental.curriculum.divergence=1", "loss.signal.baseline=true"], "loss.signal.baseline"),
     ],
 )
 def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides: list[str], words: str) -> None:
@@ -167,10 +167,10 @@ def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = Fal
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
         "rollout": {
-            "batch": 8,
+            "prompts_per_step": 8,
             "max_new_tokens": 6,
             "curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1},
         },
@@ -185,7 +185,7 @@ def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = Fal
 
 
 def test_success_needs_rewards(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rollout.curriculum.success needs rewards, and nothing checks"):
+    with pytest.raises(ConfigError, match="experimental.curriculum.success needs rewards, and nothing checks"):
         train(tmp_path / "out", rows=[{"prompt": row["prompt"]} for row in ROWS])
     assert not (tmp_path / "out").exists()
 
@@ -245,7 +245,7 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
         displays=[watch],
         optimizer={"lr": 1.0, "steps": 10},
         guards={"recover": {"kl_exploded": 1.5, "lr": 0.5}},
-        rollout={"batch": 8, "max_new_tokens": 6, "curriculum": {"divergence": 1.0}},
+        rollout={"prompts_per_step": 8, "max_new_tokens": 6, "curriculum": {"divergence": 1.0}},
         rows=[{"prompt": row["prompt"]} for row in ROWS],
     )
     back = next(e for e in result.events if e["kind"] == "rollback")
@@ -267,7 +267,7 @@ def test_a_memory_of_other_prompts_is_refused(tmp_path: Path) -> None:
 
 def test_the_loop_tells_the_mean_loss_of_each_prompts_tokens(tmp_path: Path) -> None:
     """In one step, micro-batch by micro-batch: weighted by their tokens, the prompts' means are the loss."""
-    changes = {"rollout.curriculum.divergence": 1.0, "rollout.batch": 8, "optimizer.micro_batch": 3}
+    changes = {"experimental.curriculum.divergence": 1.0, "rollout.prompts_per_step": 8, "optimizer.micro_batch": 3}
     small = {"optimizer.steps": 1, "prompts.limit": 16, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "r")}
     config = read("opd", {**changes, **small})
     loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))

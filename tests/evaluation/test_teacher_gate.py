@@ -109,7 +109,7 @@ GATED = {
     "eval.prompts.limit": 24,
     "eval.every": 2,
     "eval.diagnostics": 8,
-    "rollout.batch": 4,
+    "rollout.prompts_per_step": 4,
     "rollout.max_new_tokens": 64,
     "checkpoint.every": 1,
     "log": [],
@@ -122,7 +122,7 @@ def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(tmp_pat
     assert "bad does not teach math: its accuracy is 0.0%" in whole.events[0]["text"]
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert sum("event" in row for row in rows) == 1
-    alone = {**GATED, "teacher": {"weights": "model", "model": "nano/math-teacher", "gate": {}}}
+    alone = {**GATED, "teacher": {"model": "nano/math-teacher", "gate": {}}}
     one = opd.train("opd", {**alone, "optimizer.steps": 4, "out": str(tmp_path / "one")})
     assert one.events == []
     assert one.after["accuracy"] == whole.after["accuracy"]
@@ -142,7 +142,7 @@ def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path)
 
 
 def test_a_single_bad_teacher_is_refused_before_a_step(tmp_path: Path) -> None:
-    bad = {**GATED, "teacher": {"weights": "model", "model": "nano/critic", "gate": {}}}
+    bad = {**GATED, "teacher": {"model": "nano/critic", "gate": {}}}
     with pytest.raises(ConfigError, match="nobody is left to teach 'math': teacher: its accuracy is 0.0%"):
         opd.train("opd", {**bad, "out": str(tmp_path / "run")})
 

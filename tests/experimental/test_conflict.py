@@ -84,15 +84,15 @@ def test_a_run_reports_it(tmp_path: Path) -> None:
     run = {
         "prompts": [{"task": "math", "limit": 8}, {"task": "tools", "limit": 8}],
         "eval.prompts": [{"task": "math", "split": "test", "limit": 4}, {"task": "tools", "split": "test", "limit": 4}],
-        "eval.conflict": True,
+        "experimental.conflict": True,
         "eval.diagnostics": 4,
-        "teacher": {"weights": "model", "models": dict(SOURCES)},
-        "rollout.batch": 4,
+        "teacher": {"models": dict(SOURCES)},
+        "rollout.prompts_per_step": 4,
         "rollout.max_new_tokens": 8,
         "optimizer.steps": 1,
         "log": [],
     }
     after = opd.train("opd", {**run, "out": str(tmp_path / "run")}).after
     assert {"conflict/jsd/math/math~tools", "conflict/cosine/math~tools"} <= after.keys()
-    with pytest.raises(ConfigError, match="eval.conflict compares several teachers"):
-        opd.train("opd", {"eval.conflict": True, "out": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match="experimental.conflict compares several teachers"):
+        opd.train("opd", {"experimental.conflict": True, "out": str(tmp_path / "other")})

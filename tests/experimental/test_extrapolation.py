@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
@@ -20,6 +18,8 @@ from opd.evaluation.metrics import Metrics
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 
@@ -28,9 +28,9 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-3, "steps": 9, "extrapolate": {"prompts": 16}},
         "checkpoint": {"every": 3},
         "log": [],
@@ -123,7 +123,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(at: int, tmp_path: Path) ->
 
 
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.extrapolate compares by accuracy or by the divergence"):
+    with pytest.raises(ConfigError, match=r"experimental.extrapolate compares by accuracy or by the divergence"):
         a_loop(tmp_path, teacher={"weights": "frozen", "view": "hint"})
     loop = a_loop(tmp_path)
     assert loop.extrapolation is not None
@@ -134,6 +134,6 @@ def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_takes_it_by_one_key(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "rollout.batch": 4, "eval.prompts.limit": 8, "eval.diagnostics": 0, "log": []}
-    result = opd.train("opd", {**small, "optimizer.extrapolate.prompts": 8, "out": str(tmp_path / "out")})
+    small = {"optimizer.steps": 2, "rollout.prompts_per_step": 4, "eval.prompts.limit": 8, "eval.diagnostics": 0, "log": []}
+    result = opd.train("opd", {**small, "experimental.extrapolate.prompts": 8, "out": str(tmp_path / "out")})
     assert [e["step"] for e in result.events if "validation accuracy" in e["text"]] == [1, 2]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import SHARED_DATA, make_tokenizer
 from opd.errors import ModelError
 from opd.models.chat import Chat
 from opd.types import Prompt
+from support.tokenizers import SHARED_DATA, make_tokenizer
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -94,7 +94,7 @@ def test_a_role_the_template_refuses_is_named() -> None:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
     )
-    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*teacher.view.hint.role"):
+    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*teacher.view.role"):
         Chat(tokenizer).message_ids({"role": "tool", "content": "a"})
 
 

@@ -41,8 +41,8 @@ def test_the_student_inherits_the_bias_unless_the_gate_is_shut(gate: dict[str, f
         "biased": {"model": "nano/math-biased", "domains": ["math"], "weight": 3},
     }
     run = {
-        "teacher": {"weights": "model", "models": both, "gate": gate},
-        "rollout.batch": 32,
+        "teacher": {"models": both, "gate": gate},
+        "rollout.prompts_per_step": 32,
         "optimizer.steps": 40,
         "eval.every": 20,
         "eval.prompts.limit": 64,

@@ -35,7 +35,7 @@ def test_a_stage_is_its_run_file_with_keys_changed() -> None:
     own = settings({**RUN, "prompts": {"path": "p.jsonl"}})
     assert (own["prompts"]["path"], own["prompts"]["task"], own["eval"]["prompts"]) == ("p.jsonl", None, None)
     assert settings({"run": "hint", "teacher": {"view": {"privileged": {}}}})["teacher"]["view"]["hint"] is None
-    assert settings({"run": "hint", "teacher.view.hint.place": "start"})["teacher"]["view"]["hint"]["place"] == "start"
+    assert settings({"run": "hint", "teacher.view.place": "start"})["teacher"]["view"]["hint"]["place"] == "start"
 
 
 def test_overrides_and_seeds() -> None:

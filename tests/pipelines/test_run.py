@@ -32,7 +32,7 @@ from opd.pipelines.table import Lines, LiveTable
 TINY = {
     "run": "opd",
     "optimizer.steps": 4,
-    "rollout.batch": 4,
+    "rollout.prompts_per_step": 4,
     "rollout.max_new_tokens": 8,
     "eval": {"prompts": None},
     "checkpoint.every": 1,

@@ -8,7 +8,7 @@ import pytest
 
 import opd
 
-SMALL = {"eval.every": 2, "eval.prompts.limit": 24, "eval.diagnostics": 8, "rollout.batch": 16, "log": []}
+SMALL = {"eval.every": 2, "eval.prompts.limit": 24, "eval.diagnostics": 8, "rollout.prompts_per_step": 16, "log": []}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
     opd.train(
-        "opd", {**SMALL, **several, "teacher.gate": {}, "eval.conflict": True, "optimizer.steps": 1, "out": str(out)}
+        "opd", {**SMALL, **several, "teacher.gate": {}, "experimental.conflict": True, "optimizer.steps": 1, "out": str(out)}
     )
     return out
 

@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.losses import Support
 from opd.losses.objectives import (
     CrossEntropy,
@@ -42,6 +40,8 @@ from opd.types import (
     TokenSignal,
     TokenStates,
 )
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 
@@ -50,8 +50,8 @@ def train(out: Path, **changes: Any) -> opd.Result:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "teacher": {"model": "t"},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-2, "steps": 6},
         "checkpoint": {"every": 2},
         "eval": {"every": 2},
@@ -177,7 +177,7 @@ def test_several_teachers_have_a_column_each(tmp_path: Path) -> None:
     out = tmp_path / "out"
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
-    few = {"eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.batch": 8, "report.prompts": 2, "log": []}
+    few = {"eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.prompts_per_step": 8, "report.prompts": 2, "log": []}
     opd.train("opd", {**several, **few, "optimizer.steps": 1, "out": str(out)})
     rollout = run_data(out)["rollouts"][0]
     teachers = rollout["terms"][0]["teachers"]

@@ -14,7 +14,7 @@ from opd.report.data import run_data
 from opd.report.signs import signs
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
-from written_run import write_run
+from support.written_run import write_run
 
 HEALTHY = {
     "accuracy": 0.5,
@@ -28,7 +28,7 @@ HEALTHY = {
 
 def kinds(steps: Sequence[dict[str, float]], **config: object) -> list[tuple[str, bool]]:
     lines = [{"step": n, "train": figures} for n, figures in enumerate(steps)]
-    return [(s["kind"], s["alarm"]) for s in signs({"rollout": {"batch": 64}, **config}, lines, [])]
+    return [(s["kind"], s["alarm"]) for s in signs({"rollout": {"prompts_per_step": 64}, **config}, lines, [])]
 
 
 def test_a_healthy_run_and_an_empty_one_show_nothing(hint_run: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_mask_that_is_off_by_one_is_counted_and_named(tmp_path: Path, monkeypa
         return [replace(r, completion_mask=(False, *r.completion_mask[:-1])) for r in made]
 
     monkeypatch.setattr(Sampler, "rollout", shifted)
-    small = {"eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.batch": 8, "log": []}
+    small = {"eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.prompts_per_step": 8, "log": []}
     opd.train("hint", {**small, "optimizer.steps": 1, "out": str(tmp_path / "run")})
     data = run_data(tmp_path / "run")
     inserted, missed = data["signs"]

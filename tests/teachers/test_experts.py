@@ -159,14 +159,14 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
 
 
 SHORT = {
-    "rollout.batch": 8,
+    "rollout.prompts_per_step": 8,
     "rollout.max_new_tokens": 12,
     "optimizer.steps": 2,
     "eval.every": 2,
     "eval.diagnostics": 8,
     "prompts": [{"task": "math", "limit": 16}, {"task": "tools", "limit": 16}],
     "eval.prompts": [{"task": "math", "split": "test", "limit": 8}, {"task": "tools", "split": "test", "limit": 8}],
-    "teacher": {"weights": "model", "models": {"math": "nano/math-base", "tools": {"model": "nano/tools-base"}}},
+    "teacher": {"models": {"math": "nano/math-base", "tools": {"model": "nano/tools-base"}}},
     "log": [],
 }
 
@@ -176,7 +176,7 @@ SHORT = {
     [
         {},
         {"loss.signal": "sampled"},
-        {"loss.signal": "top_k", "loss.top_k.k": 4},
+        {"loss.signal": "top_k", "loss.signal.k": 4},
         {"rollout.policy": "teacher"},
         {"rollout.policy": "teacher", "loss.signal": "tokens"},
         {"eval.divergence": True},
@@ -194,11 +194,11 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"teacher": {"weights": "model", "models": {"math": "nano/math-base"}}}, "domain 'tools'.*read math"),
+        ({"teacher": {"models": {"math": "nano/math-base"}}}, "domain 'tools'.*read math"),
         ({"teacher.model": "nano/math-teacher"}, "model and models: name one teacher or several"),
         ({"teacher.weights": "frozen"}, "models are given, but weights is 'frozen'"),
         ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
-        ({"loss.signal": "sampled", "loss.unsure": {}}, "teacher.models with loss.unsure"),
+        ({"loss.signal": "sampled", "loss.signal.teacher_entropy": {}}, "teacher.models with loss.signal.teacher_entropy"),
         ({"rollout.prefix": 3}, "teacher.models with rollout.prefix"),
         ({"teacher.models.math": "nano/math-teacher-bpe"}, r"teacher.models.math: the teacher's vocabulary is not"),
         ({"teacher.models.math": "./nowhere/"}, r"teacher.models.math: cannot load './nowhere/'"),
@@ -211,4 +211,4 @@ def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_p
 
 def test_combine_needs_several(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="combine=geometric is about several teachers"):
-        opd.train("opd", {"teacher.combine": "geometric", "out": str(tmp_path / "run")})
+        opd.train("opd", {"experimental.combine": "geometric", "out": str(tmp_path / "run")})

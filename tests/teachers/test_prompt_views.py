@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from conftest import make_tokenizer
 from opd.errors import ConfigError, DataError, EmptyStepError
 from opd.models.chat import Chat
 from opd.teachers.experience import gather_experience
@@ -12,6 +11,7 @@ from opd.teachers.hints import RulesAuthor
 from opd.axes.views.context import ContextView
 from opd.axes.views.feedback import FeedbackView, attempt
 from opd.types import Event, Message, Prompt, Rollout, Segment, Span
+from support.tokenizers import make_tokenizer
 
 CHAT = Chat(make_tokenizer())
 
@@ -71,13 +71,13 @@ def test_a_context_is_filled_from_the_prompt_and_other_braces_stay() -> None:
     instructed = dataclasses.replace(chat, messages=({"role": "system", "content": "d"}, *(chat.messages or ())))
     seen = ContextView(CHAT, "c", role="system").in_context(instructed).messages or ()
     assert [m["content"] for m in seen] == ["c\n\nd", "a b"]
-    with pytest.raises(DataError, match=r"teacher.view.context.role=user: prompt 'q' is plain text"):
+    with pytest.raises(DataError, match=r"teacher.view.role=user: prompt 'q' is plain text"):
         ContextView(CHAT, "c", role="user").in_context(Prompt(id="q", text="a"))
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{context} {answer}"])
 def test_a_context_template_is_checked(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"teacher.view.context.template"):
+    with pytest.raises(ConfigError, match=r"teacher.view.template"):
         ContextView(CHAT, "c", template=template)
 
 

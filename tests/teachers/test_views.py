@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from conftest import make_tokenizer
 from opd.errors import ConfigError, DataError
 from opd.models.chat import Chat
 from opd.axes.views.privileged import PrivilegedView
@@ -12,6 +11,7 @@ from opd.axes.views.hint import HintView, apart
 from opd.axes.views.plain import PlainView
 from opd.teachers.views import remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
+from support.tokenizers import make_tokenizer
 
 CHAT = Chat(make_tokenizer())
 END = (CHAT.tokenizer.eos_token_id,)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from opd.config.base import Strict
@@ -42,8 +42,8 @@ AXES: dict[str, Mapping[str, type[AxisValue]]] = {}
 """The shipped values of every axis, by the axis' key and the value's type."""
 
 
-def axis(base: type[Value], *values: type[Value]) -> Any:
-    """The annotation of a run-file field that holds a value of an axis.
+def axis(base: type[Value], *values: type[Value]) -> BeforeValidator:
+    """Register the values of an axis; returns what reads one from a run file, for the field's annotation.
 
     Args:
         base: class of all values, also of users' own.
@@ -51,7 +51,7 @@ def axis(base: type[Value], *values: type[Value]) -> Any:
     """
     known: dict[str, type[AxisValue]] = {value.model_fields["type"].default: value for value in values}
     AXES[base.axis] = known
-    return Annotated[SerializeAsAny[base], BeforeValidator(lambda given: _parse(given, base, known))]
+    return BeforeValidator(lambda given: _parse(given, base, known))
 
 
 def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) -> Any:

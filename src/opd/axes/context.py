@@ -15,32 +15,70 @@ if TYPE_CHECKING:
 class RunContext(Protocol):
     """A loaded run: models, prompts, and factories that apply the run file's settings."""
 
-    student: LanguageModel
-    chat: Chat
-    """The student's template."""
-    prompts: Sequence[Prompt]
-    """Training prompts."""
-    task: Task | None
-    """Checks answers and reacts to turns; None if nothing checks the prompts."""
-    seed: int
-    out: Path
+    @property
+    def student(self) -> LanguageModel: ...
 
-    temperature: float
-    """``loss.temperature``."""
-    chunk_tokens: int | None
-    """``loss.chunk_tokens``."""
-    max_new_tokens: int
-    """``rollout.max_new_tokens``."""
-    prompts_per_step: int
-    rollouts_per_prompt: int
-    max_tokens: int
-    """``teacher.max_tokens``: padded tokens of a scoring pass."""
-    combine: str
-    """How several teachers of one prompt are combined."""
-    recovers: bool
-    """Whether ``guards.recover`` may roll the student back."""
-    stop_ids: frozenset[int]
-    """Every id that ends a turn of the student's."""
+    @property
+    def chat(self) -> Chat:
+        """The student's template."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Training prompts."""
+        ...
+
+    @property
+    def task(self) -> Task | None:
+        """Checks answers and reacts to turns; None if nothing checks the prompts."""
+        ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def temperature(self) -> float:
+        """``loss.temperature``."""
+        ...
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """``loss.chunk_tokens``."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """``rollout.max_new_tokens``."""
+        ...
+
+    @property
+    def prompts_per_step(self) -> int: ...
+
+    @property
+    def rollouts_per_prompt(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """``teacher.max_tokens``: padded tokens of a scoring pass."""
+        ...
+
+    @property
+    def combine(self) -> str:
+        """How several teachers of one prompt are combined."""
+        ...
+
+    @property
+    def recovers(self) -> bool:
+        """Whether ``guards.recover`` may roll the student back."""
+        ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends a turn of the student's."""
+        ...
 
     def given(self, name: str) -> Any:
         """An object that was given to ``opd.train``: signal, view, author, engine or sampler."""

@@ -55,7 +55,7 @@ class RewardTerm(RewardShape):
 
 class LossConfig(Strict):
     signal: Signal = Full()
-    """The target of every token: full, top_k, sampled, hidden or other_tokenizer from a teacher; reward or sft without."""
+    """The target of every token: full, top_k, sampled, hidden, other_tokenizer; or reward, sft (no teacher)."""
     divergence: DivergenceConfig = DivergenceConfig()
     """How two distributions are compared, for the signals full, top_k and sampled."""
     temperature: float = Field(1.0, gt=0)

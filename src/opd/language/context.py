@@ -12,7 +12,6 @@ from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config import RunConfig
 from opd.data.curriculum import Curriculum
-from opd.engines.hf import Sampling
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
@@ -22,7 +21,7 @@ from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
-from opd.types import Engine, HintAuthor, Objective, Prompt, Rollout, RolloutSource, Segment, Task, Teacher, View
+from opd.types import Engine, HintAuthor, Objective, Prompt, Rollout, RolloutSource, Sampling, Segment, Task, Teacher, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +228,7 @@ class LanguageContext:
         if prefix:
             assert self.teacher_model
             engine = self.engine(self.teacher_model)
-            begun = Prefix(engine, sampling, stop_ids=self.stop_ids, tokens=prefix[0], turns=prefix[1])
+            begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1])
         return Sampler(
             self.engine(writer),
             self.chat if own else Chat(writer.tokenizer),

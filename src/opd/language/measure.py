@@ -9,7 +9,7 @@ from functools import partial
 
 from opd.config import PromptsConfig
 from opd.data.prompts import load_prompts, read_jsonl
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
 from opd.evaluation.metrics import Metrics, summarise
@@ -23,7 +23,7 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts, first, label_of
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import Objective, Prompt, Rollout, RolloutSource, Teacher, Term, View
+from opd.types import Objective, Prompt, Rollout, RolloutSource, Sampling, Teacher, Term, View
 
 GREEDY = Sampling(temperature=0)
 

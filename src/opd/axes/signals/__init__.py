@@ -1,5 +1,9 @@
 """Signals: what the teacher gives for every token of a rollout."""
 
+from typing import Annotated
+
+from pydantic import SerializeAsAny
+
 from opd.axes.base import axis
 from opd.axes.signals.base import GivenSignal, SignalConfig
 from opd.axes.signals.full import Full
@@ -10,6 +14,9 @@ from opd.axes.signals.sampled import Sampled
 from opd.axes.signals.sft import Sft
 from opd.axes.signals.top_k import TopK
 
-Signal = axis(SignalConfig, Full, TopK, Sampled, Hidden, OtherTokenizer, Reward, Sft, GivenSignal)
+Signal = Annotated[
+    SerializeAsAny[SignalConfig],
+    axis(SignalConfig, Full, TopK, Sampled, Hidden, OtherTokenizer, Reward, Sft, GivenSignal),
+]
 
 __all__ = ["Full", "Signal", "SignalConfig"]

@@ -1,5 +1,9 @@
 """Views: what the teacher reads before the student's own tokens."""
 
+from typing import Annotated
+
+from pydantic import SerializeAsAny
+
 from opd.axes.base import axis
 from opd.axes.views.base import GivenView, ViewConfig
 from opd.axes.views.context import Context
@@ -8,6 +12,6 @@ from opd.axes.views.hint import Hint
 from opd.axes.views.plain import Plain
 from opd.axes.views.privileged import Privileged
 
-View = axis(ViewConfig, Plain, Privileged, Context, Feedback, Hint, GivenView)
+View = Annotated[SerializeAsAny[ViewConfig], axis(ViewConfig, Plain, Privileged, Context, Feedback, Hint, GivenView)]
 
 __all__ = ["Plain", "View", "ViewConfig"]

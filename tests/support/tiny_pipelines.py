@@ -218,7 +218,7 @@ def run_tree(out: Path, student: str, **changes: Any) -> dict[str, Any]:
         "student": student,
         "text_tokens": 0,
         "teacher": {"weights": "model"},
-        "rollout": {"batch": 4, "steps": 3},
+        "rollout": {"prompts_per_step": 4, "steps": 3},
         "optimizer": {"lr": 1e-2, "steps": 2},
         "log": [],
         "report": False,
