@@ -61,7 +61,7 @@ class Sampled(SignalConfig):
             )
         if self.scale != 1 and self.baseline:
             raise ValueError(
-                "baseline is the mean log-ratio to the teacher itself, not to scale times it. Fix: leave one out"
+                "scale and baseline: the baseline is the log-ratio to the teacher itself. Fix: leave one out"
             )
         return self
 
