@@ -13,7 +13,7 @@ import torch
 from opd.config import BaseRun, DiffusionConfig, ExpertConfig, PromptsConfig, RunConfig
 from opd.data.curriculum import Adaptive, Curriculum, Interest, Uniform
 from opd.data.prompts import given_prompts, load_prompts
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
 from opd.models.chat import Chat
@@ -25,7 +25,7 @@ from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.views import HintView, PlainView
-from opd.types import HintAuthor, Prompt, Task, View
+from opd.types import Engine, HintAuthor, Prompt, Sampling, Task, View
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread costs more in waiting than it saves."""
@@ -128,6 +128,11 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     return parts
 
 
+def engine_of(parts: Parts, model: LanguageModel) -> Engine:
+    """What generates tokens with a model."""
+    return HFEngine(model, max_rows=parts.config.rollout.max_rows)
+
+
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
     """A sampler in the run's environment, from the student or another model with its tokenizer.
 
@@ -138,9 +143,11 @@ def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: Langu
     speaker = language_model if parts.config.loss.signal == "cross" else parts.student
     budget = parts.config.eval.max_new_tokens if held_out else None
     return Sampler(
-        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(speaker), max_rows=rollout.max_rows),
+        engine_of(parts, language_model),
         parts.chat if speaker is parts.student else Chat(speaker.tokenizer),
         parts.held_out_task if held_out else parts.task,
+        sampling=sampling,
+        stop_ids=stop_ids(speaker),
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
         grow_every=None if held_out else rollout.turns_grow_every,
@@ -351,10 +358,10 @@ def _author(config: RunConfig, device: str) -> HintAuthor | None:
         return HttpAuthor(author.http or "", author.model or "", **settings, **said)
     where = "hint" if config.teacher.view.hint else "context.experience"
     critic = load(author.model or "", key=f"teacher.view.{where}.author.model", device=device)
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
     return ModelAuthor(
-        engine,
+        HFEngine(critic),
         Chat(critic.tokenizer),
+        stop_ids=stop_ids(critic),
         max_new_tokens=author.max_new_tokens,
         max_length=critic.max_length,
         **said,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from opd.config import RunConfig
-from opd.engines.hf import Sampling
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics, summarise
 from opd.models.forward import align, student_readings
@@ -17,6 +16,7 @@ from opd.output.format import figure
 from opd.parts import Parts, sampler_of, teachers_of
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
+from opd.types import Sampling
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""
