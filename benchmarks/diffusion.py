@@ -194,10 +194,11 @@ def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
 
 def at_length(run: Run, model: Path) -> dict[str, float]:
     """What a run's weights draw with a longer sampler."""
+    from opd.parts import Objects
+
     from opd.config import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
-    from opd.parts import Objects
 
     plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
     config = read(run.recipe, {**run.overrides, **plain})
@@ -210,11 +211,11 @@ def at_length(run: Run, model: Path) -> dict[str, float]:
 def average(run: Run, folder: Path) -> Path:
     """A pipeline whose denoiser is the mean of the teachers', their adapters merged in."""
     import torch
+    from opd.parts import Objects
 
     from opd.config import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
-    from opd.parts import Objects
 
     config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import sums  # tasks are named as sums:…
+from opd.build import assemble
+from opd.parts import Objects, gather
 
 import opd
-from opd.build import assemble
 from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 
 STEPS, EVERY = 2, 1
 SMALL = {

@@ -18,10 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from opd.parts import Objects, gather, sampler_of
+
 import opd
 from opd.config.read import read
 from opd.engines.hf import Sampling
-from opd.parts import Objects, gather, sampler_of
 from opd.teachers.hints import ModelAuthor
 
 CRITIC = {"teacher.view.author": {"model": "nano/critic"}}

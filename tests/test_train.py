@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from opd.build import assemble
+from opd.parts import Objects, gather
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
-from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from support.interrupt import Interrupt
 from support.models import make_model
 

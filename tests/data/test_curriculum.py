@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from opd.build import assemble
+from opd.parts import Objects, gather
 from safetensors.torch import load_file
 
 import opd
-from opd.build import assemble
 from opd.config.read import read
 from opd.data.curriculum import Adaptive, Interest, Uniform
 from opd.errors import ConfigError, DataError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from opd.types import Prompt, Rollout, Signal, Span
 from support.models import make_model
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from opd.parts import Objects
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.types import Prompt
 from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 

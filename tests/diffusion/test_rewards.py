@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from opd.parts import Objects
 from torch import Tensor
 
 import opd
@@ -22,7 +23,6 @@ from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
 from opd.loop import Loop, Scored
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.types import Rollout
 from support.tiny_pipelines import run_tree
 

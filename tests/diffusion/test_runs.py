@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from opd.parts import Objects
 from torch import Tensor
 
 import opd
@@ -19,7 +20,6 @@ from opd.diffusion.prepare import prepare
 from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from support.interrupt import Interrupt
 from support.tiny_pipelines import prompt_rows, run_tree, write_rows
 

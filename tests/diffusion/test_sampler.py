@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.diffusion.kernels import kernel_of, log_density
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.reading import read_own, states_at
@@ -17,7 +18,6 @@ from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
 from opd.models.forward import align
-from opd.axes.views.plain import PlainView
 from opd.types import Prompt
 
 PROMPTS = [

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from opd.parts import Objects
 from PIL import Image
 from torch import Tensor
 
 import opd
+from opd.axes.views.plain import PlainView
 from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
@@ -27,8 +29,6 @@ from opd.errors import EmptyStepError, ModelError
 from opd.loop import Loop, Scored
 from opd.models.forward import sort_key
 from opd.output.run_log import RunLog
-from opd.parts import Objects
-from opd.axes.views.plain import PlainView
 from opd.types import Prompt
 from support.tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 

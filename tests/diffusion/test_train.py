@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from opd.parts import Objects
 
 import opd
 from opd.config.read import read
@@ -18,7 +19,6 @@ from opd.diffusion.models import load, of_pipeline
 from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.types import Prompt
 from support.tiny_pipelines import KINDS, prompt_rows, run_tree
 

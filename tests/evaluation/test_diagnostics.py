@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import opd
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.evaluation.diagnostics import diagnose, token_class
 from opd.evaluation.metrics import gap_recovery, repeats
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.axes.views.plain import PlainView
 from opd.types import Rollout
 
 
@@ -32,8 +32,8 @@ def teacher() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def rollouts(student: LanguageModel) -> list[Rollout]:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    sampler = Sampler(engine, Chat(student.tokenizer), get_task("math"), max_new_tokens=64)
+    engine = HFEngine(student)
+    sampler = Sampler(engine, Chat(student.tokenizer), get_task("math"), stop_ids=stop_ids(student), max_new_tokens=64)
     return sampler.rollout(get_task("math").prompts("test")[:8], 0)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import opd
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
@@ -17,7 +18,6 @@ from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
 from opd.teachers.local import LocalTeacher
-from opd.axes.views.plain import PlainView
 from opd.types import Rollout
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
@@ -25,10 +25,12 @@ SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 
 def rollouts() -> list[Rollout]:
     model = load("nano/critic", key="student")
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     made = []
     for task in SOURCES:
-        sampler = Sampler(engine, Chat(model.tokenizer), get_task(task), max_new_tokens=8, max_turns=1)
+        sampler = Sampler(
+            engine, Chat(model.tokenizer), get_task(task), stop_ids=stop_ids(model), max_new_tokens=8, max_turns=1
+        )
         made += sampler.rollout(get_task(task).prompts("test")[:3], seed=1)
     return made
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from opd.build import assemble
+from opd.parts import Objects, gather
 from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
-from opd.build import assemble
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
 from opd.evaluation.metrics import Metrics
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from support.interrupt import Interrupt
 from support.models import make_model
 

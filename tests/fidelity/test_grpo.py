@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.losses import overlong_penalty
 from opd.losses.objectives import PolicyGradient
 from opd.losses.token_weights import Positions
 from opd.teachers.sampled import Outcome
-from opd.axes.views.plain import PlainView
 from opd.types import Prompt, Rollout, Span, TokenStates
 
 LONGEST, VOCAB, WIDTH = 12, 11, 5

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.losses.cross import Matched
 from opd.losses.objectives import CrossTokenizer, per_token_losses
 from opd.models.chat import Chat
@@ -20,15 +21,16 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
-from opd.axes.views.plain import PlainView
 from opd.types import CrossSignal, Prompt, Rollout, Task
 from support.models import make_model
 from support.tokenizers import SHARED_DATA, make_byte_tokenizer
 
 
 def roll_out(student: LanguageModel, prompts: Sequence[Prompt], task: Task | None, turns: int = 1) -> list[Rollout]:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    return Sampler(engine, Chat(student.tokenizer), task, max_new_tokens=64, max_turns=turns).rollout(prompts, 0)
+    engine = HFEngine(student)
+    return Sampler(
+        engine, Chat(student.tokenizer), task, stop_ids=stop_ids(student), max_new_tokens=64, max_turns=turns
+    ).rollout(prompts, 0)
 
 
 def score(student: LanguageModel, teacher: LanguageModel, rollouts: Sequence[Rollout]) -> CrossSignal:

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, EmptyStepError, ModelError
 from opd.models.chat import Chat
 from opd.models.language import stop_ids
@@ -82,8 +82,8 @@ def test_the_strict_format(answer: str, hints: list[tuple[int, str]], counted: d
 
 def test_a_real_local_model_is_asked_and_its_rubbish_dropped() -> None:
     critic = make_model(3)
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
-    author = ModelAuthor(engine, Chat(critic.tokenizer), max_new_tokens=8)
+    engine = HFEngine(critic)
+    author = ModelAuthor(engine, Chat(critic.tokenizer), stop_ids=stop_ids(critic), max_new_tokens=8)
     assert author.hints([ROLLOUT, ROLLOUT]) == [[], []]
     assert author.counts["unparsable"] == 2
 
@@ -94,13 +94,15 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     chat = Chat(tokenizer)
 
     class Scripted:
-        def generate(self, contexts: list[list[int]], max_new_tokens: list[int], seed: int) -> list[Generation]:
+        def generate(self, contexts: list[list[int]], *_: object, **__: object) -> list[Generation]:
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
-    author = ModelAuthor(Scripted(), chat, max_new_tokens=8)
+        def sync(self, step: int) -> None: ...
+
+    author = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8)
     assert author.hints([ROLLOUT]) == [[Hint(ROLLOUT.turns[1], "a b")]]
-    tight = ModelAuthor(Scripted(), chat, max_new_tokens=8, max_length=12)
+    tight = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8, max_length=12)
     assert tight.hints([ROLLOUT]) == [[]]
     assert tight.counts == {"too_long": 1}
 

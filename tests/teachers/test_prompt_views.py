@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
+from opd.axes.views.context import ContextView
+from opd.axes.views.feedback import FeedbackView, attempt
 from opd.errors import ConfigError, DataError, EmptyStepError
 from opd.models.chat import Chat
 from opd.teachers.experience import gather_experience
 from opd.teachers.hints import RulesAuthor
-from opd.axes.views.context import ContextView
-from opd.axes.views.feedback import FeedbackView, attempt
 from opd.types import Event, Message, Prompt, Rollout, Segment, Span
 from support.tokenizers import make_tokenizer
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from opd.errors import ConfigError, DataError
-from opd.models.chat import Chat
-from opd.axes.views.privileged import PrivilegedView
 from opd.axes.views.hint import HintView, apart
 from opd.axes.views.plain import PlainView
+from opd.axes.views.privileged import PrivilegedView
+from opd.errors import ConfigError, DataError
+from opd.models.chat import Chat
 from opd.teachers.views import remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
 from support.tokenizers import make_tokenizer

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from opd.build import assemble
+from opd.parts import Objects, gather
 from safetensors.torch import load_file
 
 import opd
-from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span

@@ -21,7 +21,19 @@ from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
-from opd.types import Engine, HintAuthor, Objective, Prompt, Rollout, RolloutSource, Sampling, Segment, Task, Teacher, View
+from opd.types import (
+    Engine,
+    HintAuthor,
+    Objective,
+    Prompt,
+    Rollout,
+    RolloutSource,
+    Sampling,
+    Segment,
+    Task,
+    Teacher,
+    View,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,13 @@ import opd
 from opd.axes.views.hint import HintView
 from opd.config import RunConfig
 from opd.config.read import read
-from opd.engines.hf import Sampling
 from opd.evaluation.metrics import summarise
 from opd.models.forward import read as read_hidden
 from opd.models.forward import readings_of
 from opd.models.language import LanguageModel
 from opd.output.terminal import LiveDisplay, show_result
 from opd.parts import Objects, Parts, gather, sampler_of, view_of
-from opd.types import Event, Hint, Rollout, Segment
+from opd.types import Event, Hint, Rollout, Sampling, Segment
 
 AUTHORS = {"rules": "rules", "model": {"model": "nano/critic"}}
 
