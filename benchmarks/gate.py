@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import sums  # tasks are named as sums:…
-from opd.build import assemble
-from opd.parts import Objects, gather
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
+from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
 
 STEPS, EVERY = 2, 1
@@ -129,7 +129,9 @@ def caught_up(student: str, seed: int, folder: Path) -> bool:
     """Whether a teacher that has taught so far is refused by a student that has become as good."""
     case = Case("opd", {"student": student}, "Sums")
     out = Path(tempfile.mkdtemp(dir=folder))
-    loop = assemble(gather(read("opd", config(case, seed, out / "run")), Objects()), RunLog(out / "log", [], []))
+    loop = LanguageRun.load(read("opd", config(case, seed, out / "run")), Objects()).assemble(
+        RunLog(out / "log", [], [])
+    )
     assert loop.gate is not None
     assert loop.evaluate is not None
     return bool(loop.gate(loop.evaluate(), [])[0])
@@ -157,7 +159,13 @@ def main() -> None:
             judgements += made
         print()
         learned = str(folder / "learned")
-        long = {**SMALL, "teacher.gate": None, "rollout.prompts_per_step": 32, "optimizer.steps": 60, "eval.prompts": None}
+        long = {
+            **SMALL,
+            "teacher.gate": None,
+            "rollout.prompts_per_step": 32,
+            "optimizer.steps": 60,
+            "eval.prompts": None,
+        }
         opd.train("opd", {**long, "prompts": {"task": "sums:Sums"}, "out": learned})
         for who, student in (("trained for 60 steps", learned), ("that is the teacher", "nano/math-teacher")):
             late = sum(caught_up(student, seed, folder) for seed in range(args.seeds))

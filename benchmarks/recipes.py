@@ -18,14 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from opd.parts import Objects, gather, sampler_of
-
 import opd
+from opd.axes.base import Objects
+from opd.axes.views.hint import HintView
 from opd.config.read import read
-from opd.engines.hf import Sampling
+from opd.language.load import load_run
 from opd.teachers.hints import ModelAuthor
 
-CRITIC = {"teacher.view.author": {"model": "nano/critic"}}
+CRITIC = {"teacher.view.author": {"type": "model", "model": "nano/critic"}}
 UPDATES = {"hint": 100, "opd": 200, "opsd": 100}
 """More than the recipes ship with: what they end at, and whether they stay there."""
 UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
@@ -72,16 +72,18 @@ def hint(seeds: int, folder: Path) -> None:
 
 def critic_precision() -> None:
     """How often the critic is right about real rollouts of the base model, against the environment's events."""
-    parts = gather(read("hint", CRITIC), Objects())
-    assert isinstance(parts.author, ModelAuthor)
-    rollouts = sampler_of(parts, Sampling(), held_out=True).rollout(parts.held_out, seed=1)
+    run = load_run(read("hint", CRITIC), Objects())
+    view = run.view()
+    assert isinstance(view, HintView)
+    assert isinstance(view.author, ModelAuthor)
+    rollouts = run.sampler(held_out=True).rollout(run.held_out, seed=1)
     events = [(i, e) for i, r in enumerate(rollouts) for e in r.events if "tools" in e.detail]
     faulty = {(i, e.span): e.detail["tools"] for i, e in events}
-    hints = [(i, h) for i, said in enumerate(parts.author.hints(rollouts)) for h in said]
+    hints = [(i, h) for i, said in enumerate(view.author.hints(rollouts)) for h in said]
     right = [(i, h) for i, h in hints if (i, h.span) in faulty]
     exact = [(i, h) for i, h in right if _words(faulty[i, h.span]) <= _words(h.text)]
     found = len({(i, h.span) for i, h in right}) / len(faulty)
-    print(f"\nThe critic on {len(rollouts)} sampled rollouts of the base model, answers: {dict(parts.author.counts)}")
+    print(f"\nThe critic on {len(rollouts)} sampled rollouts of the base model, answers: {dict(view.author.counts)}")
     print(f"- precision: {len(right) / len(hints):.1%} of {len(hints)} hints are about a faulty turn")
     print(f"- {len(exact) / len(hints):.1%} are, and list that prompt's tools right")
     print(f"- recall: {found:.1%} of {len(faulty)} faulty turns have a hint")

@@ -120,7 +120,10 @@ def test_the_share_is_shown_in_percent() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"loss.signal.drop_zero_variance_groups": True}, "sampled.skip_equal is about the outcome reward, and there is none"),
+        (
+            {"loss.signal.drop_zero_variance_groups": True},
+            "sampled.skip_equal is about the outcome reward, and there is none",
+        ),
         ({"loss.signal.overlong_penalty": 8}, "sampled.overlong is about the outcome reward"),
         (
             {"loss.signal.overlong_penalty": 65, "loss.reward": 1.0, "rollout.rollouts_per_prompt": 2},
@@ -134,7 +137,13 @@ def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp
 
 
 def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": [], "rollout.prompts_per_step": 8, "rollout.rollouts_per_prompt": 4}
+    small = {
+        "optimizer.steps": 1,
+        "eval.prompts.limit": 8,
+        "log": [],
+        "rollout.prompts_per_step": 8,
+        "rollout.rollouts_per_prompt": 4,
+    }
     shapes = {
         "token": {},
         "constant": {"loss.aggregate": "constant"},

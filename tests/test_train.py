@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from opd.build import assemble
-from opd.parts import Objects, gather
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
+from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
 from support.interrupt import Interrupt
@@ -258,10 +258,16 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
 
 
 def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
-    overrides = {"loss.sft": 0.5, "loss.anchor": 0.1, "loss.reward": 0.1, "rollout.prompts_per_step": 4, "rollout.rollouts_per_prompt": 3}
+    overrides = {
+        "loss.sft": 0.5,
+        "loss.anchor": 0.1,
+        "loss.reward": 0.1,
+        "rollout.prompts_per_step": 4,
+        "rollout.rollouts_per_prompt": 3,
+    }
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": []}
     config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
-    loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
     assert [r.source for r in rollouts] == ["student"] * 12 + ["references"] * 4
     about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}

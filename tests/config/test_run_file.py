@@ -87,7 +87,10 @@ def test_shorthands() -> None:
         (["teacher.view.author=bob"], ["rules, model, http"]),
         (["teacher.view.author={type: http, url: http://x/v1}"], ["teacher.view.author.model", "missing"]),
         (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),
-        (["loss.signal=sft", "teacher.view=plain"], ["loss.signal=sft", "rollout.source=student", "references or teacher"]),
+        (
+            ["loss.signal=sft", "teacher.view=plain"],
+            ["loss.signal=sft", "rollout.source=student", "references or teacher"],
+        ),
         (["rollout.source=teacher"], ["rollout.source=teacher", "teacher.model"]),
         (["steps"], ["key=value"]),
     ],

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from opd.build import assemble
-from opd.parts import Objects, gather
 from safetensors.torch import load_file
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.data.curriculum import Adaptive, Interest, Uniform
 from opd.errors import ConfigError, DataError
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Prompt, Rollout, Signal, Span
@@ -270,7 +270,7 @@ def test_the_loop_tells_the_mean_loss_of_each_prompts_tokens(tmp_path: Path) -> 
     changes = {"experimental.curriculum.divergence": 1.0, "rollout.prompts_per_step": 8, "optimizer.micro_batch": 3}
     small = {"optimizer.steps": 1, "prompts.limit": 16, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "r")}
     config = read("opd", {**changes, **small})
-    loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert isinstance(loop.curriculum, Adaptive)
     tokens = Counter({r.prompt.id: r.num_tokens for r in loop.sampler.rollout(loop.curriculum.step(0), 0, 0)})
     metrics = loop._step(0)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from opd.build import assemble
-from opd.parts import Objects, gather
 from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
 from opd.evaluation.metrics import Metrics
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from support.interrupt import Interrupt
@@ -41,7 +41,9 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def a_loop(tmp_path: Path, **changes: Any) -> Loop:
     objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
-    return assemble(gather(read(run_file(tmp_path / "out", **changes)), objects), RunLog(tmp_path / "m", [], []))
+    return LanguageRun.load(read(run_file(tmp_path / "out", **changes)), objects).assemble(
+        RunLog(tmp_path / "m", [], [])
+    )
 
 
 def matrices(loop: Loop) -> dict[str, Tensor]:
@@ -134,6 +136,12 @@ def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_takes_it_by_one_key(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "rollout.prompts_per_step": 4, "eval.prompts.limit": 8, "eval.diagnostics": 0, "log": []}
+    small = {
+        "optimizer.steps": 2,
+        "rollout.prompts_per_step": 4,
+        "eval.prompts.limit": 8,
+        "eval.diagnostics": 0,
+        "log": [],
+    }
     result = opd.train("opd", {**small, "experimental.extrapolate.prompts": 8, "out": str(tmp_path / "out")})
     assert [e["step"] for e in result.events if "validation accuracy" in e["text"]] == [1, 2]

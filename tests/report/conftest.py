@@ -34,7 +34,8 @@ def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
     opd.train(
-        "opd", {**SMALL, **several, "teacher.gate": {}, "experimental.conflict": True, "optimizer.steps": 1, "out": str(out)}
+        "opd",
+        {**SMALL, **several, "teacher.gate": {}, "experimental.conflict": True, "optimizer.steps": 1, "out": str(out)},
     )
     return out
 

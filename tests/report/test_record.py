@@ -177,7 +177,13 @@ def test_several_teachers_have_a_column_each(tmp_path: Path) -> None:
     out = tmp_path / "out"
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
-    few = {"eval.prompts.limit": 8, "eval.diagnostics": 0, "rollout.prompts_per_step": 8, "report.prompts": 2, "log": []}
+    few = {
+        "eval.prompts.limit": 8,
+        "eval.diagnostics": 0,
+        "rollout.prompts_per_step": 8,
+        "report.prompts": 2,
+        "log": [],
+    }
     opd.train("opd", {**several, **few, "optimizer.steps": 1, "out": str(out)})
     rollout = run_data(out)["rollouts"][0]
     teachers = rollout["terms"][0]["teachers"]

@@ -38,7 +38,13 @@ def test_a_terminal_shows_it_and_a_log_does_not(tmp_path: Path) -> None:
     for terminal in (True, False):
         told = io.StringIO()
         console = Console(file=told, force_terminal=terminal, width=200)
-        small = {"eval.prompts.limit": 16, "eval.diagnostics": 0, "rollout.prompts_per_step": 8, "optimizer.steps": 1, "log": []}
+        small = {
+            "eval.prompts.limit": 16,
+            "eval.diagnostics": 0,
+            "rollout.prompts_per_step": 8,
+            "optimizer.steps": 1,
+            "log": [],
+        }
         out = str(tmp_path / str(terminal))
         opd.train("hint", {**small, "out": out}, displays=[LiveDisplay(console)])
         assert ("tools/test/" in told.getvalue()) == terminal

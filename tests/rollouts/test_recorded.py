@@ -70,7 +70,12 @@ def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -
 
 
 def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: Path) -> None:
-    recipe = {"loss.signal": "sampled", "loss.divergence": "reverse_kl", "rollout.offline": 16, "rollout.prompts_per_step": 16}
+    recipe = {
+        "loss.signal": "sampled",
+        "loss.divergence": "reverse_kl",
+        "rollout.offline": 16,
+        "rollout.prompts_per_step": 16,
+    }
     small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
     opd.train("hint", {**recipe, **small})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

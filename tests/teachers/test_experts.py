@@ -208,7 +208,10 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
         ({"teacher.model": "nano/math-teacher"}, "model and models: name one teacher or several"),
         ({"teacher.weights": "frozen"}, "models are given, but weights is 'frozen'"),
         ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
-        ({"loss.signal": "sampled", "loss.signal.teacher_entropy": {}}, "teacher.models with loss.signal.teacher_entropy"),
+        (
+            {"loss.signal": "sampled", "loss.signal.teacher_entropy": {}},
+            "teacher.models with loss.signal.teacher_entropy",
+        ),
         ({"rollout.prefix": 3}, "teacher.models with rollout.prefix"),
         ({"teacher.models.math": "nano/math-teacher-bpe"}, r"teacher.models.math: the teacher's vocabulary is not"),
         ({"teacher.models.math": "./nowhere/"}, r"teacher.models.math: cannot load './nowhere/'"),

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from opd.build import assemble
-from opd.parts import Objects, gather
 from safetensors.torch import load_file
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
+from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
@@ -269,7 +269,7 @@ def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path
     tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"})
     rows = [{**row, "answer": "k l"} for row in PROMPTS]
     objects = Objects(student=make_model(0), prompts=rows)
-    loop = assemble(gather(read(tree), objects), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(read(tree), objects).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert loop.recovery is not None
     assert loop.average is not None
     loop.run()
