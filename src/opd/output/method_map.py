@@ -55,7 +55,7 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
     return (
         "noised pictures" if rollout.policy == "pictures" else f"{rollout.policy}, {sampler}",
-        _teachers(teacher) if loss.reads_teacher else "–",
+        _denoising_teacher(config) if loss.reads_teacher else "–",
         teacher.view,
         {"prediction": "velocity", "picture": "the picture's velocity", "reward": "outcome"}[loss.signal],
         DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
@@ -63,6 +63,14 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
         "chosen steps" if loss.step_weights else "everywhere",
         " + ".join(f"{name} ×{weight:g}" for name, weight in mixed.items() if weight) or "–",
     )
+
+
+def _denoising_teacher(config: DiffusionConfig) -> str:
+    teacher = config.teacher
+    if teacher.models:
+        several = any(len(shares) > 1 for shares in teacher.shares.values())
+        return f"{len(teacher.models)} models, {'mean' if several else 'by domain'}"
+    return {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}[teacher.weights]
 
 
 def _teachers(config: RunConfig) -> str:
