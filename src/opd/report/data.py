@@ -97,7 +97,7 @@ def _labels(config: Mapping[str, Any]) -> Tree:
     known = AXES["loss.signal"].get(kind)
     main = kind
     if known is not None and issubclass(known, SignalConfig):
-        main = known.model_construct(**signal).distance(words)
+        main = known.model_construct(**signal).label(words)
     return {
         "distill": main,
         "anchor": "reverse KL to the start",

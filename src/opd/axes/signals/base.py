@@ -51,6 +51,10 @@ class SignalConfig(AxisValue):
         """What its loss measures, given the name of ``loss.divergence``: for the map and the report."""
         return divergence
 
+    def label(self, divergence: str) -> str:
+        """The name of its loss in the report."""
+        return self.distance(divergence)
+
     def keeps_initial(self) -> bool:
         """Whether it reads the initial student as well."""
         return False

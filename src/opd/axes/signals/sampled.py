@@ -97,8 +97,8 @@ class Sampled(SignalConfig):
         scale = f"scale {self.scale:g}" if self.scale != 1 else None
         return ", ".join(filter(None, ["policy gradient", clip, scale, "baseline" if self.baseline else None]))
 
-    def distance(self, divergence: str) -> str:
-        """What the loss measures."""
+    def label(self, divergence: str) -> str:
+        """The name of its loss in the report."""
         return "policy-gradient loss" if self.estimator == "policy_gradient" else divergence
 
     def build(self, run: RunContext) -> tuple[Teacher, Objective]:
