@@ -43,16 +43,9 @@ def write_grids(
         "family": "diffusion",
         "student": text,
         "method": {"title": text, "summary": text, "source": text},
-        "teacher": {"model": text, "view": "image" if shown else "plain", "guidance": 1.5},
+        "teacher": {"weights": "model", "model": text, "view": "image" if shown else "plain", "guidance": 1.5},
         "loss": {"signal": "prediction", "divergence": "velocity", "anchor": 0.1},
-        "rollout": {
-            "policy": "student",
-            "prompts_per_step": 8,
-            "rollouts_per_prompt": 1,
-            "steps": 8,
-            "sigmas": "even",
-            "noise": 0.0,
-        },
+        "rollout": {"policy": "student", "batch": 8, "samples": 1, "steps": 8, "sigmas": "even", "noise": 0.0},
         "optimizer": {"lr": 1e-4},
         "eval": {"every": 20, "prompts": {"path": text}, "steps": None},
     }
