@@ -14,10 +14,11 @@ from opd.teachers.local import Answers
 from opd.teachers.views import Among
 from opd.types import Objective, Term, View
 
-NO_REWARD = (
-    "where rewards teach, all were equal in every group. Fix: take prompts that some answers get right, or more "
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some answers get right, or raise "
     "rollout.rollouts_per_prompt"
 )
+"""Why a run may end without a target from rewards, and what to change."""
 
 
 def loss_terms(run: LanguageContext) -> list[Term]:
@@ -37,7 +38,7 @@ def loss_terms(run: LanguageContext) -> list[Term]:
         teacher, objective = loss.reward.make(run)
         # Token weights belong to the signal; how rollouts are averaged belongs to both.
         even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=run.max_new_tokens)
-        terms.append(Term("reward", "reward", teacher, everything, objective, loss.reward.weight, even, NO_REWARD))
+        terms.append(Term("reward", "reward", teacher, everything, objective, loss.reward.weight, even, EQUAL_REWARDS))
     return terms
 
 
@@ -47,7 +48,7 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     signal = config.loss.signal
     teacher, objective = signal.build(run)
     weights = _token_weights(run, objective)
-    if_empty = NO_REWARD if signal.role == "reward" else f"check teacher.view={config.teacher.view.type}"
+    if_empty = EQUAL_REWARDS if signal.role == "reward" else f"teacher.view={config.teacher.view.type}, and {config.teacher.view.if_empty}"
     main = Term(signal.role, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
     return [main, *signal.more_terms(run, main, weights)]
 

@@ -37,6 +37,10 @@ class Feedback(ViewConfig):
     """The part about the environment's messages, with {feedback}; an empty string leaves it out."""
 
     compares = True
+    if_empty = (
+        "no prompt had a successful attempt to show the teacher. Fix: take easier prompts, or raise "
+        "rollout.rollouts_per_prompt"
+    )
 
     @model_validator(mode="after")
     def _something(self) -> Feedback:

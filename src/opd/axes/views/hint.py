@@ -32,6 +32,7 @@ class Hint(ViewConfig):
 
     partial = True
     where = "the faulty turns"
+    if_empty = "no hint was written. Fix: check teacher.view.author and its hints with opd doctor"
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """A teacher pass."""
