@@ -194,9 +194,8 @@ def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
 
 def at_length(run: Run, model: Path) -> dict[str, float]:
     """What a run's weights draw with a longer sampler."""
-    from opd.parts import Objects
-
-    from opd.config import DiffusionConfig
+    from opd.axes.base import Objects
+    from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 
@@ -211,9 +210,9 @@ def at_length(run: Run, model: Path) -> dict[str, float]:
 def average(run: Run, folder: Path) -> Path:
     """A pipeline whose denoiser is the mean of the teachers', their adapters merged in."""
     import torch
-    from opd.parts import Objects
 
-    from opd.config import DiffusionConfig
+    from opd.axes.base import Objects
+    from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from rich.console import Console
 
-from opd.config import MethodConfig, RunConfig
 from opd.config.read import read, recipe_names
+from opd.config.run import MethodConfig, RunConfig
 from opd.output.method_map import AXES, MEASURED, place
 
 DENOISING = "## Denoising students"

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from opd.config import DiffusionConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
 from opd.config.base import Strict
 from opd.pipelines.config import PipelineConfig
 from opd_docs.tables import prose, table

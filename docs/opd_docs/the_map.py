@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from opd.config import DiffusionConfig, MethodConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import MethodConfig, RunConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.output.format import figure
 from opd.output.method_map import AXES, MEASURED, place

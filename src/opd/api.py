@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opd.axes.base import GIVEN, Objects
-from opd.config import MAY_CHANGE, BaseRun, DiffusionConfig, PromptsConfig, RunConfig
 from opd.config import read as run_file
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
 from opd.data.tasks import TASKS
 from opd.errors import CheckpointError, ConfigError
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
-from opd.output.result import Metrics, Result
+from opd.output.result import Result
 from opd.output.run_folder import is_empty, locked, write_json
-from opd.output.run_log import RunLog, open_sinks
-from opd.types import Engine, HintAuthor, Objective, Prompt, RolloutSource, Teacher, View
+from opd.output.run_log import Display, RunLog, RunStart, open_sinks
+from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
 if TYPE_CHECKING:
     from opd.losses import Divergence
@@ -69,7 +70,7 @@ def train(
     signal: tuple[Teacher, Objective] | None = None,
     divergence: Divergence | None = None,
     resume: bool = False,
-    displays: Sequence[Any] = (),
+    displays: Sequence[Display] = (),
 ) -> Result:
     """Train a student by a recipe, a run file or a mapping.
 
@@ -91,7 +92,7 @@ def train(
         signal: the teacher and the objective, instead of ``loss.signal``.
         divergence: a ``Divergence``, instead of ``loss.divergence``.
         resume: continue from the newest checkpoint in ``out``; from the start if there is none.
-        displays: objects with ``step``, ``evaluation`` and ``event`` methods, called during the run.
+        displays: show the run while it trains; see ``Display``.
 
     Returns:
         Metrics before and after.
@@ -153,22 +154,20 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     yield "ready to train"
 
 
-def _run(run: Run, displays: Sequence[Any]) -> Result:
+def _run(run: Run, displays: Sequence[Display]) -> Result:
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
     write_json(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
+    log = RunLog(out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), displays=displays)
     started = time.perf_counter()
     loop = run.assemble(log)
     loop.state.seconds = time.perf_counter() - started  # one-off preparation is part of the cost
     recorder = run.recorder(loop)
     if recorder:
-        displays = log.displays = [recorder, *displays]
-        log.observers = [recorder]
-    loop.checkpoints.restore(loop)
-    log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
-    for display in displays:
-        display.start(loop)
+        log.attach(recorder)
+    loop.restore()
+    start = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
+    log.start(start, evaluated=bool(loop.state.before))
     try:
         loop.run()
         result = _finish(loop, run)
@@ -176,9 +175,7 @@ def _run(run: Run, displays: Sequence[Any]) -> Result:
             recorder.finish()
         return result
     finally:
-        log.close()
-        for display in displays:
-            display.stop()
+        log.stop()
 
 
 def evaluate(
@@ -260,7 +257,7 @@ def _finish(loop: Loop, run: Run) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(run.config.out)
     if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
-        loop.checkpoints.load_best(loop.student)
+        loop.checkpoints.load_best(loop.student.model)
         state = dataclasses.replace(state, after=state.best)
     result = Result(
         out=out,

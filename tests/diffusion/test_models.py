@@ -152,8 +152,7 @@ def test_a_lora_teaches_a_student_and_is_not_changed_by_it(
     tmp_path: Path, folder: Any, lora: Path, adapter: dict[str, int] | None
 ) -> None:
     """Also where the student trains whole: then nothing is shared."""
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
     from opd.output.run_log import RunLog

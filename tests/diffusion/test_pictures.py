@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from opd.parts import Objects
 from PIL import Image
 from torch import Tensor
 
 import opd
-from opd.config import PromptsConfig
+from opd.axes.base import Objects
 from opd.config.read import read
+from opd.config.run import PromptsConfig
 from opd.diffusion.build import Denoising
 from opd.diffusion.data import load_picture_prompts
 from opd.diffusion.pictures import grid, picture_of, save, to_pixels, to_tensor

@@ -49,8 +49,7 @@ def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> No
 
 
 def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.evaluation import pictures
     from opd.diffusion.pictures import to_pixels
@@ -74,8 +73,7 @@ def test_drawing_changes_nothing_in_the_run(folder: Path) -> None:
 
 
 def test_drawing_touches_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 
@@ -172,8 +170,7 @@ def test_noised_pictures_have_no_trajectory_and_are_drawn_all_the_same(folder: P
 
 
 def test_by_state_takes_the_mean_of_each_state(folder: Path) -> None:
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 
@@ -196,8 +193,7 @@ def test_references_of_any_size_stand_in_squares() -> None:
 
 
 def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -> None:
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 
@@ -244,8 +240,7 @@ def test_the_overview_has_a_row_each_and_visible_pictures(folder: Path) -> None:
 
 
 def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(folder: Path, tmp_path: Path) -> None:
-    from opd.parts import Objects
-
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.prepare import prepare
 

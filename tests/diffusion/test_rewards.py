@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from opd.parts import Objects
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.kernels import log_density

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from opd.parts import Objects
 from PIL import Image
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config.read import read
 from opd.diffusion.build import Denoising

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from opd.parts import Objects
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.kernels import kernel_of

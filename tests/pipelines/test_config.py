@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import opd
-from opd.config import RunConfig
 from opd.config import read as run_file
+from opd.config.run import RunConfig
 from opd.errors import OpdError
 from opd.pipelines.config import read
 from opd.pipelines.graph import architecture, build

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.config import DiffusionConfig, PromptsConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import PromptsConfig, RunConfig
 from opd.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.config import DiffusionConfig
+from opd.config.diffusion import DiffusionConfig
 from opd.data.curriculum import Uniform
 from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
 from opd.diffusion.kernels import Kernel, kernel_of

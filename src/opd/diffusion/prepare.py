@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from opd.axes.base import Objects
-from opd.config import DiffusionConfig
+from opd.config.diffusion import DiffusionConfig
 from opd.data.prompts import given_prompts
 from opd.diffusion.build import ONE, Denoising
 from opd.diffusion.data import load_picture_prompts

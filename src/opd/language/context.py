@@ -10,7 +10,7 @@ from typing import Any
 
 from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
-from opd.config import RunConfig
+from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
@@ -265,7 +265,7 @@ class LanguageContext:
 
     def references(self) -> ReferenceAnswers:
         """The prompts' reference answers as rollouts."""
-        return ReferenceAnswers(self.chat, self.task, max_length=self.student.max_length)
+        return ReferenceAnswers(self.chat, self.task, stop=min(self.stop_ids), max_length=self.student.max_length)
 
     def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> list[Rollout]:
         """Rollouts of the student as it is on the first training prompts, at temperature 1."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from opd.axes.base import Objects
-from opd.config import DiffusionConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
 from opd.data.prompts import given_prompts, load_prompts
 from opd.errors import ConfigError, DataError, ModelError

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from opd.config import PromptsConfig
+from opd.config.run import PromptsConfig
 from opd.data.prompts import load_prompts, read_jsonl
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError

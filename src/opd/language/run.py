@@ -12,7 +12,7 @@ import torch
 
 from opd.axes.base import Objects
 from opd.axes.views.context import CONTEXT_FILE, ContextView
-from opd.config import RunConfig
+from opd.config.run import RunConfig
 from opd.evaluation.doctor import findings
 from opd.language.context import LanguageContext
 from opd.language.load import load_run
@@ -22,6 +22,7 @@ from opd.language.terms import loss_terms
 from opd.loop import Loop
 from opd.models.forward import read_own
 from opd.output.model_card import model_card
+from opd.output.result import Result
 from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
 from opd.report.record import Recorder
@@ -31,7 +32,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Metrics, Result
+from opd.types import Metrics
 
 
 @dataclass(frozen=True)

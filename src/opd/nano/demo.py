@@ -15,8 +15,8 @@ from rich.panel import Panel
 import opd
 from opd.axes.base import Objects
 from opd.axes.views.hint import HintView
-from opd.config import RunConfig
 from opd.config.read import read
+from opd.config.run import RunConfig
 from opd.evaluation.metrics import summarise
 from opd.language.context import LanguageContext
 from opd.language.load import load_run

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import DiffusionConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
+from opd.config.run import RunConfig
 from opd.output.format import figure
 
 MEASURED = RECIPES / "measured.json"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from opd.config import BaseRun
+from opd.config.run import BaseRun
 from opd.output.format import figure, headline
 from opd.output.result import Result
 

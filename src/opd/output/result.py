@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Metrics = dict[str, float]
+from opd.types import Metrics
 
 
 @dataclass(frozen=True)

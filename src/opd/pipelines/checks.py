@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from opd.config import RunConfig
 from opd.config.read import FAMILIES
+from opd.config.run import RunConfig
 from opd.errors import OpdError
 from opd.models.bundled import resolve
 from opd.pipelines.average import check_shapes

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from opd.config import PromptsConfig
 from opd.config import read as run_file
 from opd.config.base import Strict
+from opd.config.run import PromptsConfig
 from opd.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

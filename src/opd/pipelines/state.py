@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.config import MAY_CHANGE
+from opd.config.run import MAY_CHANGE
 from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
 from opd.output.run_folder import is_empty, locked, write_json

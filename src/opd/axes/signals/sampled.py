@@ -149,4 +149,4 @@ class Sampled(SignalConfig):
         support = Support(settings.k, whose="teacher", rest="tail")
         objective = run.divergence("forward_kl", support=support)
         teacher = main.teacher.teacher
-        return (Term("teacher_entropy", teacher, main.view, objective, settings.weight, where, role="distill"),)
+        return (Term("teacher_entropy", "distill", teacher, main.view, objective, settings.weight, where),)
