@@ -16,11 +16,11 @@ from opd.data.prompts import read_jsonl
 from opd.engines.hf import Sampling
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
-from opd.loop import Loop, Term
+from opd.loop import Loop
 from opd.models.forward import read_own
 from opd.models.language import LanguageModel, stop_ids
 from opd.models.pool import ModelPool
@@ -40,7 +40,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Prompt, Rollout, RolloutSource, View
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Term, View
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:

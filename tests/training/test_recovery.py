@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks import recovery as benchmark
 from safetensors.torch import load_file
 
 import opd
@@ -24,12 +24,10 @@ from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
+from opd.training.actions import Continue
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "recovery.py"
-"""It has the scenarios; here they run with fewer prompts and steps."""
 
 FIRST = {
     "accuracy": 0.5,
@@ -127,17 +125,6 @@ def test_entropy_is_of_the_students_own_tokens() -> None:
     assert entropy([whole, dataclasses.replace(whole, logprobs=(-2.0, math.nan, -2.0))]) == 2.0
 
 
-def scenarios() -> Any:
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("recovery_benchmark", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 QUICK = {
     "rollout.batch": 32,
     "rollout.max_new_tokens": 56,
@@ -158,7 +145,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_ruined_run_is_caught_and_ends_no_worse_than_it_began(name: str, tmp_path: Path) -> None:
-    benchmark, (overrides, first) = scenarios(), CASES[name]
+    overrides, first = CASES[name]
     scenario = dataclasses.replace(benchmark.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
     on = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.RECOVER})
     off = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.GUARDS_OFF})
@@ -190,7 +177,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     return tree | changes
 
 
-def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
     answered = [{**row, "answer": "k l"} for row in PROMPTS]
     averaged = changes.get("teacher", {}).get("weights") in ("ema", "live")
     return opd.train(
@@ -200,6 +187,7 @@ def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any
         prompts=answered if averaged else PROMPTS,
         resume=resume,
         displays=displays,
+        alter=alter,
     )
 
 
@@ -271,12 +259,12 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
 
 
 def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
-    benchmark = scenarios()
-    poison = {last: benchmark.Saboteur(benchmark.no_number, 2, last) for last in (2, 4)}
-    healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
-    once = train(tmp_path / "once", displays=[poison[2]], **healthy)
+    changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+
+    poison = {last: partial(benchmark.sabotaged, strike=benchmark.no_number, first=2, last=last) for last in (2, 4)}
+    once = train(tmp_path / "once", alter=poison[2], **changes)
     assert kinds(once) == ["non_finite"]
-    often = train(tmp_path / "often", displays=[poison[4]], **healthy)
+    often = train(tmp_path / "often", alter=poison[4], **changes)
     assert kinds(often) == ["non_finite"] * 4 + ["rollback"]
     assert (often.steps, often.stopped_by) == (8, None)
 
@@ -296,10 +284,10 @@ def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path
     state.before, state.after = {"length": 6.0, "accuracy": 0.1}, {"length": 13.0, "accuracy": 0.2}
     with torch.no_grad():
         live.add_(1.0)
-    loop.recovery.evaluated(loop)
-    assert not torch.equal(teacher, live)
+    assert loop.recovery.after_evaluation(state, averaged=True) == Continue()
     state.after = {"length": 7.0, "accuracy": 0.2}
-    loop.recovery.evaluated(loop)
+    assert loop.recovery.after_evaluation(state, averaged=False) == Continue()
+    loop._act(loop.recovery.after_evaluation(state, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"
 

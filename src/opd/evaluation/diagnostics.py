@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.evaluation.metrics import Metrics
 from opd.losses.support import largest
 from opd.models.forward import align, states_of
 from opd.models.language import LanguageModel
 from opd.output.format import PREFIX
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
-from opd.types import FullSignal, Rollout, Signal, View
+from opd.types import FullSignal, Metrics, Rollout, Signal, View
 
 TOP = 16
 """k of the overlap, as in the source."""

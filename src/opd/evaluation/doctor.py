@@ -8,8 +8,7 @@ import torch
 
 from opd.config import RunConfig
 from opd.engines.hf import Sampling
-from opd.errors import EmptyStepError
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.models.forward import align, student_readings
 from opd.models.forward import read as read_hidden
 from opd.models.language import LanguageModel
@@ -17,6 +16,7 @@ from opd.output.format import figure
 from opd.parts import Parts, sampler_of, teachers_of
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
+from opd.types import Metrics
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""
@@ -99,16 +99,17 @@ def _teaching(parts: Parts) -> Iterator[str]:
     assert main.view is not None
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(parts.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
-    if not len(signal):
-        raise EmptyStepError("the teacher had nothing to say about these rollouts; check teacher.view")
-    with torch.no_grad():
-        where, states = read_hidden(parts.student, student_readings(rollouts), layers_of(parts))
-        row_T = align(rollouts, where, signal)
-        weight_T = torch.full((len(signal),), 1 / len(signal), device=parts.student.device)
-        loss = main.objective(states.take(row_T), signal, weight_T)
-    what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
-    measured = f"{what} {loss:.3f} a token"
-    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
+    if len(signal):
+        with torch.no_grad():
+            where, states = read_hidden(parts.student, student_readings(rollouts), layers_of(parts))
+            row_T = align(rollouts, where, signal)
+            weight_T = torch.full((len(signal),), 1 / len(signal), device=parts.student.device)
+            loss = main.objective(states.take(row_T), signal, weight_T)
+        what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
+        measured = f"{what} {loss:.3f} a token"
+        yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
+    else:
+        yield f"WARNING   no target for a token of these rollouts: {main.if_empty}"
     if parts.teacher:
         theirs = summarise(sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"

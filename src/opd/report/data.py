@@ -98,7 +98,7 @@ def _labels(config: Mapping[str, Any]) -> Tree:
         "tokens": "surprise",
     }
     main = by_signal.get(str(loss.get("signal")), names.get(divergence, divergence.replace("_", " ")))
-    return {"distill": main, "anchor": "reverse KL to the start", "outcome": "outcome loss", "gold": "surprise"}
+    return {"distill": main, "anchor": "reverse KL to the start", "reward": "policy-gradient loss", "sft": "surprise"}
 
 
 def _marks(row: Mapping[str, Any]) -> list[str]:
