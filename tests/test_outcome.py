@@ -15,7 +15,8 @@ import opd
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
 from opd.output.format import figure
-from opd.types import Message, Observation, Prompt, Rollout
+from opd.types import Message, Observation, Prompt, Rollout, RolloutSource
+from support.altered import train_altered
 from support.models import make_model
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]
@@ -32,26 +33,16 @@ class Checker:
 
 
 class Rewards:
-    """A display that gives each rollout of the run a reward by its number."""
+    """A rollout source that gives each rollout of another source a reward by its number."""
 
-    def __init__(self, reward: Callable[[int], float]) -> None:
+    def __init__(self, sampler: RolloutSource, reward: Callable[[int], float]) -> None:
+        self.sampler = sampler
         self.reward = reward
         self.number = itertools.count()
-
-    def start(self, loop: Loop) -> None:
-        self.sampler, loop.sampler = loop.sampler, self
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         made = self.sampler.rollout(prompts, seed, step)
         return [dataclasses.replace(r, reward=self.reward(next(self.number))) for r in made]
-
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.Result, list[dict[str, float]]]:
@@ -66,7 +57,11 @@ def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.R
         "log": [],
         "out": str(out),
     }
-    result = opd.train(tree, student=make_model(0), prompts=PROMPTS, task=Checker(), displays=[Rewards(reward)])
+
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, sampler=Rewards(loop.sampler, reward))
+
+    result = train_altered(alter, tree, student=make_model(0), prompts=PROMPTS, task=Checker())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return result, [row["train"] for row in rows if "train" in row]
 
@@ -107,8 +102,8 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
         train(tmp_path / str(skip), reward, sampled={"skip_equal": skip}) for skip in (False, True)
     )
     assert diluted[0]["equal_groups"] == alone[0]["equal_groups"] == 0.75
-    assert diluted[0]["outcome_share"] == 1
-    share = alone[0]["outcome_share"]
+    assert diluted[0]["reward_share"] == 1
+    share = alone[0]["reward_share"]
     assert 0 < share < 0.6
     assert alone[0]["grad_norm"] * share == pytest.approx(diluted[0]["grad_norm"], rel=1e-3)
 
@@ -153,5 +148,5 @@ def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path:
     for name, shape in shapes.items():
         opd.train("kdrl", {**small, **shape, "out": str(tmp_path / name)})
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = next(row["train"]["outcome"] for row in rows if "train" in row)
+        losses[name] = next(row["train"]["reward"] for row in rows if "train" in row)
     assert len(set(losses.values())) == 3

@@ -271,14 +271,14 @@ def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
     assert [r.source for r in rollouts] == ["student"] * 12 + ["references"] * 4
     about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}
-    assert about["gold"] == set(range(12, 16))
+    assert about["sft"] == set(range(12, 16))
     assert about["distill"] == about["anchor"] == set(range(12))
-    assert about["outcome"] in (set(), set(range(12)))
+    assert about["reward"] in (set(), set(range(12)))
     loop.run()
 
 
 def test_a_main_term_without_a_target_is_an_error_whatever_stands_beside_it(tmp_path: Path) -> None:
-    with pytest.raises(EmptyStepError, match="no target for 'distill'"):
+    with pytest.raises(EmptyStepError, match="without a target for 'distill'"):
         opd.train(
             "hint", {"rollout.policy": "answers", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
         )

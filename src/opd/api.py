@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -114,6 +114,24 @@ def train(
         divergence=divergence,
     )
     config = run_file.read(source, _with_objects(overrides, objects))
+    return start(config, lambda: load(config, objects), resume=resume, displays=displays)
+
+
+def start(
+    config: RunConfig | DiffusionConfig,
+    make: Callable[[], Run],
+    *,
+    resume: bool = False,
+    displays: Sequence[Display] = (),
+) -> Result:
+    """Train in the run file's folder, which this process locks.
+
+    Args:
+        make: loads the run, after the folder is known to be free; a refused run leaves no folder behind.
+
+    Raises:
+        OpdError: as for ``train``.
+    """
     out = Path(config.out)
     with ExitStack() as held:
         existed = out.is_dir()
@@ -121,8 +139,8 @@ def train(
             _check_ours(out)
             held.enter_context(locked(out))
         _claim(out, config, resume=resume)
-        run = load(config, objects)
-        if not existed:  # a refused run leaves no folder behind
+        run = make()
+        if not existed:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)

@@ -60,9 +60,7 @@ def pipeline(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
-    prompts: Annotated[
-        str, typer.Argument(help="A task, a JSONL file or a dataset id.")
-    ],
+    prompts: Annotated[str, typer.Argument(help="A task, a JSONL file or a dataset id.")],
     split: Annotated[str, typer.Option(help="Split of the task or dataset.")] = "test",
     samples: Annotated[int, typer.Option(help="Also sample n answers per prompt: avg@n.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens after a prompt.")] = 256,
@@ -81,9 +79,7 @@ def view(
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of runs, several side by side, or one of a pipeline."),
     ],
-    live: Annotated[
-        bool, typer.Option("--live", help="Follow runs in progress, through a local server.")
-    ] = False,
+    live: Annotated[bool, typer.Option("--live", help="Follow runs in progress, through a local server.")] = False,
     out: Annotated[Path | None, typer.Option(help="File of the page; by default in the run's folder.")] = None,
     port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,

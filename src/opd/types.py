@@ -1,6 +1,7 @@
-"""The contracts on one page: what flows through the loop, and who makes it.
+"""The contracts on one page: the data that flows through the loop, and the protocols that produce it.
 
     Prompt -> Rollout -> [Segment] -> Signal -> loss
+    RolloutSource    View        Teacher   Objective
 
 Every dataclass is frozen; nothing edits its input. Token ids are stored once, as they were
 sampled, and are never decoded and tokenised again.
@@ -8,7 +9,7 @@ sampled, and are never decoded and tokenised again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "user", "content": "..."}``."""
+
+Metrics = dict[str, float]
+"""Values by name, as in a line of ``metrics.jsonl``."""
 
 
 class Span(NamedTuple):
@@ -448,3 +452,59 @@ class Teacher(Protocol):
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Signal:
         """A target for every student-chosen position of every segment."""
         ...
+
+
+class Objective(Protocol):
+    """The distance between the student's states and a signal, whose gradient trains the student."""
+
+    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+        """The weighted sum over positions, float32 []; gradients flow to the student's states.
+
+        ``per_token_T``, float32 [T], receives each position's own loss, detached. Objectives that have no loss per
+        position leave it unchanged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss: a teacher, the view it scores through, a distance and a weight.
+
+    Example:
+        Term("anchor", "anchor", LocalTeacher(initial), PlainView(), FullVocabulary("reverse_kl"), weight=0.1)
+
+    Attributes:
+        name: key in ``metrics.jsonl``, where ``NAME_share`` is the share of tokens the term trains on.
+        role: ``distill`` and ``sft`` learn targets, ``reward`` learns from rewards, ``anchor`` holds the student near
+            its initial weights and teaches nothing new.
+        view: None for all of the student's tokens that no earlier term uses.
+        weight: factor of the term in the loss; at 0 the term is off until a rollback raises it.
+        token_weights: weights of the signal's positions, [T]; None for 1 everywhere.
+        if_empty: the sentence's end if the whole run gives this term no target: the likely reason, and what to change.
+    """
+
+    name: str
+    role: Literal["distill", "anchor", "reward", "sft"]
+    teacher: Teacher
+    view: View | None
+    objective: Objective
+    weight: float = 1.0
+    token_weights: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
+    if_empty: str = "check teacher.view"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A term's signal about one batch, without the positions of weight 0.
+
+    Attributes:
+        segments: the spans of the rollouts that the teacher scored.
+        weight_T: float32 [T]; weights over the number of positions in the batch.
+        loss_T: float32 [T]; each position's own loss, filled in by the update. NaN where the objective has none.
+    """
+
+    term: Term
+    segments: Sequence[Segment]
+    signal: Signal
+    weight_T: Tensor
+    loss_T: Tensor

@@ -25,11 +25,11 @@ from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.teachers import DenoisingTeacher, ImageView, TaskTeachers
 from opd.diffusion.types import PredictionSignal
-from opd.errors import EmptyStepError, ModelError
-from opd.loop import Loop, Scored
+from opd.errors import ModelError
+from opd.loop import Loop
 from opd.models.forward import sort_key
 from opd.output.run_log import RunLog
-from opd.types import Prompt
+from opd.types import Prompt, Scored
 from support.tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 
 
@@ -325,7 +325,7 @@ def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, 
     assert term.term.objective(states, term.signal, term.weight_T).item() < 1e-9  # the same weights, guided alike
 
 
-def test_the_first_batch_needs_a_target(tmp_path: Path, folder: Any) -> None:
+def test_a_first_batch_without_a_target_makes_no_update(tmp_path: Path, folder: Any) -> None:
     rows = with_pictures(tmp_path, count=8, every=8)
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"weights": "frozen", "view": "image"}, prompts=rows, seed=1
@@ -333,5 +333,7 @@ def test_the_first_batch_needs_a_target(tmp_path: Path, folder: Any) -> None:
     tree["rollout"]["batch"] = 1
     _, loop = loop_of(tree, tmp_path)
     assert "image" not in loop.curriculum.step(0)[0].data
-    with pytest.raises(EmptyStepError, match="no target for 'distill'"):
-        loop._step(0)
+    start = {n: p.detach().clone() for n, p in loop.student.model.named_parameters()}
+    assert "loss" not in loop._step(0)
+    assert [event["kind"] for event in loop.state.events] == ["idle"]
+    assert all(torch.equal(p, start[n]) for n, p in loop.student.model.named_parameters())

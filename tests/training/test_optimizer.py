@@ -61,7 +61,7 @@ def test_state_survives_a_round_trip_bit_for_bit() -> None:
     with torch.no_grad():
         for a, b in zip(other.parameters(), ours.parameters(), strict=True):
             a.copy_(b)
-    restored.load_tensors(saved)
+    restored.load(saved)
     for step in range(4, 9):
         one_step(optimizer, ours, step)
         one_step(restored, other, step)
@@ -83,7 +83,7 @@ def test_an_empty_state_replaces_one_that_has_moments() -> None:
     module = model()
     optimizer = Optimizer(module, lr=0.1, steps=3)
     one_step(optimizer, module, 0)
-    optimizer.load_tensors({})
+    optimizer.load({})
     assert optimizer.tensors() == {}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
 from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
+from opd.training.actions import Continue
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
 from support import ruined_runs
+from support.altered import train_altered
 from support.interrupt import Interrupt
 from support.models import make_model
 
@@ -175,10 +178,11 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     return tree | changes
 
 
-def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
     answered = [{**row, "answer": "k l"} for row in PROMPTS]
     averaged = changes.get("teacher", {}).get("weights") in ("ema", "live")
-    return opd.train(
+    return train_altered(
+        alter,
         run_file(out, **changes),
         student=make_model(0),
         teacher=None if averaged else make_model(1, layers=3, hidden=48),
@@ -256,11 +260,12 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
 
 
 def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
-    poison = {last: ruined_runs.Saboteur(ruined_runs.no_number, 2, last) for last in (2, 4)}
-    healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
-    once = train(tmp_path / "once", displays=[poison[2]], **healthy)
+    changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+
+    poison = {last: partial(ruined_runs.sabotaged, strike=ruined_runs.no_number, first=2, last=last) for last in (2, 4)}
+    once = train(tmp_path / "once", alter=poison[2], **changes)
     assert kinds(once) == ["non_finite"]
-    often = train(tmp_path / "often", displays=[poison[4]], **healthy)
+    often = train(tmp_path / "often", alter=poison[4], **changes)
     assert kinds(often) == ["non_finite"] * 4 + ["rollback"]
     assert (often.steps, often.stopped_by) == (8, None)
 
@@ -280,10 +285,10 @@ def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path
     state.before, state.after = {"length": 6.0, "accuracy": 0.1}, {"length": 13.0, "accuracy": 0.2}
     with torch.no_grad():
         live.add_(1.0)
-    loop.recovery.evaluated(loop)
-    assert not torch.equal(teacher, live)
+    assert loop.recovery.after_evaluation(state, averaged=True) == Continue()
     state.after = {"length": 7.0, "accuracy": 0.2}
-    loop.recovery.evaluated(loop)
+    assert loop.recovery.after_evaluation(state, averaged=False) == Continue()
+    loop._act(loop.recovery.after_evaluation(state, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"
 

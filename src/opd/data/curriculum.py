@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import DataError
-from opd.evaluation.metrics import Metrics
-from opd.types import Prompt, Rollout, Signal
+from opd.types import Metrics, Prompt, Rollout, Signal
 
 
 class Curriculum(Protocol):

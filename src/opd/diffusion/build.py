@@ -31,9 +31,7 @@ from opd.diffusion.teachers import (
     WithPicture,
 )
 from opd.diffusion.types import PictureTask
-from opd.errors import EmptyStepError
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Term
+from opd.loop import Loop
 from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
@@ -41,11 +39,15 @@ from opd.teachers.sampled import Outcome
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Signal, Teacher, Term
 
 if TYPE_CHECKING:
     from opd.output.result import Result
 
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some pictures get right, or raise "
+    "rollout.rollouts_per_prompt"
+)
 ONE = "teacher"
 """The name of a teacher that is alone."""
 
@@ -127,24 +129,25 @@ class Denoising:
         rewarded = Rewarded(Outcome()), everything, TransitionPolicyGradient(kernel=self.kernel)
         weights = self._step_weights if loss.step_weights else None
         if loss.signal == "reward":
-            terms = [Term("outcome", *rewarded, loss.weight, weights, by_luck=True)]
+            terms = [Term("reward", "reward", *rewarded, loss.weight, weights, EQUAL_REWARDS)]
         elif loss.signal == "picture":
-            terms = [Term("distill", Pictures(self.kernel), WithPicture(), self.distance, loss.weight)]
+            terms = [Term("distill", "distill", Pictures(self.kernel), WithPicture(), self.distance, loss.weight)]
         else:
-            terms = [Term("distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
+            terms = [Term("distill", "distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
         if loss.anchor:
             assert initial is not None
             whole = config.teacher.view == "plain" and loss.signal != "picture"
             guidance, rows = config.rollout.guidance, config.rollout.max_rows
             reference = DenoisingTeacher(initial, self.kernel, guidance=guidance, max_rows=rows)
             spared = everything if whole else None
-            terms.append(Term("anchor", reference, spared, self.distance, loss.anchor, weights))
+            terms.append(Term("anchor", "anchor", reference, spared, self.distance, loss.anchor, weights))
         if loss.outcome:
-            terms.append(Term("outcome", *rewarded, loss.outcome, weights))
+            terms.append(Term("reward", "reward", *rewarded, loss.outcome, weights, EQUAL_REWARDS))
         if loss.reward_gradient:
             assert self.task is not None
             pleased = RewardGradient(kernel=self.kernel, model=self.student, reward=self.task.reward)
-            terms.append(Term("reward", PleaseReward(loss.reward_steps), everything, pleased, loss.reward_gradient))
+            please, weight = PleaseReward(loss.reward_steps), loss.reward_gradient
+            terms.append(Term("reward_gradient", "reward", please, everything, pleased, weight))
         return terms, average
 
     @cached_property
@@ -287,6 +290,7 @@ class Denoising:
             teacher=teacher,
             prompts=self.held_out or self.prompts,
             number=config.report.prompts,
+            loop=loop,
             shown=[prompt for prompt in self.prompts if sees and prompt.data.get("image") is not None],
         )
 
@@ -324,8 +328,6 @@ class Denoising:
             yield "rollouts  " + ", ".join(f"{name} {value:.3f}" for name, value in describe(own).items())
         assert terms[0].view is not None
         signal = terms[0].teacher.score(rollouts, terms[0].view.segments(rollouts))
-        if not len(signal) and not terms[0].by_luck:
-            raise EmptyStepError("the teacher had nothing to say about these trajectories; check teacher.view")
         if len(signal):
             view, objective = terms[0].view, terms[0].objective
             found = mean_distance(
@@ -333,4 +335,4 @@ class Denoising:
             )
             yield f"signal    {len(signal)} states, aligned; loss {found['distance']:.4f} a state"
         else:
-            yield "signal    all rewards of these are equal; their states are aligned by construction"
+            yield f"WARNING   no target for these trajectories: {terms[0].if_empty}"

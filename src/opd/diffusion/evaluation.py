@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +13,9 @@ from opd.diffusion.models import DenoisingModel
 from opd.diffusion.reading import of_denoisers
 from opd.diffusion.types import PictureTask
 from opd.evaluation.evaluate import SEED
-from opd.evaluation.metrics import Metrics, by_domain
+from opd.evaluation.metrics import by_domain
 from opd.models.forward import align
-from opd.types import Prompt, Reader, Rollout, RolloutSource, Teacher, View
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import Metrics, Objective, Prompt, Reader, Rollout, RolloutSource, Teacher, View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.evaluation.metrics import Metrics
 from opd.losses.support import largest
 from opd.models.forward import align, states_of
 from opd.models.language import LanguageModel
 from opd.output.format import PREFIX
 from opd.teachers.local import LocalTeacher
-from opd.types import FullSignal, Rollout, Signal, View
+from opd.types import FullSignal, Metrics, Rollout, Signal, View
 
 TOP = 16
 """k of the overlap, as in the source."""

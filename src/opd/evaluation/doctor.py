@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics, summarise
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
@@ -94,16 +93,16 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     assert main.view is not None
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(run.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
-    if not len(signal):
-        raise EmptyStepError("the teacher had nothing to say about these rollouts; check teacher.view")
-    with torch.no_grad():
-        where, states = read_hidden(run.student, student_readings(rollouts), run.config.loss.signal.layers(run))
-        row_T = align(rollouts, where, signal)
-        weight_T = torch.full((len(signal),), 1 / len(signal), device=run.student.device)
-        loss = main.objective(states.take(row_T), signal, weight_T)
-    what = run.config.loss.signal.distance(run.config.loss.divergence.type)
-    measured = f"{what} {loss:.3f} a token"
-    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
+    if len(signal):
+        with torch.no_grad():
+            where, states = read_hidden(run.student, student_readings(rollouts), run.config.loss.signal.layers(run))
+            row_T = align(rollouts, where, signal)
+            weight_T = torch.full((len(signal),), 1 / len(signal), device=run.student.device)
+            loss = main.objective(states.take(row_T), signal, weight_T)
+        what = run.config.loss.signal.label(run.config.loss.divergence.type)
+        yield f"signal    {len(signal)} of {tokens} tokens, aligned; {what} {loss:.3f} a token"
+    else:
+        yield f"WARNING   no target for a token of these rollouts: {main.if_empty}"
     if run.teacher_model:
         theirs = summarise(run.sampler(model=run.teacher_model).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
 from opd.evaluation.diagnostics import diagnose
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.losses import linear_cross_entropy
 from opd.models.forward import Reading, align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Rollout, RolloutSource, Teacher, View
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Teacher, View
 
 SEED = 20_260_101
 """Of sampled evaluation answers: the same draws at every evaluation, so that figures differ by the weights alone."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from opd.types import Prompt, Rollout
-
-Metrics = dict[str, float]
+from opd.types import Metrics, Prompt, Rollout
 
 INVALID_CALLS = frozenset({"unknown_tool", "bad_arguments"})
 """Kinds of event that make a tool call invalid."""
@@ -83,9 +81,10 @@ def repeats(text: str) -> bool:
 def gap_recovery(before: Metrics, now: Metrics) -> Metrics:
     """``gap_recovery``: the share of the way from the start to the teacher that the accuracy has come.
 
-    Nothing where the teacher's accuracy is not known or is the student's at the start. Source: arXiv 2604.13016.
+    Empty if an accuracy was not measured, or if the teacher's is the student's at the start. Source: arXiv 2604.13016.
     """
-    if "teacher_accuracy" not in now or now["teacher_accuracy"] == before["accuracy"]:
+    measured = "accuracy" in before and {"accuracy", "teacher_accuracy"} <= now.keys()
+    if not measured or now["teacher_accuracy"] == before["accuracy"]:
         return {}
     return {"gap_recovery": (now["accuracy"] - before["accuracy"]) / (now["teacher_accuracy"] - before["accuracy"])}
 

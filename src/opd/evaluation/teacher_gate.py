@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping
 
 from opd.errors import ConfigError
-from opd.evaluation.metrics import Metrics
 from opd.teachers.experts import Experts, Shares, label_of
+from opd.types import Metrics
 
 
 class Gate:
@@ -71,14 +71,16 @@ class Gate:
 
     def apply(self, metrics: Metrics, refused: Collection[str]) -> None:
         """Set the shares as after a judgement; also for a run that goes on."""
-        self.experts.shares = {
-            domain: {
-                name: self._share(metrics, domain, name, share)
-                for name, share in shares.items()
-                if label_of(self.shares, domain, name) not in refused
+        self.experts.set_shares(
+            {
+                domain: {
+                    name: self._share(metrics, domain, name, share)
+                    for name, share in shares.items()
+                    if label_of(self.shares, domain, name) not in refused
+                }
+                for domain, shares in self.shares.items()
             }
-            for domain, shares in self.shares.items()
-        }
+        )
 
     def _share(self, metrics: Metrics, domain: str, name: str, share: float) -> float:
         gain = self._gain(metrics, domain, name)

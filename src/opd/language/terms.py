@@ -48,7 +48,9 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     signal = config.loss.signal
     teacher, objective = signal.build(run)
     weights = _token_weights(run, objective)
-    if_empty = EQUAL_REWARDS if signal.role == "reward" else f"teacher.view={config.teacher.view.type}, and {config.teacher.view.if_empty}"
+    view_config = config.teacher.view
+    by_view = f"teacher.view={view_config.type}, and {view_config.if_empty}"
+    if_empty = EQUAL_REWARDS if signal.role == "reward" else by_view
     main = Term(signal.role, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
     return [main, *signal.more_terms(run, main, weights)]
 

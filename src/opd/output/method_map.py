@@ -71,7 +71,9 @@ def _denoising_teacher(config: DiffusionConfig) -> str:
     if teacher.models:
         several = any(len(shares) > 1 for shares in teacher.shares.values())
         return f"{len(teacher.models)} models, {'mean' if several else 'by domain'}"
-    return {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}[teacher.weights]
+    return {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}[
+        teacher.weights
+    ]
 
 
 def _teachers(config: RunConfig) -> str:

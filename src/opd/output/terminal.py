@@ -9,16 +9,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from opd.evaluation.metrics import Metrics
 from opd.output.format import figure, headline
 from opd.output.result import Result
+from opd.output.run_log import RunStart
 from opd.report.page import REPORT
 from opd.report.rows import ROLLOUTS
 from opd.report.samples import SAMPLES
 from opd.report.terminal import worst_rollout
+from opd.types import Metrics
 
 if TYPE_CHECKING:
-    from opd.loop import Loop
+    from opd.output.result import Result
 
 SHOWN = ("loss", "accuracy", "invalid_call_rate", "distill_share", "grad_norm")
 """Figures of a step that fit in a line; those a run does not have are left out."""
@@ -43,14 +44,14 @@ class LiveDisplay:
         )
         self.total = 0
 
-    def start(self, loop: Loop) -> None:
-        self.total, self.rollouts = loop.steps, loop.checkpoints.folder.parent / ROLLOUTS
-        self.task = self.progress.add_task("train", total=loop.steps, completed=loop.state.step, figures="")
+    def start(self, run: RunStart) -> None:
+        self.total, self.rollouts = run.steps, run.out / ROLLOUTS
+        self.task = self.progress.add_task("train", total=run.steps, completed=run.step, figures="")
         self.progress.start()
-        if loop.evaluate is None:
+        if not run.evaluates:
             self.console.print("[yellow]nothing will be measured:[/] there are no eval.prompts and no eval.text")
-        if loop.state.step:
-            self.console.print(f"going on from step {loop.state.step}")
+        if run.step:
+            self.console.print(f"going on from step {run.step}")
 
     def step(self, step: int, metrics: Metrics) -> None:
         line = _figures({k: metrics[k] for k in SHOWN if k in metrics})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +15,7 @@ from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Signal
-
-if TYPE_CHECKING:
-    from opd.loop import Scored
+from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Scored, Signal
 
 CHUNK_BYTES = 2**26
 """[N, V] float32 at one time."""

@@ -21,20 +21,19 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Scored
+from opd.loop import Loop
 from opd.losses import token_logprobs
 from opd.losses.objectives import per_token_losses
 from opd.models.copies import frozen_copy
 from opd.models.forward import Reading, align, collect, own_reading
 from opd.models.language import LanguageModel
-from opd.output.run_log import rewind
+from opd.output.run_log import RunStart, rewind
 from opd.report.look import Look, telling
 from opd.report.measure import Opinion, opinion, opinions
 from opd.report.page import write_report
 from opd.report.rows import read_rows
 from opd.report.texts import Texts, difference
-from opd.types import Rollout, Signal, TokenStates
+from opd.types import Metrics, Rollout, Scored, Signal, TokenStates
 
 HELD = 100_000_000
 """Parameters up to which the initial weights are kept in memory, to see what they thought of later rollouts."""
@@ -71,10 +70,10 @@ class Recorder:
         if sum(p.numel() for p in self.student.model.parameters()) <= HELD:
             self.initial = frozen_copy(self.student)
 
-    def start(self, loop: Loop) -> None:
+    def start(self, run: RunStart) -> None:
         """Forget what was written after the step that the run goes on from."""
-        rewind(self.path, loop.state.step if loop.state.before or loop.state.step else -1)
-        if loop.evaluate is None and loop.state.step == 0:
+        rewind(self.path, run.step if self.loop.state.before or run.step else -1)
+        if self.loop.evaluate is None and run.step == 0:
             self._snapshot(0)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
@@ -181,6 +180,7 @@ class Recorder:
                 i,
                 {
                     "name": scored.term.name,
+                    "role": scored.term.role,
                     "factor": scored.term.weight,
                     "count": len(signal),
                     "position": kept.position_T.cpu()[here].tolist(),

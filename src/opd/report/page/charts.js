@@ -7,7 +7,7 @@ const CHARTS = [
   ["Divergence from the teacher", "On the student's own rollouts, in nats a token.",
     [["eval", "teacher/reverse_kl", "reverse KL"], ["eval", "reverse_kl", "reverse KL, held out"], ["eval", "teacher/forward_kl", "forward KL"]], { low: 0 }],
   ["Loss", "What the optimizer sees, and the terms that it is made of.",
-    [["train", "loss", "loss"], ["train", /^(distill|anchor|outcome|gold|unsure)$/, ""]], {}],
+    [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|sft|teacher_entropy)$/, ""]], {}],
   ["Overlap", "Share of the 16 likeliest tokens that both have, and the student's mass on them.",
     [["eval", /^teacher\/overlap@\d+$/, ""], ["eval", "teacher/overlap_mass", "mass on shared"]], { share: true }],
   ["Entropy", "How unsure student and teacher are, in nats; the gap is their mean absolute difference.",

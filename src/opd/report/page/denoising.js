@@ -21,7 +21,7 @@ const DENOISING_CHARTS = [
     [["eval", "frechet", "student"], ["eval", "teacher_frechet", "teacher", true]], { low: 0 }],
   ["Distance to the teacher", "The loss on held-out prompts, a mean over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
   ["Loss", "What the optimizer sees, and the terms that it is made of.",
-    [["train", "loss", "loss"], ["train", /^(distill|anchor|outcome|reward)$/, ""]], {}],
+    [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|reward_gradient)$/, ""]], {}],
   ["Spread", "Standard deviation of the drawn latents across a batch; it falls to 0 where one picture is drawn for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],

@@ -57,7 +57,7 @@ function distribution(who, token) {
       el("td", {}, chanceBar(Math.exp(logprob))));
   return el(
     "div", { class: "column" },
-    el("h4", {}, who.name, who.term && who.term.name === "anchor" ? el("span", { class: "note" }, " anchor") : null),
+    el("h4", {}, who.name, who.term && who.term.role === "anchor" ? el("span", { class: "note" }, " anchor") : null),
     rows.length
       ? el("table", { class: "figures likely" }, el("tbody", {},
         rows.map((r) => line(r.text, r.logprob, word(r.text) === own)),
