@@ -153,8 +153,8 @@ def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
         from opd.diffusion.run import DenoisingRun
 
         return DenoisingRun.load(config, objects)
-    pairs = {"student": _pair(objects.student), "teacher": _pair(objects.teacher)}
-    return LanguageRun.load(config, dataclasses.replace(objects, **pairs))
+    student, teacher = _pair(objects.student), _pair(objects.teacher)
+    return LanguageRun.load(config, dataclasses.replace(objects, student=student, teacher=teacher))
 
 
 def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Iterator[str]:

@@ -14,7 +14,6 @@ import opd
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
-from opd.evaluation.metrics import Metrics
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
-from opd.evaluation.metrics import Metrics, summarise
+from opd.engines.hf import HFEngine
+from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.nano.traces import PRIVILEGED

@@ -263,7 +263,7 @@ def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, Mapping[s
     if problem["type"] != "axis":
         return [(problem, None)]
     inner, owner = problem["ctx"]["inner"], problem["ctx"]["model"]
-    found = []
+    found: list[tuple[Any, Mapping[str, Any] | None]] = []
     for one in inner.errors():
         for deeper, fields in _unnested(one, owner):
             known = fields if fields is not None else _fields(owner, [str(part) for part in deeper["loc"][:-1]])

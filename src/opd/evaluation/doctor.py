@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
 from opd.models.forward import align, student_readings
@@ -14,6 +14,7 @@ from opd.models.forward import read as read_hidden
 from opd.models.language import LanguageModel
 from opd.output.format import figure
 from opd.teachers.alignment import TokenTexts, match
+from opd.types import Metrics
 
 NUM_PROMPTS = 32
 """Enough to see whether a teacher is better, little enough to take seconds on a small model."""

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from opd.data.curriculum import check_batch
 from opd.errors import DataError
-from opd.evaluation.metrics import Metrics
-from opd.types import Prompt, Rollout, Signal
+from opd.types import Metrics, Prompt, Rollout, Signal
 
 LEAST = 1e-300
 """Stands for a probability of 0, so that prompts without any are drawn last, in random order."""

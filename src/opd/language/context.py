@@ -180,7 +180,8 @@ class LanguageContext:
         """The same objective for one teacher or for several."""
         if self.pool is None:
             return divergence
-        return SeveralTeachers(inner=divergence, combine="losses" if self.combine == "alternate" else self.combine)
+        combine = self.config.experimental.combine
+        return SeveralTeachers(inner=divergence, combine="losses" if combine == "alternate" else combine)
 
     def view(self) -> View:
         """The run's view, made once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ def _shares(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, dict[str,
 
 def _teachers(
     config: RunConfig, objects: Objects, student: LanguageModel, prompts: Sequence[Prompt], device: str
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The teacher's model, or the pool of several, and the rows that all heads have."""
     teacher = config.teacher
     if not teacher.is_model:

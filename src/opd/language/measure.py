@@ -12,7 +12,7 @@ from opd.data.prompts import load_prompts, read_jsonl
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
@@ -23,7 +23,7 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts, first, label_of
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import Objective, Prompt, Rollout, RolloutSource, Sampling, Teacher, Term, View
+from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Sampling, Teacher, Term, View
 
 GREEDY = Sampling(temperature=0)
 
@@ -106,8 +106,14 @@ def gate(run: LanguageContext, main: Term) -> Gate | None:
     teacher = main.teacher.teacher if isinstance(main.teacher, SampledTeacher) else main.teacher
     assert isinstance(teacher, Experts)
     prompts = Counter(p.domain for p in run.held_out)
-    settings = {"margin": config.margin, "overlap": config.min_overlap, "by_quality": config.by_quality}
-    return Gate(teacher, teacher.shares, prompts=prompts, **settings)
+    return Gate(
+        teacher,
+        teacher.shares,
+        prompts=prompts,
+        margin=config.margin,
+        overlap=config.min_overlap,
+        by_quality=config.by_quality,
+    )
 
 
 def extrapolation(run: LanguageContext) -> Extrapolation | None:

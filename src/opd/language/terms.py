@@ -24,7 +24,8 @@ EQUAL_REWARDS = (
 def loss_terms(run: LanguageContext) -> list[Term]:
     """The main term first, then the terms beside it."""
     loss = run.config.loss
-    view, everything = run.view(), PlainView()
+    view: View = run.view()
+    everything: View = PlainView()
     if loss.sft:  # the reference answers in the batch belong to the supervised term only
         view, everything = Among(view, references=False), Among(everything, references=False)
     terms = _signal_terms(run, view)

@@ -35,6 +35,7 @@ class HttpAuthor:
         cache: folder that keeps answers across runs; None keeps them for this run only.
         max_new_tokens: the longest answer.
         instruction: the system message.
+        key: the run file's key of the author, for error messages.
 
     Attributes:
         counts: answers by what became of them.
@@ -52,6 +53,7 @@ class HttpAuthor:
         cache: str | None = None,
         max_new_tokens: int = 256,
         instruction: str = INSTRUCTION,
+        key: str = "teacher.view.author",
     ) -> None:
         token = os.environ.get(api_key_env)
         self.url = f"{url.rstrip('/')}/chat/completions"
@@ -64,6 +66,7 @@ class HttpAuthor:
         self.known: dict[str, str] = {}
         self.max_new_tokens = max_new_tokens
         self.instruction = instruction
+        self.key = key
         self.counts: Counter[str] = Counter()
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
@@ -111,16 +114,16 @@ class HttpAuthor:
         except httpx.HTTPStatusError as error:
             reply = error.response
             raise ModelError(
-                f"teacher.view.hint.author.http: '{self.url}' answered {reply.status_code}: {reply.text[:200]}"
+                f"{self.key}.url: '{self.url}' answered {reply.status_code}: {reply.text[:200]}"
             ) from None
         except httpx.HTTPError as error:
             raise ModelError(
-                f"teacher.view.hint.author.http: no answer from '{self.url}' after {self.retries + 1} attempts "
+                f"{self.key}.url: no answer from '{self.url}' after {self.retries + 1} attempts "
                 f"({type(error).__name__}: {error}); is the server running?"
             ) from None
         except (ValueError, KeyError, IndexError, TypeError):
             raise ModelError(
-                f"teacher.view.hint.author.http: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
+                f"{self.key}.url: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
                 f"{response.text[:200]}"
             ) from None
         return content if isinstance(content, str) else ""

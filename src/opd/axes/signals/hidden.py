@@ -12,6 +12,7 @@ from opd.config.base import Strict
 from opd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from opd.losses.hidden import Projection
     from opd.types import Objective, Teacher
 
 
@@ -77,7 +78,7 @@ class Hidden(SignalConfig):
         projected = HiddenTeacher(teacher, theirs, projection=target, max_tokens=run.max_tokens)
         return projected, HiddenStates(projection=ours, normalise=self.normalize)
 
-    def _fitted(self, run: RunContext, layers: list[int], theirs: list[int]) -> tuple[object, object]:
+    def _fitted(self, run: RunContext, layers: list[int], theirs: list[int]) -> tuple[Projection, Projection]:
         """The student's projection and the teacher's."""
         import torch
 
