@@ -21,7 +21,7 @@ from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.loop import Loop, Term
 from opd.models.forward import read_own
-from opd.models.language import LanguageModel, stop_ids
+from opd.models.language import LanguageModel
 from opd.models.pool import ModelPool
 from opd.output.run_log import RunLog
 from opd.parts import Parts, engine_of, sampler_of, view_of
@@ -276,8 +276,7 @@ def _writer(parts: Parts, who: str) -> RolloutSource:
 
 
 def _answers(parts: Parts) -> ReferenceAnswers:
-    stop, longest = min(stop_ids(parts.student)), parts.student.max_length
-    return ReferenceAnswers(parts.chat, parts.task, stop=stop, max_length=longest)
+    return ReferenceAnswers(parts.chat, parts.task, max_length=parts.student.max_length)
 
 
 def _texts(path: str, parts: Parts) -> list[tuple[int, ...]]:
