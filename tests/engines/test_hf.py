@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from conftest import make_model
 from opd.engines.hf import HFEngine, log_probs
 from opd.models.language import LanguageModel
 from opd.types import Sampling
+from support.models import make_model
 
 
 def contexts(count: int) -> list[list[int]]:

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import SHARED_DATA, make_tokenizer
 from opd.errors import ModelError
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, stop_ids
 from opd.types import Message, Prompt
 from support.chat_templates import CHATML, FORMATS, make_chat_tokenizer
+from support.tokenizers import SHARED_DATA, make_tokenizer
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

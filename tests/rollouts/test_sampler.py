@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from conftest import make_model
 from opd.data.answers import AnswerTask
 from opd.data.curriculum import Uniform
 from opd.data.tasks import get_task
@@ -17,6 +16,7 @@ from opd.models.language import load, stop_ids
 from opd.rollouts.sampler import Prefix, Sampler
 from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
 from support.chat_templates import FORMATS, make_chat_tokenizer
+from support.models import make_model
 
 TOOLS = get_task("tools")
 MODEL = load("nano/tools-base", key="student")
