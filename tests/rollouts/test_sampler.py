@@ -1,6 +1,7 @@
 """Trajectories of a real model in a real environment: what is in them, who chose it, and how they end."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,7 +14,8 @@ from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.rollouts.sampler import Prefix, Sampler
-from opd.types import Prompt, Rollout, Sampling
+from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
+from support.chat_templates import FORMATS, make_chat_tokenizer
 from support.models import make_model
 
 TOOLS = get_task("tools")
@@ -208,3 +210,59 @@ def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() ->
         prefix=Prefix(teacher, turns=2),
     )
     assert all(all(r.completion_mask) for r in tight.rollout(TOOLS.prompts("test")[:4], 1))
+
+
+class Scripted:
+    """Says the same text in every turn and stops with a given token."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = ids
+        self.contexts: list[Sequence[int]] = []
+
+    def generate(
+        self,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        *,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        seed: int,
+    ) -> list[Generation]:
+        self.contexts += contexts
+        return [Generation(self.ids, (-1.0,) * len(self.ids), self.ids[-1] in stop_ids) for _ in contexts]
+
+    def sync(self, step: int) -> None: ...
+
+
+class Again:
+    """Asks for a second turn and remembers what it saw."""
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return []
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        assert all(m["content"] == "It is 7." for m in transcript if m["role"] == "assistant")
+        return Observation(message={"role": "user", "content": "Sure?"} if len(transcript) == 1 else None)
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sampled_stop_token_is_never_inserted_again(name: str, *, other: bool) -> None:
+    """The second turn's context is the template's rendering, whichever of the stop tokens ended the first turn."""
+    chat = Chat(make_chat_tokenizer(name))
+    eos = chat.tokenizer.eos_token_id
+    said = (*chat.insert_text_ids("It is 7."), *((eos,) if other else chat.turn_end_ids))
+    engine, stops = Scripted(said), frozenset({eos, chat.turn_end_ids[-1]})
+    asked = ({"role": "user", "content": "3 + 4?"},)
+    sampler = Sampler(engine, chat, Again(), stop_ids=stops, max_new_tokens=200, max_turns=2)
+    rollout = sampler.rollout([Prompt(id="a", messages=asked)], 0)[0]
+    conversation = [*asked, *rollout.transcript[:2]]
+    text = chat.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    context, stray = tuple(engine.contexts[1]), other or eos == chat.turn_end_ids[-1]
+    if name in ("mistral", "chatml"):  # the template's own turn end is EOS
+        assert context == chat.insert_text_ids(text)
+    else:
+        assert tuple(i for i in context if i != eos) == chat.insert_text_ids(text)
+        assert context.count(eos) == int(stray)
+    assert [rollout.completion_ids[t.start : t.stop] for t in rollout.turns] == [said, said]
+    assert rollout.finish == "stop"

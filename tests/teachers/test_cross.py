@@ -17,11 +17,13 @@ from opd.losses.objectives import CrossTokenizer, per_token_losses
 from opd.models.chat import Chat
 from opd.models.forward import align, read, student_readings
 from opd.models.language import LanguageModel, load, stop_ids
+from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import Sampler
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
 from opd.types import CrossSignal, Prompt, Rollout, Task
+from support.chat_templates import make_chat_tokenizer
 from support.models import make_model
 from support.tokenizers import SHARED_DATA, make_byte_tokenizer
 
@@ -214,3 +216,15 @@ def test_real_tokenizers_agree_on_what_a_real_model_writes(ours: str, theirs: st
     assert len(signal) > 0.95 * num_plain
     assert float(signal.size_T.float().mean()) < 8
     assert signal.teacher_rest_T.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["a newline before the end", "an end of two tokens", "an end in plain text", "gemma"])
+def test_the_whole_turn_end_of_the_students_template_is_left_out(name: str) -> None:
+    """Also the parts of it that are ordinary tokens: the teacher's template ends turns in its own way."""
+    chat, prompt = Chat(make_chat_tokenizer(name)), Prompt(id="a", messages=({"role": "user", "content": "3 + 4?"},))
+    prompt = dataclasses.replace(prompt, answer="It is 7.")
+    rollouts = ReferenceAnswers(chat, None, max_length=None).rollout([prompt], 0)
+    reader = make_model(0, vocab=300)
+    reader = dataclasses.replace(reader, tokenizer=make_chat_tokenizer("llama 3"))
+    signal = CrossTeacher(chat.tokenizer, reader).score(rollouts, PlainView().segments(rollouts))
+    assert chat.decode(signal.token_T.tolist(), skip_special_tokens=False) == "It is 7."

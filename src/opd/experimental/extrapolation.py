@@ -66,7 +66,7 @@ class Extrapolation:
         best, judged = at_start, validation(at_start)
         if judged is None:
             raise DataError(
-                "optimizer.extrapolate: none of the training prompts drawn for validation got a reward; give prompts "
+                "experimental.extrapolate: none of the training prompts drawn for validation got a reward; give prompts "
                 "with answers, or leave it out"
             )
         for k in range(1, self.candidates + 1):

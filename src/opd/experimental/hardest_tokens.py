@@ -1,4 +1,4 @@
-"""How hard each token is for the student: what ``loss.positions.hardest`` keeps the most difficult of."""
+"""How hard each token is for the student: what ``experimental.hardest_tokens`` keeps the most difficult of."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ class LanguageContext:
 
     def references(self) -> ReferenceAnswers:
         """The prompts' reference answers as rollouts."""
-        return ReferenceAnswers(self.chat, self.task, stop=min(self.stop_ids), max_length=self.student.max_length)
+        return ReferenceAnswers(self.chat, self.task, max_length=self.student.max_length)
 
     def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> list[Rollout]:
         """Rollouts of the student as it is on the first training prompts, at temperature 1."""

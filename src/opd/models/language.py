@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ModelError
 from opd.models.bundled import resolve
+from opd.models.chat import Chat
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -188,10 +189,11 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
 
 
 def stop_ids(language_model: LanguageModel) -> frozenset[int]:
-    """Every id that ends a turn: the tokenizer's EOS and the generation config's."""
+    """Every id that ends a turn: of the generation config, the tokenizer's EOS and the chat template's turn end."""
+    tokenizer = language_model.tokenizer
     configured = getattr(language_model.model.generation_config, "eos_token_id", None)
     ids: Iterable[int | None] = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(i for i in [*ids, language_model.tokenizer.eos_token_id] if i is not None)
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id, *Chat(tokenizer).turn_end_ids[-1:]] if i is not None)
 
 
 def pad(sequences: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -185,10 +185,10 @@ class Sampler:
         """Whether the environment would answer such a turn, with room for more after it."""
         if self.task is None:
             return False
-        turn = {"role": "assistant", "content": self.chat.decode(ids)}
+        turn = {"role": "assistant", "content": self.chat.turn_text(ids)}
         answer = self.task.step(trajectory.prompt, [*trajectory.transcript, turn]).message
         length = len(trajectory.ids) + len(ids)
-        return answer is not None and length + len(self.chat.message_ids(answer)) < self.max_new_tokens
+        return answer is not None and length + len(self.chat.message_ids(answer, ids)) < self.max_new_tokens
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
@@ -202,7 +202,8 @@ class Sampler:
     def _react(self, trajectory: _Trajectory, stopped: bool, *, last_turn: bool) -> None:
         """Let the environment answer the turn that was just written."""
         span = trajectory.turns[-1]
-        text = self.chat.decode(trajectory.ids[span.start : span.stop])
+        ids = trajectory.ids[span.start : span.stop]
+        text = self.chat.turn_text(ids)
         trajectory.transcript.append({"role": "assistant", "content": text})
         if self.task is None:
             trajectory.finish = "stop" if stopped else "length"
@@ -218,7 +219,7 @@ class Sampler:
         if seen.message is None:
             trajectory.finish, trajectory.reward = "stop", seen.reward
             return
-        inserted = self.chat.message_ids(seen.message)
+        inserted = self.chat.message_ids(seen.message, ids)
         if last_turn or len(trajectory.ids) + len(inserted) >= self.max_new_tokens:
             trajectory.reward = 0.0
             trajectory.cut("turns" if last_turn else "length")

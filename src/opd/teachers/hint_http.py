@@ -113,9 +113,7 @@ class HttpAuthor:
             content = response.json()["choices"][0]["message"]["content"]
         except httpx.HTTPStatusError as error:
             reply = error.response
-            raise ModelError(
-                f"{self.key}.url: '{self.url}' answered {reply.status_code}: {reply.text[:200]}"
-            ) from None
+            raise ModelError(f"{self.key}.url: '{self.url}' answered {reply.status_code}: {reply.text[:200]}") from None
         except httpx.HTTPError as error:
             raise ModelError(
                 f"{self.key}.url: no answer from '{self.url}' after {self.retries + 1} attempts "

@@ -46,7 +46,7 @@ class RulesAuthor:
             return self.templates[event.kind].format(**event.detail)
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(
-                f"teacher.view.hint.author.templates.{event.kind} has the field {error}, and events of this kind have "
+                f"teacher.view.author.templates.{event.kind} has the field {error}, and events of this kind have "
                 f"{', '.join(event.detail) or 'no fields'}"
             ) from None
 
