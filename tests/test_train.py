@@ -263,7 +263,7 @@ def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
     config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
     loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
-    assert [r.writer for r in rollouts] == ["student"] * 12 + ["answers"] * 4
+    assert [r.source for r in rollouts] == ["student"] * 12 + ["references"] * 4
     about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}
     assert about["gold"] == set(range(12, 16))
     assert about["distill"] == about["anchor"] == set(range(12))

@@ -40,7 +40,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Prompt, Roller, Rollout, View
+from opd.types import Prompt, Rollout, RolloutSource, View
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
@@ -222,11 +222,11 @@ def _reader(parts: Parts, pool: ModelPool, name: str) -> LocalTeacher:
     return reader(parts, pool[name])
 
 
-def _greedy(parts: Parts, pool: ModelPool, name: str) -> Roller:
+def _greedy(parts: Parts, pool: ModelPool, name: str) -> RolloutSource:
     return sampler_of(parts, Sampling(temperature=0), held_out=True, model=pool[name])
 
 
-def _teacher_sampler(parts: Parts) -> Roller | None:
+def _teacher_sampler(parts: Parts) -> RolloutSource | None:
     """Rolls out the teacher where it is a model of its own and answers can be checked."""
     if parts.teacher is None or parts.held_out_task is None or not parts.config.eval.diagnostics:
         return None
@@ -240,7 +240,7 @@ def _experts_write(parts: Parts, sampling: Sampling) -> ExpertsWrite:
     return ExpertsWrite(parts.experts, parts.config.teacher.shares, lambda model: one(model=model))
 
 
-def _training_sampler(parts: Parts) -> Roller:
+def _training_sampler(parts: Parts) -> RolloutSource:
     rollout = parts.config.rollout
     if parts.config.loss.gold:
         return WithAnswers(_writer(parts, "student"), _answers(parts))
@@ -250,7 +250,7 @@ def _training_sampler(parts: Parts) -> Roller:
     return Mixture(student, other, share=rollout.off_policy, first=rollout.off_policy_steps)
 
 
-def _recording(parts: Parts, main: Term, roller: Roller) -> Recording:
+def _recording(parts: Parts, main: Term, roller: RolloutSource) -> Recording:
     """The initial student's rollouts and the teacher's word on them; a run that goes on reads what it has."""
     rollout, path = parts.config.rollout, Path(parts.config.out) / "recorded.jsonl"
     if not path.exists():
@@ -261,7 +261,7 @@ def _recording(parts: Parts, main: Term, roller: Roller) -> Recording:
     return Recording(read_recording(path, parts.prompts))
 
 
-def _writer(parts: Parts, who: str) -> Roller:
+def _writer(parts: Parts, who: str) -> RolloutSource:
     rollout = parts.config.rollout
     if who == "answers":
         return _answers(parts)

@@ -23,16 +23,16 @@ from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics, describe, gap_recovery
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.extrapolation import Extrapolation
+from opd.models.copies import EmaWeights
 from opd.models.forward import align
 from opd.output.run_log import Log
-from opd.teachers.local import EmaWeights
 from opd.teachers.views import remaining
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Policy, Reader, Roller, Rollout, Segment, Signal, States, Teacher, View
+from opd.types import Policy, Reader, Rollout, RolloutSource, Segment, Signal, States, Teacher, View
 
 
 class Objective(Protocol):
@@ -81,7 +81,7 @@ class Loop:
     """The parts of one run, put together by ``opd.build``; ``run`` trains."""
 
     student: Policy
-    sampler: Roller
+    sampler: RolloutSource
     reader: Reader
     """How the student reads its own rollouts, with gradients, a micro-batch after the other."""
     curriculum: Curriculum
@@ -164,7 +164,7 @@ class Loop:
         with _timed(times, "update_s"):
             metrics = self._update(rollouts, scored)
         tokens = sum(r.num_tokens for r in rollouts)
-        own = [r for r in rollouts if r.writer == "student"]
+        own = [r for r in rollouts if r.source == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
         share = {f"{s.term.name}_share": len(s.signal) / tokens for s in scored}
         return {

@@ -144,7 +144,7 @@ def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: Langu
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
         grow_every=None if held_out else rollout.turns_grow_every,
-        writer="student" if model is None else "teacher",
+        source="student" if model is None else "teacher",
         max_length=language_model.max_length,
     )
 

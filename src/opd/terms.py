@@ -9,6 +9,7 @@ import torch
 from opd.config import LossConfig, RunConfig, UnsureConfig
 from opd.engines.hf import Sampling
 from opd.errors import ConfigError
+from opd.experimental.hardest_tokens import Difficulty
 from opd.loop import Objective, Term
 from opd.losses import Support
 from opd.losses.cross import Matched
@@ -21,8 +22,9 @@ from opd.losses.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.losses.token_weights import Difficulty, Positions, Unsure
-from opd.models.forward import sort_key
+from opd.losses.token_weights import Positions, Unsure
+from opd.models.copies import EmaWeights, frozen_copy
+from opd.models.forward import sort_key, states_of
 from opd.models.language import LanguageModel, stop_ids
 from opd.parts import Parts, sampler_of, view_of
 from opd.rollouts.sampler import ALL_TURNS
@@ -30,7 +32,7 @@ from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
-from opd.teachers.local import Answers, EmaWeights, LocalTeacher, Once, frozen_copy, states_of
+from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import Among, PlainView
 from opd.types import Teacher, View

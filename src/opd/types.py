@@ -93,8 +93,8 @@ class Rollout:
     """1.0 right, 0.0 wrong, in between by the task's choice; None where there is no checker."""
     num_calls: int = 0
     """Tool calls the student made, valid or not."""
-    writer: Literal["student", "teacher", "answers"] = "student"
-    """Who wrote it; ``answers`` are the prompts' own."""
+    source: Literal["student", "teacher", "references"] = "student"
+    """What generated it: the student, the teacher, or the prompts' reference answers."""
     transcript: tuple[Message, ...] = ()
     """The turns and the environment's messages as text, for hint authors and people; never tokenised again."""
 
@@ -345,8 +345,8 @@ class Engine(Protocol):
         ...
 
 
-class Roller(Protocol):
-    """Makes rollouts: the student, or whoever writes in its place."""
+class RolloutSource(Protocol):
+    """Makes rollouts: the student, the teacher, reference answers, a recording, or a mixture of these."""
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""

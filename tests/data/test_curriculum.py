@@ -34,7 +34,7 @@ def curriculum(
     return Adaptive(prompts, batch=batch, samples=samples, seed=seed, interest=Interest(**w))
 
 
-def rollout(name: str, reward: float | None, writer: Any = "student") -> Rollout:
+def rollout(name: str, reward: float | None, source: Any = "student") -> Rollout:
     return Rollout(
         prompt=Prompt(id=name, text=name),
         prompt_ids=(1,),
@@ -44,7 +44,7 @@ def rollout(name: str, reward: float | None, writer: Any = "student") -> Rollout
         turns=(Span(0, 2),),
         finish="stop",
         reward=reward,
-        writer=writer,
+        source=source,
     )
 
 
@@ -124,7 +124,7 @@ def test_a_batch_has_no_prompt_twice_and_hopeless_ones_come_last() -> None:
 
 def test_what_others_wrote_is_seen_and_no_evidence() -> None:
     adaptive = curriculum(success=1.0, divergence=1.0)
-    figures = learn(adaptive, 0, [("a", 0.0, [9.0])], writer="teacher")
+    figures = learn(adaptive, 0, [("a", 0.0, [9.0])], source="teacher")
     assert adaptive.last_N.tolist() == [0] + [-1] * 7
     assert not adaptive.tried_N.any()
     assert not adaptive.measured_N.any()

@@ -121,7 +121,7 @@ def test_prompts_without_a_picture_fall_to_the_anchor(tmp_path: Path, folder: An
     rollouts, said = step(loop_of(tree, tmp_path)[1])
     has = {i for i, r in enumerate(rollouts) if "image" in r.prompt.data}
     assert 0 < len(has) < len(rollouts)
-    assert {i for i, r in enumerate(rollouts) if r.writer == "answers"} == has
+    assert {i for i, r in enumerate(rollouts) if r.source == "references"} == has
     assert set(said["distill"].signal.rollout_T.tolist()) == has
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
@@ -146,7 +146,7 @@ def test_pictures_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, fold
     drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
     for own, theirs in zip(rollouts, drawn, strict=True):
         assert torch.equal(own.latents_KX[-1], theirs.latents_KX[-1])
-        assert own.writer == "answers"
+        assert own.source == "references"
     assert len(said["distill"].signal) == 20
     loop._step(0)
 
@@ -158,7 +158,7 @@ def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> 
     rollouts, _ = step(loop)
     drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
-    assert {r.writer for r in rollouts} == {"teacher"}
+    assert {r.source for r in rollouts} == {"teacher"}
     assert loop._step(0)["loss"] > 0
     assert loop.state.tokens == 0  # the student drew nothing
 

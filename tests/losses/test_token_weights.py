@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from opd.experimental.hardest_tokens import Difficulty
 from opd.losses.objectives import FullVocabulary
-from opd.losses.token_weights import Difficulty, Positions, Unsure
+from opd.losses.token_weights import Positions, Unsure
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
 from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span

@@ -63,7 +63,7 @@ def row(step: int, n: int, text: str, tokens: int) -> dict[str, Any]:
         "events": [{"kind": text, "span": [0, 3], "detail": {}}],
         "reward": 0.0,
         "finish": "stop",
-        "writer": "student",
+        "source": "student",
         "student": {**said, "before": [-0.4] * len(own)},
         "terms": [term],
     }

@@ -149,13 +149,13 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
 
     def sampler(model: opd.models.language.LanguageModel) -> Sampler:
         engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-        return Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=8, writer="teacher")
+        return Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=8, source="teacher")
 
     written = ExpertsWrite(models, {name: {name: 1.0} for name in SOURCES}, sampler).rollout(prompts, 0)
     for prompt, rollout in zip(prompts, written, strict=True):
         alone = sampler(load(SOURCES[prompt.domain], key="x")).rollout([prompt], 0)[0]
         assert rollout.completion_ids == alone.completion_ids
-        assert rollout.writer == "teacher"
+        assert rollout.source == "teacher"
 
 
 SHORT = {

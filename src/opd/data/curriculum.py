@@ -193,7 +193,7 @@ class Adaptive:
         number_B = torch.tensor([self.number[r.prompt.id] for r in rollouts], dtype=torch.int64)
         seen = number_B.unique()
         figures = {"curriculum/effective": 1 / float(self.probabilities(step).square().sum())}
-        own_B = torch.tensor([r.writer == "student" for r in rollouts])
+        own_B = torch.tensor([r.source == "student" for r in rollouts])
         if any(r.reward is not None for r in rollouts):
             figures["curriculum/success"] = float(self.rates[seen].mean())
         reward_B = torch.tensor([r.reward or 0.0 for r in rollouts], dtype=torch.float64)

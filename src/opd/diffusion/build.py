@@ -33,15 +33,15 @@ from opd.diffusion.types import PictureTask
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Term
+from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
-from opd.teachers.local import EmaWeights
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.types import Prompt, Roller, Rollout, Signal, Teacher
+from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher
 
 if TYPE_CHECKING:
     from opd.api import Result
@@ -191,7 +191,7 @@ class Denoising:
         """Lets the student read its own trajectories."""
         return partial(read_own, self.student, kernel=self.kernel, guidance=self.config.rollout.guidance, size=size)
 
-    def sampler(self) -> Roller:
+    def sampler(self) -> RolloutSource:
         """Who makes the trajectories to train on."""
         rollout = self.config.rollout
         reward = self.task.reward if self.task else None
@@ -319,7 +319,7 @@ class Denoising:
         shown = sorted(self.prompts, key=lambda p: p.data.get("image") is None)  # pictures may be what it goes by
         shown = shown[: max(32 // config.rollout.samples, 1)]
         rollouts = self.sampler().rollout([p for p in shown for _ in range(config.rollout.samples)], config.seed)
-        own = [r for r in rollouts if r.writer == "student"]
+        own = [r for r in rollouts if r.source == "student"]
         if own:
             yield "rollouts  " + ", ".join(f"{name} {value:.3f}" for name, value in describe(own).items())
         assert terms[0].view is not None

@@ -16,7 +16,7 @@ from opd.diffusion.types import PictureTask
 from opd.evaluation.evaluate import SEED
 from opd.evaluation.metrics import Metrics, by_domain
 from opd.models.forward import align
-from opd.types import Prompt, Reader, Roller, Rollout, Teacher, View
+from opd.types import Prompt, Reader, Rollout, RolloutSource, Teacher, View
 
 if TYPE_CHECKING:
     from opd.loop import Objective
@@ -37,9 +37,9 @@ class PictureEvaluation:
 
     model: DenoisingModel
     prompts: Sequence[Prompt]
-    student: Roller
+    student: RolloutSource
     task: PictureTask | None
-    teacher: Roller | None = None
+    teacher: RolloutSource | None = None
     distance: Callable[[Sequence[Rollout]], Metrics] | None = None
 
     def __call__(self) -> Metrics:

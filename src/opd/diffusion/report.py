@@ -31,7 +31,7 @@ from opd.report.overview import Block, overview
 from opd.report.page import write_report
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
 from opd.report.states import STATES
-from opd.types import Prompt, Roller, Rollout
+from opd.types import Prompt, Rollout, RolloutSource
 
 SIZE = (64, 512)
 """Pixels that a picture of a strip is at least and at most wide."""
@@ -55,8 +55,8 @@ class Grids:
         *,
         folder: Path,
         model: DenoisingModel,
-        student: Roller,
-        teacher: Roller | None,
+        student: RolloutSource,
+        teacher: RolloutSource | None,
         prompts: Sequence[Prompt],
         number: int,
         shown: Sequence[Prompt] = (),
@@ -129,7 +129,7 @@ class Grids:
         if self.teacher and not self.samples.has(TEACHER):
             self.samples.write(TEACHER, self._strip(self.teacher))
 
-    def _strip(self, roller: Roller) -> Any:
+    def _strip(self, roller: RolloutSource) -> Any:
         drawn = pictures(self.model, roller.rollout(self.prompts, SEED))
         least, most = SIZE
         height, width = drawn.shape[-2:]

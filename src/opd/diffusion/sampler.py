@@ -17,7 +17,7 @@ from opd.diffusion.pictures import picture_of
 from opd.diffusion.reading import of_denoisers
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.teachers.experts import first
-from opd.types import Prompt, Roller, Span
+from opd.types import Prompt, RolloutSource, Span
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """Of pictures and their prompts, [B]."""
@@ -148,7 +148,7 @@ class TeachersDraw:
         for name, sampler in self.samplers.items():
             own = [i for i, author in enumerate(who) if author == name]
             made = sampler.rollout([prompts[i] for i in own], seed, step) if own else []
-            drawn |= {i: replace(t, writer="teacher") for i, t in zip(own, made, strict=True)}
+            drawn |= {i: replace(t, source="teacher") for i, t in zip(own, made, strict=True)}
         return [drawn[i] for i in range(len(prompts))]
 
 
@@ -167,7 +167,7 @@ class OwnPictures:
 class PicturesOf:
     """The clean latents that somebody's trajectories end with."""
 
-    roller: Roller
+    roller: RolloutSource
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
         return [trajectory.latents_KX[-1] for trajectory in of_denoisers(self.roller.rollout(prompts, seed))]
@@ -191,7 +191,7 @@ class Noised:
         *,
         states: int,
         first: int = 0,
-        others: Roller | None = None,
+        others: RolloutSource | None = None,
     ) -> None:
         self.latents = latents
         self.kernel = kernel
@@ -217,7 +217,7 @@ class Noised:
         made = trajectory(
             prompt, self.kernel.time(steps_K), torch.cat([states_KX, clean_X[None]]), noise_KX, steps_K + self.first
         )
-        return replace(made, writer="answers")
+        return replace(made, source="references")
 
 
 def joined(one: Kernel, other: Kernel) -> Kernel:

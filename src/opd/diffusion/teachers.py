@@ -41,7 +41,7 @@ class WithPicture:
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """A segment for each."""
-        return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].writer == "answers"]
+        return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].source == "references"]
 
 
 class DenoisingTeacher:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from opd.evaluation.metrics import Metrics
 from opd.losses.support import largest
-from opd.models.forward import align
+from opd.models.forward import align, states_of
 from opd.models.language import LanguageModel
 from opd.output.format import PREFIX
-from opd.teachers.local import LocalTeacher, states_of
+from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
 from opd.types import FullSignal, Rollout, Signal, View
 

@@ -16,7 +16,7 @@ from opd.models.forward import Reading, align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Roller, Rollout, Teacher, View
+from opd.types import Prompt, Rollout, RolloutSource, Teacher, View
 
 if TYPE_CHECKING:
     from opd.loop import Objective
@@ -43,7 +43,7 @@ class Peer:
     domain: str
     label: str
     reader: Callable[[], LocalTeacher]
-    greedy: Callable[[], Roller]
+    greedy: Callable[[], RolloutSource]
     leads: bool
 
 
@@ -77,7 +77,7 @@ class Evaluation:
     texts: Sequence[tuple[int, ...]] = ()
     repeats: int = 1
     compared: tuple[LocalTeacher | None, View, int] | None = None
-    teacher: Roller | None = None
+    teacher: RolloutSource | None = None
     peers: Sequence[Peer] = ()
     conflict: Callable[[Sequence[Rollout]], Metrics] | None = None
 

@@ -1,11 +1,30 @@
-"""The distance between hidden states. Suffixes: T positions, K layers, D units."""
+"""The distance between hidden states, and a projection of them. Suffixes: T positions, K layers, D units, R rank."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from opd.errors import OpdError
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """(states − mean) @ basis, layer by layer; frozen.
+
+    Attributes:
+        mean_KD: [K, D]. basis_KDR: [K, D, R].
+    """
+
+    mean_KD: Tensor
+    basis_KDR: Tensor
+
+    def __call__(self, states_TKD: Tensor) -> Tensor:
+        """[T, K, R]; gradients flow to the states."""
+        return torch.einsum("tkd,kdr->tkr", states_TKD - self.mean_KD.to(states_TKD), self.basis_KDR.to(states_TKD))
 
 
 def hidden_distance(

@@ -20,8 +20,8 @@ from opd.losses import (
     reward_to_go,
 )
 from opd.losses.cross import Groups, Matched, cross_divergence
+from opd.losses.hidden import Projection
 from opd.losses.sampled import Estimator
-from opd.teachers.hidden import Projection
 from opd.types import (
     AdvantageSignal,
     CrossSignal,

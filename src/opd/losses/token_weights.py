@@ -9,20 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from opd.losses import linear_entropy
-from opd.losses.objectives import per_token_losses
-from opd.models.forward import align, student_readings
-from opd.models.language import LanguageModel
-from opd.teachers.local import collect
 from opd.types import FullSignal, Rollout, SampledSignal, Signal
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
 
 EPSILON = 1e-6
 """SOD's, in nats."""
@@ -99,35 +92,6 @@ class Positions:
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
             weight_T = _balanced(weight_T, signal.rollout_T, group_T)
         return weight_T
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difficulty:
-    """How hard each token is for the student as it is, by a forward pass without gradients.
-
-    Over the whole batch and before the update, so that what is chosen by it does not depend on micro-batches.
-
-    Attributes:
-        student: reads its own rollouts, without dropout.
-        max_tokens: padded tokens per pass.
-        objective: whose loss at each position it is; None for the student's entropy. Not for a loss of the sampled
-            token: a choice that depends on what was drawn biases its gradient.
-        temperature: divides the logits, for the entropy.
-    """
-
-    student: LanguageModel
-    max_tokens: int
-    objective: Objective | None = None
-    temperature: float = 1.0
-
-    @torch.no_grad()
-    def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
-        """float32 [T], in nats."""
-        where, states = collect(self.student, student_readings(rollouts), max_tokens=self.max_tokens)
-        states = states.take(align(rollouts, where, signal))
-        if self.objective is None:
-            return linear_entropy(states.hidden_TD, states.head_VD, temperature=self.temperature)
-        return per_token_losses(self.objective, states, signal)
 
 
 @dataclass(frozen=True, kw_only=True)

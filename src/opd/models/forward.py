@@ -5,6 +5,7 @@ Suffixes: T packed student-chosen tokens, B rows, L padded length, D hidden unit
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -96,6 +97,40 @@ def read(
     layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
     hidden_TD = hidden_BLD[row_T, column_T - 1]
     return scored, TokenStates(hidden_TD, language_model.head_VD.to(hidden_TD.dtype), layers_TKD)
+
+
+def states_of(
+    language_model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    segments: Sequence[Segment],
+    *,
+    max_tokens: int,
+    layers: Sequence[int] = (),
+) -> tuple[Signal, TokenStates]:
+    """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
+    return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
+
+
+@torch.no_grad()
+def collect(
+    language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
+) -> tuple[Signal, TokenStates]:
+    """Read batch by batch, without dropout: which tokens were scored and their states, in order, detached."""
+    model = language_model.model
+    was_training = model.training
+    model.eval()
+    parts = [read(language_model, batch, layers) for batch in batches(readings, max_tokens)]
+    model.train(was_training)
+    if not parts:
+        none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
+        head_VD = language_model.head_VD.detach()
+        hidden_TD = head_VD.new_zeros(0, head_VD.shape[1])
+        return Signal(none, none, none), TokenStates(hidden_TD, head_VD, hidden_TD[:, None].repeat(1, len(layers), 1))
+    where = Signal(*(torch.cat([getattr(w, f.name) for w, _ in parts]) for f in dataclasses.fields(Signal)))
+    layers_TKD = torch.cat([s.layers_TKD for _, s in parts if s.layers_TKD is not None]) if layers else None
+    states = TokenStates(torch.cat([s.hidden_TD for _, s in parts]), parts[0][1].head_VD, layers_TKD)
+    order_T = sort_key(where).argsort()
+    return where.take(order_T), states.take(order_T)
 
 
 def read_own(

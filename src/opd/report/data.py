@@ -127,7 +127,7 @@ def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
 
 def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
     same = ("step", "of", "n", "prompt", "domain", "answer", "prompt_text", "ids", "text", "own", "special", "drawn")
-    also = ("turns", "events", "reward", "finish", "writer")
+    also = ("turns", "events", "reward", "finish", "source")
     student = _said(row["student"], vocabulary)
     terms = [{**term, "teachers": [_said(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
     known = {key: row[key] for key in same + also}

@@ -25,7 +25,8 @@ from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Scored
 from opd.losses import token_logprobs
 from opd.losses.objectives import per_token_losses
-from opd.models.forward import Reading, align, own_reading
+from opd.models.copies import frozen_copy
+from opd.models.forward import Reading, align, collect, own_reading
 from opd.models.language import LanguageModel
 from opd.output.run_log import rewind
 from opd.report.look import Look, telling
@@ -33,7 +34,6 @@ from opd.report.measure import Opinion, opinion, opinions
 from opd.report.page import write_report
 from opd.report.rows import read_rows
 from opd.report.texts import Texts, difference
-from opd.teachers.local import collect, frozen_copy
 from opd.types import Rollout, Signal, TokenStates
 
 HELD = 100_000_000
@@ -229,7 +229,7 @@ class Recorder:
             "events": [{"kind": e.kind, "span": e.span, "detail": dict(e.detail)} for e in rollout.events],
             "reward": rollout.reward,
             "finish": rollout.finish,
-            "writer": rollout.writer,
+            "source": rollout.source,
         }
 
     def _contexts(self, scored: Scored, rollout: Rollout, index: int) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from opd.types import Prompt, Roller, Rollout
+from opd.types import Prompt, Rollout, RolloutSource
 
 
 class Mixture:
@@ -21,7 +21,7 @@ class Mixture:
     Source: GKD, arXiv 2306.13649, whose λ is 1 − share; off-policy first, Qwen3, arXiv 2505.09388.
     """
 
-    def __init__(self, student: Roller, other: Roller, *, share: float, first: int = 0) -> None:
+    def __init__(self, student: RolloutSource, other: RolloutSource, *, share: float, first: int = 0) -> None:
         self.student = student
         self.other = other
         self.share = share

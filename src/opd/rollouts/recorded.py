@@ -16,7 +16,7 @@ from opd.errors import CheckpointError
 from opd.rollouts.sampler import ALL_TURNS
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import runs
-from opd.types import Prompt, Roller, Rollout, SampledSignal, Segment, Span, View
+from opd.types import Prompt, Rollout, RolloutSource, SampledSignal, Segment, Span, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Recording:
 
 
 def record(
-    roller: Roller,
+    roller: RolloutSource,
     teacher: SampledTeacher,
     view: View,
     prompts: Sequence[Prompt],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from opd.errors import DataError
 from opd.models.chat import Chat
-from opd.types import Message, Observation, Prompt, Roller, Rollout, Span, Task
+from opd.types import Message, Observation, Prompt, Rollout, RolloutSource, Span, Task
 
 
 class ReferenceAnswers:
@@ -62,7 +62,7 @@ class ReferenceAnswers:
             turns=tuple(turns),
             finish="stop",
             reward=seen.reward,
-            writer="answers",
+            source="references",
             transcript=tuple(transcript),
         )
 
@@ -75,7 +75,7 @@ class WithAnswers:
         answers: what the mixed-in supervised loss is about.
     """
 
-    def __init__(self, student: Roller, answers: ReferenceAnswers) -> None:
+    def __init__(self, student: RolloutSource, answers: ReferenceAnswers) -> None:
         self.student = student
         self.answers = answers
 

@@ -23,7 +23,7 @@ class _Trajectory:
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
-    writer: Literal["student", "teacher"]
+    source: Literal["student", "teacher"]
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Trajectory:
             logprobs=tuple(self.logprobs),
             turns=tuple(self.turns),
             finish=self.finish,
-            writer=self.writer,
+            source=self.source,
             events=tuple(self.events),
             reward=self.reward,
             num_calls=self.num_calls,
@@ -91,7 +91,7 @@ class Sampler:
         max_new_tokens: the most tokens a trajectory may have after its prompt, inserted ones included.
         max_turns: the most assistant turns.
         grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
-        writer: whose engine it is.
+        source: whose engine it is.
         prefix: who begins in the student's place, and how far.
         max_length: the most tokens prompt and completion may have together; None for no limit.
     """
@@ -106,7 +106,7 @@ class Sampler:
         max_turns: int = 1,
         grow_every: int | None = None,
         prefix: Prefix | None = None,
-        writer: Literal["student", "teacher"] = "student",
+        source: Literal["student", "teacher"] = "student",
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -116,7 +116,7 @@ class Sampler:
         self.max_turns = max_turns
         self.grow_every = grow_every
         self.prefix = prefix
-        self.writer = writer
+        self.source = source
         self.max_length = max_length
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -125,7 +125,7 @@ class Sampler:
         Raises:
             DataError: a prompt leaves no room for an answer.
         """
-        trajectories = [_Trajectory(p, self._prompt_ids(p), self.writer) for p in prompts]
+        trajectories = [_Trajectory(p, self._prompt_ids(p), self.source) for p in prompts]
         most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns
         if self.prefix:
             self._begin(trajectories, self.prefix, seed)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from opd.losses import token_logprobs
 from opd.models.chat import Chat
-from opd.models.forward import Reading
+from opd.models.forward import Reading, collect
 from opd.models.language import LanguageModel
 from opd.teachers.alignment import Group, TokenTexts, groups
-from opd.teachers.local import collect
 from opd.types import CrossSignal, Prompt, Rollout, Segment, Span
 
 

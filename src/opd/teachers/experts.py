@@ -12,7 +12,7 @@ from opd.models.forward import sort_key
 from opd.models.language import LanguageModel
 from opd.models.pool import ModelPool
 from opd.teachers.local import LocalTeacher
-from opd.types import ExpertsSignal, FullSignal, Prompt, Roller, Rollout, Segment
+from opd.types import ExpertsSignal, FullSignal, Prompt, Rollout, RolloutSource, Segment
 
 Shares = Mapping[str, Mapping[str, float]]
 """By domain and teacher: how much the teacher has to say there, above 0."""
@@ -97,7 +97,7 @@ class ExpertsWrite:
         sampler: makes the sampler of one model.
     """
 
-    def __init__(self, pool: ModelPool, shares: Shares, sampler: Callable[[LanguageModel], Roller]) -> None:
+    def __init__(self, pool: ModelPool, shares: Shares, sampler: Callable[[LanguageModel], RolloutSource]) -> None:
         self.pool = pool
         self.shares = shares
         self.sampler = sampler

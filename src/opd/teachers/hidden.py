@@ -6,30 +6,14 @@ Suffixes: T positions, K layers, D student's hidden units, E teacher's, R rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from opd.losses.hidden import Projection
+from opd.models.forward import states_of
 from opd.models.language import LanguageModel
-from opd.teachers.local import states_of
 from opd.types import HiddenSignal, Rollout, Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """(states − mean) @ basis, layer by layer; frozen.
-
-    Attributes:
-        mean_KD: [K, D]. basis_KDR: [K, D, R].
-    """
-
-    mean_KD: Tensor
-    basis_KDR: Tensor
-
-    def __call__(self, states_TKD: Tensor) -> Tensor:
-        """[T, K, R]; gradients flow to the states."""
-        return torch.einsum("tkd,kdr->tkr", states_TKD - self.mean_KD.to(states_TKD), self.basis_KDR.to(states_TKD))
 
 
 class HiddenTeacher:

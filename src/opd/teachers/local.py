@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from opd.models.forward import Reading, batches, read, readings_of, sort_key
-from opd.models.language import LanguageModel, freeze
-from opd.types import FullSignal, Rollout, Segment, Signal, TokenSignal, TokenStates
+from opd.models.forward import states_of
+from opd.models.language import LanguageModel
+from opd.types import FullSignal, Rollout, Segment, TokenSignal
 
 
 class LocalTeacher:
@@ -60,40 +57,6 @@ class Once:
         return self.last[2]
 
 
-def states_of(
-    language_model: LanguageModel,
-    rollouts: Sequence[Rollout],
-    segments: Sequence[Segment],
-    *,
-    max_tokens: int,
-    layers: Sequence[int] = (),
-) -> tuple[Signal, TokenStates]:
-    """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
-    return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
-
-
-@torch.no_grad()
-def collect(
-    language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
-) -> tuple[Signal, TokenStates]:
-    """Read batch by batch, without dropout: which tokens were scored and their states, in order, detached."""
-    model = language_model.model
-    was_training = model.training
-    model.eval()
-    parts = [read(language_model, batch, layers) for batch in batches(readings, max_tokens)]
-    model.train(was_training)
-    if not parts:
-        none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
-        head_VD = language_model.head_VD.detach()
-        hidden_TD = head_VD.new_zeros(0, head_VD.shape[1])
-        return Signal(none, none, none), TokenStates(hidden_TD, head_VD, hidden_TD[:, None].repeat(1, len(layers), 1))
-    where = Signal(*(torch.cat([getattr(w, f.name) for w, _ in parts]) for f in dataclasses.fields(Signal)))
-    layers_TKD = torch.cat([s.layers_TKD for _, s in parts if s.layers_TKD is not None]) if layers else None
-    states = TokenStates(torch.cat([s.hidden_TD for _, s in parts]), parts[0][1].head_VD, layers_TKD)
-    order_T = sort_key(where).argsort()
-    return where.take(order_T), states.take(order_T)
-
-
 class Answers:
     """The teacher of supervised training: the target is the token that stands in the rollout."""
 
@@ -107,37 +70,3 @@ class Answers:
         ]
         rollout_T, position_T, token_T = torch.tensor(table, dtype=torch.int64).reshape(-1, 3).unbind(1)
         return TokenSignal(rollout_T, position_T, token_T)
-
-
-def frozen_copy(language_model: LanguageModel) -> LanguageModel:
-    """The student as it is now, never to change; shared by the frozen teacher and the anchor's reference."""
-    model = freeze(copy.deepcopy(language_model.model))
-    return LanguageModel(model, language_model.tokenizer, language_model.source, language_model.autocast)
-
-
-class EmaWeights:
-    """An exponential moving average of a model's weights: average <- decay * average + (1 - decay) * live.
-
-    Args:
-        average: a frozen copy, updated in place.
-        live: the model that trains.
-        decay: share of the average that stays at each optimizer step.
-    """
-
-    def __init__(self, average: nn.Module, live: nn.Module, decay: float) -> None:
-        self.average = average
-        self.live = live
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average one optimizer step on."""
-        for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
-            if mean is not current:  # weights that do not train are shared
-                mean.lerp_(current.to(mean.dtype), 1 - self.decay)
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take over the live weights as they are."""
-        for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
-            mean.copy_(current)

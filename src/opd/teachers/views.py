@@ -19,7 +19,7 @@ class PlainView:
 
 
 class Among:
-    """Another view, of the rollouts that certain writers wrote.
+    """Another view, of the rollouts of certain sources.
 
     Args:
         view: what to see of them.
@@ -32,7 +32,7 @@ class Among:
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """The view's segments, numbered as in the whole batch."""
-        chosen = [i for i, rollout in enumerate(rollouts) if (rollout.writer == "answers") == self.answers]
+        chosen = [i for i, rollout in enumerate(rollouts) if (rollout.source == "references") == self.answers]
         seen = self.view.segments([rollouts[i] for i in chosen])
         return [replace(segment, rollout=chosen[segment.rollout]) for segment in seen]
 

@@ -280,7 +280,7 @@ function rolloutText(rollout) {
     rollout.of === "eval" ? "held-out prompt" : "training batch", `step ${rollout.step}`,
     rollout.reward === null ? null : rollout.reward >= 1 ? "right" : `not right (reward ${rollout.reward})`,
     { stop: null, length: "cut off at the length limit", turns: "cut off at the turn limit" }[rollout.finish],
-    rollout.writer === "student" ? null : rollout.writer === "teacher" ? "written by the teacher" : "reference answer",
+    rollout.source === "student" ? null : rollout.source === "teacher" ? "written by the teacher" : "reference answer",
     rollout.scored ? null : "no teacher was asked",
     ...new Set(rollout.events.map((e) => e.kind.replace(/_/g, " "))),
   ].filter(Boolean);

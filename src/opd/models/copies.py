@@ -1,0 +1,44 @@
+"""Copies of a student: frozen as it is now, or a running average of its weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from opd.models.language import LanguageModel, freeze
+
+
+def frozen_copy(language_model: LanguageModel) -> LanguageModel:
+    """The student as it is now, never to change; shared by the frozen teacher and the anchor's reference."""
+    model = freeze(copy.deepcopy(language_model.model))
+    return LanguageModel(model, language_model.tokenizer, language_model.source, language_model.autocast)
+
+
+class EmaWeights:
+    """An exponential moving average of a model's weights: average <- decay * average + (1 - decay) * live.
+
+    Args:
+        average: a frozen copy, updated in place.
+        live: the model that trains.
+        decay: share of the average that stays at each optimizer step.
+    """
+
+    def __init__(self, average: nn.Module, live: nn.Module, decay: float) -> None:
+        self.average = average
+        self.live = live
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average one optimizer step on."""
+        for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
+            if mean is not current:  # weights that do not train are shared
+                mean.lerp_(current.to(mean.dtype), 1 - self.decay)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the live weights as they are."""
+        for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
+            mean.copy_(current)
