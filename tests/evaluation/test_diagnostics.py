@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def test_gap_recovery_is_the_share_of_the_way_to_the_teacher() -> None:
 
 
 def test_a_run_writes_them_at_every_look(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "eval.every": 1, "eval.prompts.limit": 16, "eval.diagnostics": 4, "log": []}
+    small: dict[str, Any] = {"optimizer.steps": 2, "eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 4}
+    small |= {"rollout.prompts_per_step": 4, "log": []}
     result = opd.train("opd", {**small, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     looks = [row["eval"] for row in rows if "eval" in row]
@@ -118,7 +120,7 @@ def test_a_run_writes_them_at_every_look(tmp_path: Path) -> None:
 
 
 def test_a_view_of_feedback_is_compared_on_groups(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 1, "eval.prompts.limit": 16, "log": []}
+    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "rollout.prompts_per_step": 4, "log": []}
     result = opd.train("sdpo", {**small, "eval.divergence": True, "out": str(tmp_path / "run")})
     assert result.before["teacher/overlap@16"] > 0
     assert result.before["reverse_kl"] > 0

@@ -116,11 +116,17 @@ GATED = {
 }
 
 
-def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(tmp_path: Path) -> None:
-    whole = opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> opd.Result:
+    """A gated run of four steps."""
+    out = tmp_path_factory.mktemp("gated") / "whole"
+    return opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(out)})
+
+
+def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(whole: opd.Result, tmp_path: Path) -> None:
     assert [e["kind"] for e in whole.events] == ["gate"]
     assert "bad does not teach math: its accuracy is 0.0%" in whole.events[0]["text"]
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (whole.out / "metrics.jsonl").read_text().splitlines()]
     assert sum("event" in row for row in rows) == 1
     alone = {**GATED, "teacher": {"model": "nano/math-teacher", "gate": {}}}
     one = opd.train("opd", {**alone, "optimizer.steps": 4, "out": str(tmp_path / "one")})
@@ -128,16 +134,15 @@ def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(tmp_pat
     assert one.after["accuracy"] == whole.after["accuracy"]
 
 
-def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path) -> None:
-    run = {**GATED, "optimizer.steps": 4, "out": str(tmp_path / "run")}
-    opd.train("opd", run)
-    whole = load_file(tmp_path / "run" / "model.safetensors")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000004")
-    result = opd.train("opd", run, resume=True)
+def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(whole: opd.Result) -> None:
+    expected = load_file(whole.out / "model.safetensors")
+    (whole.out / "model.safetensors").unlink()
+    shutil.rmtree(whole.out / "checkpoints" / "000004")
+    result = opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(whole.out)}, resume=True)
     assert result.steps == 4
-    again = load_file(tmp_path / "run" / "model.safetensors")
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
-    state = json.loads((tmp_path / "run" / "checkpoints" / "000003" / "state.json").read_text())
+    again = load_file(whole.out / "model.safetensors")
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    state = json.loads((whole.out / "checkpoints" / "000003" / "state.json").read_text())
     assert state["refused"] == ["math/bad"]
 
 

@@ -42,6 +42,7 @@ def test_the_biased_teacher_is_fluent_and_wrong() -> None:
     assert forgetful(load("nano/math-base", key="student")) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [None, {}])
 def test_the_student_inherits_the_bias_unless_the_gate_is_shut(gate: dict[str, float] | None, tmp_path: Path) -> None:
     both = {

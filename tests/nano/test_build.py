@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_a_small_build_loads_as_any_model(tmp_path: Path) -> None:
     assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
+def test_the_seed_decides_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tools-base", replace(MODELS["tools-base"], batch=4))
     first, again, other = (
         load_file(build("tools-base", tmp_path / name, scale=0.001, seed=seed) / "model.safetensors")
         for name, seed in (("first", 0), ("again", 0), ("other", 1))

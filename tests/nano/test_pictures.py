@@ -210,6 +210,7 @@ def test_all_models_together_are_small() -> None:
     assert sum(f.stat().st_size for f in files) < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_a_build_of_a_few_steps_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a build leaves: the base, an adapter that keeps its rank and scale, the few-step model."""
     pytest.importorskip("peft")

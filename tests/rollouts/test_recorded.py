@@ -59,6 +59,7 @@ def test_a_broken_recording_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -> None:
     small = {"rollout.offline": 20, "optimizer.warmup": 1, "eval.prompts.limit": 8, "checkpoint.every": 1, "log": []}
+    small["rollout.prompts_per_step"] = 4
     whole = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
     rows = [json.loads(line) for line in (tmp_path / "whole" / "recorded.jsonl").read_text().splitlines()]
     assert len(rows) == 20 * 4
