@@ -54,7 +54,7 @@ class Run:
 
 
 VARIANTS: dict[str, Run] = {
-    "off-policy only": Run("opd", {"rollout.off_policy_steps": 150, **GUARDS_OFF}),
+    "off-policy only": Run("opd", {"rollout.source": {"type": "mixture", "first_steps": 150}, **GUARDS_OFF}),
     "opsd, reverse KL": Run("opsd", {"loss.divergence": "reverse_kl", **GUARDS_OFF}),
     "opsd, JSD": Run("opsd", {"loss.divergence": "jsd", **GUARDS_OFF}),
     "opcd, live": Run("opcd", {"teacher.weights": "live", **COLLAPSE}),

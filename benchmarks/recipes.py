@@ -110,10 +110,10 @@ def collapse(seeds: int, folder: Path) -> None:
 
 def distil(seeds: int, folder: Path) -> None:
     teacher = opd.evaluate("nano/math-teacher", "math")["accuracy"]
-    off_policy = {"rollout.policy": "teacher", **UNGUARDED}
+    off_policy = {"rollout.source": "teacher", **UNGUARDED}
     variants: dict[str, dict[str, Any]] = {
         "opd": {},
-        "supervised on the teacher's answers": {**off_policy, "loss.signal": "tokens"},
+        "supervised on the teacher's answers": {**off_policy, "loss.signal": "sft", "loss.divergence": "forward_kl"},
     }
     rows = {name: [run("opd", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
     table("`opd` on `math`", rows, ["accuracy", "avg@4"])

@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, teacher_wei
     def go(out: Path, **more: Any) -> opd.Result:
         tree = run_file(out)
         if teacher_weights == "ema":
-            tree["teacher"] = {"weights": "ema", "ema_decay": 0.5, "view": "privileged"}
+            tree["teacher"] = {"weights": {"type": "ema", "decay": 0.5}, "view": "privileged"}
         rows = [{**row, "answer": "k l"} for row in PROMPTS]
         teacher = make_model(1) if teacher_weights == "model" else None
         return opd.train(tree, student=make_model(0), teacher=teacher, prompts=rows, **more)
@@ -181,8 +181,8 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> 
 def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
     result = train(
         tmp_path / "out",
-        rollout={"policy": "teacher", "temperature": 0.0},
-        loss={"signal": "tokens"},
+        rollout={"source": "teacher", "temperature": 0.0},
+        loss={"signal": "sft", "divergence": "forward_kl"},
         optimizer={"steps": 25},
     )
     assert result.steps == 25
@@ -191,7 +191,12 @@ def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
 
 def test_supervised_training_on_reference_answers(tmp_path: Path) -> None:
     rows = [{**row, "answer": "k l m"} for row in PROMPTS]
-    tree = run_file(tmp_path / "out", rollout={"policy": "answers"}, loss={"signal": "tokens"}, optimizer={"steps": 25})
+    tree = run_file(
+        tmp_path / "out",
+        rollout={"source": "references"},
+        loss={"signal": "sft", "divergence": "forward_kl"},
+        optimizer={"steps": 25},
+    )
     opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=rows)
     assert losses(tmp_path / "out")[-1] < 0.3 * losses(tmp_path / "out")[0]
 
@@ -280,12 +285,17 @@ def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
 def test_a_main_term_without_a_target_is_an_error_whatever_stands_beside_it(tmp_path: Path) -> None:
     with pytest.raises(EmptyStepError, match="without a target for 'distill'"):
         opd.train(
-            "hint", {"rollout.policy": "answers", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
+            "hint", {"rollout.source": "references", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
         )
 
 
 def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "rollout.off_policy_steps": 1, "eval.prompts.limit": 8, "log": []}
+    small = {
+        "optimizer.steps": 2,
+        "rollout.source": {"type": "mixture", "first_steps": 1},
+        "eval.prompts.limit": 8,
+        "log": [],
+    }
     result = opd.train("opd", {**small, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, second = [row["train"] for row in rows if "train" in row]
@@ -302,7 +312,7 @@ def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tm
 
 @pytest.mark.parametrize(
     ("view", "kind"),
-    [({"privileged": {}}, "privileged"), ({"context": {"text": "a b c " * 80}}, "context")],
+    [({"type": "privileged"}, "privileged"), ({"type": "context", "text": "a b c " * 80}, "context")],
 )
 def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
     student = make_model(0)
@@ -314,5 +324,5 @@ def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, 
         "eval.prompts": None,
         "out": str(tmp_path / "run"),
     }
-    with pytest.raises(DataError, match=rf"teacher.view.{kind}: prompt 'p\d' has \d+ tokens as the teacher reads it"):
+    with pytest.raises(DataError, match=rf"teacher.view={kind}: prompt 'p\d' has \d+ tokens as the teacher reads it"):
         opd.train("opsd", overrides, student=(student.model, student.tokenizer), prompts=prompts)

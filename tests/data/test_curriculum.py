@@ -175,11 +175,8 @@ def train(
         "prompts": {"path": "p.jsonl"},
         "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {
-            "prompts_per_step": 8,
-            "max_new_tokens": 6,
-            "curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1},
-        },
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+        "experimental": {"curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1}},
         "optimizer": {"lr": 1e-2, "steps": 6},
         "checkpoint": {"every": 2},
         "log": [],
@@ -260,8 +257,8 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
         tmp_path / "out",
         watch=watch,
         optimizer={"lr": 1.0, "steps": 10},
-        guards={"recover": {"kl_exploded": 1.5, "lr": 0.5}},
-        rollout={"prompts_per_step": 8, "max_new_tokens": 6, "curriculum": {"divergence": 1.0}},
+        guards={"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5}},
+        experimental={"curriculum": {"divergence": 1.0}},
         rows=[{"prompt": row["prompt"]} for row in ROWS],
     )
     back = next(e for e in result.events if e["kind"] == "rollback")

@@ -98,7 +98,6 @@ def test_what_was_not_measured_is_left_alone() -> None:
 GATED = {
     "student": "nano/math-base",
     "teacher": {
-        "weights": "model",
         "models": {
             "good": {"model": "nano/math-teacher", "domains": ["math"]},
             "bad": {"model": "nano/critic", "domains": ["math"]},
@@ -155,12 +154,15 @@ def test_a_single_bad_teacher_is_refused_before_a_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"eval.prompts": None}, "teacher.gate goes by what is measured on held-out prompts"),
-        ({"eval.diagnostics": 0}, "teacher.gate goes by what is measured"),
-        ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
+        ({"eval.prompts": None}, "teacher.gate needs held-out prompts .no eval.prompts"),
+        ({"eval.diagnostics": 0}, "teacher.gate needs eval.diagnostics .eval.diagnostics=0"),
+        (
+            {"loss.signal": "hidden"},
+            "teacher.gate needs a signal that several teachers can give together .loss.signal=hidden",
+        ),
         (
             {"teacher": {"weights": "frozen", "view": "privileged", "gate": {}}},
-            "gate measures a teacher that is a model",
+            "teacher.gate needs a teacher that is a model of its own .teacher.weights=frozen",
         ),
     ],
 )

@@ -31,7 +31,8 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
         "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
         "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
-        "optimizer": {"lr": 1e-3, "steps": 9, "extrapolate": {"prompts": 16}},
+        "optimizer": {"lr": 1e-3, "steps": 9},
+        "experimental": {"extrapolate": {"prompts": 16}},
         "checkpoint": {"every": 3},
         "log": [],
         "out": str(out),
@@ -100,7 +101,7 @@ def test_without_answers_the_divergence_decides_and_the_run_counts_what_it_costs
     runs = {}
     for name, more in (("with", {"extrapolate": {"prompts": 16}}), ("without", {})):
         runs[name] = opd.train(
-            run_file(tmp_path / name, optimizer={"lr": 1e-3, "steps": 9, **more}),
+            run_file(tmp_path / name, experimental=more),
             student=make_model(0),
             teacher=make_model(1),
             prompts=PROMPTS,

@@ -34,14 +34,15 @@ def test_a_stage_is_its_run_file_with_keys_changed() -> None:
         assert settings({**RUN, **changed}) == expected
     own = settings({**RUN, "prompts": {"path": "p.jsonl"}})
     assert (own["prompts"]["path"], own["prompts"]["task"], own["eval"]["prompts"]) == ("p.jsonl", None, None)
-    assert settings({"run": "hint", "teacher": {"view": {"privileged": {}}}})["teacher"]["view"]["hint"] is None
-    assert settings({"run": "hint", "teacher.view.place": "start"})["teacher"]["view"]["hint"]["place"] == "start"
+    view = settings({"run": "hint", "teacher": {"view": {"type": "privileged"}}})["teacher"]["view"]
+    assert (view["type"], "author" in view) == ("privileged", False)
+    assert settings({"run": "hint", "teacher.view.place": "start"})["teacher"]["view"]["place"] == "start"
 
 
 def test_overrides_and_seeds() -> None:
     stage = {**RUN, "optimizer": {"steps": 3}}
     assert settings(stage, ["stages.a.optimizer.steps=7"])["optimizer"]["steps"] == 7
-    assert settings(stage, {"stages.a": {"run": "grpo"}})["loss"]["signal"] == "reward"
+    assert settings(stage, {"stages.a": {"run": "grpo"}})["loss"]["signal"]["type"] == "reward"
     scores = {"eval": ["nano/math-base"], "prompts": {"task": "math"}}
     assert settings(scores, ["stages.a.prompts.limit=3"])["prompts"]["limit"] == 3
     assert [settings(stage, seed=4)["seed"], settings({**stage, "seed": 2}, seed=4)["seed"]] == [4, 2]
@@ -57,7 +58,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
             tree(
                 scores={**SCORES, "eval": ["stage:c", "nano/math-base"]},
                 c={"average": ["stage:a", "stage:b"]},
-                b={**RUN, "teacher": {"model": "stage:a"}, "teacher.view": {"context": {"file": "stage:a"}}},
+                b={**RUN, "teacher": {"model": "stage:a"}, "teacher.view": {"type": "context", "file": "stage:a"}},
                 a=RUN,
             )
         )
@@ -70,7 +71,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
         "scores": ("c",),
     }
     teacher = stages["b"].resolved(Path("o"))["teacher"]
-    assert (teacher["model"], teacher["view"]["context"]["file"]) == ("o/a", "o/a")
+    assert (teacher["model"], teacher["view"]["file"]) == ("o/a", "o/a")
     assert stages["scores"].resolved(Path("o"))["eval"] == ["o/c", "nano/math-base"]
     assert list(stages["scores"].outside()) == [("eval.1", "nano/math-base")]
     assert ("teacher.model", "nano/math-teacher") in stages["a"].outside()

@@ -80,7 +80,7 @@ def test_symptoms_are_those_of_the_guards(tmp_path: Path) -> None:
     assert kinds([*[HEALTHY] * 5, *[{**flat, "accuracy": 0.1}] * 5]) == [("entropy_collapsed", True)]
     assert kinds([*[HEALTHY] * 5, *[flat] * 5]) == [("entropy_collapsed", False)]
     assert kinds([*[HEALTHY] * 5, *[{**flat, "accuracy": 0.95}] * 5]) == []
-    thresholds = {"guards": {"recover": {"entropy_collapsed": 0.01}}}
+    thresholds = {"guards": {"recover": {"thresholds": {"entropy_collapsed": 0.01}}}}
     assert kinds([*[HEALTHY] * 5, *[flat] * 5], **thresholds) == []
     same = {**HEALTHY, "repetition_rate": 0.5, "accuracy": 0.0}
     assert kinds([*[HEALTHY] * 5, *[same] * 5]) == [("repeating", True)]

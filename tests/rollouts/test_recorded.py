@@ -58,7 +58,13 @@ def test_a_broken_recording_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -> None:
-    small = {"rollout.offline": 20, "optimizer.warmup": 1, "eval.prompts.limit": 8, "checkpoint.every": 1, "log": []}
+    small = {
+        "rollout.source": {"type": "recorded", "prompts": 20},
+        "optimizer.warmup": 1,
+        "eval.prompts.limit": 8,
+        "checkpoint.every": 1,
+        "log": [],
+    }
     small["rollout.prompts_per_step"] = 4
     whole = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
     rows = [json.loads(line) for line in (tmp_path / "whole" / "recorded.jsonl").read_text().splitlines()]
@@ -74,7 +80,7 @@ def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: 
     recipe = {
         "loss.signal": "sampled",
         "loss.divergence": "reverse_kl",
-        "rollout.offline": 16,
+        "rollout.source": {"type": "recorded", "prompts": 16},
         "rollout.prompts_per_step": 16,
     }
     small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}

@@ -187,8 +187,8 @@ SHORT = {
         {},
         {"loss.signal": "sampled"},
         {"loss.signal": "top_k", "loss.signal.k": 4},
-        {"rollout.policy": "teacher"},
-        {"rollout.policy": "teacher", "loss.signal": "tokens"},
+        {"rollout.source": "teacher"},
+        {"rollout.source": "teacher", "loss.signal": "sft", "loss.divergence": "forward_kl"},
         {"eval.divergence": True},
     ],
 )
@@ -196,7 +196,7 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
     result = opd.train("opd", {**SHORT, **more, "out": str(tmp_path / "run"), "student": "nano/tools-base"})
     assert result.steps == 2
     assert {"accuracy/math", "accuracy/tools", "teacher_accuracy/math"} <= result.after.keys()
-    if more.get("loss.signal") != "tokens":
+    if more.get("loss.signal") != "sft":
         assert {"teacher/overlap@16/math", "teacher/overlap@16/tools"} <= result.after.keys()
         assert result.after["teacher/reverse_kl/tools"] < 0.1 < result.after["teacher/reverse_kl/math"]
 
@@ -204,15 +204,21 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"teacher": {"models": {"math": "nano/math-base"}}}, "domain 'tools'.*read math"),
-        ({"teacher.model": "nano/math-teacher"}, "model and models: name one teacher or several"),
-        ({"teacher.weights": "frozen"}, "models are given, but weights is 'frozen'"),
-        ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
+        ({"teacher": {"models": {"math": "nano/math-base"}}}, "domain 'tools'.*they have math"),
+        ({"teacher.model": "nano/math-teacher"}, "model and models are given, and each names a teacher"),
+        ({"teacher.weights": "ema"}, "weights and models are given, and each names a teacher"),
+        (
+            {"loss.signal": "hidden"},
+            "teacher.models needs a signal that several teachers can give together .loss.signal=hidden",
+        ),
         (
             {"loss.signal": "sampled", "loss.signal.teacher_entropy": {}},
-            "teacher.models with loss.signal.teacher_entropy",
+            "loss.signal.teacher_entropy needs one teacher .*teacher.models",
         ),
-        ({"rollout.prefix": 3}, "teacher.models with rollout.prefix"),
+        (
+            {"rollout.source": {"type": "prefix", "tokens": 3}},
+            "rollout.source=prefix needs one teacher .*teacher.models",
+        ),
         ({"teacher.models.math": "nano/math-teacher-bpe"}, r"teacher.models.math: the teacher's vocabulary is not"),
         ({"teacher.models.math": "./nowhere/"}, r"teacher.models.math: cannot load './nowhere/'"),
     ],
@@ -223,5 +229,5 @@ def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_p
 
 
 def test_combine_needs_several(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="combine=geometric is about several teachers"):
+    with pytest.raises(ConfigError, match="experimental.combine needs several teachers"):
         opd.train("opd", {"experimental.combine": "geometric", "out": str(tmp_path / "run")})

@@ -171,7 +171,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
         "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1.0, "steps": 14},
         "checkpoint": {"every": 2},
-        "guards": {"recover": {"kl_exploded": 1.5, "lr": 0.5}},
+        "guards": {"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5}},
         "log": [],
         "out": str(out),
     }
@@ -180,7 +180,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
     answered = [{**row, "answer": "k l"} for row in PROMPTS]
-    averaged = changes.get("teacher", {}).get("weights") in ("ema", "live")
+    averaged = "weights" in changes.get("teacher", {})
     return train_altered(
         alter,
         run_file(out, **changes),
@@ -207,7 +207,7 @@ def kinds(result: opd.Result) -> list[str]:
 
 TEACHERS = {
     "model": {"model": "t"},
-    "ema": {"weights": "ema", "ema_decay": 0.5, "view": "privileged"},
+    "ema": {"weights": {"type": "ema", "decay": 0.5}, "view": "privileged"},
     "live": {"weights": "live", "view": "privileged"},
 }
 
@@ -242,7 +242,7 @@ def test_a_healthy_run_is_the_same_with_and_without_recovery(weights_of: str, tm
 
 
 def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_left(tmp_path: Path) -> None:
-    result = train(tmp_path / "out", guards={"recover": {"kl_exploded": 1.5, "lr": 0.5, "times": 2}})
+    result = train(tmp_path / "out", guards={"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5, "times": 2}})
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row["train"] for row in rows if "train" in row}
     back = [event["step"] for event in result.events if event["kind"] == "rollback"]

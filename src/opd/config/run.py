@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -107,6 +107,19 @@ class EvalConfig(Strict):
         return {"divergence": ("teacher pass", "same tokenizer")} if self.divergence else {}
 
 
+Threshold = Literal[
+    "worse",
+    "kl_vanished",
+    "kl_exploded",
+    "entropy_collapsed",
+    "entropy_exploded",
+    "too_long",
+    "truncated",
+    "repeating",
+]
+"""The thresholds of ``opd.training.guards.Watch``."""
+
+
 class RecoverConfig(Strict):
     """Roll back and continue more carefully, instead of stopping, when rollouts look like a collapse."""
 
@@ -117,6 +130,8 @@ class RecoverConfig(Strict):
     anchor: float = Field(0.2, ge=0)
     """Least weight of ``loss.anchor`` after a rollback, doubled by each further one; 0 leaves the anchor alone. Needs a
     frozen copy of the student from the start."""
+    thresholds: dict[Threshold, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Thresholds of the symptoms that replace the defaults of ``opd.training.guards.Watch``, by name."""
 
 
 class GuardsConfig(Strict):

@@ -67,7 +67,6 @@ class LanguageRun:
         source, terms = config.rollout.source.attach(run, terms)
         if config.loss.sft:
             source = WithAnswers(source, run.references())
-        recover = config.guards.recover
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
         return Loop(
             student=run.student,
@@ -89,11 +88,17 @@ class LanguageRun:
             gate=gate(run, terms[0]),
             evaluate=evaluation(run, terms[0]),
             evaluate_every=config.eval.every,
-            recovery=Recovery(Watch(prompts=config.rollout.prompts_per_step), **recover.model_dump())
-            if recover
-            else None,
+            recovery=self._recovery(),
             extrapolation=extrapolation(run),
         )
+
+    def _recovery(self) -> Recovery | None:
+        """What rolls the run back, if the run file asks for it."""
+        recover = self.config.guards.recover
+        if recover is None:
+            return None
+        watch = Watch(prompts=self.config.rollout.prompts_per_step, **recover.thresholds)
+        return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor)
 
     def recorder(self, loop: Loop) -> Recorder | None:
         """What records single tokens for the report; None if the run file leaves it out."""

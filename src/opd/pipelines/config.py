@@ -18,8 +18,8 @@ from opd.errors import ConfigError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a stage: it is a folder's name too, and stands in dotted keys."""
 
-WHOLE = frozenset({"prompts", "view", "models"})
-"""Keys that say what something is: a nested mapping replaces the run file's, where any other is merged with it."""
+WHOLE = frozenset({"prompts", "models"})
+"""For these keys, and for mappings with a ``type``, a nested mapping replaces the run file's value; others are merged."""
 
 
 class TrainStage(Strict, extra="allow"):
@@ -167,7 +167,7 @@ def _stage(name: str, settings: dict[str, Any]) -> TrainStage | AverageStage | E
 
 
 def _flatten(key: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value and key.rpartition(".")[2] not in WHOLE:
+    if isinstance(value, Mapping) and value and "type" not in value and key.rpartition(".")[2] not in WHOLE:
         for inner, leaf in value.items():
             yield from _flatten(f"{key}.{inner}", leaf)
     else:

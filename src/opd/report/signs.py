@@ -8,7 +8,6 @@ than its student.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from opd.output.format import figure
@@ -101,8 +100,7 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
     if len(recent) < LEAST:
         return
     given = (config.get("guards") or {}).get("recover") or {}
-    thresholds = {f.name: given[f.name] for f in fields(Watch) if f.name in given}
-    watch = Watch(**thresholds, prompts=(config.get("rollout") or {}).get("batch", 1))
+    watch = Watch(**(given.get("thresholds") or {}), prompts=(config.get("rollout") or {}).get("prompts_per_step", 1))
     parts = [recent[0], *(typical(recent[: i + 1]) for i in range(LEAST - 1, len(recent)))]
     top = max(part.get("accuracy", 0.0) for part in parts)
     first, now = recent[0], typical(recent)

@@ -181,7 +181,7 @@ def typical(recent: Sequence[Figures]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Watch:
-    """Signs of a collapse in the training rollouts; ``guards.recover`` in the run file explains each threshold.
+    """Signs of a collapse in the training rollouts; ``guards.recover.thresholds`` replaces its thresholds.
 
     A run looks collapsed if a symptom shows and the student got worse. Either alone also happens in healthy runs: the
     KL vanishes when the student equals its teacher, and accuracy can fall for a while when the student changes how it
@@ -189,6 +189,12 @@ class Watch:
     has grown.
 
     Attributes:
+        worse: the student got worse if accuracy has lost this share of its best, and more than chance explains; without
+            rewards, if the KL to the teacher is above the first step's.
+        kl_vanished, kl_exploded: multiples of the first step's KL to the teacher, below and above which it is a symptom.
+        entropy_collapsed, entropy_exploded: the same for the entropy.
+        too_long: multiple of the first step's mean length above which it is a symptom.
+        truncated, repeating: rise of the share of truncated or repetitive rollouts above which it is a symptom.
         prompts: prompts per step, for the standard error of an accuracy.
     """
 
