@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read
-from opd.data.curriculum import Adaptive, Interest, Uniform
+from opd.data.curriculum import Uniform
 from opd.errors import ConfigError, DataError
+from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
