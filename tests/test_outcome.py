@@ -45,12 +45,14 @@ class Rewards:
         return [dataclasses.replace(r, reward=self.reward(next(self.number))) for r in made]
 
 
-def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.Result, list[dict[str, float]]]:
+def train(
+    out: Path, reward: Callable[[int], float], shape: dict[str, Any] | None = None, **loss: Any
+) -> tuple[opd.Result, list[dict[str, float]]]:
     """Batches of eight answers, two each to four prompts."""
     tree = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "loss": {"signal": "reward", **loss},
+        "loss": {"signal": {"type": "reward", **(shape or {})}, **loss},
         "rollout": {"prompts_per_step": 4, "rollouts_per_prompt": 2, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-3, "steps": 6},
         "guards": {"max_idle": 3},
@@ -99,7 +101,7 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
         return float(number % 8 == 1)
 
     (_, diluted), (_, alone) = (
-        train(tmp_path / str(skip), reward, sampled={"skip_equal": skip}) for skip in (False, True)
+        train(tmp_path / str(skip), reward, {"drop_zero_variance_groups": skip}) for skip in (False, True)
     )
     assert diluted[0]["equal_groups"] == alone[0]["equal_groups"] == 0.75
     assert diluted[0]["reward_share"] == 1

@@ -71,7 +71,7 @@ def test_a_context_is_filled_from_the_prompt_and_other_braces_stay() -> None:
     instructed = dataclasses.replace(chat, messages=({"role": "system", "content": "d"}, *(chat.messages or ())))
     seen = ContextView(CHAT, "c", role="system").seen(instructed).messages or ()
     assert [m["content"] for m in seen] == ["c\n\nd", "a b"]
-    with pytest.raises(DataError, match=r"teacher.view.role=user: prompt 'q' is plain text"):
+    with pytest.raises(DataError, match=r"teacher.view.role=user: prompt 'q' has no messages"):
         ContextView(CHAT, "c", role="user").seen(Prompt(id="q", text="a"))
 
 

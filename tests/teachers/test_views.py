@@ -58,7 +58,7 @@ def test_privileged_refuses_a_missing_answer_and_a_wrong_template() -> None:
         view.seen(Prompt(id="q", text="a"))
     with pytest.raises(ConfigError, match="lacks {answer}"):
         PrivilegedView(CHAT, template="{prompt}")
-    with pytest.raises(ConfigError, match="neither {answer} nor {prompt}"):
+    with pytest.raises(ConfigError, match="unknown field .'solution'.*use only {answer} and {prompt}"):
         PrivilegedView(CHAT, template="{prompt} {solution}")
 
 

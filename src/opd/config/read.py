@@ -103,8 +103,8 @@ def read(
     if pairs.keys() & set(ONE_OF):
         for other in set(ONE_OF) - pairs.keys():
             drop_key(tree, other)
-    for key, value in sorted(pairs.items(), key=lambda pair: pair[0].count(".")):
-        set_key(tree, key, value)
+    for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
+        set_key(tree, key, pairs[key])
     if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
         _drop_unused_divergence(tree)
     family = tree.get("family", "language")
@@ -114,6 +114,12 @@ def read(
     if family == "language":
         _refuse_renamed(tree, at)
     return validate(FAMILIES[family], tree, at=at)
+
+
+def _depth(key: str, pairs: Mapping[str, Any]) -> int:
+    """How many overrides set a mapping around this key; those come first, in whatever order they are given."""
+    parts = key.split(".")
+    return sum(pairs.get(".".join(parts[:n])) is not None for n in range(1, len(parts)))
 
 
 def _drop_unused_divergence(tree: dict[str, Any]) -> None:
