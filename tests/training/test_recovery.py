@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import recovery as benchmark
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError
@@ -28,6 +25,9 @@ from opd.training.actions import Continue
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
+from support import ruined_runs
+from support.interrupt import Interrupt
+from support.models import make_model
 
 FIRST = {
     "accuracy": 0.5,
@@ -146,10 +146,10 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_ruined_run_is_caught_and_ends_no_worse_than_it_began(name: str, tmp_path: Path) -> None:
     overrides, first = CASES[name]
-    scenario = dataclasses.replace(benchmark.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
-    on = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.RECOVER})
-    off = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.GUARDS_OFF})
-    began = first if "number" in name else benchmark.onset(benchmark.curve(off), prompts=32)
+    scenario = dataclasses.replace(ruined_runs.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
+    on = ruined_runs.run(scenario, tmp_path, {**QUICK, **overrides, **ruined_runs.RECOVER})
+    off = ruined_runs.run(scenario, tmp_path, {**QUICK, **overrides, **ruined_runs.GUARDS_OFF})
+    began = first if "number" in name else ruined_runs.onset(ruined_runs.curve(off), prompts=32)
     seen = next(e for e in on.events if e["kind"] in {*SYMPTOMS, "non_finite"})
     assert began <= seen["step"] <= began + 10
     assert "rollback" in [e["kind"] for e in on.events if seen["step"] <= e["step"] <= seen["step"] + 1]
@@ -261,7 +261,7 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
 def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
     changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
 
-    poison = {last: partial(benchmark.sabotaged, strike=benchmark.no_number, first=2, last=last) for last in (2, 4)}
+    poison = {last: partial(ruined_runs.sabotaged, strike=ruined_runs.no_number, first=2, last=last) for last in (2, 4)}
     once = train(tmp_path / "once", alter=poison[2], **changes)
     assert kinds(once) == ["non_finite"]
     often = train(tmp_path / "often", alter=poison[4], **changes)
