@@ -52,6 +52,17 @@ def test_what_is_not_finite_is_not_applied(scale: float) -> None:
     assert one_step(optimizer, module, 1) is not None
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_not_applied_even_if_the_loss_is_finite(value: float) -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    before = module.weight.clone()
+    module.weight.grad = torch.tensor([[value, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    assert optimizer.step(0, 1.0) is None
+    assert torch.equal(module.weight, before)
+    assert module.weight.grad is None
+
+
 def test_state_survives_a_round_trip_bit_for_bit() -> None:
     ours, other = model(), model()
     optimizer, restored = Optimizer(ours, lr=0.1, steps=9), Optimizer(other, lr=0.1, steps=9)
