@@ -58,7 +58,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     return Loop(
         student=student,
         sampler=sampler,
-        reader=partial(read_own, student, size=config.optimizer.micro_batch, layers=layers_of(parts)),
+        forward=partial(read_own, student, size=config.optimizer.micro_batch, layers=layers_of(parts)),
         curriculum=parts.curriculum,
         terms=terms,
         optimizer=Optimizer(
