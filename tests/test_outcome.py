@@ -1,4 +1,4 @@
-"""Runs that learn from rewards alone: what becomes of batches in which all rewards are equal, and of their figures."""
+"""Runs that learn from rewards alone: batches whose rewards are all equal, and the metrics of such runs."""
 
 import dataclasses
 import itertools
@@ -74,7 +74,7 @@ def late(number: int) -> float:
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float, tmp_path: Path) -> None:
+def test_a_batch_of_equal_rewards_makes_no_update_and_the_run_goes_on(anchor: float, tmp_path: Path) -> None:
     result, rows = train(tmp_path / "run", late, anchor=anchor)
     assert result.steps == 6
     assert result.stopped_by is None
@@ -86,7 +86,7 @@ def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_run_that_never_has_anything_to_learn_is_an_error(anchor: float, tmp_path: Path) -> None:
+def test_a_run_whose_rewards_are_always_equal_is_an_error(anchor: float, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(EmptyStepError, match="ended at step 3 without a target"):
         train(out, lambda number: 1.0, anchor=anchor)
@@ -125,12 +125,12 @@ def test_the_share_is_shown_in_percent() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_reward_settings_without_rewards_are_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         opd.train("tml", {**overrides, "out": str(tmp_path / "run")})
 
 
-def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
+def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
     small = {
         "optimizer.steps": 1,
         "eval.prompts": None,
