@@ -21,7 +21,7 @@ from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.loop import Loop, Term
 from opd.models.forward import read_own
-from opd.models.language import LanguageModel
+from opd.models.language import LanguageModel, check_trainable
 from opd.models.pool import ModelPool
 from opd.output.run_log import RunLog
 from opd.parts import Parts, engine_of, sampler_of, view_of
@@ -46,7 +46,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     """Put the parts into a loop that is ready to run from step 0."""
     config, student = parts.config, parts.student
     torch.manual_seed(config.seed)
-    student.model.requires_grad_(True)
+    check_trainable(student, key="student")
     if config.optimizer.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
     terms, scoring, average = assemble_terms(parts)

@@ -17,7 +17,7 @@ from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, check_vocabulary, load, stop_ids
+from opd.models.language import LanguageModel, accept, check_vocabulary, load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
@@ -88,7 +88,8 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     check_divergence(config.loss.divergence, beta=config.loss.beta)
     if config.loss.clip is not None:
         clipped(config.loss.divergence, config.loss.clip)
-    student = objects.student or load(config.student, key="student", device=device)
+    student = objects.student and accept(objects.student, key="student")
+    student = student or load(config.student, key="student", device=device)
     student = _with_precision(student, config)
     size = sum(p.numel() for p in student.model.parameters())
     if config.threads or size < SMALL_MODEL:
@@ -282,7 +283,8 @@ def _teacher(
 ) -> tuple[LanguageModel, int | None]:
     dtype = config.dtype
     name = config.teacher.model or ""
-    teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
+    given = objects.teacher and accept(objects.teacher, key="teacher.model")
+    teacher = given or load(name, key="teacher.model", dtype=dtype, device=device)
     teacher.model.requires_grad_(False)
     if config.loss.signal == "cross":
         return teacher, None
