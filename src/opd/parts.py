@@ -355,10 +355,11 @@ def _author(config: RunConfig, device: str) -> HintAuthor | None:
     if author.kind == "rules":
         return RulesAuthor(author.templates)
     said: dict[str, Any] = {"instruction": author.instruction} if author.instruction else {}
+    where = "hint" if config.teacher.view.hint else "context.experience"
     if author.kind == "http":
         settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
-        return HttpAuthor(author.http or "", author.model or "", **settings, **said)
-    where = "hint" if config.teacher.view.hint else "context.experience"
+        key = f"teacher.view.{where}.author.http"
+        return HttpAuthor(author.http or "", author.model or "", **settings, **said, key=key)
     critic = load(author.model or "", key=f"teacher.view.{where}.author.model", device=device)
     return ModelAuthor(
         HFEngine(critic),

@@ -155,8 +155,8 @@ def _group(student: Sequence[Piece], teacher: Sequence[Piece]) -> Group:
 def _by_text(texts: TokenTexts, *, opening: bool) -> dict[str, int]:
     """Ids by what they say; of several the one that the tokenizer itself would write, else the lowest.
 
-    Special tokens decode to nothing, and bytes and other parts of characters to no text of their own: these are compared
-    by name.
+    Special tokens decode to nothing, and bytes and other parts of characters to no text of their own: these are
+    compared by name.
     """
     tokenizer = texts.tokenizer
     before = () if opening else tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
