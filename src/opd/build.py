@@ -15,7 +15,7 @@ from opd.config import EvalConfig, RunConfig
 from opd.data.prompts import read_jsonl
 from opd.engines.hf import Sampling
 from opd.errors import ConfigError, DataError
-from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
+from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
 from opd.evaluation.metrics import Metrics, summarise
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
@@ -114,7 +114,7 @@ def evaluation(parts: Parts, scoring: LanguageModel | None, main: Term | None = 
         repeats=parts.config.rollout.samples if parts.config.teacher.view.feedback else 1,
         compared=_compared(parts, scoring),
         teacher=_teacher_sampler(parts),
-        peers=peers_of(parts),
+        teachers=peers_of(parts),
         conflict=_conflict(parts, main) if config.conflict else None,
     )
 
@@ -136,7 +136,7 @@ def _conflict(parts: Parts, main: Term | None) -> Conflict:
     assert isinstance(main.teacher, Experts)
     return Conflict(
         student=parts.student,
-        experts=main.teacher,
+        teachers=main.teacher,
         view=view_of(parts),
         objective=main.objective,
         max_tokens=parts.config.teacher.max_tokens,
@@ -200,16 +200,16 @@ def _compared(parts: Parts, scoring: LanguageModel | None) -> tuple[LocalTeacher
     return reader(parts, scoring) if scoring else None, view_of(parts), number
 
 
-def peers_of(parts: Parts) -> list[Peer]:
+def peers_of(parts: Parts) -> list[DomainTeacher]:
     """Several teachers, each on those of its domains that are held out."""
     pool, shares = parts.experts, parts.config.teacher.shares
     if pool is None or not parts.config.eval.diagnostics:
         return []
     return [
-        Peer(
+        DomainTeacher(
             domain=domain,
             label=label_of(shares, domain, name),
-            reader=partial(_reader, parts, pool, name),
+            scorer=partial(_reader, parts, pool, name),
             greedy=partial(_greedy, parts, pool, name),
             leads=name == first(shares[domain]),
         )

@@ -1,4 +1,4 @@
-"""The models that ship behave as the recipes need them: weak where there is something to learn, sure where hinted."""
+"""The bundled models: weak at the tasks, confident with a hint or solution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.types import Prompt, Rollout
 
 NUMBER = 96
-"""Prompts a figure is measured on; bands below leave room for three standard errors."""
+"""Number of prompts per accuracy; the bounds below allow for three standard errors."""
 
 
 def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list[Rollout]:
@@ -57,7 +57,7 @@ def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
     assert measured["accuracy"] > 0.9
 
 
-def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
+def test_math_base_is_weak_alone_and_confident_with_the_solution() -> None:
     prompts = list(get_task("math").prompts("test"))[:NUMBER]
     assert 0.2 < figures("math-base", prompts)["accuracy"] < 0.65
     questions = [(prompt.messages or ())[0]["content"] for prompt in prompts]
@@ -75,11 +75,11 @@ def test_base_is_weak_at_every_task(task: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
-def test_math_teachers_are_right(name: str) -> None:
+def test_math_teachers_are_accurate(name: str) -> None:
     assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
-def test_the_critic_finds_what_the_rules_find() -> None:
+def test_the_critic_agrees_with_the_rules() -> None:
     written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
     critic = load("nano/critic", key="author")
     engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))

@@ -66,7 +66,7 @@ def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
     named: dict[str, int | str] = {"before": steps[0], "after": steps[-1], "the teachers": TEACHER}
     for label, name in named.items():
         if samples.has(name):
-            yield label, [to_tensor(image.resize((SIZE, SIZE), resample=0)) for image in samples.pictures(name)]
+            yield label, [to_tensor(image.resize((SIZE, SIZE), resample=0)) for image in samples.images(name)]
 
 
 def in_blocks(pictures: list[Tensor], width: int) -> Text:
