@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from opd.api import Result, evaluate, train
     from opd.errors import OpdError
-    from opd.pipelines.run import PipelineResult, pipeline
+    from opd.pipelines.result import PipelineResult
+    from opd.pipelines.run import pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
 __version__ = "0.1.0"
@@ -38,7 +39,7 @@ __all__ = [
 
 _HOME = {
     "OpdError": "opd.errors",
-    "PipelineResult": "opd.pipelines.run",
+    "PipelineResult": "opd.pipelines.result",
     "Result": "opd.api",
     "evaluate": "opd.api",
     "pipeline": "opd.pipelines.run",

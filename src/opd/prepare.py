@@ -15,9 +15,9 @@ from opd.output.model_card import model_card
 from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
 from opd.parts import CONTEXT_FILE, Objects, Parts, gather
-from opd.report.look import look_of
+from opd.report.files import ROLLOUTS
+from opd.report.preview import preview_of
 from opd.report.record import Recorder
-from opd.report.rows import ROLLOUTS
 
 if TYPE_CHECKING:
     from opd.api import Result
@@ -66,7 +66,7 @@ class Language:
         if config.report is None:
             return None
         path = Path(config.out) / ROLLOUTS
-        return Recorder(loop, parts.student, look_of(parts), path, config.report.top_k, parts.vocab_size)
+        return Recorder(loop, parts.student, preview_of(parts), path, config.report.top_k, parts.vocab_size)
 
     def card(self, result: Result) -> str:
         config = self.config

@@ -41,7 +41,7 @@ def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> No
     samples = Samples(folder / "out" / "samples")
     assert samples.steps == [0, 2, 4]
     assert [prompt["domain"] for prompt in samples.prompts] == ["disc", "square", "disc"]
-    strips = {name: samples.pictures(name) for name in (0, 4, TEACHER)}
+    strips = {name: samples.images(name) for name in (0, 4, TEACHER)}
     assert all(len(strip) == 3 for strip in strips.values())
     assert {picture.size for strip in strips.values() for picture in strip} == {(64, 64)}
     whole = {name: b"".join(p.tobytes() for p in strip) for name, strip in strips.items()}
@@ -60,7 +60,7 @@ def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
     grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
     assert isinstance(grids, Grids)
     drawn = pictures(run.student, grids.student.rollout(grids.prompts, SEED))
-    for picture, kept in zip(drawn, Samples(folder / "out" / "samples").pictures(4), strict=True):
+    for picture, kept in zip(drawn, Samples(folder / "out" / "samples").images(4), strict=True):
         small = np.asarray(kept)[::8, ::8]
         assert np.abs(small.astype(int) - to_pixels(picture)).max() <= 1
         assert (np.asarray(kept) == small.repeat(8, 0).repeat(8, 1)).all()
@@ -132,7 +132,7 @@ def test_a_resumed_run_that_shows_other_prompts_forgets_the_old_strips(folder: P
     opd.train({**config, "report": {"prompts": 2}}, resume=True)
     samples = Samples(out / "samples")
     assert samples.steps == [4]
-    assert len(samples.pictures(4)) == len(samples.pictures(TEACHER)) == 2
+    assert len(samples.images(4)) == len(samples.images(TEACHER)) == 2
 
 
 def test_states_have_the_losses_of_the_steps_that_follow(folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -
     assert len(data["shown"]) == 1
     assert data["teacher"] == []
     samples = Samples(tmp_path / "samples")
-    assert samples.pictures(SHOWN)[0].getpixel((30, 30)) == (220, 20, 60)
+    assert samples.images(SHOWN)[0].getpixel((30, 30)) == (220, 20, 60)
     plain = 10 + 17 + 6 + 128 + 10  # a heading's line and a row
     with Image.open(tmp_path / "samples" / "overview.png") as image:
         assert image.height == 2 * plain
@@ -230,7 +230,7 @@ def test_the_overview_has_a_row_each_and_visible_pictures(folder: Path) -> None:
     with Image.open(folder / "out" / "samples" / "overview.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     samples = Samples(folder / "out" / "samples")
-    rows = [samples.pictures(name) for name in (0, 2, 4, TEACHER)]
+    rows = [samples.images(name) for name in (0, 2, 4, TEACHER)]
     top = pixels.shape[0] - 4 * 138
     for row, strip in enumerate(rows):
         for column, picture in enumerate(strip):

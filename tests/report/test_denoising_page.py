@@ -53,7 +53,7 @@ def test_the_pictures_are_those_of_the_folder(tmp_path: Path) -> None:
     assert [row["step"] for row in data["steps"]] == [0, 20, 40]
     for row in data["steps"]:
         assert [shown(source).getpixel((1, 1)) for source in row["pictures"]] == [(row["step"],) * 3] * 4
-    assert shown(data["steps"][0]["pictures"][0]).tobytes() == Samples(folder / SAMPLES).pictures(0)[0].tobytes()
+    assert shown(data["steps"][0]["pictures"][0]).tobytes() == Samples(folder / SAMPLES).images(0)[0].tobytes()
     assert shown(data["teacher"][2]).getpixel((32, 32)) == (65, 105, 225)
     assert len(data["shown"]) == len(data["references"]) == 2
     assert [prompt["text"][-1] for prompt in data["prompts"]] == ["0", "1", "2", "3"]
@@ -108,7 +108,7 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape("000020.png")):
         denoising_data(folder)
     Image.new("RGB", (11, 40)).save(folder / "samples" / "000020.png")
-    with pytest.raises(DataError, match="is no row of 4 pictures"):
+    with pytest.raises(DataError, match="is no row of 4 images"):
         denoising_data(folder)
 
 
@@ -138,10 +138,10 @@ def test_facts_say_what_the_run_file_says() -> None:
 def test_it_stands_alone(tmp_path: Path) -> None:
     pictures, text = write_grids(tmp_path / "pictures"), write_run(tmp_path / "text")
     for several in ([text, pictures], [pictures, pictures]):
-        with pytest.raises(DataError, match="whose page stands alone"):
+        with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
             write_page(several, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    with pytest.raises(DataError, match="whose page stands alone"):
+    with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
         LiveServer([text, pictures])
 
 

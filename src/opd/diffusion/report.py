@@ -26,11 +26,11 @@ from opd.evaluation.evaluate import SEED
 from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Scored
 from opd.output.run_log import rewind
-from opd.report.look import handful
+from opd.report.files import STATES
 from opd.report.overview import Block, overview
 from opd.report.page import write_report
+from opd.report.preview import spaced_prompts
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
-from opd.report.states import STATES
 from opd.types import Prompt, Rollout, RolloutSource
 
 SIZE = (64, 512)
@@ -66,8 +66,8 @@ class Grids:
         self.model = model
         self.student = student
         self.teacher = teacher
-        self.prompts = handful(prompts, number)
-        self.shown = handful(shown, number)
+        self.prompts = spaced_prompts(prompts, number)
+        self.shown = spaced_prompts(shown, number)
         self.loop: Loop | None = None
         self.said: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
         self.kept: int | None = None
@@ -153,13 +153,13 @@ class Grids:
         after = self.kept if self.kept in steps else steps[-1]
         walked = [step for step in steps if step <= after]
         names = {walked[len(walked) // 2]: "in between", after: "after", walked[0]: "first" if walked[0] else "before"}
-        rows = [(f"{names[s]}, step {s}", self.samples.pictures(s)) for s in sorted(names)]
+        rows = [(f"{names[s]}, step {s}", self.samples.images(s)) for s in sorted(names)]
         if self.samples.has(TEACHER):
-            rows.append((TEACHER, self.samples.pictures(TEACHER)))
+            rows.append((TEACHER, self.samples.images(TEACHER)))
         yield Block([prompt["text"] for prompt in self.samples.prompts], rows)
         if self.samples.has(SHOWN):
             texts = [prompt["text"] for prompt in self.samples.shown]
-            yield Block(texts, [("shown to the teacher", self.samples.pictures(SHOWN))])
+            yield Block(texts, [("shown to the teacher", self.samples.images(SHOWN))])
 
 
 def columns(prompts: Sequence[Prompt]) -> list[Column]:

@@ -1,4 +1,4 @@
-"""Look at a run before it costs anything."""
+"""``opd doctor``: check a run on a few prompts before training."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 from opd.config import RunConfig
 from opd.engines.hf import Sampling
 from opd.errors import EmptyStepError
+from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.metrics import Metrics, summarise
-from opd.models.forward import align, student_readings
-from opd.models.forward import read as read_hidden
 from opd.models.language import LanguageModel
-from opd.output.format import figure
+from opd.output.format import format_value
 from opd.parts import Parts, sampler_of, teachers_of
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
 
 NUM_PROMPTS = 32
-"""Enough to see whether a teacher is better, little enough to take seconds on a small model."""
+"""Number of prompts to roll out: enough to compare teacher and student, seconds on a small model."""
 
 
 def findings(parts: Parts) -> Iterator[str]:
-    """Roll out a few prompts and let the teacher score them; yields a line per finding.
+    """Roll out a few prompts, score them with the teacher, and yield one line per finding.
 
     Raises:
         OpdError: the run cannot work.
@@ -36,7 +35,7 @@ def findings(parts: Parts) -> Iterator[str]:
 
 def _facts(parts: Parts) -> Iterator[str]:
     student, config = parts.student, parts.config
-    template = "chat template" if parts.chat.has_template else "no chat template, prompts are plain text"
+    template = "chat template" if parts.chat.has_template else "no chat template; prompts are plain text"
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
     if parts.teacher:
         padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
@@ -44,9 +43,9 @@ def _facts(parts: Parts) -> Iterator[str]:
         yield f"teacher   {config.teacher.model}: {_size(parts.teacher.model)} parameters, {vocabulary}"
     elif parts.experts and config.teacher.models:
         for name, expert in config.teacher.models.items():
-            reads = ", ".join(expert.domains or (name,))
-            yield f"teacher   {name}: {expert.model}, {_size(parts.experts[name].model)} parameters, reads {reads}"
-        yield f"teachers  {len(config.teacher.models)}, of which {parts.experts.in_memory} at a time in memory"
+            domains = ", ".join(expert.domains or (name,))
+            yield f"teacher   {name}: {expert.model}, {_size(parts.experts[name].model)} parameters, scores {domains}"
+        yield f"teachers  {len(config.teacher.models)}; at most {parts.experts.in_memory} in memory at a time"
     elif not config.loss.reads_teacher:
         yield f"teacher   none; loss.signal is {config.loss.signal}"
     else:
@@ -56,19 +55,22 @@ def _facts(parts: Parts) -> Iterator[str]:
 def _common(parts: Parts, teacher: LanguageModel) -> str:
     ours, theirs = parts.student.tokenizer, teacher.tokenizer
     common = match(TokenTexts(ours), TokenTexts(theirs), opening=False)[0]
-    return f"{len(theirs)} tokens of its own, {len(common)} of them also the student's"
+    return f"another tokenizer with {len(theirs)} tokens, {len(common)} of them shared with the student"
 
 
 def _lengths(parts: Parts) -> Iterator[str]:
     lengths = sorted(len(parts.chat.prompt_ids(p)) for p in parts.prompts)
     room = parts.student.max_length
     yield (
-        f"prompts   {len(lengths)} to train on, {len(parts.held_out)} held out; "
-        f"{lengths[len(lengths) // 2]} tokens in the middle, {lengths[-1]} at most"
+        f"prompts   {len(lengths)} for training, {len(parts.held_out)} held out; "
+        f"median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}"
     )
     longest = lengths[-1] + parts.config.rollout.max_new_tokens
     if room is not None and longest > room:
-        yield f"WARNING   the longest prompt and rollout.max_new_tokens need {longest} positions; the model has {room}"
+        yield (
+            f"WARNING   longest prompt plus rollout.max_new_tokens need {longest} positions; the model has {room}. "
+            "Fix: lower rollout.max_new_tokens or drop long prompts"
+        )
 
 
 def _memory(parts: Parts) -> Iterator[str]:
@@ -79,7 +81,13 @@ def _memory(parts: Parts) -> Iterator[str]:
     other = sum(p.numel() * p.element_size() for model in kept.values() for p in model.parameters())
     # Weights, gradients and two moments in float32, then each frozen copy.
     state = trained * 4 * (4 + copies) + other
-    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"
+    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, without activations"
+    micro_batch = config.optimizer.micro_batch
+    yield (
+        f"passes    student: {f'{micro_batch} rollouts' if micro_batch else 'all rollouts at once'} "
+        f"(optimizer.micro_batch); teacher: {config.teacher.max_tokens:,} tokens (teacher.max_tokens); "
+        f"decoding: {config.rollout.max_rows} rows (rollout.max_rows); evaluation: {MAX_TOKENS:,} tokens"
+    )
 
 
 def _keeps_initial(config: RunConfig) -> bool:
@@ -88,7 +96,7 @@ def _keeps_initial(config: RunConfig) -> bool:
 
 
 def _teaching(parts: Parts) -> Iterator[str]:
-    """Let the student roll out a few prompts and see what the teacher makes of them."""
+    """Roll out a few prompts, check the teacher's signal, and compare accuracies."""
     terms, _, _ = assemble_terms(parts)
     main = terms[0]
     samples = parts.config.rollout.samples
@@ -100,20 +108,16 @@ def _teaching(parts: Parts) -> Iterator[str]:
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(parts.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
     if not len(signal):
-        raise EmptyStepError("the teacher had nothing to say about these rollouts; check teacher.view")
-    with torch.no_grad():
-        where, states = read_hidden(parts.student, student_readings(rollouts), layers_of(parts))
-        row_T = align(rollouts, where, signal)
-        weight_T = torch.full((len(signal),), 1 / len(signal), device=parts.student.device)
-        loss = main.objective(states.take(row_T), signal, weight_T)
-    what = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
-    measured = f"{what} {loss:.3f} a token"
-    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {measured}"
+        raise EmptyStepError("teacher.view: the teacher gave no target for these rollouts. Fix: choose another view")
+    max_tokens, layers = parts.config.teacher.max_tokens, layers_of(parts)
+    loss = mean_loss(parts.student, rollouts, signal, main.objective, max_tokens=max_tokens, layers=layers)
+    name = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
+    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
     if parts.teacher:
         theirs = summarise(sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"
         if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:
-            yield "WARNING   the teacher is no better than the student on these prompts"
+            yield "WARNING   the teacher's accuracy is not above the student's on these prompts"
 
 
 def _size(model: torch.nn.Module) -> str:
@@ -122,4 +126,4 @@ def _size(model: torch.nn.Module) -> str:
 
 
 def _line(metrics: Metrics) -> str:
-    return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {format_value(name, value)}" for name, value in metrics.items())

@@ -12,7 +12,7 @@ from rich.table import Table
 from opd.config import DiffusionConfig, LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
 from opd.config.diffusion import DenoisingTeacherConfig
 from opd.config.read import RECIPES, read, recipe_names
-from opd.output.format import figure
+from opd.output.format import format_value
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
@@ -192,7 +192,7 @@ def show_recipe(console: Console, name: str) -> None:
     if name in measured:
         table = Table("on the nano suite", "before", "after", "over seeds")
         for metric, (before, after, least, most) in measured[name].items():
-            cells = [figure(metric, value) for value in (before, after, least, most)]
+            cells = [format_value(metric, value) for value in (before, after, least, most)]
             table.add_row(metric, cells[0], cells[1], f"{cells[2]}–{cells[3]}")
         console.print(table)
     console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default", word_wrap=True))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.report.data import BUDGET, about_run, read_json, read_lines
+from opd.report.data import BUDGET, about_run
+from opd.report.files import STATES, read_json, read_lines
 from opd.report.overview import scaled
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
 from opd.report.signs import signs
-from opd.report.states import STATES
 
 Tree = dict[str, Any]
 
@@ -169,8 +169,8 @@ class _Strips:
 def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
     """Pictures as the page embeds them, and what is missing for the size of the file, in words."""
     columns = {"prompts": samples.prompts, "references": samples.shown}
-    drawn = {step: _fitted(samples.pictures(step)) for step in samples.steps}
-    strips, said = _Strips(drawn, _fitted(samples.pictures(TEACHER)), _fitted(samples.pictures(SHOWN))), ""
+    drawn = {step: _fitted(samples.images(step)) for step in samples.steps}
+    strips, said = _Strips(drawn, _fitted(samples.images(TEACHER)), _fitted(samples.images(SHOWN))), ""
     for width, kind in STAGES:
         shown = strips.embedded(width, kind)
         if _size(shown) <= budget:

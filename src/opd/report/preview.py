@@ -1,4 +1,4 @@
-"""Which rollouts the report looks at."""
+"""The preview: prompts that the report rolls out at every evaluation, and the rollouts it selects."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from opd.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """The prompts that are rolled out again and again.
+class Preview:
+    """Prompts that the report rolls out at every evaluation.
 
     Attributes:
-        prompts: each ``repeats`` times in a row, where a view or a reward compares attempts.
-        sampler: rolls out as in training.
-        teaches: whether teachers can score them at any time and without a request to somebody.
-        number: of training rollouts to keep beside them.
-        foreign: the teacher's tokenizer, where it is another.
-        layers: the student's blocks whose states the loss is about.
+        prompts: each repeated ``repeats`` times in a row, for views and rewards that compare attempts.
+        sampler: generates rollouts as in training.
+        scores: whether the loss can score them at any time without requests to a server.
+        number: number of training rollouts to record per evaluation.
+        foreign: the teacher's tokenizer if it differs from the student's.
+        layers: blocks of the student whose hidden states the loss needs.
     """
 
     prompts: Sequence[Prompt]
     sampler: Sampler
     repeats: int
-    teaches: bool
+    scores: bool
     number: int
     foreign: Any = None
     layers: Sequence[int] = ()
 
 
-def look_of(parts: Parts) -> Look:
-    """A handful of held-out prompts, or without any of those to train on."""
+def preview_of(parts: Parts) -> Preview:
+    """The preview of a run: held-out prompts, or training prompts if none are held out."""
     config, rollout = parts.config, parts.config.rollout
     assert config.report
     hint, loss = config.teacher.view.hint, config.loss
     compares = config.teacher.view.feedback or loss.outcome or loss.signal == "reward"
     repeats = rollout.samples if compares else 1
-    chosen = handful(parts.held_out or parts.prompts, config.report.prompts)
+    chosen = spaced_prompts(parts.held_out or parts.prompts, config.report.prompts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
     sampler = sampler_of(parts, sampling, held_out=bool(parts.held_out))
     sampler.grow_every = None
     asks = hint is not None and hint.author.kind == "http"
-    return Look(
+    return Preview(
         prompts=[p for p in chosen for _ in range(repeats)],
         sampler=sampler,
         repeats=repeats,
-        teaches=not (asks or rollout.offline or loss.signal == "tokens"),
+        scores=not (asks or rollout.offline or loss.signal == "tokens"),
         number=config.report.prompts,
         foreign=parts.teacher.tokenizer if parts.teacher and loss.signal == "cross" else None,
         layers=layers_of(parts),
     )
 
 
-def handful(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
-    """A few prompts, of every domain in turn, evenly spaced among its own."""
+def spaced_prompts(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
+    """A few prompts, alternating between domains and evenly spaced within each."""
     domains: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         domains.setdefault(prompt.domain, []).append(prompt)
@@ -68,8 +68,8 @@ def handful(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     return [own[k] for k in range(share) for own in spaced if k < len(own)][:number]
 
 
-def telling(rollouts: Sequence[Rollout], number: int) -> list[int]:
-    """A few rollouts, as different as can be seen without a model: by domain, reward, ending and kind of event."""
+def varied_rollouts(rollouts: Sequence[Rollout], number: int) -> list[int]:
+    """Indices of a few rollouts that differ in domain, reward, ending and kinds of events."""
     kinds: dict[Any, list[int]] = {}
     for i, rollout in enumerate(rollouts):
         seen = frozenset(event.kind for event in rollout.events)
