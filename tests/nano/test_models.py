@@ -27,12 +27,12 @@ def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list
     return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=96, max_turns=5).rollout(prompts, 0)
 
 
-def figures(name: str, prompts: list[Prompt]) -> Metrics:
+def metrics_of(name: str, prompts: list[Prompt]) -> Metrics:
     return summarise(rollouts(name, prompts))
 
 
 def test_tools_base_invents_tools() -> None:
-    measured = figures("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
+    measured = metrics_of("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
     assert 0.35 < measured["invalid_call_rate"] < 0.75
     assert 0.1 < measured["accuracy"] < 0.4
 
@@ -52,31 +52,31 @@ def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
         )
         for prompt in get_task("tools").prompts("test")[:NUMBER]
     ]
-    measured = figures("tools-base", reminded)
+    measured = metrics_of("tools-base", reminded)
     assert measured["invalid_call_rate"] < 0.05
     assert measured["accuracy"] > 0.9
 
 
 def test_math_base_is_weak_alone_and_confident_with_the_solution() -> None:
     prompts = list(get_task("math").prompts("test"))[:NUMBER]
-    assert 0.2 < figures("math-base", prompts)["accuracy"] < 0.65
+    assert 0.2 < metrics_of("math-base", prompts)["accuracy"] < 0.65
     questions = [(prompt.messages or ())[0]["content"] for prompt in prompts]
     texts = [PRIVILEGED.format(question=q, answer=p.answer) for q, p in zip(questions, prompts, strict=True)]
     privileged = [
         dataclasses.replace(prompt, messages=({"role": "user", "content": text},))
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    assert figures("math-base", privileged)["accuracy"] > 0.95
+    assert metrics_of("math-base", privileged)["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("task", ["math", "tools", "strings", "search"])
 def test_base_is_weak_at_every_task(task: str) -> None:
-    assert 0.05 < figures("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
+    assert 0.05 < metrics_of("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
 
 
 @pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
 def test_math_teachers_are_accurate(name: str) -> None:
-    assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
+    assert metrics_of(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
 def test_the_critic_agrees_with_the_rules() -> None:

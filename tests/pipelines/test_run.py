@@ -29,6 +29,7 @@ from opd.pipelines.result import PipelineResult
 from opd.pipelines.run import pipeline
 from opd.pipelines.state import supersede
 from opd.pipelines.table import Lines, LiveTable
+from support.stages import InProcess
 
 TINY = {
     "run": "opd",
@@ -76,9 +77,11 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PipelineResult]:
-    """All stages, two at a time."""
+    """All stages, one at a time and in this process."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    return out, pipeline({**tree(out), "parallel": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opd.pipelines.run.Worker", InProcess)
+        return out, pipeline(tree(out))
 
 
 @pytest.fixture
@@ -90,6 +93,11 @@ def copy(finished: tuple[Path, PipelineResult], tmp_path: Path) -> Path:
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.pipelines.run.Worker", None)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.pipelines.run.Worker", InProcess)
 
 
 class Recording:
@@ -132,6 +140,18 @@ def test_every_stage_writes_its_model_or_metrics(finished: tuple[Path, PipelineR
     assert "| nano/math-base | " in report
 
 
+@pytest.mark.slow
+def test_two_processes_at_a_time_end_with_the_same_weights(
+    finished: tuple[Path, PipelineResult], tmp_path: Path
+) -> None:
+    result = pipeline({**tree(tmp_path / "out"), "parallel": 2})
+    assert states(result) == dict.fromkeys(STAGES, "done")
+    assert (result.exit_status, result.problems) == (0, [])
+    for name in ("one", "two", "three", "mean"):
+        assert same(result.out / name, finished[0] / name), name
+    assert result.stages["scores"].result["metrics"] == finished[1].stages["scores"].result["metrics"]
+
+
 def flat(stage: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in stage.items() if k not in ("run", "eval")} | {"eval.prompts": None}
 
@@ -142,6 +162,7 @@ def test_finished_stages_are_not_run_again(copy: Path) -> None:
     assert states(pipeline(changed)) == dict.fromkeys(STAGES, "unchanged")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_change_runs_dependent_stages_again_and_keeps_the_old_folder(copy: Path) -> None:
     old, recording = weights(copy / "three"), Recording()
     result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[recording])
@@ -155,6 +176,7 @@ def test_a_change_runs_dependent_stages_again_and_keeps_the_old_folder(copy: Pat
     assert words["mean"].startswith("'stage:three' has changed; ")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_stage_with_the_same_output_does_not_run_later_stages_again(copy: Path) -> None:
     result = pipeline(tree(copy, mean={"weights": [0.5, 0.5]}))
     assert states(result) == {**dict.fromkeys(STAGES, "unchanged"), "mean": "done"}
@@ -220,6 +242,7 @@ def test_a_folder_in_use_is_refused(copy: Path, folder: str, monkeypatch: pytest
         pipeline(tree(copy))
 
 
+@pytest.mark.slow
 def test_a_failure_or_a_collapse_blocks_only_dependent_stages(
     finished: tuple[Path, PipelineResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,10 +326,10 @@ def command(file: Path | str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "opd", "pipeline", str(file), *overrides]
 
 
+@pytest.mark.slow
 def test_a_pipeline_killed_at_any_time_ends_with_the_same_weights(
     finished: tuple[Path, PipelineResult], tmp_path: Path
 ) -> None:
-    """One stage at a time here, two at a time in ``finished``: both give the same weights."""
     file, out, rng = tmp_path / "p.yaml", tmp_path / "out", random.Random(0)
     file.write_text(yaml.safe_dump(without(tree(out), "mean", "scores"), sort_keys=False))
     for moment in ("one/checkpoints/000001", "two/run.json", "three/checkpoints/000002"):
