@@ -386,7 +386,7 @@ def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path
         assert all("a disc of one colour" in alt for alt in alts)
         assert "after 20 steps" in alts[0]
 
-        page.click("#pictures summary:has-text('All evaluations')")
+        page.click("#images summary:has-text('All evaluations')")
         page.locator(".at-once").wait_for()
         assert page.locator(".at-once tbody tr").count() == 3 + 1
         assert page.locator(".at-once img[alt]").count() == 8 * 4
@@ -419,15 +419,15 @@ def test_a_hostile_prompt_shows_as_text(browser: Any, tmp_path: Path) -> None:
         assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
 
 
-def test_a_denoising_run_without_pictures_or_figures_has_a_page(browser: Any, tmp_path: Path) -> None:
+def test_a_denoising_run_without_images_or_figures_has_a_page(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
     with Visit(browser, write_report(tmp_path).as_uri()) as visit:
         assert "The run is not finished." in visit.text(".lede >> nth=0")
-        assert not visit.page.is_visible("#pictures")
+        assert not visit.page.is_visible("#images")
         assert visit.errors == []
 
 
-def test_live_pictures_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
+def test_live_images_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
     run = write_grids(tmp_path / "run", prompts=2, steps=(0, 20))
     with LiveServer([run]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

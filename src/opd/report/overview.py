@@ -1,4 +1,4 @@
-"""One picture of a whole run: rows of sample pictures with labels, under their prompts as headings. No torch here."""
+"""One image of a whole run: rows of sample images with labels, under their prompts as headings. No torch here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZE = (96, 256)
-"""Pixels that a picture is at least and at most wide; a small one is blown up by a whole number."""
+"""Pixels that a image is at least and at most wide; a small one is blown up by a whole number."""
 
 FONT = 13
 LEADING = 17
@@ -24,7 +24,7 @@ MUTED = (98, 102, 111)
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of pictures with common headings; a row is a label and its pictures."""
+    """Rows of images with common headings; a row is a label and its images."""
 
     headings: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Any]]]
@@ -56,31 +56,31 @@ def _block(block: Block) -> Any:
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((LABELS + column * (width + PAD), PAD), "\n".join(head), INK, font, spacing=LEADING - FONT)
-    for row, (label, pictures) in enumerate(block.rows):
+    for row, (label, images) in enumerate(block.rows):
         y = top + row * (height + PAD)
         lines = wrapped(label, LABELS - 2 * PAD, font.getlength, HEADING)
         draw.text((PAD, y), "\n".join(lines), MUTED, font, spacing=LEADING - FONT)
-        for column, picture in enumerate(pictures):
-            sheet.paste(scaled(picture, (width, height)), (LABELS + column * (width + PAD), y))
+        for column, image in enumerate(images):
+            sheet.paste(scaled(image, (width, height)), (LABELS + column * (width + PAD), y))
     return sheet
 
 
-def fitted(picture: Any) -> tuple[int, int]:
-    """The width and height that a picture is shown with."""
+def fitted(image: Any) -> tuple[int, int]:
+    """The width and height that a image is shown with."""
     least, most = SIZE
-    if picture.width < least:
-        times = -(-least // picture.width)
-        return picture.width * times, picture.height * times
-    share = min(most / picture.width, 1.0)
-    return round(picture.width * share), max(round(picture.height * share), 1)
+    if image.width < least:
+        times = -(-least // image.width)
+        return image.width * times, image.height * times
+    share = min(most / image.width, 1.0)
+    return round(image.width * share), max(round(image.height * share), 1)
 
 
-def scaled(picture: Any, size: tuple[int, int]) -> Any:
+def scaled(image: Any, size: tuple[int, int]) -> Any:
     """A PIL image of another size: a blown-up one keeps its pixels visible."""
     from PIL import Image
 
-    how = Image.Resampling.NEAREST if size[0] >= picture.width else Image.Resampling.LANCZOS
-    return picture.resize(size, how)
+    how = Image.Resampling.NEAREST if size[0] >= image.width else Image.Resampling.LANCZOS
+    return image.resize(size, how)
 
 
 def wrapped(text: str, width: float, length: Any, lines: int) -> list[str]:

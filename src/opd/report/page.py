@@ -26,7 +26,7 @@ REPORT = "report.html"
 PARTS = files("opd") / "report" / "page"
 LIBRARY = "vendor/uPlot.min.js"
 SCRIPTS = ("dom.js", "model.js", "parts.js", "story.js", "tokens.js", "panel.js", "curves.js", "charts.js", "main.js")
-DENOISING_SCRIPTS = ("dom.js", "parts.js", "curves.js", "denoising.js", "pictures.js")
+DENOISING_SCRIPTS = ("dom.js", "parts.js", "curves.js", "denoising.js", "images.js")
 STYLES = ("vendor/uPlot.min.css", "style.css")
 
 ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})

@@ -1,8 +1,8 @@
-"""The sample pictures in a denoising run's folder. No torch here.
+"""The sample images in a denoising run's folder. No torch here.
 
 samples/000020.png   what the student drew after 20 steps: one row, a column per prompt
 samples/teacher.png  what the teachers drew from the same noise
-samples/shown.png    pictures of training prompts that the teacher sees beside them
+samples/shown.png    images of training prompts that the teacher sees beside them
 samples/samples.json the prompts of the columns
 samples/overview.png before, in between, after and the teacher, one under the other
 """
@@ -22,7 +22,7 @@ SAMPLES = "samples"
 """In the run's folder."""
 
 GAP = 2
-"""White pixels around each picture of a strip."""
+"""White pixels around each image of a strip."""
 
 TEACHER = "teacher"
 SHOWN = "shown"
@@ -59,7 +59,7 @@ class Samples:
             self.path(name).unlink(missing_ok=True)
 
     def describe(self, columns: Sequence[Column], shown: Sequence[Column]) -> None:
-        """Write down whose pictures the strips' columns are."""
+        """Write down whose images the strips' columns are."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / INDEX, {"prompts": list(columns), "shown": list(shown)})
 
@@ -70,7 +70,7 @@ class Samples:
 
     @property
     def shown(self) -> list[Column]:
-        """Of the strip of pictures that the teacher sees."""
+        """Of the strip of images that the teacher sees."""
         return self._index("shown")
 
     def _index(self, key: str) -> list[Column]:
@@ -85,7 +85,7 @@ class Samples:
         image.save(partial, format="PNG")
         partial.replace(self.path(name))
 
-    def pictures(self, name: int | str) -> list[Any]:
+    def images(self, name: int | str) -> list[Any]:
         """The PIL images in a strip, by column; none where there is no such strip.
 
         Raises:
@@ -97,14 +97,14 @@ class Samples:
         wide, rest = divmod(image.width - GAP, max(columns, 1))
         if rest or not columns or wide <= GAP or image.height <= 2 * GAP:
             raise DataError(
-                f"'{self.path(name)}' is no row of {columns} pictures as a run draws them; delete it, or the folder"
+                f"'{self.path(name)}' is no row of {columns} images as a run draws them; delete it, or the folder"
             )
         starts = [GAP + column * wide for column in range(columns)]
         return [image.crop((x, GAP, x + wide - GAP, image.height - GAP)) for x in starts]
 
 
 def opened(path: Path) -> Any:
-    """A picture file as a PIL image in RGB.
+    """A image file as a PIL image in RGB.
 
     Raises:
         DataError: it cannot be read, or Pillow is not installed.
@@ -112,9 +112,9 @@ def opened(path: Path) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise DataError(f"'{path}' is a picture; to show it, run pip install 'opd[diffusion]'") from None
+        raise DataError(f"'{path}' is a image; to show it, run pip install 'opd[diffusion]'") from None
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the picture '{path}': {error}; delete it") from None
+        raise DataError(f"cannot read the image '{path}': {error}; delete it") from None
