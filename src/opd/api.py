@@ -73,7 +73,7 @@ def train(
             weights are trained in place.
         teacher: the same instead of ``teacher.model``.
         prompts: strings, mappings with ``prompt`` or ``messages``, or ``Prompt`` objects.
-        task: a ``Task`` or ``PictureTask`` that checks answers, for prompts given as objects.
+        task: a ``Task`` or ``ImageTask`` that checks answers, for prompts given as objects.
         resume: go on from the newest checkpoint in ``out``; from the start if there is none.
         displays: objects with ``step``, ``evaluation`` and ``event`` methods that want to be told.
 

@@ -45,7 +45,7 @@ class Objects:
     teacher: Any = None
     prompts: Sequence[Any] | None = None
     task: Any = None
-    """A ``Task``, or a ``PictureTask``."""
+    """A ``Task``, or a ``ImageTask``."""
 
 
 @dataclass(frozen=True, kw_only=True)

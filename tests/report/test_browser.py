@@ -386,7 +386,7 @@ def test_the_page_of_a_denoising_run(browser: Any, tmp_path: Path, width: int, d
         assert all("a disc of one colour" in alt for alt in alts)
         assert "after 20 steps" in alts[0]
 
-        page.click("#pictures summary:has-text('All evaluations')")
+        page.click("#images summary:has-text('All evaluations')")
         page.locator(".at-once").wait_for()
         assert page.locator(".at-once tbody tr").count() == 3 + 1
         assert page.locator(".at-once img[alt]").count() == 8 * 4
@@ -423,7 +423,7 @@ def test_a_denoising_run_without_images_or_metrics_has_a_page(browser: Any, tmp_
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
     with Visit(browser, write_report(tmp_path).as_uri()) as visit:
         assert "The run is not finished." in visit.text(".lede >> nth=0")
-        assert not visit.page.is_visible("#pictures")
+        assert not visit.page.is_visible("#images")
         assert visit.errors == []
 
 

@@ -55,10 +55,10 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     sampler = f"{rollout.steps} denoising steps, {'SDE' if rollout.noise or rollout.renoise else 'ODE'}"
     mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
     return (
-        "noised pictures" if rollout.policy == "pictures" else f"{rollout.policy}, {sampler}",
+        "noised images" if rollout.policy == "images" else f"{rollout.policy}, {sampler}",
         _teachers(teacher) if loss.reads_teacher else "–",
         teacher.view,
-        {"prediction": "velocity", "picture": "the picture's velocity", "reward": "outcome"}[loss.signal],
+        {"prediction": "velocity", "image": "the image's velocity", "reward": "outcome"}[loss.signal],
         DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
         "policy gradient" if loss.signal == "reward" else "direct",
         "chosen steps" if loss.step_weights else "everywhere",

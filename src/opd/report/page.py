@@ -28,8 +28,8 @@ FOLDER = files("opd") / "report" / "page"
 LIBRARY = "vendor/uPlot.min.js"
 SCRIPTS = ("dom.js", "model.js", "shared.js", "story.js", "tokens.js", "panel.js", "curves.js", "charts.js", "main.js")
 SECTIONS = {"short": "Summary", "tokens": "Tokens", "curves": "Curves", "record": "Record"}
-DENOISING_SCRIPTS = ("dom.js", "shared.js", "curves.js", "denoising.js", "pictures.js")
-DENOISING_SECTIONS = {"short": "Summary", "pictures": "Images", "curves": "Curves", "record": "Record"}
+DENOISING_SCRIPTS = ("dom.js", "shared.js", "curves.js", "denoising.js", "images.js")
+DENOISING_SECTIONS = {"short": "Summary", "images": "Images", "curves": "Curves", "record": "Record"}
 STYLES = ("vendor/uPlot.min.css", "style.css")
 
 ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
