@@ -23,7 +23,7 @@ from typing import Any
 import sums  # tasks are named as sums:…
 
 import opd
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
@@ -90,8 +90,8 @@ def pull(seed: int) -> str:
     """How the teachers stand to each other before the first step: the same answers, read by one and by the other."""
     student = load(STUDENT, key="student")
     pool = ModelPool(SOURCES, key="teacher.models")
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    sampler = Sampler(engine, Chat(student.tokenizer), sums.Sums(), max_new_tokens=64)
+    engine = HFEngine(student)
+    sampler = Sampler(engine, Chat(student.tokenizer), sums.Sums(), stop_ids=stop_ids(student), max_new_tokens=64)
     rollouts = sampler.rollout(sums.Sums().prompts(f"test/{seed}")[:64], seed)
     said = []
     for domain in DOMAINS:

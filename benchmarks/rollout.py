@@ -17,16 +17,22 @@ import torch
 
 from opd.config.read import read
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, pad, stop_ids
 from opd.parts import device_of
+from opd.types import Sampling
 
 
 def ours(model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int) -> list[int]:
     """Lengths of the answers of opd's engine."""
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model), max_rows=batch)
-    return [len(g.ids) for g in engine.generate(contexts, [limit] * len(contexts), seed)]
+    engine = HFEngine(model, max_rows=batch)
+    return [
+        len(g.ids)
+        for g in engine.generate(
+            contexts, [limit] * len(contexts), sampling=Sampling(), stop_ids=stop_ids(model), seed=seed
+        )
+    ]
 
 
 @torch.inference_mode()

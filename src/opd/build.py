@@ -13,7 +13,6 @@ import torch
 
 from opd.config import EvalConfig, RunConfig
 from opd.data.prompts import read_jsonl
-from opd.engines.hf import Sampling
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
 from opd.evaluation.metrics import Metrics, summarise
@@ -22,10 +21,10 @@ from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.loop import Loop, Term
 from opd.models.forward import read_own
-from opd.models.language import LanguageModel, stop_ids
+from opd.models.language import LanguageModel, check_trainable
 from opd.models.pool import ModelPool
 from opd.output.run_log import RunLog
-from opd.parts import Parts, sampler_of, view_of
+from opd.parts import Parts, engine_of, sampler_of, view_of
 from opd.rollouts.mixture import Mixture
 from opd.rollouts.recorded import Recording, record, save
 from opd.rollouts.recorded import load as read_recording
@@ -40,14 +39,14 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Prompt, Rollout, RolloutSource, View
+from opd.types import Prompt, Rollout, RolloutSource, Sampling, View
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
     """Put the parts into a loop that is ready to run from step 0."""
     config, student = parts.config, parts.student
     torch.manual_seed(config.seed)
-    student.model.requires_grad_(True)
+    check_trainable(student, key="student")
     if config.optimizer.gradient_checkpointing:
         student.model.gradient_checkpointing_enable()
     terms, scoring, average = assemble_terms(parts)
@@ -160,7 +159,7 @@ def _extrapolation(parts: Parts, scoring: LanguageModel | None) -> Extrapolation
     checkable = [p for p in parts.prompts if p.answer is not None] or parts.prompts
     prompts = random.Random(parts.config.seed).sample(checkable, min(config.prompts, len(checkable)))
     sampler = sampler_of(parts, Sampling(temperature=0 if parts.task else 1), held_out=False)
-    sampler.grow_every = None
+    sampler = dataclasses.replace(sampler, grow_every=None)
     measure = summarise if parts.task else _divergence(parts, scoring)
 
     def validate() -> tuple[Metrics, int]:
@@ -270,14 +269,14 @@ def _writer(parts: Parts, who: str) -> RolloutSource:
         return _experts_write(parts, sampling)
     sampler = sampler_of(parts, sampling, held_out=False, model=parts.teacher if who == "teacher" else None)
     if who == "student" and (rollout.prefix or rollout.prefix_turns):
-        engine = sampler_of(parts, sampling, held_out=False, model=parts.teacher).engine
-        sampler.prefix = Prefix(engine, tokens=rollout.prefix, turns=rollout.prefix_turns)
+        engine = engine_of(parts, parts.teacher or parts.student)
+        prefix = Prefix(engine, sampling, tokens=rollout.prefix, turns=rollout.prefix_turns)
+        return dataclasses.replace(sampler, prefix=prefix)
     return sampler
 
 
 def _answers(parts: Parts) -> ReferenceAnswers:
-    stop, longest = min(stop_ids(parts.student)), parts.student.max_length
-    return ReferenceAnswers(parts.chat, parts.task, stop=stop, max_length=longest)
+    return ReferenceAnswers(parts.chat, parts.task, max_length=parts.student.max_length)
 
 
 def _texts(path: str, parts: Parts) -> list[tuple[int, ...]]:

@@ -13,11 +13,11 @@ import torch
 from opd.config import BaseRun, DiffusionConfig, ExpertConfig, PromptsConfig, RunConfig
 from opd.data.curriculum import Adaptive, Curriculum, Interest, Uniform
 from opd.data.prompts import given_prompts, load_prompts
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError, ModelError
 from opd.losses import check_divergence, clipped
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, check_vocabulary, load, stop_ids
+from opd.models.language import LanguageModel, accept, check_vocabulary, load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import ALL_TURNS, Sampler
 from opd.teachers.experience import gather_experience
@@ -25,7 +25,7 @@ from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.teachers.prompt_views import ContextView, FeedbackView, PrivilegedView
 from opd.teachers.views import HintView, PlainView
-from opd.types import HintAuthor, Prompt, Task, View
+from opd.types import Engine, HintAuthor, Prompt, Sampling, Task, View
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread costs more in waiting than it saves."""
@@ -88,7 +88,8 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     check_divergence(config.loss.divergence, beta=config.loss.beta)
     if config.loss.clip is not None:
         clipped(config.loss.divergence, config.loss.clip)
-    student = objects.student or load(config.student, key="student", device=device)
+    student = objects.student and accept(objects.student, key="student")
+    student = student or load(config.student, key="student", device=device)
     student = _with_precision(student, config)
     size = sum(p.numel() for p in student.model.parameters())
     if config.threads or size < SMALL_MODEL:
@@ -128,6 +129,11 @@ def gather(config: RunConfig, objects: Objects) -> Parts:
     return parts
 
 
+def engine_of(parts: Parts, model: LanguageModel) -> Engine:
+    """What generates tokens with a model."""
+    return HFEngine(model, max_rows=parts.config.rollout.max_rows)
+
+
 def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: LanguageModel | None = None) -> Sampler:
     """A sampler in the run's environment, from the student or another model with its tokenizer.
 
@@ -138,9 +144,11 @@ def sampler_of(parts: Parts, sampling: Sampling, *, held_out: bool, model: Langu
     speaker = language_model if parts.config.loss.signal == "cross" else parts.student
     budget = parts.config.eval.max_new_tokens if held_out else None
     return Sampler(
-        HFEngine(language_model, sampling=sampling, stop_ids=stop_ids(speaker), max_rows=rollout.max_rows),
+        engine_of(parts, language_model),
         parts.chat if speaker is parts.student else Chat(speaker.tokenizer),
         parts.held_out_task if held_out else parts.task,
+        sampling=sampling,
+        stop_ids=stop_ids(speaker),
         max_new_tokens=budget or rollout.max_new_tokens,
         max_turns=rollout.max_turns,
         grow_every=None if held_out else rollout.turns_grow_every,
@@ -275,7 +283,8 @@ def _teacher(
 ) -> tuple[LanguageModel, int | None]:
     dtype = config.dtype
     name = config.teacher.model or ""
-    teacher = objects.teacher or load(name, key="teacher.model", dtype=dtype, device=device)
+    given = objects.teacher and accept(objects.teacher, key="teacher.model")
+    teacher = given or load(name, key="teacher.model", dtype=dtype, device=device)
     teacher.model.requires_grad_(False)
     if config.loss.signal == "cross":
         return teacher, None
@@ -346,15 +355,16 @@ def _author(config: RunConfig, device: str) -> HintAuthor | None:
     if author.kind == "rules":
         return RulesAuthor(author.templates)
     said: dict[str, Any] = {"instruction": author.instruction} if author.instruction else {}
+    where = "hint" if config.teacher.view.hint else "context.experience"
     if author.kind == "http":
         settings = author.model_dump(exclude={"templates", "http", "model", "instruction"})
-        return HttpAuthor(author.http or "", author.model or "", **settings, **said)
-    where = "hint" if config.teacher.view.hint else "context.experience"
+        key = f"teacher.view.{where}.author.http"
+        return HttpAuthor(author.http or "", author.model or "", **settings, **said, key=key)
     critic = load(author.model or "", key=f"teacher.view.{where}.author.model", device=device)
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
     return ModelAuthor(
-        engine,
+        HFEngine(critic),
         Chat(critic.tokenizer),
+        stop_ids=stop_ids(critic),
         max_new_tokens=author.max_new_tokens,
         max_length=critic.max_length,
         **said,

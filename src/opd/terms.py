@@ -7,7 +7,6 @@ import dataclasses
 import torch
 
 from opd.config import LossConfig, RunConfig, UnsureConfig
-from opd.engines.hf import Sampling
 from opd.errors import ConfigError
 from opd.experimental.hardest_tokens import Difficulty
 from opd.loop import Objective, Term
@@ -35,7 +34,7 @@ from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import Among, PlainView
-from opd.types import Teacher, View
+from opd.types import Sampling, Teacher, View
 
 
 def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaWeights | None]:

@@ -337,11 +337,56 @@ class Generation(NamedTuple):
     stopped: bool
 
 
-class Engine(Protocol):
-    """Whatever generates tokens: transformers here, a served model elsewhere."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn.
 
-    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
-        """Continue each context by at most its own ``max_new_tokens``; same inputs and seed, same tokens."""
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set with at least this probability; 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Engine(Protocol):
+    """Generates tokens with one model. Ids in, ids out; nothing is decoded and tokenised again.
+
+    Sampling, stop ids and seed belong to the call, so one engine serves training, evaluation and the report.
+    """
+
+    def generate(
+        self,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        *,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        seed: int,
+    ) -> list[Generation]:
+        """Continue each context. The same weights, arguments and seed give the same tokens.
+
+        Args:
+            contexts: token ids, at least one each.
+            max_new_tokens: the largest number of tokens to add to each, at least 1.
+            sampling: the distribution that tokens are drawn from.
+            stop_ids: ids that end a generation; the stop token is part of it.
+            seed: of the draws.
+
+        Returns:
+            One generation per context, in order. Log-probabilities are those of the distribution drawn from.
+        """
+        ...
+
+    def sync(self, step: int) -> None:
+        """Generate with the model's present weights from now on, labelled with ``step``.
+
+        The caller calls it after every change of the weights: an optimizer step, a rollback, a restored checkpoint.
+        An engine that reads the live parameters does nothing; an engine behind a server sends the weights.
+        """
         ...
 
 

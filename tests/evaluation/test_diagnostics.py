@@ -9,7 +9,7 @@ import torch
 
 import opd
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.evaluation.diagnostics import diagnose, token_class
 from opd.evaluation.metrics import gap_recovery, repeats
 from opd.models.chat import Chat
@@ -32,8 +32,8 @@ def teacher() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def rollouts(student: LanguageModel) -> list[Rollout]:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    sampler = Sampler(engine, Chat(student.tokenizer), get_task("math"), max_new_tokens=64)
+    engine = HFEngine(student)
+    sampler = Sampler(engine, Chat(student.tokenizer), get_task("math"), stop_ids=stop_ids(student), max_new_tokens=64)
     return sampler.rollout(get_task("math").prompts("test")[:8], 0)
 
 

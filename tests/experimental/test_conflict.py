@@ -7,7 +7,7 @@ import torch
 
 import opd
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
@@ -25,10 +25,12 @@ SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 
 def rollouts() -> list[Rollout]:
     model = load("nano/critic", key="student")
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     made = []
     for task in SOURCES:
-        sampler = Sampler(engine, Chat(model.tokenizer), get_task(task), max_new_tokens=8, max_turns=1)
+        sampler = Sampler(
+            engine, Chat(model.tokenizer), get_task(task), stop_ids=stop_ids(model), max_new_tokens=8, max_turns=1
+        )
         made += sampler.rollout(get_task(task).prompts("test")[:3], seed=1)
     return made
 

@@ -6,11 +6,12 @@ import pytest
 
 import opd
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.nano.traces import without_carry
 from opd.rollouts.sampler import Sampler
+from opd.types import Sampling
 
 PROMPTS = [p for p in get_task("math").prompts("test") if without_carry(p.data["a"], p.data["b"]) != p.answer][:64]
 """Sums with a carry."""
@@ -18,8 +19,15 @@ PROMPTS = [p for p in get_task("math").prompts("test") if without_carry(p.data["
 
 def forgetful(model: LanguageModel) -> float:
     """Share of sums with a carry that are answered without it."""
-    engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-    sampler = Sampler(engine, Chat(model.tokenizer), get_task("math"), max_new_tokens=64)
+    engine = HFEngine(model)
+    sampler = Sampler(
+        engine,
+        Chat(model.tokenizer),
+        get_task("math"),
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(model),
+        max_new_tokens=64,
+    )
     wrong = 0
     for rollout in sampler.rollout(PROMPTS, seed=0):
         said = without_carry(rollout.prompt.data["a"], rollout.prompt.data["b"]).rsplit("answer ", 1)[1]

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.evaluation.metrics import Metrics, summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.nano.traces import PRIVILEGED
 from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor
-from opd.types import Prompt, Rollout
+from opd.types import Prompt, Rollout, Sampling
 
 NUMBER = 96
 """Number of prompts per accuracy; the bounds below allow for three standard errors."""
@@ -22,9 +22,17 @@ NUMBER = 96
 
 def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list[Rollout]:
     model = load(f"nano/{name}", key="student")
-    engine = HFEngine(model, sampling=Sampling(temperature=temperature), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     task = get_task(prompts[0].domain)
-    return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=96, max_turns=5).rollout(prompts, 0)
+    return Sampler(
+        engine,
+        Chat(model.tokenizer),
+        task,
+        sampling=Sampling(temperature=temperature),
+        stop_ids=stop_ids(model),
+        max_new_tokens=96,
+        max_turns=5,
+    ).rollout(prompts, 0)
 
 
 def metrics_of(name: str, prompts: list[Prompt]) -> Metrics:
@@ -82,8 +90,8 @@ def test_math_teachers_are_accurate(name: str) -> None:
 def test_the_critic_agrees_with_the_rules() -> None:
     written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
     critic = load("nano/critic", key="author")
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
-    author = ModelAuthor(engine, Chat(critic.tokenizer))
+    engine = HFEngine(critic)
+    author = ModelAuthor(engine, Chat(critic.tokenizer), stop_ids=stop_ids(critic))
     found = [{hint.span for hint in hints} for hints in author.hints(written)]
     faulty = [{hint.span for hint in hints} for hints in RulesAuthor().hints(written)]
     assert sum(map(len, faulty)) > 20

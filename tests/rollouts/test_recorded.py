@@ -9,7 +9,7 @@ import torch
 
 import opd
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import CheckpointError
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
@@ -26,8 +26,10 @@ PROMPTS = get_task("tools").prompts("train")[:6]
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     model = load("nano/tools-base", key="student")
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
-    return Sampler(engine, Chat(model.tokenizer), get_task("tools"), max_new_tokens=64, max_turns=5)
+    engine = HFEngine(model)
+    return Sampler(
+        engine, Chat(model.tokenizer), get_task("tools"), stop_ids=stop_ids(model), max_new_tokens=64, max_turns=5
+    )
 
 
 def test_what_is_played_back_is_what_was_recorded(sampler: Sampler, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import opd
 import opd.models.language
 import opd.types
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
@@ -22,7 +22,7 @@ from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import PlainView
-from opd.types import Rollout, TokenStates
+from opd.types import Rollout, Sampling, TokenStates
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 STUDENT = load("nano/math-base", key="student")
@@ -34,10 +34,12 @@ def pool(**more: str) -> ModelPool:
 
 
 def rollouts() -> list[Rollout]:
-    engine = HFEngine(STUDENT, sampling=Sampling(), stop_ids=stop_ids(STUDENT))
+    engine = HFEngine(STUDENT)
     made = []
     for task in ("math", "tools"):
-        sampler = Sampler(engine, Chat(STUDENT.tokenizer), get_task(task), max_new_tokens=12, max_turns=2)
+        sampler = Sampler(
+            engine, Chat(STUDENT.tokenizer), get_task(task), stop_ids=stop_ids(STUDENT), max_new_tokens=12, max_turns=2
+        )
         made += sampler.rollout(get_task(task).prompts("test")[:4], seed=1)
     return [made[i] for i in (0, 4, 1, 5, 6, 2, 3, 7)]
 
@@ -148,8 +150,16 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
     prompts = [prompts[i] for i in (0, 3, 1, 4, 2, 5)]
 
     def sampler(model: opd.models.language.LanguageModel) -> Sampler:
-        engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-        return Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=8, source="teacher")
+        engine = HFEngine(model)
+        return Sampler(
+            engine,
+            Chat(model.tokenizer),
+            None,
+            sampling=Sampling(temperature=0),
+            stop_ids=stop_ids(model),
+            max_new_tokens=8,
+            source="teacher",
+        )
 
     written = ExpertsWrite(models, {name: {name: 1.0} for name in SOURCES}, sampler).rollout(prompts, 0)
     for prompt, rollout in zip(prompts, written, strict=True):

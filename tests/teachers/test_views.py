@@ -18,7 +18,7 @@ END = (CHAT.tokenizer.eos_token_id,)
 def two_turns() -> Rollout:
     prompt = Prompt(id="p", messages=({"role": "user", "content": "a b"},), answer="c")
     first, second = CHAT.insert_text_ids("d e") + END, CHAT.insert_text_ids("f") + END
-    between = CHAT.message_ids({"role": "tool", "content": "g"})
+    between = CHAT.message_ids({"role": "tool", "content": "g"}, first)
     ids = first + between + second
     mask = (True,) * len(first) + (False,) * len(between) + (True,) * len(second)
     turns = (Span(0, len(first)), Span(len(first) + len(between), len(ids)))

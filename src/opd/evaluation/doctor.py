@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from opd.config import RunConfig
-from opd.engines.hf import Sampling
 from opd.errors import EmptyStepError
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.metrics import Metrics, summarise
@@ -16,6 +15,7 @@ from opd.output.format import format_value
 from opd.parts import Parts, sampler_of, teachers_of
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
+from opd.types import Sampling
 
 NUM_PROMPTS = 32
 """Number of prompts to roll out: enough to compare teacher and student, seconds on a small model."""
@@ -37,6 +37,9 @@ def _facts(parts: Parts) -> Iterator[str]:
     student, config = parts.student, parts.config
     template = "chat template" if parts.chat.has_template else "no chat template; prompts are plain text"
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
+    ends, eos = parts.chat.turn_end_ids, student.tokenizer.eos_token_id
+    note = "" if ends[-1:] == (eos,) else f"; not the tokenizer's EOS token {student.tokenizer.eos_token!r}"
+    yield f"turn end  {student.tokenizer.decode(ends)!r}{note}"
     if parts.teacher:
         padded = f", heads of different sizes, compared on {parts.vocab_size} rows" if parts.vocab_size else ""
         vocabulary = f"same vocabulary{padded}" if config.loss.signal != "cross" else _common(parts, parts.teacher)
@@ -104,6 +107,11 @@ def _teaching(parts: Parts) -> Iterator[str]:
     rollouts = sampler_of(parts, Sampling(), held_out=False).rollout(prompts, seed=0)
     ours = summarise(rollouts)
     yield f"rollouts  {len(rollouts)} sampled: {_line(ours)}"
+    if ours["truncation_rate"] == 1:
+        yield (
+            "WARNING   no rollout ended before its limit. Fix: raise rollout.max_new_tokens, or check that the student "
+            "ends its turns with the turn end above"
+        )
     assert main.view is not None
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(parts.student.device)
     tokens = sum(r.num_tokens for r in rollouts)

@@ -15,7 +15,6 @@ from rich.panel import Panel
 import opd
 from opd.config import RunConfig
 from opd.config.read import read
-from opd.engines.hf import Sampling
 from opd.evaluation.metrics import summarise
 from opd.models.forward import read as read_hidden
 from opd.models.forward import readings_of
@@ -23,7 +22,7 @@ from opd.models.language import LanguageModel
 from opd.output.terminal import LiveDisplay, show_result
 from opd.parts import Objects, Parts, gather, sampler_of, view_of
 from opd.teachers.views import HintView
-from opd.types import Event, Hint, Rollout, Segment
+from opd.types import Event, Hint, Rollout, Sampling, Segment
 
 AUTHORS = {"rules": "rules", "model": {"model": "nano/critic"}}
 

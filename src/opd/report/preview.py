@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opd.engines.hf import Sampling
 from opd.parts import Parts, sampler_of
 from opd.rollouts.sampler import Sampler
 from opd.terms import layers_of
-from opd.types import Prompt, Rollout
+from opd.types import Prompt, Rollout, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ def preview_of(parts: Parts) -> Preview:
     repeats = rollout.samples if compares else 1
     chosen = spaced_prompts(parts.held_out or parts.prompts, config.report.prompts)
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
-    sampler = sampler_of(parts, sampling, held_out=bool(parts.held_out))
-    sampler.grow_every = None
+    sampler = dataclasses.replace(sampler_of(parts, sampling, held_out=bool(parts.held_out)), grow_every=None)
     asks = hint is not None and hint.author.kind == "http"
     return Preview(
         prompts=[p for p in chosen for _ in range(repeats)],

@@ -2,8 +2,8 @@
 
     red circle, three blue dots, digit seven, zorp circle
 
-The splits have the same texts in different orders, with different ids: 36 shapes, 30 counts, 10 digits and 6 prompts of the
-concept. Images of one prompt differ by their noise.
+The splits have the same texts in different orders, with different ids: 36 shapes, 30 counts, 10 digits and 6 prompts
+of the concept. Images of one prompt differ by their noise.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SEED = 20_260_101
 class Images:
     """A ``ImageTask`` on the world of ``opd.nano.images``.
 
-    A split is ``train``, ``val`` or ``test`` of three domains in turn, or of one domain as in ``shapes/test``. The split
-    ``concept/train`` has 12 prompts, each with an image.
+    A split is ``train``, ``val`` or ``test`` of three domains in turn, or of one domain as in ``shapes/test``. The
+    split ``concept/train`` has 12 prompts, each with an image.
     """
 
     def prompts(self, split: str) -> Sequence[Prompt]:
@@ -42,7 +42,7 @@ class Images:
         domain, _, name = split.rpartition("/")
         if name not in SPLITS or domain not in ("", *DOMAINS):
             raise ConfigError(
-                f"split: task 'images' has no split '{split}'. Fix: use {', '.join(SPLITS)}, or one of a domain such as "
+                f"split: task 'images' has no split '{split}'. Fix: use {', '.join(SPLITS)}, or one of a domain like "
                 f"{DOMAINS[0]}/test; the domains are {', '.join(DOMAINS)}"
             )
         if split == "concept/train":
