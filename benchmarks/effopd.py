@@ -11,6 +11,7 @@ benchmark, every 5 steps.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import opd
 from opd.config.read import read
 from opd.loop import Loop
+from opd.types import Metrics
 
 EVERY = 5
 FIXED = {
@@ -44,21 +46,21 @@ class Look(NamedTuple):
 
 @dataclass
 class Curve:
-    """A display that keeps what each evaluation of a run had cost until then."""
+    """What each evaluation of a run had cost until then."""
 
     looks: list[Look] = field(default_factory=list)
 
-    def start(self, loop: Loop) -> None:
-        self.loop = loop
+    def alter(self, loop: Loop) -> Loop:
+        """The loop, whose evaluations are noted."""
+        state, evaluate = loop.state, loop.evaluate
+        assert evaluate
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+        def noted() -> Metrics:
+            metrics = evaluate()
+            self.looks.append(Look(state.step, state.tokens, state.seconds, metrics["accuracy"]))
+            return metrics
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.looks.append(Look(step, self.loop.state.tokens, self.loop.state.seconds, metrics["accuracy"]))
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
+        return dataclasses.replace(loop, evaluate=noted)
 
     def best(self) -> float:
         return max(look.accuracy for look in self.looks)
@@ -72,7 +74,7 @@ def run(recipe: str, seed: int, overrides: Mapping[str, Any]) -> tuple[Curve, op
     curve = Curve()
     with tempfile.TemporaryDirectory(prefix="opd-effopd-") as folder:
         keys = {**FIXED, **overrides, "seed": seed, "out": f"{folder}/run"}
-        return curve, opd.train(recipe, keys, displays=[curve])
+        return curve, opd.train(recipe, keys, alter=curve.alter)
 
 
 def compare(recipe: str, seed: int, steps: int, factor: float) -> dict[str, Look]:

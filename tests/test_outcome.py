@@ -1,4 +1,4 @@
-"""Runs that learn from rewards alone: what becomes of batches in which all rewards are equal, and of their figures."""
+"""Runs that learn from rewards alone: batches whose rewards are all equal, and the metrics of such runs."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ import opd
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
 from opd.output.format import format_value
-from opd.types import Message, Observation, Prompt, Rollout
+from opd.types import Message, Observation, Prompt, Rollout, RolloutSource
 from support.models import make_model
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]
@@ -32,26 +32,16 @@ class Checker:
 
 
 class Rewards:
-    """A display that gives each rollout of the run a reward by its number."""
+    """A rollout source that gives each rollout of another source a reward by its number."""
 
-    def __init__(self, reward: Callable[[int], float]) -> None:
+    def __init__(self, sampler: RolloutSource, reward: Callable[[int], float]) -> None:
+        self.sampler = sampler
         self.reward = reward
         self.number = itertools.count()
-
-    def start(self, loop: Loop) -> None:
-        self.sampler, loop.sampler = loop.sampler, self
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         made = self.sampler.rollout(prompts, seed, step)
         return [dataclasses.replace(r, reward=self.reward(next(self.number))) for r in made]
-
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.Result, list[dict[str, float]]]:
@@ -66,7 +56,11 @@ def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.R
         "log": [],
         "out": str(out),
     }
-    result = opd.train(tree, student=make_model(0), prompts=PROMPTS, task=Checker(), displays=[Rewards(reward)])
+
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, sampler=Rewards(loop.sampler, reward))
+
+    result = opd.train(tree, student=make_model(0), prompts=PROMPTS, task=Checker(), alter=alter)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return result, [row["train"] for row in rows if "train" in row]
 
@@ -77,7 +71,7 @@ def late(number: int) -> float:
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float, tmp_path: Path) -> None:
+def test_a_batch_of_equal_rewards_makes_no_update_and_the_run_goes_on(anchor: float, tmp_path: Path) -> None:
     result, rows = train(tmp_path / "run", late, anchor=anchor)
     assert result.steps == 6
     assert result.stopped_by is None
@@ -89,7 +83,7 @@ def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_run_that_never_has_anything_to_learn_is_an_error(anchor: float, tmp_path: Path) -> None:
+def test_a_run_whose_rewards_are_always_equal_is_an_error(anchor: float, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(EmptyStepError, match="ended at step 3 without a target"):
         train(out, lambda number: 1.0, anchor=anchor)
@@ -107,8 +101,8 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
         train(tmp_path / str(skip), reward, sampled={"skip_equal": skip}) for skip in (False, True)
     )
     assert diluted[0]["equal_groups"] == alone[0]["equal_groups"] == 0.75
-    assert diluted[0]["outcome_share"] == 1
-    share = alone[0]["outcome_share"]
+    assert diluted[0]["reward_share"] == 1
+    share = alone[0]["reward_share"]
     assert 0 < share < 0.6
     assert alone[0]["grad_norm"] * share == pytest.approx(diluted[0]["grad_norm"], rel=1e-3)
 
@@ -128,12 +122,12 @@ def test_the_share_is_shown_in_percent() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_reward_settings_without_rewards_are_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         opd.train("tml", {**overrides, "out": str(tmp_path / "run")})
 
 
-def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
+def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": [], "rollout.batch": 8, "rollout.samples": 4}
     shapes = {
         "token": {},
@@ -144,5 +138,5 @@ def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path:
     for name, shape in shapes.items():
         opd.train("kdrl", {**small, **shape, "out": str(tmp_path / name)})
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = next(row["train"]["outcome"] for row in rows if "train" in row)
+        losses[name] = next(row["train"]["reward"] for row in rows if "train" in row)
     assert len(set(losses.values())) == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,13 @@ from opd.config import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
 from opd.config import read as run_file
 from opd.data.tasks import TASKS
 from opd.errors import CheckpointError, ConfigError
-from opd.evaluation.metrics import Metrics
 from opd.loop import Loop
 from opd.models.language import LanguageModel
 from opd.output.run_folder import is_empty, locked, write_json
-from opd.output.run_log import RunLog, open_sinks
+from opd.output.run_log import Display, RunLog, RunStart, open_sinks
 from opd.parts import Objects, gather
 from opd.prepare import Prepared, prepare
-from opd.types import Prompt
+from opd.types import Metrics, Prompt
 
 GIVEN = "given from Python"
 """Stands in a run file for a part that was given as an object."""
@@ -62,7 +61,8 @@ def train(
     prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
     task: Any = None,
     resume: bool = False,
-    displays: Sequence[Any] = (),
+    displays: Sequence[Display] = (),
+    alter: Callable[[Loop], Loop] | None = None,
 ) -> Result:
     """Train a student by a recipe, a run file or a mapping.
 
@@ -75,7 +75,8 @@ def train(
         prompts: strings, mappings with ``prompt`` or ``messages``, or ``Prompt`` objects.
         task: a ``Task`` or ``ImageTask`` that checks answers, for prompts given as objects.
         resume: go on from the newest checkpoint in ``out``; from the start if there is none.
-        displays: objects with ``step``, ``evaluation`` and ``event`` methods that want to be told.
+        displays: show the run while it trains; see ``Display``.
+        alter: receives the assembled loop and returns the one to run, for instance by ``dataclasses.replace``.
 
     Returns:
         The figures before and after.
@@ -99,7 +100,7 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)
-        return _run(prepared, displays)
+        return _run(prepared, displays, alter)
 
 
 def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Iterator[str]:
@@ -117,22 +118,21 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     yield "ready to train"
 
 
-def _run(prepared: Prepared, displays: Sequence[Any]) -> Result:
+def _run(prepared: Prepared, displays: Sequence[Display], alter: Callable[[Loop], Loop] | None) -> Result:
     """Train in a folder that is ours."""
     config, out = prepared.config, Path(prepared.config.out)
     write_json(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
+    log = RunLog(out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), displays=displays)
     started = time.perf_counter()
     loop = prepared.assemble(log)
+    loop = alter(loop) if alter else loop
     loop.state.seconds = time.perf_counter() - started  # what is made before the first step is not free
     recorder = prepared.recorder(loop)
     if recorder:
-        displays = log.displays = [recorder, *displays]
-        log.observers = [recorder]
-    loop.checkpoints.restore(loop)
-    log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
-    for display in displays:
-        display.start(loop)
+        log.attach(recorder)
+    loop.restore()
+    run = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
+    log.start(run, evaluated=bool(loop.state.before))
     try:
         loop.run()
         result = _finish(loop, prepared)
@@ -140,9 +140,7 @@ def _run(prepared: Prepared, displays: Sequence[Any]) -> Result:
             recorder.finish()
         return result
     finally:
-        log.close()
-        for display in displays:
-            display.stop()
+        log.stop()
 
 
 def evaluate(
@@ -240,7 +238,7 @@ def _finish(loop: Loop, prepared: Prepared) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(prepared.config.out)
     if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
-        loop.checkpoints.load_best(loop.student)
+        loop.checkpoints.load_best(loop.student.model)
         state = dataclasses.replace(state, after=state.best)
     result = Result(
         out=out,

@@ -15,11 +15,11 @@ from opd.config import EvalConfig, RunConfig
 from opd.data.prompts import read_jsonl
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
-from opd.loop import Loop, Term
+from opd.loop import Loop
 from opd.models.forward import read_own
 from opd.models.language import LanguageModel, check_trainable
 from opd.models.pool import ModelPool
@@ -39,7 +39,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Prompt, Rollout, RolloutSource, Sampling, View
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Sampling, Term, View
 
 
 def assemble(parts: Parts, log: RunLog) -> Loop:
@@ -57,7 +57,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     return Loop(
         student=student,
         sampler=sampler,
-        reader=partial(read_own, student, size=config.optimizer.micro_batch, layers=layers_of(parts)),
+        forward=partial(read_own, student, size=config.optimizer.micro_batch, layers=layers_of(parts)),
         curriculum=parts.curriculum,
         terms=terms,
         optimizer=Optimizer(

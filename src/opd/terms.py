@@ -9,7 +9,6 @@ import torch
 from opd.config import LossConfig, RunConfig, UnsureConfig
 from opd.errors import ConfigError
 from opd.experimental.hardest_tokens import Difficulty
-from opd.loop import Objective, Term
 from opd.losses import Support
 from opd.losses.cross import Matched
 from opd.losses.objectives import (
@@ -34,7 +33,21 @@ from opd.teachers.hidden import HiddenTeacher, fit_bridge, matching_layers
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.teachers.sampled import Outcome, SampledTeacher
 from opd.teachers.views import Among, PlainView
-from opd.types import Sampling, Teacher, View
+from opd.types import Objective, Sampling, Teacher, Term, View
+
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some answers get right, or raise "
+    "rollout.rollouts_per_prompt"
+)
+IF_EMPTY = {
+    "hint": "teacher.view=hint, and no hint was written. Fix: check teacher.view.author and its hints with opd doctor",
+    "feedback": (
+        "teacher.view=feedback, and no prompt had a successful attempt to show the teacher. Fix: take easier prompts, "
+        "or raise rollout.rollouts_per_prompt"
+    ),
+    **dict.fromkeys(("plain", "privileged", "context"), "Fix: check teacher.view and loss.token_weights"),
+}
+"""By view: why a run may end without a target, and what to change."""
 
 
 def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaWeights | None]:
@@ -44,26 +57,31 @@ def assemble_terms(parts: Parts) -> tuple[list[Term], LanguageModel | None, EmaW
     if config.loss.gold:  # the reference answers in the batch are for the supervised term alone
         view, everything = Among(view, answers=False), Among(everything, answers=False)
     scoring, reference, average = _weights(parts)
-    name = "outcome" if config.loss.signal == "reward" else "distill"
-    by_luck = config.loss.signal == "reward"
     main = _main(parts, view, scoring, reference)
-    terms = [Term(name, *main, config.loss.weight, _positions(parts, main[2]), by_luck=by_luck)]
+    weights, weight = _positions(parts, main[2]), config.loss.weight
+    if config.loss.signal == "reward":
+        terms = [Term("reward", "reward", *main, weight, weights, EQUAL_REWARDS)]
+    else:
+        terms = [Term("distill", "distill", *main, weight, weights, IF_EMPTY[config.teacher.view.kind])]
     if config.loss.unsure:
         terms.append(_unsure(parts, terms[0], config.loss.unsure))
     if config.loss.gold:
         supervised = CrossEntropy(chunk_tokens=config.loss.chunk_tokens)
-        terms.append(Term("gold", Answers(), Among(PlainView(), answers=True), supervised, weight=config.loss.gold))
+        terms.append(
+            Term("sft", "sft", Answers(), Among(PlainView(), answers=True), supervised, weight=config.loss.gold)
+        )
     if config.may_anchor:
         assert reference is not None
         spared = None if config.teacher.view.hint else everything
         # Reverse: it is bounded where the student gives up what the reference liked, so it can unlearn a habit.
         pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=config.loss.chunk_tokens)
-        terms.append(Term("anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
+        terms.append(Term("anchor", "anchor", reader(parts, reference), spared, pull, weight=config.loss.anchor))
     if config.loss.outcome:
         objective, mean = _policy_gradient(config.loss, outcome=True), config.loss.positions.mean
         # Which of the signal's tokens count is no question of the outcome's, but how long answers are averaged is.
         even = None if mean == "token" else Positions(mean=mean, longest=config.rollout.max_new_tokens)
-        terms.append(Term("outcome", _outcome(config), everything, objective, config.loss.outcome, even))
+        weight, outcome = config.loss.outcome, _outcome(config)
+        terms.append(Term("reward", "reward", outcome, everything, objective, weight, even, EQUAL_REWARDS))
     return terms, scoring, average
 
 
@@ -136,7 +154,7 @@ def _unsure(parts: Parts, main: Term, config: UnsureConfig) -> Term:
     where = Unsure(entropy=config.entropy, temperature=parts.config.loss.temperature, among=among)
     support = Support(config.k, whose="teacher", rest="tail")
     objective = dataclasses.replace(divergence_of(parts, "forward_kl"), support=support)
-    return Term("unsure", main.teacher.teacher, main.view, objective, config.weight, where)
+    return Term("teacher_entropy", "distill", main.teacher.teacher, main.view, objective, config.weight, where)
 
 
 def _hidden(parts: Parts, view: View, scoring: LanguageModel) -> tuple[Teacher, Objective]:

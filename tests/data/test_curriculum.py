@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
 from opd.types import Prompt, Rollout, Signal, Span
+from support.interrupt import Interrupt
 from support.models import make_model
 
 PROMPTS = [Prompt(id=name, text=name) for name in "abcdefgh"]
@@ -163,7 +165,10 @@ def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides:
 ROWS = [{"prompt": f"{a} {b} {c}", "answer": "k l"} for a in "abcd" for b in "efgh" for c in "ij"]
 
 
-def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+def train(
+    out: Path, *, rows: Any = ROWS, watch: Watch | None = None, at: int | None = None, **changes: Any
+) -> opd.Result:
+    """Train, watched and cut off at a step if asked to; a run that exists is resumed."""
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
@@ -181,7 +186,15 @@ def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = Fal
     }
     teacher = make_model(1, layers=3, hidden=48)
     student = make_model(0)
-    return opd.train(tree | changes, student=student, teacher=teacher, prompts=rows, resume=resume, displays=displays)
+    return opd.train(
+        tree | changes,
+        student=student,
+        teacher=teacher,
+        prompts=rows,
+        resume=True,
+        displays=[Interrupt(at)] if at else [],
+        alter=watch.alter if watch else None,
+    )
 
 
 def test_success_needs_rewards(tmp_path: Path) -> None:
@@ -191,25 +204,28 @@ def test_success_needs_rewards(tmp_path: Path) -> None:
 
 
 class Watch:
-    """A display that keeps what is remembered after every step, and stops the run the hard way if asked to."""
+    """A curriculum that keeps what another one remembers after every step."""
 
-    def __init__(self, at: int | None = None) -> None:
-        self.at = at
+    def __init__(self) -> None:
         self.memory: dict[int, dict[str, torch.Tensor]] = {}
 
-    def start(self, loop: Loop) -> None:
-        self.loop = loop
+    def alter(self, loop: Loop) -> Loop:
+        self.inner = loop.curriculum
+        return dataclasses.replace(loop, curriculum=self)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.memory[step] = {name: tensor.clone() for name, tensor in self.loop.curriculum.tensors().items()}
-        if step == self.at:
-            raise KeyboardInterrupt
+    def step(self, step: int) -> list[Prompt]:
+        return self.inner.step(step)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def learn(self, step: int, rollouts: Sequence[Rollout], signal: Signal, loss_T: torch.Tensor) -> dict[str, float]:
+        metrics = self.inner.learn(step, rollouts, signal, loss_T)
+        self.memory[step + 1] = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        return metrics
 
-    def event(self, step: int, kind: str, text: str) -> None: ...
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.inner.tensors()
 
-    def stop(self) -> None: ...
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.inner.load(tensors)
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -222,12 +238,11 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole, cut = Watch(), Watch(at=5)
-    train(tmp_path / "whole", displays=[whole])
+    whole, again = Watch(), Watch()
+    train(tmp_path / "whole", watch=whole)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", displays=[cut])
-    again = Watch()
-    train(tmp_path / "cut", displays=[again], resume=True)
+        train(tmp_path / "cut", at=5)
+    train(tmp_path / "cut", watch=again)
     assert again.memory.keys() == {5, 6}
     assert same(again.memory[6], whole.memory[6])
     assert whole.memory[6]["diverged"].any()
@@ -242,7 +257,7 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
     watch = Watch()
     result = train(
         tmp_path / "out",
-        displays=[watch],
+        watch=watch,
         optimizer={"lr": 1.0, "steps": 10},
         guards={"recover": {"kl_exploded": 1.5, "lr": 0.5}},
         rollout={"batch": 8, "max_new_tokens": 6, "curriculum": {"divergence": 1.0}},
@@ -260,9 +275,9 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
 
 def test_a_memory_of_other_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "out", displays=[Watch(at=5)])
+        train(tmp_path / "out", at=5)
     with pytest.raises(opd.errors.CheckpointError, match="remembers 32 prompts, and there are 31"):
-        train(tmp_path / "out", rows=ROWS[:-1], resume=True)
+        train(tmp_path / "out", rows=ROWS[:-1])
 
 
 def test_the_loop_tells_the_mean_loss_of_each_prompts_tokens(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import opd
 from opd.diffusion.models import load
 from opd.diffusion.report import Grids, by_state, references
 from opd.evaluation.evaluate import SEED
+from opd.output.run_log import RunStart
 from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
@@ -81,7 +82,7 @@ def test_drawing_touches_neither_the_global_generator_nor_the_mode(folder: Path,
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     run.student.model.train()
     before = torch.get_rng_state()
     grids.evaluation(0, {})
@@ -96,7 +97,7 @@ class Killed:
     def __init__(self, step: int) -> None:
         self.last = step
 
-    def start(self, loop: Any) -> None: ...
+    def start(self, run: Any) -> None: ...
 
     def step(self, step: int, metrics: Any) -> None:
         if step == self.last:
@@ -209,10 +210,11 @@ def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -
         teacher=None,
         prompts=run.prompts,
         number=2,
+        loop=loop,
         shown=shown,
     )
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     grids.evaluation(0, {})
     grids.stop()
     data = denoising_data(tmp_path)["samples"]
@@ -249,7 +251,7 @@ def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(fold
     grids = run.recorder(loop)
     assert grids
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     for step in (0, 2, 4, 6):
         grids.evaluation(step, {})
     loop.state.stopped_by, loop.state.best, loop.state.best_step = "collapse", {"distance": 1.0}, 4

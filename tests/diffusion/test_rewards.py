@@ -20,10 +20,10 @@ from opd.diffusion.prepare import prepare
 from opd.diffusion.schedules import log_density
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
-from opd.loop import Loop, Scored
+from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects
-from opd.types import Rollout
+from opd.types import Rollout, Scored
 from support.tiny_pipelines import run_tree
 
 TASK = '''
@@ -112,7 +112,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
     signal = said.signal
     assert isinstance(signal, TransitionSignal)
     with torch.no_grad():
-        ((_, states),) = loop.reader(rollouts)
+        ((_, states),) = loop.forward(rollouts)
     prediction_TX = states.prediction_TX  # type: ignore[attr-defined]
     schedule = said.term.objective.schedule  # type: ignore[attr-defined]
     each_T = log_density(schedule, signal.step_T, signal.state_TX, prediction_TX, signal.next_TX)
@@ -123,11 +123,11 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
 def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str) -> None:
     run, loop = loop_of(tree_of(tmp_path / "out", folder, kind), tmp_path)
     rollouts, said = scored(loop)
-    term = said["outcome"]
+    term = said["reward"]
     assert isinstance(term.signal, TransitionSignal)
     alone = replace(term.signal, advantage_T=(term.signal.rollout_T == 4).float())
     before_B = densities(loop, rollouts, term)
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     loss = term.term.objective(states, alone, term.weight_T)
     assert loss.item() == pytest.approx(-1 / 6, rel=1e-3)  # r = 1: the weight of one trajectory of six
     loss.backward()
@@ -145,7 +145,7 @@ def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) ->
     _, loop = loop_of(tree_of(tmp_path / "out", folder), tmp_path)
     step = next(n for n in range(4) if "red" not in {p.text for p in loop.curriculum.step(n)})
     rollouts, said = scored(loop, step)
-    signal = said["outcome"].signal
+    signal = said["reward"].signal
     assert isinstance(signal, TransitionSignal)
     assert len(signal) == 18
     for group in (range(3), range(3, 6)):
@@ -166,7 +166,7 @@ def test_a_step_of_equal_rewards_is_idle_and_the_run_goes_on(tmp_path: Path, fol
 
 def test_a_run_of_equal_rewards_alone_has_learned_nothing_and_says_so(tmp_path: Path, folder: Any) -> None:
     tree = {**tree_of(tmp_path / "out", folder), "prompts": {"task": "bright_task:Flat"}}
-    with pytest.raises(EmptyStepError, match="all were equal in every group"):
+    with pytest.raises(EmptyStepError, match="the rewards were equal in every group"):
         opd.train(tree)
 
 
@@ -187,7 +187,7 @@ def test_rewards_train_every_noisy_sampler(
     result = opd.train(tree)
     for row in train_rows(result.out):
         assert row["grad_norm"] > 0
-        assert {"outcome", "anchor", "accuracy", "spread"} <= row.keys()
+        assert {"reward", "anchor", "accuracy", "spread"} <= row.keys()
     assert result.tokens == 2 * 6 * (3 if weights is None else 2)
 
 
@@ -199,13 +199,13 @@ def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folde
     tree["loss"] |= {"reward_gradient": 2.0, "reward_steps": 2}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
-    term = said["reward"]
+    term = said["reward_gradient"]
     signal = term.signal
     assert isinstance(signal, RewardSignal)
     assert isinstance(term.term.objective, RewardGradient)
     assert term.term.weight == 2.0
     assert set(signal.position_T.tolist()) == {1, 2}
-    ((where, states),) = loop.reader(rollouts)
+    ((where, states),) = loop.forward(rollouts)
     states = states.take(where.position_T > 0)
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]
@@ -235,7 +235,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
     assert rows[0]["grad_norm"] > 0
     if kind == "sd3":  # an untrained autoencoder's images hardly change
         assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.02
-        assert rows[-1]["reward"] < rows[0]["reward"]
+        assert rows[-1]["reward_gradient"] < rows[0]["reward_gradient"]
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured

@@ -8,13 +8,13 @@ import pytest
 
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.nano.traces import PRIVILEGED
 from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor
-from opd.types import Prompt, Rollout, Sampling
+from opd.types import Metrics, Prompt, Rollout, Sampling
 
 NUMBER = 96
 """Number of prompts per accuracy; the bounds below allow for three standard errors."""

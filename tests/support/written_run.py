@@ -37,6 +37,7 @@ def row(step: int, n: int, text: str, tokens: int) -> dict[str, Any]:
     context = {"span": [0, 3], "at": None, "read": f"hint {text}", "instead_of": text}
     term = {
         "name": "distill",
+        "role": "distill",
         "factor": 1.0,
         "count": len(own),
         "position": own[:-1],

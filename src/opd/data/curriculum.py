@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import DataError
-from opd.evaluation.metrics import Metrics
-from opd.types import Prompt, Rollout, Signal
+from opd.types import Metrics, Prompt, Rollout, Signal
 
 LEAST = 1e-300
 """Stands for a probability of 0, so that prompts without any are drawn last, in random order."""

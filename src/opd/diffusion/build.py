@@ -30,9 +30,7 @@ from opd.diffusion.teachers import (
     RewardStates,
 )
 from opd.diffusion.types import ImageTask
-from opd.errors import EmptyStepError
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Term
+from opd.loop import Loop
 from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
@@ -41,11 +39,15 @@ from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Signal, Teacher, Term
 
 if TYPE_CHECKING:
     from opd.api import Result
 
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some pictures get right, or raise "
+    "rollout.rollouts_per_prompt"
+)
 ONE = "teacher"
 """The name of a teacher that is alone."""
 
@@ -94,7 +96,7 @@ class Denoising:
         return Loop(
             student=student,
             sampler=self.sampler(),
-            reader=self.reader(config.optimizer.micro_batch),
+            forward=self.reader(config.optimizer.micro_batch),
             curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
@@ -127,24 +129,26 @@ class Denoising:
         rewarded = RewardAdvantage(Outcome()), everything, TransitionPolicyGradient(schedule=self.schedule)
         weights = self._step_weights if loss.step_weights else None
         if loss.signal == "reward":
-            terms = [Term("outcome", *rewarded, loss.weight, weights, by_luck=True)]
+            terms = [Term("reward", "reward", *rewarded, loss.weight, weights, EQUAL_REWARDS)]
         elif loss.signal == "image":
-            terms = [Term("distill", ImageTarget(self.schedule), NoisedImageView(), self.distance, loss.weight)]
+            target = ImageTarget(self.schedule), NoisedImageView()
+            terms = [Term("distill", "distill", *target, self.distance, loss.weight)]
         else:
-            terms = [Term("distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
+            terms = [Term("distill", "distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
         if loss.anchor:
             assert initial is not None
             whole = config.teacher.view == "plain" and loss.signal != "image"
             guidance, rows = config.rollout.guidance, config.rollout.max_rows
             reference = DenoisingTeacher(initial, self.schedule, guidance=guidance, max_rows=rows)
             spared = everything if whole else None
-            terms.append(Term("anchor", reference, spared, self.distance, loss.anchor, weights))
+            terms.append(Term("anchor", "anchor", reference, spared, self.distance, loss.anchor, weights))
         if loss.outcome:
-            terms.append(Term("outcome", *rewarded, loss.outcome, weights))
+            terms.append(Term("reward", "reward", *rewarded, loss.outcome, weights, EQUAL_REWARDS))
         if loss.reward_gradient:
             assert self.task is not None
             pleased = RewardGradient(schedule=self.schedule, model=self.student, reward=self.task.reward)
-            terms.append(Term("reward", RewardStates(loss.reward_steps), everything, pleased, loss.reward_gradient))
+            states, weight = RewardStates(loss.reward_steps), loss.reward_gradient
+            terms.append(Term("reward_gradient", "reward", states, everything, pleased, weight))
         return terms, average
 
     @cached_property
@@ -291,6 +295,7 @@ class Denoising:
             teacher=teacher,
             prompts=self.held_out or self.prompts,
             number=config.report.prompts,
+            loop=loop,
             shown=[prompt for prompt in self.prompts if sees and prompt.data.get("image") is not None],
         )
 
@@ -328,8 +333,6 @@ class Denoising:
             yield "rollouts  " + ", ".join(f"{name} {value:.3f}" for name, value in describe(own).items())
         assert terms[0].view is not None
         signal = terms[0].teacher.score(rollouts, terms[0].view.segments(rollouts))
-        if not len(signal) and not terms[0].by_luck:
-            raise EmptyStepError("the teacher had nothing to say about these trajectories; check teacher.view")
         if len(signal):
             view, objective = terms[0].view, terms[0].objective
             found = mean_distance(
@@ -337,4 +340,4 @@ class Denoising:
             )
             yield f"signal    {len(signal)} states, aligned; loss {found['distance']:.4f} a state"
         else:
-            yield "signal    all rewards of these are equal; their states are aligned by construction"
+            yield f"WARNING   no target for these trajectories: {terms[0].if_empty}"

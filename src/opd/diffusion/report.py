@@ -23,15 +23,14 @@ from opd.diffusion.images import grid, image_of, to_pixels
 from opd.diffusion.models import DenoisingModel
 from opd.errors import DataError
 from opd.evaluation.evaluate import SEED
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Scored
-from opd.output.run_log import rewind
+from opd.loop import Loop
+from opd.output.run_log import RunStart, rewind
 from opd.report.files import STATES
 from opd.report.overview import Block, overview
 from opd.report.page import write_report
 from opd.report.preview import spaced_prompts
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
-from opd.types import Prompt, Rollout, RolloutSource
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Scored
 
 SIZE = (64, 512)
 """Pixels that a image of a strip is at least and at most wide."""
@@ -47,6 +46,7 @@ class Grids:
         teacher: draws with the teachers; None where they are the student's own weights.
         prompts: some of these are drawn.
         number: so many.
+        loop: the run.
         shown: training prompts whose images the teacher sees.
     """
 
@@ -59,6 +59,7 @@ class Grids:
         teacher: RolloutSource | None,
         prompts: Sequence[Prompt],
         number: int,
+        loop: Loop,
         shown: Sequence[Prompt] = (),
     ) -> None:
         self.folder = folder
@@ -68,25 +69,24 @@ class Grids:
         self.teacher = teacher
         self.prompts = spaced_prompts(prompts, number)
         self.shown = spaced_prompts(shown, number)
-        self.loop: Loop | None = None
+        self.loop = loop
         self.said: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
         self.kept: int | None = None
 
-    def start(self, loop: Loop) -> None:
+    def start(self, run: RunStart) -> None:
         """Forget what was drawn and written after the step that the run goes on from."""
-        self.loop, state = loop, loop.state
+        state = self.loop.state
         same = self.samples.prompts == columns(self.prompts) and self.samples.shown == columns(self.shown)
         self.samples.forget(state.step if same and (state.before or state.step) else -1)
         self.samples.describe(columns(self.prompts), columns(self.shown))
         rewind(self.folder / STATES, state.step - 1)  # a line of the step itself comes anew
         if self.shown and not self.samples.has(SHOWN):
             self.samples.write(SHOWN, references(self.shown))
-        if loop.evaluate is None and not state.step:
+        if self.loop.evaluate is None and not state.step:
             self._draw(0)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
         """A training batch before its update, which fills in the losses of its states."""
-        assert self.loop
         if not step and not self.loop.state.before:
             self._draw(0)  # the evaluation had nothing to measure
         if step % self.loop.evaluate_every == 0 or step == self.loop.steps - 1:
@@ -94,7 +94,6 @@ class Grids:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """The update was made; where no evaluation says that it is time to draw, the step does."""
-        assert self.loop
         if self.said:
             self._spread(*self.said)
             self.said = None
@@ -110,7 +109,6 @@ class Grids:
 
     def finish(self) -> None:
         """A run that collapsed kept the weights of its best step."""
-        assert self.loop
         state = self.loop.state
         if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
             self.kept = state.best_step

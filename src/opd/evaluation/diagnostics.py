@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.distributions import logprob_chunks
-from opd.evaluation.metrics import Metrics
 from opd.losses.support import largest
 from opd.models.forward import align, states_of
 from opd.models.language import LanguageModel
 from opd.output.format import PREFIX
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
-from opd.types import Rollout, Signal, View
+from opd.types import Metrics, Rollout, Signal, View
 
 TOP = 16
 """k of the overlap, as in the source."""

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import torch
 
 from opd.config import RunConfig
-from opd.errors import EmptyStepError
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.models.language import LanguageModel
 from opd.output.format import format_value
 from opd.parts import Parts, sampler_of, teachers_of
 from opd.teachers.alignment import TokenTexts, match
 from opd.terms import assemble_terms, layers_of
-from opd.types import Sampling
+from opd.types import Metrics, Sampling
 
 NUM_PROMPTS = 32
 """Number of prompts to roll out: enough to compare teacher and student, seconds on a small model."""
@@ -115,12 +114,13 @@ def _teaching(parts: Parts) -> Iterator[str]:
     assert main.view is not None
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(parts.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
-    if not len(signal):
-        raise EmptyStepError("teacher.view: the teacher gave no target for these rollouts. Fix: choose another view")
-    max_tokens, layers = parts.config.teacher.max_tokens, layers_of(parts)
-    loss = mean_loss(parts.student, rollouts, signal, main.objective, max_tokens=max_tokens, layers=layers)
-    name = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
-    yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
+    if len(signal):
+        max_tokens, layers = parts.config.teacher.max_tokens, layers_of(parts)
+        loss = mean_loss(parts.student, rollouts, signal, main.objective, max_tokens=max_tokens, layers=layers)
+        name = parts.config.loss.divergence if parts.config.loss.reads_teacher else "loss"
+        yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
+    else:
+        yield f"WARNING   no token of these rollouts has a target: {main.if_empty}"
     if parts.teacher:
         theirs = summarise(sampler_of(parts, Sampling(), held_out=False, model=parts.teacher).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"

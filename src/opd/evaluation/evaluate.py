@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
 from opd.evaluation.diagnostics import diagnose
-from opd.evaluation.metrics import Metrics, summarise
+from opd.evaluation.metrics import summarise
 from opd.losses import linear_cross_entropy
 from opd.models.forward import Reading, align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher, View
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Signal, Teacher, View
 
 SEED = 20_260_101
 """Seed of sampled evaluation answers, the same at every evaluation, so that only the weights change the metrics."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from opd.types import Prompt, Rollout
-
-Metrics = dict[str, float]
+from opd.types import Metrics, Prompt, Rollout
 
 REPETITION_CHARACTERS, REPETITION_FACTOR = 10_000, 10
 """Length of the text's end that is compressed, and the compression ratio above which it counts as repetition."""
@@ -78,9 +76,11 @@ def repeats(text: str) -> bool:
 def gap_recovery(before: Metrics, now: Metrics) -> Metrics:
     """``gap_recovery``: share of the initial accuracy gap to the teacher that is closed.
 
-    Empty if the teacher's accuracy is unknown or equals the student's at the start. Source: arXiv 2604.13016.
+    Empty if an accuracy was not measured, or if the teacher's equals the student's at the start.
+    Source: arXiv 2604.13016.
     """
-    if "teacher_accuracy" not in now or now["teacher_accuracy"] == before["accuracy"]:
+    measured = "accuracy" in before and {"accuracy", "teacher_accuracy"} <= now.keys()
+    if not measured or now["teacher_accuracy"] == before["accuracy"]:
         return {}
     return {"gap_recovery": (now["accuracy"] - before["accuracy"]) / (now["teacher_accuracy"] - before["accuracy"])}
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from opd.evaluation.metrics import Metrics
 from opd.losses import linear_divergence
 from opd.models.forward import align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.output.format import CONFLICT
 from opd.teachers.experts import Experts
 from opd.teachers.local import LocalTeacher
-from opd.types import ExpertsSignal, FullSignal, Rollout, Segment, View
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import ExpertsSignal, FullSignal, Metrics, Objective, Rollout, Segment, View
 
 
 @dataclass(frozen=True)

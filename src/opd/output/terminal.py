@@ -9,16 +9,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from opd.evaluation.metrics import Metrics
 from opd.output.format import STEP, format_line, format_value, headline
+from opd.output.run_log import RunStart
 from opd.report.files import ROLLOUTS
 from opd.report.page import REPORT
 from opd.report.samples import SAMPLES
 from opd.report.terminal import worst_rollout
+from opd.types import Metrics
 
 if TYPE_CHECKING:
     from opd.api import Result
-    from opd.loop import Loop
 
 PLAIN_LINES = 10
 """Number of progress lines per run if the output is not a terminal."""
@@ -40,14 +40,14 @@ class LiveDisplay:
         )
         self.total = 0
 
-    def start(self, loop: Loop) -> None:
-        self.total, self.rollouts = loop.steps, loop.checkpoints.folder.parent / ROLLOUTS
-        self.task = self.progress.add_task("train", total=loop.steps, completed=loop.state.step, metrics="")
+    def start(self, run: RunStart) -> None:
+        self.total, self.rollouts = run.steps, run.out / ROLLOUTS
+        self.task = self.progress.add_task("train", total=run.steps, completed=run.step, metrics="")
         self.progress.start()
-        if loop.evaluate is None:
+        if not run.evaluates:
             self.console.print("[yellow]no evaluation:[/] neither eval.prompts nor eval.text is set")
-        if loop.state.step:
-            self.console.print(f"resuming from step {loop.state.step}")
+        if run.step:
+            self.console.print(f"resuming from step {run.step}")
 
     def step(self, step: int, metrics: Metrics) -> None:
         line = format_line({k: metrics[k] for k in STEP if k in metrics})

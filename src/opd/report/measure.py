@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,7 @@ from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Signal
-
-if TYPE_CHECKING:
-    from opd.loop import Scored
+from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Scored, Signal
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,20 +21,19 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Scored
+from opd.loop import Loop
 from opd.losses import token_logprobs
 from opd.losses.objectives import per_token_losses
 from opd.models.copies import frozen_copy
 from opd.models.forward import Reading, align, collect, own_reading
 from opd.models.language import LanguageModel
-from opd.output.run_log import rewind
+from opd.output.run_log import RunStart, rewind
 from opd.report.files import read_rollouts
 from opd.report.measure import Scores, scores_of, teacher_scores
 from opd.report.page import write_report
 from opd.report.preview import Preview, varied_rollouts
 from opd.report.texts import Texts, difference
-from opd.types import Rollout, Signal, TokenStates
+from opd.types import Metrics, Rollout, Scored, Signal, TokenStates
 
 MAX_COPY = 100_000_000
 """Largest number of parameters for which a copy of the initial weights stays in memory to score later rollouts."""
@@ -71,10 +70,10 @@ class Recorder:
         if sum(p.numel() for p in self.student.model.parameters()) <= MAX_COPY:
             self.initial = frozen_copy(self.student)
 
-    def start(self, loop: Loop) -> None:
+    def start(self, run: RunStart) -> None:
         """Delete lines after the step that the run resumes from."""
-        rewind(self.path, loop.state.step if loop.state.before or loop.state.step else -1)
-        if loop.evaluate is None and loop.state.step == 0:
+        rewind(self.path, run.step if self.loop.state.before or run.step else -1)
+        if self.loop.evaluate is None and run.step == 0:
             self._snapshot(0)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
@@ -180,6 +179,7 @@ class Recorder:
                 i,
                 {
                     "name": scored.term.name,
+                    "role": scored.term.role,
                     "factor": scored.term.weight,
                     "count": len(signal),
                     "position": kept.position_T.cpu()[here].tolist(),

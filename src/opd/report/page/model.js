@@ -41,11 +41,12 @@ function prepare(rollout, run) {
         const at = teacher.row ? teacher.row.indexOf(row) : row;
         if (at < 0) continue;
         const entropy = teacher.entropy ? teacher.entropy[at] : null;
-        const name = teacher.name || (term.name === "anchor" ? "initial weights" : "teacher");
+        const name = teacher.name || (term.role === "anchor" ? "initial weights" : "teacher");
         teachers.push({ name, logprob: teacher.logprob[at], entropy, top: top(teacher, at, run) });
       }
       rollout.tokens[position].terms.push({
         name: term.name,
+        role: term.role,
         label: run.labels[term.name] || "loss",
         factor: term.factor,
         count: term.count,

@@ -57,7 +57,7 @@ function distribution(model, token) {
       el("td", {}, chanceBar(Math.exp(logprob))));
   return el(
     "div", { class: "column" },
-    el("h4", {}, model.name, model.term && model.term.name === "anchor" ? el("span", { class: "note" }, " anchor") : null),
+    el("h4", {}, model.name, model.term && model.term.role === "anchor" ? el("span", { class: "note" }, " anchor") : null),
     rows.length
       ? el("table", { class: "values likely" }, el("tbody", {},
         rows.map((r) => line(r.text, r.logprob, word(r.text) === own)),
