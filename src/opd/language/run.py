@@ -26,8 +26,8 @@ from opd.output.model_card import model_card
 from opd.output.result import Result
 from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
+from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
-from opd.report.rows import ROLLOUTS
 from opd.rollouts.references import WithAnswers
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
