@@ -72,7 +72,7 @@ class LanguageRun:
         return Loop(
             student=run.student,
             sampler=source,
-            reader=partial(
+            forward=partial(
                 read_own, run.student, size=config.optimizer.micro_batch, layers=config.loss.signal.layers(run)
             ),
             curriculum=run.curriculum,
