@@ -24,18 +24,17 @@ from methods import DENOISING, Claim, Figures, Run, judged, markdown, measure_al
 
 DOMAINS = ("shapes", "count", "digits")
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
-NO_TEACHER = {"teacher.weights": "frozen", "teacher.models": None}
+NO_TEACHER = {"teacher.models": None}
 AVERAGE = "mean of the teachers' weights"
 
 TASKS: dict[str, Run] = {
     "diffusion-opd": Run("diffusion-opd"),
     "diffusion-opd, SDE": Run("diffusion-opd", {"loss.divergence": "transition_kl", "rollout.noise": 0.7}),
-    "teachers' states": Run("diffusion-opd", {"rollout.policy": "teacher"}),
+    "teachers' states": Run("diffusion-opd", {"rollout.source": "teacher"}),
     "teachers' images": Run(
         "diffusion-opd",
         {
-            "rollout.policy": "images",
-            "rollout.source": "teacher",
+            "rollout.source": {"type": "images", "of": "teacher"},
             "loss.signal": "image",
             "loss.divergence": "velocity",
             "loss.step_weights": None,
@@ -46,8 +45,8 @@ TASKS: dict[str, Run] = {
         {
             "loss.signal": "reward",
             "rollout.noise": 0.7,
-            "rollout.batch": 6,
-            "rollout.samples": 8,
+            "rollout.prompts_per_step": 6,
+            "rollout.rollouts_per_prompt": 8,
             "optimizer.lr": 3e-4,
             **NO_TEACHER,
             **GUARDS_OFF,
@@ -58,24 +57,24 @@ TASKS: dict[str, Run] = {
 """Three teachers, one student: on-policy, off-policy, on teachers' images, by rewards alone, and without training."""
 
 FINE_TUNING = {
-    "rollout.policy": "images",
+    "rollout.source": "images",
     "loss.signal": "image",
     "teacher.view": "plain",
     "loss.anchor": 0.0,
     "prompts": {"task": "images", "split": "concept/train"},
-    "rollout.batch": 12,
-    "rollout.samples": 4,
+    "rollout.prompts_per_step": 12,
+    "rollout.rollouts_per_prompt": 4,
     "eval.prompts": [{"task": "images", "split": "concept/test"}, {"task": "images", "split": "shapes/test"}],
     **GUARDS_OFF,
 }
 CONCEPT: dict[str, Run] = {
     "d-opsd": Run("d-opsd"),
-    "d-opsd, average": Run("d-opsd", {"teacher.weights": "ema", "teacher.ema_decay": 0.99}),
+    "d-opsd, average": Run("d-opsd", {"teacher.weights": {"type": "ema", "decay": 0.99}}),
     "d-opsd, live": Run("d-opsd", {"teacher.weights": "live", **GUARDS_OFF}),
     "d-opsd, no anchor": Run("d-opsd", {"loss.anchor": 0.0, **GUARDS_OFF}),
     "fine-tuning": Run("d-opsd", FINE_TUNING),
     "fine-tuning, anchored": Run(
-        "d-opsd", {"rollout.policy": "images", "loss.signal": "image", "teacher.view": "plain", **GUARDS_OFF}
+        "d-opsd", {"rollout.source": "images", "loss.signal": "image", "teacher.view": "plain", **GUARDS_OFF}
     ),
 }
 """A new word for a two-step student, on the same twelve images."""
@@ -196,13 +195,13 @@ def at_length(run: Run, model: Path) -> dict[str, float]:
     """What a run's weights draw with a longer sampler."""
     from opd.config import DiffusionConfig
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
     plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
     config = read(run.recipe, {**run.overrides, **plain})
     assert isinstance(config, DiffusionConfig)
-    evaluation = prepare(config, Objects()).evaluation()
+    evaluation = DenoisingRun.load(config, Objects()).evaluation()
     assert evaluation is not None
     return evaluation()
 
@@ -213,21 +212,21 @@ def average(run: Run, folder: Path) -> Path:
 
     from opd.config import DiffusionConfig
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
     config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)
-    prepared = prepare(config, Objects())
+    run_of_teachers = DenoisingRun.load(config, Objects())
     merged = []
-    for teacher in prepared.teachers.values():
+    for teacher in run_of_teachers.teachers.values():
         model = copy.deepcopy(teacher.model)
         model.fuse_lora()
         model.unload_lora()
         merged.append(model.state_dict())
     mean = {name: torch.stack([state[name].float() for state in merged]).mean(0) for name in merged[0]}
-    prepared.student.model.load_state_dict(mean)
-    prepared.student.save(folder)
+    run_of_teachers.student.model.load_state_dict(mean)
+    run_of_teachers.student.save(folder)
     return folder
 
 

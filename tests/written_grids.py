@@ -39,13 +39,21 @@ def write_grids(
     The images of step s have the grey level s on the ground, so that a test can tell them apart.
     """
     folder.mkdir(parents=True)
+    view = "image" if shown else "plain"
     config: dict[str, Any] = {
         "family": "diffusion",
         "student": text,
         "method": {"title": text, "summary": text, "source": text},
-        "teacher": {"weights": "model", "model": text, "view": "image" if shown else "plain", "guidance": 1.5},
-        "loss": {"signal": "prediction", "divergence": "velocity", "anchor": 0.1},
-        "rollout": {"policy": "student", "batch": 8, "samples": 1, "steps": 8, "sigmas": "even", "noise": 0.0},
+        "teacher": {"weights": {"type": "frozen"}, "model": text, "view": {"type": view}, "guidance": 1.5},
+        "loss": {"signal": {"type": "prediction"}, "divergence": "velocity", "anchor": 0.1},
+        "rollout": {
+            "source": {"type": "student"},
+            "prompts_per_step": 8,
+            "rollouts_per_prompt": 1,
+            "steps": 8,
+            "sigmas": "even",
+            "noise": 0.0,
+        },
         "optimizer": {"lr": 1e-4},
         "eval": {"every": 20, "prompts": {"path": text}, "steps": None},
     }

@@ -83,7 +83,7 @@ def train(
     Raises:
         OpdError: the run cannot be started or has nothing to train on; one sentence says why.
     """
-    config = run_file.read(source, _with_objects(overrides, student, teacher, prompts, task))
+    config = run_file.read(source, _with_objects(source, overrides, student, teacher, prompts, task))
     out = Path(config.out)
     if isinstance(config, RunConfig):
         student, teacher = _pair(student), _pair(teacher)
@@ -190,7 +190,9 @@ def evaluate(
     return measure()
 
 
-def _with_objects(overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any) -> list[str] | dict[str, Any]:
+def _with_objects(
+    source: Any, overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any
+) -> list[str] | dict[str, Any]:
     """Overrides, with the keys that given objects stand in for."""
     if not any(o is not None for o in (student, teacher, prompts, task)):
         return overrides
@@ -198,7 +200,9 @@ def _with_objects(overrides: Any, student: Any, teacher: Any, prompts: Any, task
     if student is not None:
         changed["student"] = GIVEN
     if teacher is not None:
-        changed |= {"teacher.weights": "model", "teacher.model": GIVEN}
+        denoising = isinstance(source, Mapping) and source.get("family") == "diffusion"
+        changed |= {} if denoising else {"teacher.weights": "model"}
+        changed["teacher.model"] = GIVEN
     if prompts is not None:
         changed["prompts"] = {"path": GIVEN}
     given = dict(overrides) if isinstance(overrides, Mapping) else dict(run_file.split(o) for o in overrides)

@@ -90,7 +90,7 @@ def prepare(config: RunConfig | DiffusionConfig, objects: Objects) -> Prepared:
         OpdError: the first thing that does not, in one sentence.
     """
     if isinstance(config, DiffusionConfig):
-        from opd.diffusion.prepare import prepare as denoising
+        from opd.diffusion.run import DenoisingRun
 
-        return denoising(config, objects)
+        return DenoisingRun.load(config, objects)
     return Language(gather(config, objects))

@@ -49,9 +49,9 @@ def run_file(folder: Path, **more: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "family": "diffusion",
         "student": str(student),
-        "teacher": {"weights": "model", "model": str(teacher)},
+        "teacher": {"model": str(teacher)},
         "prompts": str(prompts),
-        "rollout": {"batch": 4, "steps": 3},
+        "rollout": {"prompts_per_step": 4, "steps": 3},
         "optimizer": {"lr": 1e-2, "steps": 4},
         "eval": {"prompts": str(prompts), "every": 2},
         "checkpoint": {"every": 2},

@@ -51,7 +51,7 @@ def test_own_weights_and_noised_images_are_looked_at(tmp_path: Path, folder: Any
             tmp_path / "out", folder("sd3"), teacher={"weights": "ema", "view": "image"}, prompts={"path": path}
         )
         assert list(examine(tree))[-1] == "ready to train"
-    tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, rollout={"policy": "images"})
+    tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, rollout={"source": "images"})
     tree |= {"teacher": {}, "loss": {"signal": "image", "divergence": "x0"}}
     assert list(examine(tree))[-1] == "ready to train"
 

@@ -14,11 +14,10 @@ from torch import Tensor
 import opd
 from opd.config import PromptsConfig
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.data import load_image_prompts
 from opd.diffusion.images import grid, image_of, save, to_pixels, to_tensor
-from opd.diffusion.prepare import prepare
-from opd.diffusion.sampler import noising
+from opd.diffusion.run import DenoisingRun
+from opd.diffusion.sampler import training_levels
 from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
 from opd.loop import Loop
@@ -30,7 +29,7 @@ from tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 FINE_TUNING: dict[str, Any] = {
     "teacher": {"weights": "frozen"},
     "loss": {"signal": "image", "divergence": "velocity"},
-    "rollout": {"policy": "images", "steps": 5},
+    "rollout": {"source": "images", "steps": 5},
 }
 
 
@@ -49,8 +48,8 @@ def prompts(tmp_path: Path, every: int = 1, size: int = 8) -> dict[str, str]:
     return {"path": write_rows(tmp_path / "images.jsonl", rows)}
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -99,8 +98,8 @@ def test_a_noised_image_is_its_own_target(tmp_path: Path, folder: Any, kind: str
     loop._step(0)
 
 
-def levels(run: Denoising) -> tuple[Tensor, Tensor]:
-    return run.schedule.level_K, run.schedule.signal_K
+def levels(run: DenoisingRun) -> tuple[Tensor, Tensor]:
+    return run.samplers.schedule.level_K, run.samplers.schedule.signal_K
 
 
 def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
@@ -108,10 +107,10 @@ def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None
 
     for kind, changes in (("sd", {}), ("ddim", {"timestep_spacing": "trailing"}), ("ddpm", {"steps_offset": 1})):
         pipeline = make_pipeline(kind, **changes)
-        schedule = noising(of_pipeline(pipeline, source="s", key="student"))
+        schedule = training_levels(of_pipeline(pipeline, source="s", key="student"))
         assert schedule.time_K.tolist() == list(range(999, -1, -1))
         torch.testing.assert_close(schedule.signal_K.float().square(), pipeline.scheduler.alphas_cumprod.flip(0))
-    schedule = noising(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
+    schedule = training_levels(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
     torch.testing.assert_close(schedule.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
 
 
@@ -131,7 +130,7 @@ def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
     paint(tmp_path / "0.png", 0, 20)  # of any size
     path = write_rows(tmp_path / "images.jsonl", rows)
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, **FINE_TUNING)
-    opd.train(tree, {"rollout.batch": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
+    opd.train(tree, {"rollout.prompts_per_step": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     losses = [row["train"]["loss"] for row in map(json.loads, lines) if "train" in row]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
@@ -139,11 +138,11 @@ def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
 
 def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), **FINE_TUNING)
-    tree["rollout"]["source"] = "teacher"
-    tree["teacher"] = {"weights": "model", "model": folder("sd3", 1, shift=3.0)}
+    tree["rollout"]["source"] = {"type": "images", "of": "teacher"}
+    tree["teacher"] = {"model": folder("sd3", 1, shift=3.0)}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = step(loop)
-    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.samplers.of_teachers().rollout([r.prompt for r in rollouts], 0)
     for own, theirs in zip(rollouts, drawn, strict=True):
         assert torch.equal(own.latents_KX[-1], theirs.latents_KX[-1])
         assert own.source == "references"
@@ -153,10 +152,10 @@ def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder
 
 def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
-    tree["rollout"]["policy"] = "teacher"
+    tree["rollout"]["source"] = "teacher"
     run, loop = loop_of(tree, tmp_path)
     rollouts, _ = step(loop)
-    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.samplers.of_teachers().rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     assert {r.source for r in rollouts} == {"teacher"}
     assert loop._step(0)["loss"] > 0

@@ -153,12 +153,12 @@ def test_a_lora_teaches_a_student_and_is_not_changed_by_it(
 ) -> None:
     """Also where the student trains whole: then nothing is shared."""
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.output.run_log import RunLog
     from opd.parts import Objects
 
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, lora=adapter)
-    run = prepare(read(tree), Objects())
+    run = DenoisingRun.load(read(tree), Objects())
     teacher = run.teachers["teacher"]
     before, start = said(teacher), said(run.student)
     assert not torch.allclose(before, start, atol=1e-4)
@@ -173,7 +173,7 @@ def test_a_lora_teaches_a_student_and_is_not_changed_by_it(
 
 def test_a_student_comes_nearer_to_a_lora(tmp_path: Path, folder: Any, lora: Path) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, optimizer={"steps": 12, "lr": 3e-3})
-    opd.train(tree, {"rollout.batch": 8})
+    opd.train(tree, {"rollout.prompts_per_step": 8})
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train"]["loss"] for row in rows if "train" in row]
     assert losses[-1] < 0.5 * losses[0]
@@ -191,7 +191,7 @@ def test_kinds_without_adapters_are_refused(tmp_path: Path, folder: Any, lora: P
 
 def test_layers_that_are_not_there_are_refused(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, lora={"targets": ["q_proj"]})
-    with pytest.raises(ConfigError, match=r"lora.targets: .*q_proj.*; name layers of"):
+    with pytest.raises(ConfigError, match=r"lora.targets: .*q_proj.*. Fix: name layers of"):
         opd.train(tree)
     assert not (tmp_path / "out").exists()
 

@@ -52,11 +52,11 @@ def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
     from opd.config.read import read
     from opd.diffusion.evaluation import decoded_images
     from opd.diffusion.images import to_pixels
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
     config = read({**run_file(folder), "student": str(folder / "out")})
-    run = prepare(config, Objects())
+    run = DenoisingRun.load(config, Objects())
     grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
     assert isinstance(grids, Grids)
     drawn = decoded_images(run.student, grids.student.rollout(grids.prompts, SEED))
@@ -74,10 +74,10 @@ def test_drawing_changes_nothing_in_the_run(folder: Path) -> None:
 
 def test_drawing_touches_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
@@ -159,7 +159,7 @@ def test_without_held_out_prompts_the_training_prompts_are_drawn(folder: Path, t
 
 def test_noised_images_have_no_trajectory_and_are_drawn_all_the_same(folder: Path, tmp_path: Path) -> None:
     more = {
-        "rollout": {"batch": 4, "steps": 3, "policy": "images", "source": "teacher"},
+        "rollout": {"prompts_per_step": 4, "steps": 3, "source": {"type": "images", "of": "teacher"}},
         "loss": {"signal": "image", "divergence": "velocity"},
         "out": str(tmp_path / "out"),
     }
@@ -171,12 +171,12 @@ def test_noised_images_have_no_trajectory_and_are_drawn_all_the_same(folder: Pat
 
 def test_by_state_takes_the_mean_of_each_state(folder: Path) -> None:
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
-    run = prepare(read(run_file(folder)), Objects())
+    run = DenoisingRun.load(read(run_file(folder)), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
-    rollouts = run.sampler().rollout(run.prompts[:2], 0)
+    rollouts = run.config.rollout.source.build(run).rollout(run.prompts[:2], 0)
     (said,) = loop.score(rollouts)
     said.loss_T.copy_(10 * said.signal.position_T + said.signal.rollout_T)
     assert by_state(said, rollouts) == [0.5, 10.5, 20.5]
@@ -194,10 +194,10 @@ def test_references_of_any_size_stand_in_squares() -> None:
 
 def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -> None:
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     own = run.recorder(loop)
     assert own
@@ -241,10 +241,10 @@ def test_the_overview_has_a_row_each_and_visible_images(folder: Path) -> None:
 
 def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(folder: Path, tmp_path: Path) -> None:
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.parts import Objects
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids

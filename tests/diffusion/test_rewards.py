@@ -14,9 +14,8 @@ from torch import Tensor
 
 import opd
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.objectives import RewardGradient
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.schedules import log_density
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
@@ -70,15 +69,15 @@ def tree_of(out: Path, folder: Any, kind: str = "sd3", **changes: Any) -> dict[s
         folder(kind),
         prompts={"task": "bright_task:Bright"},
         loss={"signal": "reward"},
-        rollout={"noise": 0.7, "samples": 3, "batch": 2},
+        rollout={"noise": 0.7, "rollouts_per_prompt": 3, "prompts_per_step": 2},
         **changes,
     )
     tree["teacher"] = {}
     return tree
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -123,7 +122,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
 def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str) -> None:
     run, loop = loop_of(tree_of(tmp_path / "out", folder, kind), tmp_path)
     rollouts, said = scored(loop)
-    term = said["outcome"]
+    term = said["reward"]
     assert isinstance(term.signal, TransitionSignal)
     alone = replace(term.signal, advantage_T=(term.signal.rollout_T == 4).float())
     before_B = densities(loop, rollouts, term)
@@ -145,7 +144,7 @@ def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) ->
     _, loop = loop_of(tree_of(tmp_path / "out", folder), tmp_path)
     step = next(n for n in range(4) if "red" not in {p.text for p in loop.curriculum.step(n)})
     rollouts, said = scored(loop, step)
-    signal = said["outcome"].signal
+    signal = said["reward"].signal
     assert isinstance(signal, TransitionSignal)
     assert len(signal) == 18
     for group in (range(3), range(3, 6)):
@@ -157,7 +156,7 @@ def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) ->
 
 def test_a_step_of_equal_rewards_is_idle_and_the_run_goes_on(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder, optimizer={"steps": 4})
-    result = opd.train(tree, {"rollout.batch": 1})
+    result = opd.train(tree, {"rollout.prompts_per_step": 1})
     assert result.steps == 4
     assert [event["kind"] for event in result.events] == ["idle"]  # where 'red' was drawn
     norms = ["grad_norm" in row for row in train_rows(result.out)]
@@ -187,7 +186,7 @@ def test_rewards_train_every_noisy_sampler(
     result = opd.train(tree)
     for row in train_rows(result.out):
         assert row["grad_norm"] > 0
-        assert {"outcome", "anchor", "accuracy", "spread"} <= row.keys()
+        assert {"reward", "anchor", "accuracy", "spread"} <= row.keys()
     assert result.tokens == 2 * 6 * (3 if weights is None else 2)
 
 
@@ -196,10 +195,10 @@ def test_rewards_train_every_noisy_sampler(
 
 def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder)
-    tree["loss"] |= {"reward_gradient": 2.0, "reward_steps": 2}
+    tree["loss"] |= {"reward_gradient": {"weight": 2.0, "steps": 2}}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
-    term = said["reward"]
+    term = said["reward_gradient"]
     signal = term.signal
     assert isinstance(signal, RewardSignal)
     assert isinstance(term.term.objective, RewardGradient)
@@ -210,12 +209,12 @@ def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folde
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]
     loss.backward()
-    clean_TX = run.schedule.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
+    clean_TX = run.samplers.schedule.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
     flat_T = torch.tensor([rollouts[r].prompt.text == "red" for r in signal.rollout_T.tolist()])
     reward_T = torch.where(flat_T, 0.5, clean_TX.mean((1, 2, 3)))
     assert loss.item() == pytest.approx(-float(reward_T @ term.weight_T), rel=1e-5)
     # x̂0 = x − σ v, and the mean is over 192 dimensions
-    level_T = run.schedule.level_K[signal.step_T].float()
+    level_T = run.samplers.schedule.level_K[signal.step_T].float()
     expected_T = torch.where(flat_T, 0.0, term.weight_T * level_T / 192)
     torch.testing.assert_close(prediction_TX.grad, expected_T.view(-1, 1, 1, 1).expand_as(prediction_TX))
 
@@ -235,7 +234,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
     assert rows[0]["grad_norm"] > 0
     if kind == "sd3":  # an untrained autoencoder's images hardly change
         assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.02
-        assert rows[-1]["reward"] < rows[0]["reward"]
+        assert rows[-1]["reward_gradient"] < rows[0]["reward_gradient"]
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
@@ -247,7 +246,7 @@ def test_held_out_images_are_judged_and_the_teachers_too(tmp_path: Path, folder:
         folder("sd3"),
         teacher={"model": folder("sd3", 1)},
         prompts={"task": "bright_task:Bright"},
-        eval={"prompts": {"task": "bright_task:Bright", "split": "test"}, "samples": 3, "steps": 2},
+        eval={"prompts": {"task": "bright_task:Bright", "split": "test"}, "images_per_prompt": 3, "steps": 2},
     )
     result = opd.train(tree)
     for figures in (result.before, result.after):
@@ -263,8 +262,8 @@ def test_without_a_judge_the_distance_to_the_teacher_is_measured_where_it_counts
 
     def before(**loss: Any) -> float:
         tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, loss=loss)
-        run = prepare(read(tree | {"eval": {"prompts": held_out}}), Objects())
-        measure = run.evaluation(run.terms()[0][0])
+        run = DenoisingRun.load(read(tree | {"eval": {"prompts": held_out}}), Objects())
+        measure = run.evaluation(run.terms()[0])
         assert measure is not None
         return measure()["distance"]
 

@@ -14,9 +14,8 @@ from torch import Tensor
 import opd
 from interrupt import Interrupt
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
@@ -41,8 +40,8 @@ def same(one: Path, other: Path) -> bool:
     return figures(one) == figures(other) and all(torch.equal(p, expected[n]) for n, p in weights(other).items())
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -64,7 +63,9 @@ def gradient(tree: dict[str, Any], tmp_path: Path) -> Tensor:
 @pytest.mark.parametrize("kind", ["sd3", "ddim", "dit"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_add_up_to_one_batch(tmp_path: Path, folder: Any, kind: str, size: int) -> None:
-    tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, rollout={"samples": 2})
+    tree = run_tree(
+        tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, rollout={"rollouts_per_prompt": 2}
+    )
     whole = gradient(tree, tmp_path)
     parts = gradient(tree | {"optimizer": {"micro_batch": size}}, tmp_path)
     assert whole.norm() > 0
@@ -91,11 +92,11 @@ RUNS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "model": lambda folder: {"teacher": {"model": folder("sd3", 1)}},
     "lora": lambda folder: {"teacher": {"model": folder("sd3", 1)}, "lora": LORA},
     "ema": lambda folder: {
-        "teacher": {"weights": "ema", "ema_decay": 0.5, "guidance": 3.0},
+        "teacher": {"weights": {"type": "ema", "decay": 0.5}, "guidance": 3.0},
         "loss": {"anchor": 0.1},
     },
     "lora and ema": lambda folder: {
-        "teacher": {"weights": "ema", "ema_decay": 0.5, "guidance": 3.0},
+        "teacher": {"weights": {"type": "ema", "decay": 0.5}, "guidance": 3.0},
         "lora": LORA,
         "rollout": {"noise": 0.7},
     },

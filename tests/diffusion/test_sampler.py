@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd.diffusion.forward import states_at, student_pass
+from opd.diffusion.forward import states_at, student_passes
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import log_density, schedule_of
@@ -124,7 +124,7 @@ def test_a_trajectory_has_the_density_it_was_drawn_with(model: Any, kind: str, h
     own = sampler(m, **how)
     drawn = own.rollout(PROMPTS, seed=1)
     m.model.train()  # as it is when the loop reads
-    (where, states), *more = student_pass(m, drawn, schedule=own.schedule, guidance=1.0)
+    (where, states), *more = student_passes(m, drawn, schedule=own.schedule, guidance=1.0)
     assert not more
     rows = torch.tensor([int(k) in noisy_steps(drawn, own.schedule) for k in where.position_T])
     assert int(rows.sum()) >= 2 * len(PROMPTS)
@@ -204,7 +204,7 @@ def test_fingerprints_tell_one_flipped_bit_and_another_time() -> None:
 def scores(model: DenoisingModel, drawn: list[Trajectory], seen: list[Trajectory], schedule: Any) -> None:
     """Align what the student reads in its trajectories with what a teacher reads in others."""
     own = sampler(model)
-    (where, _), *_ = student_pass(model, drawn, schedule=own.schedule, guidance=1.0)
+    (where, _), *_ = student_passes(model, drawn, schedule=own.schedule, guidance=1.0)
     teacher = DenoisingTeacher(model, schedule, guidance=1.0, max_rows=4)
     align(drawn, where, teacher.score(seen, PlainView().segments(seen)))
 

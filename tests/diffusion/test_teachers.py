@@ -15,10 +15,9 @@ from torch import Tensor
 
 import opd
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, ImageView
@@ -33,8 +32,8 @@ from opd.types import Prompt
 from tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -106,7 +105,7 @@ def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: An
         teacher={"weights": "frozen", "view": "image"},
         prompts=with_images(tmp_path, every=1),
         optimizer={"steps": 10, "lr": 2e-4},
-        rollout={"batch": 8},
+        rollout={"prompts_per_step": 8},
     )
     result = opd.train(tree)
     lines = (result.out / "metrics.jsonl").read_text().splitlines()
@@ -118,10 +117,10 @@ def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) 
     """Also where several teachers would read it."""
     for teacher in (
         {"weights": "frozen", "view": "image"},
-        {"weights": "model", "models": {"default": folder("sd3", 1)}, "view": "image"},
+        {"models": {"default": folder("sd3", 1)}, "view": "image"},
     ):
         tree = run_tree(tmp_path / "out", folder("sd3"), teacher=teacher, prompts=with_images(tmp_path))
-        tree["rollout"]["batch"] = 1
+        tree["rollout"]["prompts_per_step"] = 1
         _, loop = loop_of(tree, tmp_path)
         said = [scored(loop, step)[1]["distill"] for step in range(8)]
         assert sorted({len(s.signal) for s in said}) == [0, 3]
@@ -149,7 +148,9 @@ def test_a_weight_of_zero_leaves_a_state_out_and_others_weigh(tmp_path: Path, fo
 
 
 def test_the_average_moves_by_its_formula(tmp_path: Path, folder: Any) -> None:
-    tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"weights": "ema", "ema_decay": 0.75, "guidance": 2.0})
+    tree = run_tree(
+        tmp_path / "out", folder("sd3"), teacher={"weights": {"type": "ema", "decay": 0.75}, "guidance": 2.0}
+    )
     run, loop = loop_of(tree, tmp_path)
     assert loop.average is not None
     start = [p.detach().clone() for p in run.student.model.parameters()]
@@ -264,14 +265,16 @@ def test_a_teacher_that_predicts_something_else_is_converted(model: Any) -> None
 
 def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, folder: Any) -> None:
     theirs = folder("ddim", 1, prediction="v_prediction")
-    run = prepare(read(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects())
-    (term,), _ = run.terms()
-    drawn = run.sampler().rollout(run.prompts, 0)
-    said = mean_distance(drawn, reader=run.reader(), teacher=term.teacher, view=PlainView(), objective=term.objective)
+    run = DenoisingRun.load(read(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects())
+    (term,) = run.terms()
+    drawn = run.config.rollout.source.build(run).rollout(run.prompts, 0)
+    said = mean_distance(
+        drawn, reader=run.samplers.student_passes, teacher=term.teacher, view=PlainView(), objective=term.objective
+    )
     assert 0 < said["distance"] < float("inf")
     teacher = run.teachers["teacher"]
     expected = DenoisingSampler(teacher, schedule_of(teacher.pipeline.scheduler, steps=3)).rollout(run.prompts, 0)
-    drawn = run.teacher_source(held_out=True).rollout(run.prompts, 0)
+    drawn = run.samplers.of_teachers(held_out=True).rollout(run.prompts, 0)
     for a, b in zip(drawn, expected, strict=True):  # it draws as itself, too
         torch.testing.assert_close(a.latents_KX, b.latents_KX)
 
@@ -305,8 +308,8 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
     state_TX = torch.stack([t.latents_KX[:-1] for t in rollouts]).flatten(0, 1)
     with torch.no_grad():
         told = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
-        expected = m.predict(state_TX, run.schedule.time(signal.step_T), told, 4.0)
-        plain = m.predict(state_TX, run.schedule.time(signal.step_T), told)
+        expected = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), told, 4.0)
+        plain = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), told)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
     ((_, states),) = loop.reader(rollouts)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
@@ -318,7 +321,7 @@ def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, 
     )
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
-    drawn = DenoisingSampler(run.student, run.schedule, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
+    drawn = DenoisingSampler(run.student, run.samplers.schedule, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     ((_, states),) = loop.reader(rollouts)
     term = said["distill"]
@@ -330,7 +333,7 @@ def test_the_first_batch_needs_a_target(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"weights": "frozen", "view": "image"}, prompts=rows, seed=1
     )
-    tree["rollout"]["batch"] = 1
+    tree["rollout"]["prompts_per_step"] = 1
     _, loop = loop_of(tree, tmp_path)
     assert "image" not in loop.curriculum.step(0)[0].data
     with pytest.raises(EmptyStepError, match="no target for 'distill'"):

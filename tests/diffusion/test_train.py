@@ -14,7 +14,7 @@ import opd
 from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.models import load, of_pipeline
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.output.run_log import RunLog
@@ -53,7 +53,7 @@ def test_every_kind_of_pipeline_trains_and_leaves_one(tmp_path: Path, folder: An
 
 
 def test_pipelines_and_prompts_given_from_python_are_those_of_the_folders(tmp_path: Path, folder: Any) -> None:
-    changes = {"rollout": {"batch": 4, "steps": 3}, "eval": {}}
+    changes = {"rollout": {"prompts_per_step": 4, "steps": 3}, "eval": {}}
     named = run_tree(tmp_path / "named", folder("sd3"), teacher={"model": folder("sd3", 1)}, **changes)
     opd.train(named)
     given = {**named, "out": str(tmp_path / "given")}
@@ -75,12 +75,12 @@ def test_what_is_left_draws_by_its_own_call_what_the_student_drew(
     tmp_path: Path, folder: Any, kind: str, lora: dict[str, int] | None
 ) -> None:
     tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, lora=lora)
-    run = prepare(read(tree), Objects())
+    run = DenoisingRun.load(read(tree), Objects())
     loop = run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     loop._step(0)
     loop._step(1)
     run.student.save(tmp_path / "left")
-    own = run.sampler().rollout(PROMPTS, 0)
+    own = run.config.rollout.source.build(run).rollout(PROMPTS, 0)
     pipeline = load_pipeline(tmp_path / "left")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

@@ -54,8 +54,8 @@ def record(name: str, folder: Path) -> dict[str, Any]:
     """
     out = folder / name
     torch.set_num_threads(1)
-    batch = 4 if read(name).family == "diffusion" else 8
-    small: dict[str, Any] = {"optimizer.steps": STEPS, "rollout.batch": batch, "eval.prompts": None, "report": False}
+    batch = {"rollout.prompts_per_step": 4} if read(name).family == "diffusion" else {"rollout.batch": 8}
+    small: dict[str, Any] = {"optimizer.steps": STEPS, **batch, "eval.prompts": None, "report": False}
     if read(name).family == "language" and read(name).rollout.offline:
         small["rollout.offline"] = 32
     opd.train(name, {**small, "log": [], "out": str(out)})

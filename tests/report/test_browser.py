@@ -419,7 +419,7 @@ def test_a_hostile_prompt_shows_as_text(browser: Any, tmp_path: Path) -> None:
         assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
 
 
-def test_a_denoising_run_without_images_or_figures_has_a_page(browser: Any, tmp_path: Path) -> None:
+def test_a_denoising_run_without_images_or_metrics_has_a_page(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
     with Visit(browser, write_report(tmp_path).as_uri()) as visit:
         assert "The run is not finished." in visit.text(".lede >> nth=0")

@@ -1,4 +1,4 @@
-"""The page of a denoising run as a file, and who asks for it."""
+"""The page of a denoising run, as a file and from the live server."""
 
 from __future__ import annotations
 
@@ -116,22 +116,34 @@ def test_facts_say_what_the_run_file_says() -> None:
     config: dict[str, Any] = {
         "student": "mine",
         "lora": {"rank": 8},
-        "teacher": {"weights": "ema", "view": "image", "guidance": 1.0},
-        "loss": {"signal": "prediction", "divergence": "x0", "outcome": 0.5, "step_weights": [1.0, 0.0]},
-        "rollout": {"policy": "student", "batch": 4, "samples": 3, "steps": 2, "sigmas": [1.0, 0.5], "noise": 0.7},
+        "teacher": {"weights": {"type": "ema"}, "view": {"type": "image"}, "guidance": 1.0},
+        "loss": {
+            "signal": {"type": "prediction"},
+            "divergence": "x0",
+            "reward": {"weight": 0.5},
+            "step_weights": [1.0, 0.0],
+        },
+        "rollout": {
+            "source": {"type": "student"},
+            "prompts_per_step": 4,
+            "rollouts_per_prompt": 3,
+            "steps": 2,
+            "sigmas": [1.0, 0.5],
+            "noise": 0.7,
+        },
         "optimizer": {"lr": 1e-4},
         "eval": {"every": 5, "prompts": {"path": "p"}, "steps": 9},
     }
     said = dict(facts(config))
     assert said["student"] == "mine, by LoRA of rank 8"
-    assert said["teacher"] == "a running average of the student, which sees a image beside the prompt"
+    assert said["teacher"] == "a running average of the student, which sees the prompt's image"
     assert said["loss"].startswith("squared distance of denoised means, 0.5 times the policy gradient")
     assert said["loss"].endswith("states weighted 1, 0")
     assert said["sampler"] == "2 steps, noise levels of the run file, noise 0.7, no guidance"
     assert said["a step"] == "4 prompts, 3 trajectories of each; learning rate 0.0001"
     assert said["measured"] == "every 5 steps, in 9 denoising steps without noise"
-    assert "teacher" not in dict(facts({**config, "loss": {"signal": "reward"}}))
-    noised = {**config, "rollout": {"policy": "images", "source": "teacher"}, "optimizer": {}}
+    assert "teacher" not in dict(facts({**config, "loss": {"signal": {"type": "reward"}}}))
+    noised = {**config, "rollout": {"source": {"type": "images", "of": "teacher"}}, "optimizer": {}}
     assert dict(facts(noised))["trained on"] == "teacher's images, noised"
 
 

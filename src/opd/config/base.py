@@ -1,11 +1,30 @@
-"""What every part of the run file has in common."""
+"""The base class of every part of the run file."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, nothing changes after reading, and a string under a field says what it means."""
+    """A frozen mapping of known keys; the string under a field documents it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        """What the settings require of the rest of the run: a key of this mapping ("" for all of it) to fact names.
+
+        The facts are those of ``opd.axes.needs.FACTS``; the run file is checked against them as a whole.
+        """
+        return {}
+
+    def all_needs(self, key: str = "") -> Iterator[tuple[str, str]]:
+        """(dotted key, fact) of this mapping and of every mapping inside it."""
+        for inner, facts in self.needs().items():
+            for fact in facts:
+                yield f"{key}.{inner}".strip("."), fact
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Strict):
+                yield from value.all_needs(f"{key}.{name}".strip("."))

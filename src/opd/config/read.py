@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.config import DiffusionConfig, RunConfig
+from opd.config import DiffusionConfig, PromptsConfig, RunConfig, diffusion
 from opd.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -24,8 +24,50 @@ RECIPES = files("opd.config") / "recipes"
 PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset", "prompts.mix"})
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
-ONE_OF = {"teacher.model": "teacher.models", "teacher.models": "teacher.model"}
-"""An override of one of them takes the other away from what it overrides."""
+ONE_OF = ("teacher.weights", "teacher.model", "teacher.models")
+"""An override of one of them removes the others from the file that it overrides."""
+
+RENAMED = {
+    "teacher.ema_decay": "teacher.weights={type: ema, decay: …}",
+    "teacher.combine": "experimental.combine",
+    "teacher.gate.overlap": "teacher.gate.min_overlap",
+    "loss.positions": "loss.token_weights",
+    "loss.positions.mean": "loss.aggregate",
+    "loss.positions.hardest": "experimental.hardest_tokens",
+    "loss.outcome": "loss.reward",
+    "loss.gold": "loss.sft",
+    "loss.beta": "loss.divergence={type: …, beta: …}",
+    "loss.clip": "loss.signal={type: full, clip: …}",
+    "loss.top_k": "loss.signal={type: top_k, k: …}",
+    "loss.sampled": "loss.signal={type: sampled, …}",
+    "loss.hidden": "loss.signal={type: hidden, …}",
+    "loss.cross": "loss.signal={type: other_tokenizer, …}",
+    "loss.unsure": "loss.signal={type: sampled, teacher_entropy: {threshold: …}}",
+    "rollout.policy": "rollout.source",
+    "rollout.batch": "rollout.prompts_per_step",
+    "rollout.samples": "rollout.rollouts_per_prompt",
+    "rollout.off_policy": "rollout.source={type: mixture, share: …}",
+    "rollout.off_policy_steps": "rollout.source={type: mixture, first_steps: …}",
+    "rollout.other": "rollout.source={type: mixture, other: …}",
+    "rollout.offline": "rollout.source={type: recorded, prompts: …}",
+    "rollout.prefix": "rollout.source={type: prefix, tokens: …}",
+    "rollout.prefix_turns": "rollout.source={type: prefix, turns: …}",
+    "rollout.turns_grow_every": "rollout.grow_turns_every",
+    "rollout.max_rows": "rollout.engine.max_rows",
+    "rollout.curriculum": "experimental.curriculum",
+    "optimizer.extrapolate": "experimental.extrapolate",
+    "eval.samples": "eval.rollouts_per_prompt",
+    "eval.conflict": "experimental.conflict",
+}
+"""Old keys of a language run and the new ones. They are refused, not translated."""
+
+RENAMED_VALUES = {
+    ("loss.signal", "tokens"): "sft",
+    ("loss.signal", "cross"): "other_tokenizer",
+    ("teacher.weights", "model"): "nothing: teacher.model alone names another model",
+    ("rollout.source", "answers"): "references",
+}
+"""Old values of a language run and the new ones."""
 
 
 FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
@@ -54,17 +96,45 @@ def read(
     tree = dict(source) if isinstance(source, Mapping) else _recipe_or_file(source, at)
     pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
-        # Who brings prompts of their own does not want to be measured on the recipe's.
+        # A user's own prompts are not evaluated on the recipe's held-out prompts.
         set_key(tree, "eval.prompts", None)
-    for key in ONE_OF.keys() & pairs.keys():
-        set_key(tree, ONE_OF[key], None)
-    for key, value in pairs.items():
+    one_of = set(ONE_OF if _family(tree, pairs) == "diffusion" else ONE_OF[1:])
+    for other in one_of - pairs.keys() if one_of & pairs.keys() else ():
+        drop_key(tree, other)
+    for key, value in sorted(pairs.items(), key=lambda pair: pair[0].count(".")):
         set_key(tree, key, value)
     family = tree.get("family", "language")
     if family not in FAMILIES:
         where = f"{at}.family" if at else "family"
-        raise ConfigError(f"'{where}' is {family!r}: there are {' and '.join(FAMILIES)}")
+        raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
+    if family == "diffusion":
+        _refuse_renamed(tree, at, diffusion.RENAMED, diffusion.RENAMED_VALUES)
     return validate(FAMILIES[family], tree, at=at)
+
+
+def _family(tree: Mapping[str, Any], pairs: Mapping[str, Any]) -> Any:
+    return pairs.get("family", tree.get("family", "language"))
+
+
+def _refuse_renamed(
+    tree: Mapping[str, Any], at: str, renamed: Mapping[str, str], values: Mapping[tuple[str, str], str]
+) -> None:
+    """Refuse old names, with the new one."""
+    where = f"{at}." if at else ""
+    for old, new in sorted(renamed.items(), key=lambda pair: -pair[0].count(".")):
+        if _get(tree, old) is not None:
+            raise ConfigError(f"{where}{old} has a new name. Fix: write {new}")
+    for (key, old), new in values.items():
+        value = _get(tree, key)
+        if old in (value, value.get("type") if isinstance(value, Mapping) else None):
+            raise ConfigError(f"{where}{key}: '{old}' has a new name. Fix: write {new}")
+
+
+def _get(tree: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Model:
@@ -141,34 +211,71 @@ def split(override: str) -> tuple[str, Any]:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a scalar on the way (``author: rules``) gives way to a mapping."""
+    """Set a dotted key. A bare value on the way (``signal: top_k``) becomes the mapping that it stands for."""
     *path, last = key.split(".")
     for part in path:
         inner = tree.get(part)
-        tree[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        tree[part] = dict(inner) if isinstance(inner, Mapping) else _whole(part, inner)
         tree = tree[part]
     tree[last] = value
 
 
+def drop_key(tree: dict[str, Any], key: str) -> None:
+    """Remove a dotted key, if it is there."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = tree.get(part)
+        if not isinstance(inner, Mapping):
+            return
+        tree[part] = dict(inner)
+        tree = tree[part]
+    tree.pop(last, None)
+
+
+def _whole(part: str, bare: Any) -> dict[str, Any]:
+    """The mapping that a bare string or number stands for."""
+    if isinstance(bare, str):
+        if part == "author":
+            return {}
+        return dict(PromptsConfig.source(bare)) if part == "prompts" else {"type": bare}
+    if isinstance(bare, int | float) and not isinstance(bare, bool):
+        return {"weight": bare}
+    return {}
+
+
 def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     """The first problem as one sentence, unknown keys before all else."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
+    problems = [found for problem in error.errors() for found in _unnested(problem, model)]
+    problems.sort(key=lambda found: found[0]["type"] != "extra_forbidden")
+    first, inner = problems[0]
     where = [at] if at else []
     key = ".".join([*where, *(str(part) for part in first["loc"])])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
-        known = list(_fields(model, parents))
+        known = list(inner if inner is not None else _fields(model, parents))
         near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-        mend = f"did you mean '{'.'.join([*where, *parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key '{key}'; {mend}{more}"
+        fix = f"did you mean '{'.'.join([*where, *parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key '{key}'; {fix}{more}"
     if first["type"] == "missing":
         return f"'{key}' is missing; set it in the file or as {key}=…{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, Mapping[str, Any] | None]]:
+    """The problems inside a value of an axis, with their whole place and the fields known there."""
+    if problem["type"] != "axis":
+        return [(problem, None)]
+    inner, owner = problem["ctx"]["inner"], problem["ctx"]["model"]
+    found: list[tuple[Any, Mapping[str, Any] | None]] = []
+    for one in inner.errors():
+        for deeper, fields in _unnested(one, owner):
+            known = fields if fields is not None else _fields(owner, [str(part) for part in deeper["loc"][:-1]])
+            found.append(({**deeper, "loc": (*problem["loc"], *deeper["loc"])}, known))
+    return found
 
 
 def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from opd.config import DiffusionConfig, LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
-from opd.config.diffusion import DenoisingTeacherConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.output.format import figure
 
@@ -53,24 +52,27 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     """The same of a denoising student."""
     loss, rollout, teacher = config.loss, config.rollout, config.teacher
     sampler = f"{rollout.steps} denoising steps, {'SDE' if rollout.noise or rollout.renoise else 'ODE'}"
-    mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
+    mixed = {
+        "anchor": loss.anchor,
+        "reward": loss.reward.weight if loss.reward else 0,
+        "reward gradient": loss.reward_gradient.weight if loss.reward_gradient else 0,
+    }
     return (
-        "noised images" if rollout.policy == "images" else f"{rollout.policy}, {sampler}",
-        _teachers(teacher) if loss.reads_teacher else "–",
-        teacher.view,
-        {"prediction": "velocity", "image": "the image's velocity", "reward": "outcome"}[loss.signal],
-        DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
-        "policy gradient" if loss.signal == "reward" else "direct",
+        rollout.source.words() if rollout.source.type == "images" else f"{rollout.source.words()}, {sampler}",
+        teacher.words() if loss.signal.reads_teacher else "–",
+        teacher.view.words(),
+        loss.signal.words(),
+        DISTANCES[loss.divergence] if loss.signal.gradient == "direct" else "–",
+        loss.signal.gradient,
         "chosen steps" if loss.step_weights else "everywhere",
         " + ".join(f"{name} ×{weight:g}" for name, weight in mixed.items() if weight) or "–",
     )
 
 
-def _teachers(teacher: TeacherConfig | DenoisingTeacherConfig) -> str:
+def _teachers(teacher: TeacherConfig) -> str:
     if teacher.models:
         several = any(len(shares) > 1 for shares in teacher.shares.values())
-        combine = teacher.combine if isinstance(teacher, TeacherConfig) else "mean"
-        return f"{len(teacher.models)} models, {combine if several else 'by domain'}"
+        return f"{len(teacher.models)} models, {teacher.combine if several else 'by domain'}"
     weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
     return weights[teacher.weights]
 

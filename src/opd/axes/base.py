@@ -1,0 +1,157 @@
+"""What the values of all axes have in common, and how a run file names them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BeforeValidator, ValidationError
+from pydantic_core import PydanticCustomError
+
+from opd.config.base import Strict
+from opd.errors import ConfigError
+
+GIVEN = "given from Python"
+"""The type of a value that was given to ``opd.train`` as an object."""
+
+
+class AxisValue(Strict):
+    """One value on one axis.
+
+    To add a value, copy the nearest file of its axis and name it in the axis' ``__init__``. Outside the package,
+    derive from the axis' base class and write ``type: package.module:ClassName`` in the run file.
+    """
+
+    axis: ClassVar[str]
+    """The run file's key of the axis, such as ``loss.signal``."""
+    type: str
+    """Name of the value; a bare string in the run file stands for a type without settings."""
+
+    def words(self) -> str:
+        """The value's cell in the map of methods."""
+        return self.type.replace("_", " ")
+
+
+Value = TypeVar("Value", bound=AxisValue)
+
+AXES: dict[str, Mapping[str, type[AxisValue]]] = {}
+"""The shipped values of every axis, by the axis' key and the value's type."""
+
+
+def axis(base: type[Value], *values: type[Value]) -> BeforeValidator:
+    """Register the values of an axis; returns what reads one from a run file, for the field's annotation.
+
+    Args:
+        base: class of all values, also of users' own.
+        values: the shipped classes; each has a default ``type``.
+    """
+    known: dict[str, type[AxisValue]] = {value.model_fields["type"].default: value for value in values}
+    AXES[base.axis] = known
+    return BeforeValidator(lambda given: _parse(given, base, known))
+
+
+def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) -> Any:
+    if isinstance(given, base):
+        return given
+    settings = {"type": given} if isinstance(given, str) else given
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("type"), str):
+        raise ValueError(_shape(given, known))
+    kind = settings["type"]
+    found = known.get(kind)
+    if found is None and ":" in kind:
+        found = _own(kind, base)
+    if found is None:
+        raise ValueError(
+            f"there is no '{kind}'. Fix: choose {_choices(known)}, or name your own as package.module:Name"
+        )
+    try:
+        return found.model_validate(settings)
+    except ValidationError as error:
+        raise PydanticCustomError(
+            "axis", "{message}", {"message": str(error), "inner": error, "model": found}
+        ) from None
+
+
+def _shape(given: Any, known: Mapping[str, type[AxisValue]]) -> str:
+    """The sentence for a value that names no type."""
+    if isinstance(given, Mapping) and len(given) == 1 and (name := next(iter(given))) in known:
+        inner = given[name]
+        settings = ", ".join(["type: " + name, *(map(str, inner) if isinstance(inner, Mapping) else ())])
+        return f"a value names its type (got {{{name}: …}}). Fix: write {{{settings}}}"
+    return f"a value is a name or a mapping with 'type' (got {given!r}). Fix: choose {_choices(known)}"
+
+
+def _choices(known: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in known if name != GIVEN)
+
+
+def _own(name: str, base: type[Value]) -> type[Value]:
+    """A user's own class."""
+    found = import_named(name, key=base.axis)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(
+            f"{base.axis}: '{name}' is no subclass of {base.__module__}.{base.__name__}. Fix: derive it from that class"
+        )
+    return found
+
+
+def import_named(name: str, *, key: str) -> Any:
+    """The object behind ``package.module:Name``; modules beside the working directory are found too.
+
+    Raises:
+        ConfigError: it cannot be imported; the sentence names the key.
+    """
+    module, _, attribute = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Parts of a run that were given to ``opd.train`` instead of being named in the run file; None if not given."""
+
+    student: Any = None
+    """A ``LanguageModel``, or a diffusers pipeline."""
+    teacher: Any = None
+    prompts: Sequence[Any] | None = None
+    eval_prompts: Sequence[Any] | None = None
+    task: Any = None
+    """A ``Task``, or an ``ImageTask``."""
+    sampler: Any = None
+    """A ``RolloutSource``: makes the rollouts to train on."""
+    engine: Any = None
+    """An ``Engine``: generates the student's tokens."""
+    view: Any = None
+    """A ``View``."""
+    author: Any = None
+    """A ``HintAuthor``."""
+    signal: Any = None
+    """A (teacher, objective) pair; a ``SignalConfig`` goes into the run file instead."""
+    divergence: Any = None
+    """An ``opd.losses.Divergence``."""
+
+    def keys(self) -> dict[str, Any]:
+        """The run file's keys that the given objects stand in for."""
+        standing = {
+            "teacher.model": self.teacher,
+            "rollout.source": self.sampler,
+            "rollout.engine": self.engine,
+            "teacher.view": self.view,
+            "loss.signal": self.signal,
+            "loss.divergence.type": self.divergence,
+            "student": self.student,
+        }
+        keys: dict[str, Any] = {key: GIVEN for key, given in standing.items() if given is not None}
+        keys |= {"prompts": {"path": GIVEN}} if self.prompts is not None else {}
+        keys |= {"eval.prompts": {"path": GIVEN}} if self.eval_prompts is not None else {}
+        return keys | ({"teacher.view": {"type": "hint", "author": GIVEN}} if self.author is not None else {})
