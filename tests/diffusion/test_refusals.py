@@ -172,7 +172,7 @@ def test_a_scheduler_without_a_noise_schedule(tmp_path: Path, folder: Any) -> No
 
     sd(DPMSolverMultistepScheduler()).save_pretrained(tmp_path / "dpm")
     tree = run_tree(tmp_path / "out", str(tmp_path / "dpm"), teacher={"weights": "frozen", "guidance": 2.0})
-    refused(tree, ConfigError, r"^scheduler: the steps of DPMSolverMultistepScheduler .*load the pipeline with")
+    refused(tree, ConfigError, r"^scheduler: the steps of DPMSolverMultistepScheduler .*Fix: load the pipeline with")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_scheduler_without_a_noise_schedule(tmp_path: Path, folder: Any) -> No
             {},
             {"rollout.noise": 1.0, "loss.divergence": "transition_kl"},
             ConfigError,
-            r"^rollout.noise: step 3 of 3 adds none, .*; leave this step out, with a 0 in loss.step_weights",
+            r"^rollout.noise: step 3 of 3 adds none, .*Fix: leave this step out, with a 0 in loss.step_weights",
         ),
         (
             "sd3",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import opd
 from opd.config.read import read
+from opd.diffusion.divergences import log_density
 from opd.diffusion.objectives import RewardGradient
 from opd.diffusion.run import DenoisingRun
-from opd.diffusion.schedules import log_density
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
 from opd.loop import Loop, Scored

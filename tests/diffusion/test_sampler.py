@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd.diffusion.divergences import log_density
 from opd.diffusion.forward import states_at, student_passes
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import DenoisingSampler
-from opd.diffusion.schedules import log_density, schedule_of
+from opd.diffusion.schedules import schedule_of
 from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError

@@ -290,7 +290,7 @@ def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, fol
 def test_a_teacher_on_another_schedule_is_refused(tmp_path: Path, folder: Any, student: Any, teacher: Any) -> None:
     theirs = folder(teacher[0], 1, **teacher[1])
     tree = run_tree(tmp_path / "out", folder(student[0], **student[1]), teacher={"model": theirs})
-    with pytest.raises(ModelError, match=r"teacher\.model: .*its schedule is another.*; give it the student's"):
+    with pytest.raises(ModelError, match=r"teacher\.model: .*its schedule is another.*Fix: give it the student's"):
         opd.train(tree)
     assert not (tmp_path / "out").exists()
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from opd.diffusion.divergences import coefficient_K, convert, no_noise
 from opd.diffusion.images import image_of
-from opd.diffusion.schedules import coefficient_K, convert, no_noise
 from opd.errors import ConfigError, DataError, ModelError
 from opd.parts import check_covered
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from opd.diffusion.divergences import MEANS, Divergence, coefficient_K, log_density
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import Reward
-from opd.diffusion.schedules import MEANS, Divergence, NoiseSchedule, coefficient_K, log_density
+from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import PredictionSignal, PredictionStates, RewardSignal, TransitionSignal
 from opd.losses.denoising import denoising_distance, transition_policy_gradient
 from opd.types import Signal, States
@@ -16,7 +17,7 @@ from opd.types import Signal, States
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingDistance:
-    """A weighted squared distance between two predictions; ``schedules.coefficient_K`` gives the weights.
+    """A weighted squared distance between two predictions; ``divergences.coefficient_K`` gives the weights.
 
     Attributes:
         coefficient_K: float64 [K], for each step of the student's schedule.

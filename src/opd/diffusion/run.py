@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,20 +16,21 @@ from opd.data.curriculum import Uniform
 from opd.data.prompts import given_prompts
 from opd.diffusion.checks import check
 from opd.diffusion.data import load_image_prompts
+from opd.diffusion.doctor import findings
 from opd.diffusion.evaluation import ImageEvaluation, describe, mean_distance
-from opd.diffusion.models import DenoisingModel, add_adapter, frozen_copy, is_adapter, load, of_pipeline, with_adapter
+from opd.diffusion.loading import SINGLE, load_student, load_teachers
+from opd.diffusion.models import DenoisingModel, add_adapter, frozen_copy
 from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
 from opd.diffusion.report import Grids
 from opd.diffusion.samplers import Samplers
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, RewardAdvantage, RewardStates
 from opd.diffusion.types import ImageTask
-from opd.errors import EmptyStepError
 from opd.evaluation.metrics import Metrics
 from opd.loop import Loop, Term
 from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
-from opd.parts import SMALL_MODEL, Objects, device_of
+from opd.parts import Objects
 from opd.teachers.sampled import Outcome
 from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
@@ -39,12 +40,6 @@ from opd.types import Prompt, Rollout, Signal, Teacher
 
 if TYPE_CHECKING:
     from opd.api import Result
-
-SINGLE = "teacher"
-"""Name of the model of ``teacher.model``."""
-
-DOCTOR_ROLLOUTS = 32
-"""Most trajectories that ``findings`` generates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +66,7 @@ class DenoisingRun:
         Raises:
             OpdError: the first problem, as one sentence.
         """
-        student = _load_student(config, objects)
+        student = load_student(config, objects)
         if objects.prompts is not None:
             prompts, task = given_prompts(objects.prompts, chat=False)[0], None
         else:
@@ -83,7 +78,7 @@ class DenoisingRun:
         run = cls(
             config=config,
             student=student,
-            teachers=_load_teachers(config, student, objects),
+            teachers=load_teachers(config, student, objects),
             prompts=prompts,
             task=objects.task or task,
             held_out=held_out,
@@ -244,11 +239,8 @@ class DenoisingRun:
         rollout = self.config.rollout
         generated = self.samplers.of_student().rollout([r.prompt for r in rollouts], self.config.seed)
         reader = partial(self.samplers.student_passes, size=max(rollout.max_rows // rollout.steps, 1))
-        return self._mean_distance(generated, main, reader)
-
-    def _mean_distance(self, rollouts: Sequence[Rollout], term: Term, reader: Any) -> Metrics:
-        assert term.view is not None
-        return mean_distance(rollouts, reader=reader, teacher=term.teacher, view=term.view, objective=term.objective)
+        assert main.view is not None
+        return mean_distance(generated, reader=reader, teacher=main.teacher, view=main.view, objective=main.objective)
 
     def recorder(self, loop: Loop) -> Grids | None:
         """The sample grids; None if the run file leaves them out."""
@@ -280,75 +272,5 @@ class DenoisingRun:
         return model_card(config, result, library="diffusers", facts=facts)
 
     def findings(self) -> Iterator[str]:
-        """The lines of `opd doctor`: what was loaded, and the loss of a few trajectories.
-
-        Raises:
-            EmptyStepError: the teacher gives no target for them.
-        """
-        config, model = self.config, self.student.model
-        count = sum(p.numel() for p in model.parameters())
-        yield f"student   {config.student}: {type(self.student.pipeline).__name__}, {count / 1e6:.2f} M in the denoiser"
-        for name, teacher in self.teachers.items():
-            yield f"teacher   {name}: {teacher.source}"
-        if not self.teachers:
-            own = config.loss.signal.reads_teacher
-            yield f"teacher   {f'own weights, {config.teacher.weights.type}' if own else 'none'}"
-        yield f"prompts   {len(self.prompts)} to train on, {len(self.held_out)} held out"
-        yield f"sampler   {config.rollout.steps} steps from noise {float(self.samplers.schedule.level_K[0]):.2f}"
-        samples = config.rollout.rollouts_per_prompt
-        images_first = sorted(self.prompts, key=lambda p: p.data.get("image") is None)  # the teacher may need them
-        chosen = images_first[: max(DOCTOR_ROLLOUTS // samples, 1)]
-        source = config.rollout.source.build(self)
-        rollouts = source.rollout([p for p in chosen for _ in range(samples)], config.seed)
-        own_rollouts = [r for r in rollouts if r.source == "student"]
-        if own_rollouts:
-            yield "rollouts  " + ", ".join(f"{name} {value:.3f}" for name, value in describe(own_rollouts).items())
-        main = self.terms()[0]
-        assert main.view is not None
-        signal = main.teacher.score(rollouts, main.view.segments(rollouts))
-        if len(signal):
-            found = self._mean_distance(rollouts, main, self.samplers.student_passes)
-            yield f"signal    {len(signal)} states, aligned; loss {found['distance']:.4f} a state"
-        elif main.by_luck:
-            yield "signal    all rewards of these are equal; their states are aligned by construction"
-        else:
-            raise EmptyStepError(
-                "teacher.view: the teacher gives no target for these trajectories "
-                f"({config.teacher.view.type}). Fix: give prompts with images, or set teacher.view=plain"
-            )
-
-
-def _load_student(config: DiffusionConfig, objects: Objects) -> DenoisingModel:
-    """The student, with its precision, threads and trainable weights set."""
-    given, tokens = objects.student, config.text_tokens
-    if given is not None:
-        student = of_pipeline(given, source="given from Python", key="student", text_tokens=tokens)
-    else:
-        student = load(config.student, key="student", text_tokens=tokens, device=device_of(config))
-    student = replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
-    if config.threads or sum(p.numel() for p in student.model.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(config.threads or 1)
-    student.model.requires_grad_(config.lora is None)  # before any copy: copies share the weights that do not train
-    student.check_guidance(config.rollout.guidance, "rollout.guidance")
-    return student
-
-
-def _load_teachers(config: DiffusionConfig, student: DenoisingModel, objects: Objects) -> dict[str, DenoisingModel]:
-    """The models of ``teacher.model`` or ``teacher.models``; none for a self-teacher."""
-    if not config.teacher.is_model:
-        return {}
-    tokens = config.text_tokens
-    if objects.teacher is not None:
-        given = of_pipeline(objects.teacher, source="given from Python", key="teacher.model", text_tokens=tokens)
-        return {SINGLE: replace(given, autocast=student.autocast)}
-    several = config.teacher.models
-    sources = {name: one.model for name, one in several.items()} if several else {SINGLE: config.teacher.model or ""}
-    loaded = {}
-    for name, source in sources.items():
-        key = f"teacher.models.{name}" if several else "teacher.model"
-        if is_adapter(source):
-            loaded[name] = with_adapter(student, source, key=key)
-        else:
-            model = load(source, key=key, text_tokens=tokens, device=device_of(config))
-            loaded[name] = replace(model, autocast=student.autocast)
-    return loaded
+        """The lines of `opd doctor`."""
+        return findings(self)

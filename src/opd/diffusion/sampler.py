@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.diffusion.divergences import log_density
 from opd.diffusion.forward import trajectories_of
 from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.schedules import NoiseSchedule, log_density, schedule_of
+from opd.diffusion.schedules import NoiseSchedule, schedule_of
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.teachers.experts import first
 from opd.types import Prompt, RolloutSource, Span

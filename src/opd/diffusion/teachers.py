@@ -7,10 +7,11 @@ from dataclasses import fields, replace
 
 import torch
 
+from opd.diffusion.divergences import convert
 from opd.diffusion.forward import scoring_pass, states_at, trajectories_of
 from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.schedules import NoiseSchedule, convert
+from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import ImageSegment, PredictionSignal, RewardSignal, TransitionSignal
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
