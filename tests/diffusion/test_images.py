@@ -1,4 +1,4 @@
-"""Plain fine-tuning on images, and where images come from."""
+"""Supervised fine-tuning on images, and loading of images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def step(loop: Loop) -> tuple[list[Trajectory], dict[str, Any]]:
         ("sd", {}),
     ],
 )
-def test_a_noised_image_is_its_own_target(tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]) -> None:
+def test_the_target_of_a_noised_image_is_its_clean_image(
+    tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]
+) -> None:
     """v = ε − x0 of flow matching; ε, or v = √ᾱ ε − √(1 − ᾱ) x0, of diffusion."""
     student = folder(kind, **changes)
     run, loop = loop_of(run_tree(tmp_path / "out", student, prompts=prompts(tmp_path), **FINE_TUNING), tmp_path)
@@ -102,7 +104,7 @@ def levels(run: DenoisingRun) -> tuple[Tensor, Tensor]:
     return run.samplers.schedule.level_K, run.samplers.schedule.signal_K
 
 
-def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
+def test_training_levels_are_all_pretraining_times() -> None:
     from opd.diffusion.models import of_pipeline
 
     for kind, changes in (("sd", {}), ("ddim", {"timestep_spacing": "trailing"}), ("ddpm", {"steps_offset": 1})):
@@ -114,7 +116,7 @@ def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None
     torch.testing.assert_close(schedule.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
 
 
-def test_prompts_without_a_image_fall_to_the_anchor(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_prompts_without_an_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts=prompts(tmp_path, every=2), **FINE_TUNING)
     tree["loss"] = {**tree["loss"], "anchor": 0.5}
     rollouts, said = step(loop_of(tree, tmp_path)[1])
@@ -125,7 +127,7 @@ def test_prompts_without_a_image_fall_to_the_anchor(tmp_path: Path, folder: Any)
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
 
-def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
+def test_fine_tuning_lowers_the_loss(tmp_path: Path, folder: Any) -> None:
     rows = [{"id": "p", "prompt": "red", "image": "0.png"}]
     paint(tmp_path / "0.png", 0, 20)  # of any size
     path = write_rows(tmp_path / "images.jsonl", rows)
@@ -136,7 +138,7 @@ def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
+def test_a_teacher_with_another_schedule_can_generate_the_images(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), **FINE_TUNING)
     tree["rollout"]["source"] = {"type": "images", "of": "teacher"}
     tree["teacher"] = {"model": folder("sd3", 1, shift=3.0)}
@@ -150,7 +152,7 @@ def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder
     loop._step(0)
 
 
-def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> None:
+def test_the_rollout_source_can_be_the_teacher(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
     tree["rollout"]["source"] = "teacher"
     run, loop = loop_of(tree, tmp_path)
@@ -165,7 +167,7 @@ def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> 
 # ------------------------------------------------------------------------------------------------- where they come from
 
 
-def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_paths_are_relative_to_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
     image = paint(tmp_path / "there" / "a.png", 1)
     paint(tmp_path / "b.png", 2)
@@ -185,7 +187,7 @@ def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pyt
     assert third is None
 
 
-def test_a_image_is_a_path_an_image_or_a_tensor() -> None:
+def test_an_image_is_a_path_a_pil_image_or_a_tensor() -> None:
     image = Image.new("L", (5, 7), 255)
     shown = image_of(Prompt(id="a", text="a", data={"image": image}))
     assert shown is not None
@@ -197,7 +199,7 @@ def test_a_image_is_a_path_an_image_or_a_tensor() -> None:
         image_of(Prompt(id="a", text="a", data={"image": {}}))
 
 
-def test_images_of_a_dataset_are_images(tmp_path: Path, folder: Any) -> None:
+def test_a_dataset_with_images_loads(tmp_path: Path, folder: Any) -> None:
     import datasets
 
     images = [paint(tmp_path / f"{n}.png", n) for n in range(4)]
@@ -211,7 +213,7 @@ def test_images_of_a_dataset_are_images(tmp_path: Path, folder: Any) -> None:
         assert torch.equal(shown, to_tensor(image))
 
 
-def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
+def test_a_mix_alternates_its_sources(tmp_path: Path) -> None:
     a, b = (write_rows(tmp_path / f"{n}.jsonl", [{"prompt": f"{n}{i}"} for i in range(2)]) for n in "ab")
     config = PromptsConfig.model_validate([{"path": a, "domain": "first"}, {"path": b}])
     loaded, _ = load_image_prompts(config, key="prompts")
@@ -224,7 +226,7 @@ def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
     assert len({p.id for p in loaded}) == 4
 
 
-def test_pixels_and_back(tmp_path: Path) -> None:
+def test_pixels_and_tensors_convert_back(tmp_path: Path) -> None:
     image = paint(tmp_path / "a.png", 3)
     image = to_tensor(image)
     save(image, tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""What cannot work is refused before any step, in a sentence that names the key and the fix."""
+"""Invalid runs are refused before the first step, in one sentence with the key and the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REWARDED = {**TREE, "loss": {"signal": "reward"}, "rollout": {"noise": 0.7, "rol
 
 
 @pytest.mark.parametrize("tree", [TAUGHT, IMAGES, REWARDED])
-def test_these_are_accepted_and_survive_being_written(tree: dict[str, Any]) -> None:
+def test_valid_run_files_are_accepted_and_survive_being_written(tree: dict[str, Any]) -> None:
     config = read(tree)
     assert read(config.model_dump(mode="json")) == config
 
@@ -139,14 +139,14 @@ def test_impossible_run_files(tree: dict[str, Any], overrides: dict[str, Any], w
 
 
 def refused(tree: dict[str, Any], error: type[OpdError], match: str) -> None:
-    """In one sentence, leaving nothing behind; the doctor prepares a run in the same way."""
+    """Check that a run is refused in one sentence and writes nothing."""
     with pytest.raises(error, match=match) as caught:
         opd.train(tree)
     assert "\n" not in str(caught.value)
     assert not Path(tree["out"]).exists()
 
 
-def test_a_text_model_and_an_absent_one_are_no_pipelines(tmp_path: Path, folder: Any) -> None:
+def test_a_text_model_and_a_missing_folder_are_refused(tmp_path: Path, folder: Any) -> None:
     text = make_model(0)
     text.model.save_pretrained(tmp_path / "text")
     text.tokenizer.save_pretrained(tmp_path / "text")
@@ -157,7 +157,7 @@ def test_a_text_model_and_an_absent_one_are_no_pipelines(tmp_path: Path, folder:
     refused(tree, ModelError, r"^teacher.model: cannot load")
 
 
-def test_a_pipeline_of_an_unknown_kind(tmp_path: Path, folder: Any) -> None:
+def test_an_unsupported_pipeline_is_refused(tmp_path: Path, folder: Any) -> None:
     from diffusers import DDIMScheduler, LDMPipeline
 
     from support.tiny_pipelines import autoencoder, unet
@@ -167,7 +167,7 @@ def test_a_pipeline_of_an_unknown_kind(tmp_path: Path, folder: Any) -> None:
     refused(tree, ModelError, r"^student: .* is a LDMPipeline. Fix: take one of StableDiffusion3Pipeline, ")
 
 
-def test_a_scheduler_without_a_noise_schedule(tmp_path: Path, folder: Any) -> None:
+def test_an_unsupported_scheduler_is_refused(tmp_path: Path, folder: Any) -> None:
     from diffusers import DPMSolverMultistepScheduler
 
     sd(DPMSolverMultistepScheduler()).save_pretrained(tmp_path / "dpm")
@@ -241,14 +241,14 @@ def test_impossible_runs(
     refused(read(tree, overrides).model_dump(mode="json"), error, match)
 
 
-def test_a_teacher_of_other_latents(tmp_path: Path, folder: Any) -> None:
+def test_a_teacher_with_other_latents_is_refused(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1, size=4)})
     refused(tree, ModelError, r"^teacher.model: .* latents of \[3, 4, 4\] and the student of \[3, 8, 8\]")
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"models": {"default": folder("sd")}})
     refused(tree, ModelError, r"^teacher.models.default: .* latents of \[4, 8, 8\]")
 
 
-def test_a_domain_that_nobody_reads(tmp_path: Path, folder: Any) -> None:
+def test_a_domain_without_a_teacher_is_refused(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"models": {"digits": folder("sd3", 1)}})
     refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default', and the teachers read digits")
     tree["prompts"]["domain"] = "digits"
@@ -256,8 +256,8 @@ def test_a_domain_that_nobody_reads(tmp_path: Path, folder: Any) -> None:
     refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default'")
 
 
-def test_prompts_need_the_labels_that_a_pipeline_goes_by(tmp_path: Path, folder: Any) -> None:
-    """Whichever of them lacks it, and whatever stands there instead."""
+def test_prompts_without_a_valid_label_are_refused(tmp_path: Path, folder: Any) -> None:
+    """A single invalid label of any type is found."""
     for wrong in ("1", 4, None, [1], True):
         rows = prompt_rows()
         rows[5]["label"] = wrong
@@ -268,7 +268,7 @@ def test_prompts_need_the_labels_that_a_pipeline_goes_by(tmp_path: Path, folder:
         )
 
 
-def test_images_that_cannot_be_read(tmp_path: Path, folder: Any) -> None:
+def test_unreadable_images_are_refused(tmp_path: Path, folder: Any) -> None:
     (tmp_path / "broken.png").write_bytes(b"rubbish")
     for image, match in (
         ("absent.png", r"^prompts: cannot read 'image' of prompt 'p0', '.*absent.png'"),
@@ -292,6 +292,6 @@ def test_images_that_cannot_be_read(tmp_path: Path, folder: Any) -> None:
         ("fractions:Fraction", r"^prompts.task: 'fractions:Fraction' has no prompts and no right and no reward"),
     ],
 )
-def test_tasks_that_are_none(tmp_path: Path, folder: Any, task: str, match: str) -> None:
+def test_unknown_tasks_are_refused(tmp_path: Path, folder: Any, task: str, match: str) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, prompts={"task": task})
     refused(tree, ConfigError, match)

@@ -1,4 +1,4 @@
-"""Rewards: a task of the user's own, its policy gradient, its own gradient, and what is measured with it."""
+"""Rewards: a user's own task, the policy gradient, the reward's gradient, and evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from opd.types import Prompt
 
 
 class Bright:
-    """Images are to be bright; a prompt that is flat is judged alike whatever is drawn."""
+    """Rewards bright images; every image of the prompt 'red' has the same reward."""
 
     def prompts(self, split):
         words = ["red", "green", "blue", "circle"] if split == "train" else ["cross", "square"]
@@ -95,7 +95,7 @@ def train_rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["bright_task:Bright", "bright_task:ready"])
-def test_a_task_of_the_users_own_judges(tmp_path: Path, folder: Any, name: str) -> None:
+def test_a_users_own_task_rewards_the_images(tmp_path: Path, folder: Any, name: str) -> None:
     run, loop = loop_of({**tree_of(tmp_path / "out", folder), "prompts": {"task": name, "limit": 2}}, tmp_path)
     assert [p.id for p in run.prompts] == ["train/red", "train/green"]
     rollouts, _ = scored(loop)
@@ -107,7 +107,7 @@ def test_a_task_of_the_users_own_judges(tmp_path: Path, folder: Any, name: str) 
 
 
 def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
-    """The log-density of each trajectory under the student as it is."""
+    """The log-density of each trajectory under the current student."""
     signal = said.signal
     assert isinstance(signal, TransitionSignal)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["sd3"])
-def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str) -> None:
+def test_the_policy_gradient_raises_the_density_of_a_better_trajectory(tmp_path: Path, folder: Any, kind: str) -> None:
     run, loop = loop_of(tree_of(tmp_path / "out", folder, kind), tmp_path)
     rollouts, said = scored(loop)
     term = said["reward"]
@@ -140,7 +140,7 @@ def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str
     assert gain_B[4] == gain_B.max()
 
 
-def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) -> None:
+def test_advantages_compare_trajectories_of_one_prompt(tmp_path: Path, folder: Any) -> None:
     _, loop = loop_of(tree_of(tmp_path / "out", folder), tmp_path)
     step = next(n for n in range(4) if "red" not in {p.text for p in loop.curriculum.step(n)})
     rollouts, said = scored(loop, step)
@@ -154,7 +154,7 @@ def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) ->
         assert abs(float(each.mean())) < 1e-4
 
 
-def test_a_step_of_equal_rewards_is_idle_and_the_run_goes_on(tmp_path: Path, folder: Any) -> None:
+def test_a_step_of_equal_rewards_makes_no_update(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder, optimizer={"steps": 4})
     result = opd.train(tree, {"rollout.prompts_per_step": 1})
     assert result.steps == 4
@@ -163,7 +163,7 @@ def test_a_step_of_equal_rewards_is_idle_and_the_run_goes_on(tmp_path: Path, fol
     assert sorted(norms) == [False, True, True, True]
 
 
-def test_a_run_of_equal_rewards_alone_has_learned_nothing_and_says_so(tmp_path: Path, folder: Any) -> None:
+def test_a_run_of_equal_rewards_alone_is_an_error(tmp_path: Path, folder: Any) -> None:
     tree = {**tree_of(tmp_path / "out", folder), "prompts": {"task": "bright_task:Flat"}}
     with pytest.raises(EmptyStepError, match="all were equal in every group"):
         opd.train(tree)
@@ -193,7 +193,7 @@ def test_rewards_train_every_noisy_sampler(
 # -------------------------------------------------------------------------------------------------- its own gradient
 
 
-def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folder: Any) -> None:
+def test_the_reward_gradient_flows_through_the_denoised_mean(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder)
     tree["loss"] |= {"reward_gradient": {"weight": 2.0, "steps": 2}}
     run, loop = loop_of(tree, tmp_path)
@@ -240,7 +240,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
 # ----------------------------------------------------------------------------------------------------- what is measured
 
 
-def test_held_out_images_are_judged_and_the_teachers_too(tmp_path: Path, folder: Any) -> None:
+def test_held_out_images_of_student_and_teacher_are_judged(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -249,15 +249,15 @@ def test_held_out_images_are_judged_and_the_teachers_too(tmp_path: Path, folder:
         eval={"prompts": {"task": "bright_task:Bright", "split": "test"}, "images_per_prompt": 3, "steps": 2},
     )
     result = opd.train(tree)
-    for figures in (result.before, result.after):
-        assert {"accuracy", "accuracy/cross", "frechet", "teacher_accuracy", "teacher_frechet"} <= figures.keys()
-        assert 0 <= figures["accuracy"] <= 1
+    for metrics in (result.before, result.after):
+        assert {"accuracy", "accuracy/cross", "frechet", "teacher_accuracy", "teacher_frechet"} <= metrics.keys()
+        assert 0 <= metrics["accuracy"] <= 1
     assert result.before["teacher_frechet"] == result.after["teacher_frechet"]
     assert result.before["frechet"] != result.after["frechet"]
 
 
-def test_without_a_judge_the_distance_to_the_teacher_is_measured_where_it_counts(tmp_path: Path, folder: Any) -> None:
-    """On the states that are trained on alone: those left out would only dilute it."""
+def test_without_a_judge_the_distance_to_the_teacher_is_measured(tmp_path: Path, folder: Any) -> None:
+    """The mean is over the trained states only."""
     held_out = {"path": run_tree(tmp_path / "held", "s")["prompts"]["path"]}
 
     def before(**loss: Any) -> float:

@@ -38,7 +38,7 @@ def ddim(**config: Any) -> DDIMScheduler:
 
 
 def exact(scheduler: Any, steps: int) -> Any:
-    """The scheduler with its own tables in float64, so that it rounds nothing that matters here."""
+    """The scheduler with its tables in float64, so that rounding does not matter."""
     own = copy.deepcopy(scheduler)
     own.alphas_cumprod = own.alphas_cumprod.double()
     if isinstance(own, DDIMScheduler):
@@ -273,7 +273,7 @@ def test_helpers_compute_in_float32_at_least(dtype: torch.dtype) -> None:
     [FlowMatchEulerDiscreteScheduler(shift=3.0), ddim(), DDPMScheduler(clip_sample=False)],
     ids=["flow", "ddim", "ddpm"],
 )
-def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
+def test_the_callers_scheduler_does_not_change(scheduler: Any) -> None:
     scheduler.set_timesteps(7)
     before = copy.deepcopy(scheduler.__dict__)
     schedule_of(scheduler, steps=3)
@@ -282,7 +282,7 @@ def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
         assert same, name
 
 
-def test_a_shift_set_later_counts() -> None:
+def test_a_shift_that_is_set_later_is_used() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_shift(3.0)
     assert schedule_of(scheduler, steps=4).level_K.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5])
@@ -326,7 +326,7 @@ def test_refusals_name_the_key_and_the_fix(scheduler: Any, options: dict[str, An
         schedule_of(scheduler, **{"steps": 2, **options})
 
 
-def test_a_scheduler_derived_from_a_known_one_is_refused() -> None:
+def test_a_subclass_of_a_supported_scheduler_is_refused() -> None:
     class OwnScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         pass
 

@@ -1,4 +1,4 @@
-"""Who predicts at the student's states, what it sees, and what becomes of it."""
+"""Teachers: views, anchors, averages, several teachers, parameterisations and guidance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scored(loop: Loop, step: int = 0) -> tuple[Any, dict[str, Scored]]:
 
 
 def with_images(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str]:
-    """Prompts of which every second has a image beside the file."""
+    """Prompts of which every second has an image."""
     rows = prompt_rows(count)
     for n, row in enumerate(rows[::every]):
         generator = torch.Generator().manual_seed(n)
@@ -56,7 +56,7 @@ def with_images(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str
 # ------------------------------------------------------------------------------------------------------- what it sees
 
 
-def test_a_image_is_shown_to_the_teacher_alone(model: Any) -> None:
+def test_only_the_teacher_sees_the_image(model: Any) -> None:
     m = model("sd3")
     image = torch.rand(3, 8, 8) * 2 - 1
     bare, shown, other = (
@@ -76,7 +76,7 @@ def test_a_image_is_shown_to_the_teacher_alone(model: Any) -> None:
     assert ImageView().segments(drawn) == []
 
 
-def test_an_anchor_holds_prompts_without_a_image(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_prompts_without_an_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -91,14 +91,14 @@ def test_an_anchor_holds_prompts_without_a_image(tmp_path: Path, folder: Any) ->
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
 
-def test_an_anchor_holds_everything_where_the_view_is_plain(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_every_state_for_a_plain_view(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, loss={"anchor": 0.5})
     rollouts, said = scored(loop_of(tree, tmp_path)[1])
     assert torch.equal(sort_key(said["distill"].signal), sort_key(said["anchor"].signal))
     assert len(said["anchor"].signal) == 3 * len(rollouts)
 
 
-def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: Any) -> None:
+def test_a_self_teacher_with_the_image_lowers_the_loss(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -113,8 +113,8 @@ def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: An
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) -> None:
-    """Also where several teachers would read it."""
+def test_a_batch_without_images_has_an_empty_signal(tmp_path: Path, folder: Any) -> None:
+    """Also with several teachers."""
     for teacher in (
         {"weights": "frozen", "view": "image"},
         {"models": {"default": folder("sd3", 1)}, "view": "image"},
@@ -129,7 +129,7 @@ def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) 
 # ------------------------------------------------------------------------------------------------- which states count
 
 
-def test_a_weight_of_zero_leaves_a_state_out_and_others_weigh(tmp_path: Path, folder: Any) -> None:
+def test_step_weights_scale_states_and_0_leaves_one_out(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -181,7 +181,7 @@ def in_domains(*domains: str) -> list[Prompt]:
     return [Prompt(id=f"{n}", text=WORDS[n], domain=domain) for n, domain in enumerate(domains)]
 
 
-def test_each_teacher_reads_its_own_domains(model: Any) -> None:
+def test_each_teacher_scores_its_own_domains(model: Any) -> None:
     student, schedule, teachers = several(model, "a", "b")
     drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "y", "x"), 0)
     whole = PlainView().segments(drawn)
@@ -194,7 +194,7 @@ def test_each_teacher_reads_its_own_domains(model: Any) -> None:
         assert torch.equal(getattr(said, name), getattr(a, name))
 
 
-def test_where_two_know_a_domain_the_target_is_their_weighted_mean(tmp_path: Path, model: Any, folder: Any) -> None:
+def test_two_teachers_of_a_domain_give_their_weighted_mean(tmp_path: Path, model: Any, folder: Any) -> None:
     """And its loss has the gradient of the weighted mean of both losses."""
     student, schedule, teachers = several(model, "a", "b")
     drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "x", "y"), 0)
@@ -227,7 +227,7 @@ def gradient(tree: Mapping[str, Any], tmp_path: Path) -> Tensor:
 
 
 class InVelocity(torch.nn.Module):
-    """A denoiser that says v where the one within says ε: v = (ε − level x) / signal of a variance-preserving image."""
+    """A denoiser that converts an inner ε prediction to v = (ε − level x) / signal, of a variance-preserving image."""
 
     def __init__(self, inner: Any, alphas: Tensor) -> None:
         super().__init__()
@@ -250,8 +250,8 @@ def distance(student: DenoisingModel, teacher: DenoisingTeacher, schedule: Any) 
 LABELLED: Sequence[Prompt] = [Prompt(id=str(n), text="a", data={"label": n}) for n in range(4)]
 
 
-def test_a_teacher_that_predicts_something_else_is_converted(model: Any) -> None:
-    """The same function in ε and in v is no distance away, read in both directions."""
+def test_another_parameterisation_is_converted(model: Any) -> None:
+    """The same function in ε and in v has distance 0, in both directions."""
     eps = model("ddim")
     v = model("ddim", prediction="v_prediction")
     v = replace(v, model=InVelocity(eps.model, eps.pipeline.scheduler.alphas_cumprod))
@@ -315,7 +315,7 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
 
 
-def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, folder: Any) -> None:
+def test_guidance_of_the_student_applies_to_rollouts_and_loss(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3"), "guidance": 3.0}, rollout={"guidance": 3.0}
     )

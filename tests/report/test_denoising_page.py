@@ -59,7 +59,7 @@ def test_the_images_are_those_of_the_folder(tmp_path: Path) -> None:
     assert [prompt["text"][-1] for prompt in data["prompts"]] == ["0", "1", "2", "3"]
 
 
-def test_many_large_images_become_smaller_and_then_fewer(tmp_path: Path) -> None:
+def test_large_images_are_scaled_down_and_then_left_out(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=tuple(range(0, 120, 20)), side=300)
     whole = denoising_data(folder)
     assert whole["left_out"] == ""
@@ -92,7 +92,7 @@ def test_hostile_text_stays_data_in_every_place(tmp_path: Path) -> None:
     assert not re.search(r'<[a-z]+[^>]*\s(?:src|href)="(?!#|data:,)', text)
 
 
-def test_a_run_that_has_only_begun_can_be_seen(tmp_path: Path) -> None:
+def test_a_run_without_metrics_has_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"family": "diffusion"}))
@@ -112,7 +112,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         denoising_data(folder)
 
 
-def test_facts_say_what_the_run_file_says() -> None:
+def test_facts_describe_the_run_file() -> None:
     config: dict[str, Any] = {
         "student": "mine",
         "lora": {"rank": 8},
@@ -147,7 +147,7 @@ def test_facts_say_what_the_run_file_says() -> None:
     assert dict(facts(noised))["trained on"] == "teacher's images, noised"
 
 
-def test_it_stands_alone(tmp_path: Path) -> None:
+def test_a_denoising_page_shows_one_run(tmp_path: Path) -> None:
     images, text = write_grids(tmp_path / "images"), write_run(tmp_path / "text")
     for several in ([text, images], [images, images]):
         with pytest.raises(DataError, match="whose page stands alone"):
@@ -165,7 +165,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
-def test_only_a_live_page_may_ask_and_it_hears_of_new_images(tmp_path: Path) -> None:
+def test_only_a_live_page_may_connect_and_it_gets_new_images(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=(0, 20))
     assert "connect-src 'none'" in page(trees([folder]))
     with LiveServer([folder]) as server:

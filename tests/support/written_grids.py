@@ -1,4 +1,4 @@
-"""A denoising run's folder as its watcher leaves it, without a run."""
+"""A denoising run's folder as ``Grids`` writes it, without a run."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def write_grids(
     (folder / "run.json").write_text(json.dumps(config))
     lines: list[dict[str, Any]] = []
     for number, step in enumerate(steps):
-        figures = {"accuracy": 0.2 + 0.1 * number, f"accuracy/{text}": 0.3, "frechet": 9.0 - number}
+        metrics = {"accuracy": 0.2 + 0.1 * number, f"accuracy/{text}": 0.3, "frechet": 9.0 - number}
         theirs = {"teacher_accuracy": 0.75, "teacher_frechet": 2.0}
-        lines.append({"step": step, "eval": {**figures, **theirs} if accuracy else {"distance": 3.0 - number}})
+        lines.append({"step": step, "eval": {**metrics, **theirs} if accuracy else {"distance": 3.0 - number}})
         lines.append({"step": step + 1, "train": {"loss": 1.0 / (number + 1), "spread": 0.5, text: 0.1}})
     lines.append({"step": steps[-1], "event": {"kind": "collapse", "text": text}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -55,7 +55,7 @@ def to_tensor(image: Any) -> Tensor:
 
 
 def to_pixels(image_X: Tensor) -> Any:
-    """uint8 [H, W, 3] of a image [3, H, W] in [−1, 1]; values outside are clamped."""
+    """uint8 [H, W, 3] of an image [3, H, W] in [−1, 1]; values outside are clamped."""
     scaled = (image_X.float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 

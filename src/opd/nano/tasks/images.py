@@ -1,9 +1,9 @@
-"""Images to be drawn from a prompt, and two judges that say what they show.
+"""Prompts for small images, and two judges of what an image shows.
 
     red circle, three blue dots, digit seven, zorp circle
 
-The splits differ in order and ids, not in what they ask: there are 36 shapes, 30 counts, 10 digits and 6 prompts of
-the concept, and it is the noise that makes images of one prompt differ.
+The splits differ in order and ids, not in texts: there are 36 shapes, 30 counts, 10 digits and 6 prompts of the
+concept. Images of one prompt differ by their noise.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 MIXED = ("shapes", "count", "digits")
 DOMAINS = (*MIXED, "concept")
 SPLITS = {"train": 512, "val": 128, "test": 256}
-"""Prompts a domain has in each split; without a domain those of the first three come in turn."""
+"""Number of prompts of a domain in each split; a split without a domain alternates the first three."""
 SEED = 20_260_101
-"""Of the real images that drawn ones are compared with."""
+"""Seed of the real images for the Fréchet distance."""
 
 
 class Images:
-    """A ``ImageTask`` on the world of ``opd.nano.images``.
+    """An ``ImageTask`` on the images of ``opd.nano.images``.
 
-    A split is ``train``, ``val`` or ``test`` of three domains in turn, or of one as in ``shapes/test``. The concept's
-    handful, ``concept/train``, has a image of each of its 12 prompts.
+    A split is ``train``, ``val`` or ``test`` of three domains in turn, or of one domain, as in ``shapes/test``. The 12
+    prompts of ``concept/train`` have an image each.
     """
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """All prompts of a split, every text of a domain equally often.
+        """All prompts of a split; every text of a domain occurs equally often.
 
         Raises:
             ConfigError: there is no such split.
@@ -42,8 +42,8 @@ class Images:
         domain, _, name = split.rpartition("/")
         if name not in SPLITS or domain not in ("", *DOMAINS):
             raise ConfigError(
-                f"the task 'images' has no split '{split}'; give {', '.join(SPLITS)}, or one of a domain such as "
-                f"{DOMAINS[0]}/test, of {', '.join(DOMAINS)}"
+                f"the task 'images' has no split '{split}'. Fix: give {', '.join(SPLITS)}, or one of a domain such as "
+                f"{DOMAINS[0]}/test; domains are {', '.join(DOMAINS)}"
             )
         if split == "concept/train":
             return _examples()
@@ -52,19 +52,19 @@ class Images:
         return tuple(p for row in zip(*(_of_domain(d, name) for d in MIXED), strict=True) for p in row)
 
     def right(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """1 where a image shows all that its prompt names, else 0, by the judge for measuring."""
+        """1 if an image shows everything that its prompt names, else 0; by the evaluation judge."""
         from opd.nano.images.judge import load_judge
 
         return load_judge("judge").right(images_BX, prompts)
 
     def reward(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """The probability of that, by the judge for training, which has another seed: gradients reach the images."""
+        """The same as a probability, by the reward judge of another seed; gradients flow to the images."""
         from opd.nano.images.judge import load_judge
 
         return load_judge("reward").log_likelihood(images_BX, prompts).exp()
 
     def distance(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> float:
-        """Fréchet distance to real images of the same prompts, in the measuring judge's features; not an FID."""
+        """Fréchet distance to real images of the same prompts, in features of the evaluation judge; not an FID."""
         from opd.nano.images.judge import frechet, load_judge
         from opd.nano.images.world import draw
 
