@@ -1,19 +1,22 @@
 """The run file's keys, read from the schema that checks run files: types, defaults, bounds, and the strings below."""
 
+# ruff: noqa: I001
 from __future__ import annotations
 
 import inspect
 import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from opd.config import DiffusionConfig, RunConfig
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
+from opd.axes.base import AXES, GIVEN, AxisValue
 from opd.config.base import Strict
 from opd.pipelines.config import PipelineConfig
 from opd_docs.tables import prose, table
@@ -65,6 +68,7 @@ def blocks(model: type[BaseModel]) -> list[Block]:
                 if part not in {known.model for known in found}:
                     place = f"{block.place}.{name}{suffix}".lstrip(".")
                     kind = f" with {next(iter(part.model_fields))}" if len(inner) > 1 else ""
+                    kind = f": {part.model_fields['type'].default}" if issubclass(part, AxisValue) else kind
                     found.append(Block(place + kind, place, part))
                     walk(found[-1])
 
@@ -79,7 +83,14 @@ def _sections(shown: Sequence[Block], known: Mapping[type[BaseModel], str]) -> I
             yield f"### {block.heading}"
         if said := _said(block.model):
             yield said
-        yield table(HEADER, [_row(name, info, homes) for name, info in block.model.model_fields.items()])
+        rows = [_row(name, info, homes) for name, info in block.model.model_fields.items() if not _is_type(block, name)]
+        if rows:
+            yield table(HEADER, rows)
+
+
+def _is_type(block: Block, name: str) -> bool:
+    """Whether a key only repeats the name of a value of an axis."""
+    return name == "type" and issubclass(block.model, AxisValue)
 
 
 def _row(name: str, info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> list[str]:
@@ -100,7 +111,10 @@ def _said_by_block(info: FieldInfo) -> str:
 
 def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
     """Blocks in a type, and how a key below them is written: ``.NAME`` in a mapping from names."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
+    if isinstance(annotation, type) and issubclass(annotation, AxisValue):
+        for part in _values(annotation).values():
+            yield part, ""
+    elif isinstance(annotation, type) and issubclass(annotation, Strict):
         yield annotation, ""
     elif get_origin(annotation) is dict:
         for inner, suffix in _inner(get_args(annotation)[1]):
@@ -110,6 +124,11 @@ def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
             yield from _inner(argument)
 
 
+def _values(axis: type[AxisValue]) -> dict[str, type[AxisValue]]:
+    """The values of an axis that a run file can name."""
+    return {name: part for name, part in AXES[axis.axis].items() if name != GIVEN}
+
+
 def _value(info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> str:
     return ", ".join([_type(info.annotation, homes), *_bounds(info.metadata)])
 
@@ -117,6 +136,11 @@ def _value(info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> str:
 def _type(annotation: Any, homes: Mapping[type[BaseModel], str]) -> str:
     arguments = get_args(annotation)
     origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type(arguments[0], homes)
+    if isinstance(annotation, type) and issubclass(annotation, AxisValue):
+        named = ", ".join(f"[`{n}`](#{_anchor(homes[part])})" for n, part in _values(annotation).items())
+        return f"{named}, or your own `package.module:Name`"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         home = homes[annotation]
         return f"[{home or 'keys'}](#{_anchor(home)})"
@@ -134,8 +158,8 @@ def _type(annotation: Any, homes: Mapping[type[BaseModel], str]) -> str:
 
 
 def _anchor(heading: str) -> str:
-    """Of a heading, as the table of contents makes it."""
-    return heading.replace(".", "").replace(" ", "-").lower() or "keys"
+    """The anchor of a heading, as the table of contents makes it."""
+    return heading.replace(".", "").replace(":", "").replace(" ", "-").lower() or "keys"
 
 
 def _bounds(metadata: list[Any]) -> Iterator[str]:
@@ -150,9 +174,11 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
 
 
 def _default(info: FieldInfo) -> str:
-    if info.default is PydanticUndefined:
+    if info.default is PydanticUndefined and info.default_factory is None:
         return "required"
-    if isinstance(info.default, BaseModel):
+    if isinstance(info.default, AxisValue):
+        return f"`{info.default.type}`"
+    if isinstance(info.default, BaseModel) or info.default_factory:
         return "its defaults"
     if info.default is None:
         return "–"
