@@ -2,8 +2,8 @@
 
     python benchmarks/adaptive.py [--seeds 3] [--steps N] [--only opd]
 
-The recipes ``opd`` and ``grpo`` with each prompt once per epoch and with ``rollout.curriculum``, and ``opd`` with half
-of the tokens (``loss.positions.hardest``): updates, rolled-out tokens and seconds until the greedy accuracy on 128
+The recipes ``opd`` and ``grpo`` with each prompt once per epoch and with ``experimental.curriculum``, and ``opd`` with half
+of the tokens (``experimental.hardest_tokens``): updates, rolled-out tokens and seconds until the greedy accuracy on 128
 prompts of the test split first reaches the best that all variants of a seed reach, in steps of 5 (0 is the start).
 Training has 256 prompts, so that each comes back often enough to be known; ``opd`` makes 40 updates and ``grpo``, which
 is slower, 80. Seconds leave out the looks of this benchmark. With 128 prompts the standard error of one accuracy is up
@@ -20,16 +20,16 @@ from effopd import Curve, Look, run
 
 PROMPTS = 256
 STEPS = {"opd": 40, "grpo": 80}
-BY_SUCCESS: dict[str, Any] = {"rollout.curriculum": {"success": 1.0, "staleness": 0.1, "uniform": 0.1}}
-BY_DIVERGENCE: dict[str, Any] = {"rollout.curriculum": {"divergence": 1.0, "staleness": 0.1, "uniform": 0.1}}
+BY_SUCCESS: dict[str, Any] = {"experimental.curriculum": {"success": 1.0, "staleness": 0.1, "uniform": 0.1}}
+BY_DIVERGENCE: dict[str, Any] = {"experimental.curriculum": {"divergence": 1.0, "staleness": 0.1, "uniform": 0.1}}
 UNIFORM = "uniform"
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "opd": {
         UNIFORM: {},
         "prompts by p(1−p)": BY_SUCCESS,
         "prompts by divergence": BY_DIVERGENCE,
-        "half of the tokens, by divergence": {"loss.positions.hardest": {"by": "divergence", "share": 0.5}},
-        "half of the tokens, by entropy": {"loss.positions.hardest": {"by": "entropy", "share": 0.5}},
+        "half of the tokens, by divergence": {"experimental.hardest_tokens": {"by": "divergence", "share": 0.5}},
+        "half of the tokens, by entropy": {"experimental.hardest_tokens": {"by": "entropy", "share": 0.5}},
     },
     "grpo": {UNIFORM: {}, "prompts by p(1−p)": BY_SUCCESS},
 }

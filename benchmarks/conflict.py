@@ -23,7 +23,8 @@ from typing import Any
 import sums  # tasks are named as sums:…
 
 import opd
-from opd.engines.hf import HFEngine, Sampling
+from opd.axes.views.plain import PlainView
+from opd.engines.hf import HFEngine
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
@@ -31,7 +32,6 @@ from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
-from opd.teachers.views import PlainView
 
 STUDENT, SOURCES = "nano/math-base", {"good": "nano/math-teacher", "biased": "nano/math-biased"}
 DOMAINS = (sums.CARRY, sums.PLAIN)
@@ -42,7 +42,7 @@ def teachers(good: Sequence[str] = DOMAINS, biased: Sequence[str] = DOMAINS, **s
     """The run file's ``teacher``: who reads which domains, and how they are combined."""
     domains = {"good": good, "biased": biased}
     models = {name: {"model": SOURCES[name], "domains": list(of)} for name, of in domains.items() if of}
-    return {"teacher": {"weights": "model", "models": models, **settings}}
+    return {"teacher": {"models": models, **settings}}
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -66,8 +66,8 @@ def run(settings: dict[str, Any], seed: int, steps: int, folder: Path) -> dict[s
         "eval.prompts": {"task": "sums:Sums", "split": f"test/{seed}", "limit": 64},
         "eval.every": max(steps // 2, 1),
         "eval.diagnostics": 32,
-        "eval.conflict": several,
-        "rollout.batch": 32,
+        "experimental.conflict": several,
+        "rollout.prompts_per_step": 32,
         "optimizer.steps": steps,
         "guards.drop": 1.0,  # a student that a teacher ruins is what is shown here
         "guards.below_start": 1.0,
@@ -90,8 +90,8 @@ def pull(seed: int) -> str:
     """How the teachers stand to each other before the first step: the same answers, read by one and by the other."""
     student = load(STUDENT, key="student")
     pool = ModelPool(SOURCES, key="teacher.models")
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    sampler = Sampler(engine, Chat(student.tokenizer), sums.Sums(), max_new_tokens=64)
+    engine = HFEngine(student)
+    sampler = Sampler(engine, Chat(student.tokenizer), sums.Sums(), stop_ids=stop_ids(student), max_new_tokens=64)
     rollouts = sampler.rollout(sums.Sums().prompts(f"test/{seed}")[:64], seed)
     said = []
     for domain in DOMAINS:

@@ -193,10 +193,10 @@ def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
 
 def at_length(run: Run, model: Path) -> dict[str, float]:
     """Metrics of a run's weights with the long sampler."""
-    from opd.config import DiffusionConfig
+    from opd.axes.base import Objects
+    from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
     config = read(run.recipe, {**run.overrides, **plain})
@@ -210,10 +210,10 @@ def average(run: Run, folder: Path) -> Path:
     """Save a pipeline whose denoiser is the mean of the teachers', with their adapters merged."""
     import torch
 
-    from opd.config import DiffusionConfig
+    from opd.axes.base import Objects
+    from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)

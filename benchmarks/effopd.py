@@ -2,7 +2,7 @@
 
     python benchmarks/effopd.py [--seeds 3] [--steps 60] [--only opd] [--lr 0.1]
 
-The recipes ``opd`` and ``tml`` with and without ``optimizer.extrapolate={}``: updates, rolled-out tokens and seconds
+The recipes ``opd`` and ``tml`` with and without ``experimental.extrapolate={}``: updates, rolled-out tokens and seconds
 until the greedy accuracy on 128 prompts of the test split first reaches the best that both runs of a seed reach. Tokens
 and seconds include what choosing between candidates costs (50 training prompts each time), but not the looks of this
 benchmark, every 5 steps.
@@ -11,6 +11,7 @@ benchmark, every 5 steps.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import opd
 from opd.config.read import read
 from opd.loop import Loop
+from opd.types import Metrics
+from support.altered import train_altered
 
 EVERY = 5
 FIXED = {
@@ -30,7 +33,7 @@ FIXED = {
     "guards.below_start": 1.0,
     "log": [],
 }
-VARIANTS: dict[str, dict[str, Any]] = {"without": {}, "with": {"optimizer.extrapolate": {}}}
+VARIANTS: dict[str, dict[str, Any]] = {"without": {}, "with": {"experimental.extrapolate": {}}}
 
 
 class Look(NamedTuple):
@@ -44,21 +47,21 @@ class Look(NamedTuple):
 
 @dataclass
 class Curve:
-    """A display that keeps what each evaluation of a run had cost until then."""
+    """What each evaluation of a run had cost until then."""
 
     looks: list[Look] = field(default_factory=list)
 
-    def start(self, loop: Loop) -> None:
-        self.loop = loop
+    def alter(self, loop: Loop) -> Loop:
+        """The loop, whose evaluations are noted."""
+        state, evaluate = loop.state, loop.evaluate
+        assert evaluate
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+        def noted() -> Metrics:
+            metrics = evaluate()
+            self.looks.append(Look(state.step, state.tokens, state.seconds, metrics["accuracy"]))
+            return metrics
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.looks.append(Look(step, self.loop.state.tokens, self.loop.state.seconds, metrics["accuracy"]))
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
+        return dataclasses.replace(loop, evaluate=noted)
 
     def best(self) -> float:
         return max(look.accuracy for look in self.looks)
@@ -72,7 +75,7 @@ def run(recipe: str, seed: int, overrides: Mapping[str, Any]) -> tuple[Curve, op
     curve = Curve()
     with tempfile.TemporaryDirectory(prefix="opd-effopd-") as folder:
         keys = {**FIXED, **overrides, "seed": seed, "out": f"{folder}/run"}
-        return curve, opd.train(recipe, keys, displays=[curve])
+        return curve, train_altered(curve.alter, recipe, keys)
 
 
 def compare(recipe: str, seed: int, steps: int, factor: float) -> dict[str, Look]:

@@ -21,16 +21,16 @@ from typing import Any
 import sums  # tasks are named as sums:…
 
 import opd
-from opd.build import assemble
+from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
+from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 
 STEPS, EVERY = 2, 1
 SMALL = {
     "teacher.gate": {},
-    "rollout.batch": 8,
+    "rollout.prompts_per_step": 8,
     "optimizer.steps": STEPS,
     "eval.every": EVERY,
     "eval.diagnostics": 8,
@@ -106,12 +106,12 @@ def config(case: Case, seed: int, out: Path) -> dict[str, Any]:
 
 
 def refusals(case: Case, seed: int, folder: Path) -> list[set[str]]:
-    """Who is refused at each judgement of a run; one judgement where nobody is left."""
+    """Who is refused at each judgement of a run; one judgement if no teacher is left."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
     try:
         events = opd.train(case.recipe, config(case, seed, out)).events
     except ConfigError as error:
-        if "nobody is left" not in str(error):
+        if "no teacher is left" not in str(error):
             raise
         return [{*case.good, *case.bad}]  # whoever was good is counted as refused
     refused: set[str] = set()
@@ -129,7 +129,9 @@ def caught_up(student: str, seed: int, folder: Path) -> bool:
     """Whether a teacher that has taught so far is refused by a student that has become as good."""
     case = Case("opd", {"student": student}, "Sums")
     out = Path(tempfile.mkdtemp(dir=folder))
-    loop = assemble(gather(read("opd", config(case, seed, out / "run")), Objects()), RunLog(out / "log", [], []))
+    loop = LanguageRun.load(read("opd", config(case, seed, out / "run")), Objects()).assemble(
+        RunLog(out / "log", [], [])
+    )
     assert loop.gate is not None
     assert loop.evaluate is not None
     return bool(loop.gate(loop.evaluate(), [])[0])
@@ -157,7 +159,13 @@ def main() -> None:
             judgements += made
         print()
         learned = str(folder / "learned")
-        long = {**SMALL, "teacher.gate": None, "rollout.batch": 32, "optimizer.steps": 60, "eval.prompts": None}
+        long = {
+            **SMALL,
+            "teacher.gate": None,
+            "rollout.prompts_per_step": 32,
+            "optimizer.steps": 60,
+            "eval.prompts": None,
+        }
         opd.train("opd", {**long, "prompts": {"task": "sums:Sums"}, "out": learned})
         for who, student in (("trained for 60 steps", learned), ("that is the teacher", "nano/math-teacher")):
             late = sum(caught_up(student, seed, folder) for seed in range(args.seeds))

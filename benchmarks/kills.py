@@ -25,7 +25,7 @@ def command(out: Path, steps: int, *more: str) -> list[str]:
     overrides = [
         f"optimizer.steps={steps}",
         "teacher.weights=ema",
-        "rollout.batch=16",
+        "rollout.prompts_per_step=16",
         "checkpoint.every=3",
         "eval.every=5",
         "eval.prompts.limit=32",

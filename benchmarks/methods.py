@@ -25,8 +25,8 @@ from typing import Any
 
 from rich.console import Console
 
-from opd.config import MethodConfig, RunConfig
 from opd.config.read import read, recipe_names
+from opd.config.run import MethodConfig, RunConfig
 from opd.output.method_map import AXES, MEASURED, place
 
 DENOISING = "## Denoising students"
@@ -54,14 +54,14 @@ class Run:
 
 
 VARIANTS: dict[str, Run] = {
-    "off-policy only": Run("opd", {"rollout.off_policy_steps": 150, **GUARDS_OFF}),
+    "off-policy only": Run("opd", {"rollout.source": {"type": "mixture", "first_steps": 150}, **GUARDS_OFF}),
     "opsd, reverse KL": Run("opsd", {"loss.divergence": "reverse_kl", **GUARDS_OFF}),
     "opsd, JSD": Run("opsd", {"loss.divergence": "jsd", **GUARDS_OFF}),
     "opcd, live": Run("opcd", {"teacher.weights": "live", **COLLAPSE}),
     "hint, live, no anchor": Run("hint", {"teacher.weights": "live", "loss.anchor": 0.0, **COLLAPSE}),
     "hint, 8 steps": Run("hint", EARLY),
-    "hint at the start, 8 steps": Run("hint", {"teacher.view.hint.place": "start", **EARLY}),
-    "one hint a rollout, 8 steps": Run("hint", {"teacher.view.hint.max_hints": 1, **EARLY}),
+    "hint at the start, 8 steps": Run("hint", {"teacher.view.place": "start", **EARLY}),
+    "one hint a rollout, 8 steps": Run("hint", {"teacher.view.max_hints": 1, **EARLY}),
 }
 """Not recipes, but what to compare them with."""
 
@@ -140,7 +140,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
     looks = 20 if run.recipe == "tml" else 1000
     fixed = {
         "eval.prompts.limit": 128,
-        "eval.samples": 2,
+        "eval.rollouts_per_prompt": 2,
         "eval.every": looks,
         "log": [],
         "seed": seed,
@@ -160,7 +160,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
         curve=[(row["step"], row["eval"]["accuracy"]) for row in rows if "eval" in row],
         train={
             name: [statistics.fmean(part) for part in (values[:10], values[-10:])]
-            for name in ("grad_norm", "distill_share", "outcome_share")
+            for name in ("grad_norm", "distill_share", "reward_share")
             if (values := [step[name] for step in steps if name in step])
         },
     )

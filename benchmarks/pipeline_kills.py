@@ -30,13 +30,13 @@ def stages(steps: int) -> dict[str, object]:
     train = {
         "run": "opd",
         "optimizer.steps": steps,
-        "rollout.batch": 16,
+        "rollout.prompts_per_step": 16,
         "checkpoint.every": 2,
         "eval": {"prompts": HELD_OUT, "every": 5, "diagnostics": 8},
         "guards": {"drop": 1.0, "below_start": 1.0},  # 32 prompts are few, and a guard would stop the pipeline
         "threads": 1,
     }
-    taught = {"teacher": {"weights": "model", "model": "stage:one"}, "student": "stage:two"}
+    taught = {"teacher": {"model": "stage:one"}, "student": "stage:two"}
     return {
         "one": {**train, "seed": 1},
         "two": {**train, "seed": 2, "run": "opsd", "teacher.weights": "ema"},

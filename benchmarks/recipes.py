@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import opd
+from opd.axes.base import Objects
+from opd.axes.views.hint import HintView
 from opd.config.read import read
-from opd.engines.hf import Sampling
-from opd.parts import Objects, gather, sampler_of
+from opd.language.load import load_run
 from opd.teachers.hints import ModelAuthor
 
-CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
+CRITIC = {"teacher.view.author": {"type": "model", "model": "nano/critic"}}
 UPDATES = {"hint": 100, "opd": 200, "opsd": 100}
 """More than the recipes ship with: what they end at, and whether they stay there."""
 UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
@@ -34,7 +35,7 @@ UNGUARDED = {"guards.drop": 1.0, "guards.below_start": 1.0}
 def run(recipe: str, seed: int, folder: Path, overrides: dict[str, Any]) -> opd.Result:
     """One run, in a folder of its own."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    fixed: dict[str, Any] = {"seed": seed, "out": str(out), "eval.samples": 4, "eval.every": 50, "log": []}
+    fixed: dict[str, Any] = {"seed": seed, "out": str(out), "eval.rollouts_per_prompt": 4, "eval.every": 50, "log": []}
     fixed["optimizer.steps"] = UPDATES[recipe]
     return opd.train(recipe, {**fixed, **overrides})
 
@@ -71,16 +72,18 @@ def hint(seeds: int, folder: Path) -> None:
 
 def critic_precision() -> None:
     """How often the critic is right about real rollouts of the base model, against the environment's events."""
-    parts = gather(read("hint", CRITIC), Objects())
-    assert isinstance(parts.author, ModelAuthor)
-    rollouts = sampler_of(parts, Sampling(), held_out=True).rollout(parts.held_out, seed=1)
+    run = load_run(read("hint", CRITIC), Objects())
+    view = run.view()
+    assert isinstance(view, HintView)
+    assert isinstance(view.author, ModelAuthor)
+    rollouts = run.sampler(held_out=True).rollout(run.held_out, seed=1)
     events = [(i, e) for i, r in enumerate(rollouts) for e in r.events if "tools" in e.detail]
     faulty = {(i, e.span): e.detail["tools"] for i, e in events}
-    hints = [(i, h) for i, said in enumerate(parts.author.hints(rollouts)) for h in said]
+    hints = [(i, h) for i, said in enumerate(view.author.hints(rollouts)) for h in said]
     right = [(i, h) for i, h in hints if (i, h.span) in faulty]
     exact = [(i, h) for i, h in right if _words(faulty[i, h.span]) <= _words(h.text)]
     found = len({(i, h.span) for i, h in right}) / len(faulty)
-    print(f"\nThe critic on {len(rollouts)} sampled rollouts of the base model, answers: {dict(parts.author.counts)}")
+    print(f"\nThe critic on {len(rollouts)} sampled rollouts of the base model, answers: {dict(view.author.counts)}")
     print(f"- precision: {len(right) / len(hints):.1%} of {len(hints)} hints are about a faulty turn")
     print(f"- {len(exact) / len(hints):.1%} are, and list that prompt's tools right")
     print(f"- recall: {found:.1%} of {len(faulty)} faulty turns have a hint")
@@ -97,7 +100,7 @@ def collapse(seeds: int, folder: Path) -> None:
         "the same, guards off": {**live, **UNGUARDED},
         "frozen, no anchor": {"loss.anchor": 0.0},
     }
-    often = {"eval.every": 10, "eval.samples": 0}
+    often = {"eval.every": 10, "eval.rollouts_per_prompt": 0}
     rows = {name: [run("hint", s, folder, often | more) for s in range(seeds)] for name, more in variants.items()}
     table("A live teacher collapses", rows, ["invalid_call_rate", "accuracy"])
     for result in rows["live, no anchor"]:
@@ -107,10 +110,10 @@ def collapse(seeds: int, folder: Path) -> None:
 
 def distil(seeds: int, folder: Path) -> None:
     teacher = opd.evaluate("nano/math-teacher", "math")["accuracy"]
-    off_policy = {"rollout.policy": "teacher", **UNGUARDED}
+    off_policy = {"rollout.source": "teacher", **UNGUARDED}
     variants: dict[str, dict[str, Any]] = {
         "opd": {},
-        "supervised on the teacher's answers": {**off_policy, "loss.signal": "tokens"},
+        "supervised on the teacher's answers": {**off_policy, "loss.signal": "sft"},
     }
     rows = {name: [run("opd", s, folder, more) for s in range(seeds)] for name, more in variants.items()}
     table("`opd` on `math`", rows, ["accuracy", "avg@4"])

@@ -15,18 +15,22 @@ import time
 
 import torch
 
-from opd.config.read import read
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, load, pad, stop_ids
-from opd.parts import device_of
+from opd.models.language import LanguageModel, device_named, load, pad, stop_ids
+from opd.types import Sampling
 
 
 def ours(model: LanguageModel, contexts: list[tuple[int, ...]], limit: int, batch: int, seed: int) -> list[int]:
     """Lengths of the answers of opd's engine."""
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model), max_rows=batch)
-    return [len(g.ids) for g in engine.generate(contexts, [limit] * len(contexts), seed)]
+    engine = HFEngine(model, max_rows=batch)
+    return [
+        len(g.ids)
+        for g in engine.generate(
+            contexts, [limit] * len(contexts), sampling=Sampling(), stop_ids=stop_ids(model), seed=seed
+        )
+    ]
 
 
 @torch.inference_mode()
@@ -65,7 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = load(args.model, key="--model", device=device_of(read("opd")))
+    model = load(args.model, key="--model", device=device_named("auto"))
     chat = Chat(model.tokenizer)
     contexts = [chat.prompt_ids(p) for p in get_task(args.task).prompts("train")[: args.prompts]]
     speeds: dict[str, list[float]] = {"model.generate": [], "opd": []}

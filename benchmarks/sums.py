@@ -6,14 +6,14 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.nano.tasks import math as additions
 from opd.nano.tasks.math import MathTask
 from opd.nano.traces import without_carry
 from opd.rollouts.sampler import Sampler
-from opd.types import Prompt
+from opd.types import Prompt, Sampling
 
 CARRY, PLAIN = "carry", "plain"
 SIZES = {"train": 2048, "test": 128}
@@ -72,8 +72,15 @@ class Plain(Sums):
 def greedy(source: str, split: str) -> dict[str, float]:
     """A model's greedy accuracy on both domains, and the share of sums that carry answered as if they did not."""
     model: LanguageModel = load(source, key="student")
-    engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-    sampler = Sampler(engine, Chat(model.tokenizer), Sums(), max_new_tokens=64)
+    engine = HFEngine(model)
+    sampler = Sampler(
+        engine,
+        Chat(model.tokenizer),
+        Sums(),
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(model),
+        max_new_tokens=64,
+    )
     found: dict[str, list[float]] = {"accuracy": [], CARRY: [], PLAIN: [], "forgotten": []}
     for rollout in sampler.rollout(Sums().prompts(split), seed=0):
         domain, reward = rollout.prompt.domain, rollout.reward or 0.0

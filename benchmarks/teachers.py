@@ -65,9 +65,9 @@ def run(root: Path, teachers: int, steps: int) -> None:
         {
             "student": str(root / "student"),
             "prompts": str(path),
-            "teacher": {"weights": "model", "models": models},
+            "teacher": {"models": models},
             "loss": {"divergence": "reverse_kl"},
-            "rollout": {"batch": 40, "max_new_tokens": 32},
+            "rollout": {"prompts_per_step": 40, "max_new_tokens": 32},
             "optimizer": {"steps": steps, "lr": 1e-5},
             "checkpoint": {"every": 1000},
             "threads": 1,

@@ -33,7 +33,10 @@ def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) ->
         (["train", "hint", "loss.divergence=kl"], "no divergence 'kl'"),
         (["train", "hint", "prompts.task=nothing"], "nothing"),
         (["train", "opd", "teacher.model=/nowhere"], "teacher.model: cannot load '/nowhere'"),
-        (["train", "hint", "teacher.view.hint.author.model=/nowhere"], "teacher.view.hint.author.model: cannot load"),
+        (
+            ["train", "hint", "teacher.view.author={type: model, model: /nowhere}"],
+            "teacher.view.author.model: cannot load",
+        ),
         (["eval", "/nowhere", "math"], "cannot load '/nowhere'"),
         (["eval", "nano/tools-base", "none.jsonl"], "cannot read 'none.jsonl'"),
         (["doctor", "hint", "rollout.max_new_tokens=100000"], "exceeds the model's"),
@@ -57,7 +60,10 @@ def assert_one_sentence(done: Done, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "hint", "teacher.view.hint.author.model=/nowhere"], "teacher.view.hint.author.model: cannot load"),
+        (
+            ["train", "hint", "teacher.view.author={type: model, model: /nowhere}"],
+            "teacher.view.author.model: cannot load",
+        ),
         (["doctor", "opd", "rollout.max_new_tokens=100000"], "exceeds the model's"),
     ],
 )
@@ -68,7 +74,7 @@ def test_libraries_print_nothing_beside_the_sentence(tmp_path: Path, arguments: 
 
 @pytest.mark.slow
 def test_train_eval_and_resume(tmp_path: Path) -> None:
-    overrides = ["optimizer.steps=2", "rollout.batch=8", "eval.prompts.limit=8", "out=run"]
+    overrides = ["optimizer.steps=2", "rollout.prompts_per_step=8", "eval.prompts.limit=8", "out=run"]
     done = process("train", "hint", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "before" in done.stdout

@@ -1,4 +1,4 @@
-"""Runs that learn from rewards alone: what becomes of batches in which all rewards are equal, and of their figures."""
+"""Runs that learn from rewards alone: batches whose rewards are all equal, and the metrics of such runs."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import opd
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
-from opd.output.format import figure
-from opd.types import Message, Observation, Prompt, Rollout
+from opd.output.format import format_value
+from opd.types import Message, Observation, Prompt, Rollout, RolloutSource
+from support.altered import train_altered
 from support.models import make_model
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]
@@ -32,41 +33,37 @@ class Checker:
 
 
 class Rewards:
-    """A display that gives each rollout of the run a reward by its number."""
+    """A rollout source that gives each rollout of another source a reward by its number."""
 
-    def __init__(self, reward: Callable[[int], float]) -> None:
+    def __init__(self, sampler: RolloutSource, reward: Callable[[int], float]) -> None:
+        self.sampler = sampler
         self.reward = reward
         self.number = itertools.count()
-
-    def start(self, loop: Loop) -> None:
-        self.sampler, loop.sampler = loop.sampler, self
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         made = self.sampler.rollout(prompts, seed, step)
         return [dataclasses.replace(r, reward=self.reward(next(self.number))) for r in made]
 
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-def train(out: Path, reward: Callable[[int], float], **loss: Any) -> tuple[opd.Result, list[dict[str, float]]]:
+def train(
+    out: Path, reward: Callable[[int], float], shape: dict[str, Any] | None = None, **loss: Any
+) -> tuple[opd.Result, list[dict[str, float]]]:
     """Batches of eight answers, two each to four prompts."""
     tree = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "loss": {"signal": "reward", **loss},
-        "rollout": {"batch": 4, "samples": 2, "max_new_tokens": 6},
+        "loss": {"signal": {"type": "reward", **(shape or {})}, **loss},
+        "rollout": {"prompts_per_step": 4, "rollouts_per_prompt": 2, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-3, "steps": 6},
         "guards": {"max_idle": 3},
         "log": [],
         "out": str(out),
     }
-    result = opd.train(tree, student=make_model(0), prompts=PROMPTS, task=Checker(), displays=[Rewards(reward)])
+
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, sampler=Rewards(loop.sampler, reward))
+
+    result = train_altered(alter, tree, student=make_model(0), prompts=PROMPTS, task=Checker())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return result, [row["train"] for row in rows if "train" in row]
 
@@ -77,7 +74,7 @@ def late(number: int) -> float:
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float, tmp_path: Path) -> None:
+def test_a_batch_of_equal_rewards_makes_no_update_and_the_run_goes_on(anchor: float, tmp_path: Path) -> None:
     result, rows = train(tmp_path / "run", late, anchor=anchor)
     assert result.steps == 6
     assert result.stopped_by is None
@@ -89,7 +86,7 @@ def test_a_batch_of_equal_rewards_makes_no_update_and_ends_nothing(anchor: float
 
 
 @pytest.mark.parametrize("anchor", [0.0, 0.1])
-def test_a_run_that_never_has_anything_to_learn_is_an_error(anchor: float, tmp_path: Path) -> None:
+def test_a_run_whose_rewards_are_always_equal_is_an_error(anchor: float, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(EmptyStepError, match="ended at step 3 without a target"):
         train(out, lambda number: 1.0, anchor=anchor)
@@ -104,45 +101,51 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
         return float(number % 8 == 1)
 
     (_, diluted), (_, alone) = (
-        train(tmp_path / str(skip), reward, sampled={"skip_equal": skip}) for skip in (False, True)
+        train(tmp_path / str(skip), reward, {"drop_zero_variance_groups": skip}) for skip in (False, True)
     )
     assert diluted[0]["equal_groups"] == alone[0]["equal_groups"] == 0.75
-    assert diluted[0]["outcome_share"] == 1
-    share = alone[0]["outcome_share"]
+    assert diluted[0]["reward_share"] == 1
+    share = alone[0]["reward_share"]
     assert 0 < share < 0.6
     assert alone[0]["grad_norm"] * share == pytest.approx(diluted[0]["grad_norm"], rel=1e-3)
 
 
 def test_the_share_is_shown_in_percent() -> None:
-    assert figure("equal_groups", 0.75) == "75.0%"
+    assert format_value("equal_groups", 0.75) == "75.0%"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"loss.sampled.skip_equal": True}, "sampled.skip_equal is about the outcome reward, and there is none"),
-        ({"loss.sampled.overlong": 8}, "sampled.overlong is about the outcome reward"),
+        ({"loss.signal.drop_zero_variance_groups": True}, "unknown key 'loss.signal.drop_zero_variance_groups'"),
+        ({"loss.signal.overlong_penalty": 8}, "unknown key 'loss.signal.overlong_penalty'"),
         (
-            {"loss.sampled.overlong": 65, "loss.outcome": 1.0, "rollout.samples": 2},
-            "overlong=65 are the last of rollout.max_new_tokens=64",
+            {"loss.reward.overlong_penalty": 65, "rollout.rollouts_per_prompt": 2},
+            "overlong_penalty=65 is above rollout.max_new_tokens=64",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_reward_settings_without_rewards_are_refused(overrides: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         opd.train("tml", {**overrides, "out": str(tmp_path / "run")})
 
 
-def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": [], "rollout.batch": 8, "rollout.samples": 4}
+def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
+    small = {
+        "optimizer.steps": 1,
+        "eval.prompts": None,
+        "log": [],
+        "rollout.prompts_per_step": 8,
+        "rollout.rollouts_per_prompt": 4,
+    }
     shapes = {
         "token": {},
-        "constant": {"loss.positions.mean": "constant"},
-        "sequence": {"loss.positions.mean": "sequence"},
+        "constant": {"loss.aggregate": "constant"},
+        "sequence": {"loss.aggregate": "sequence"},
     }
     losses = {}
     for name, shape in shapes.items():
         opd.train("kdrl", {**small, **shape, "out": str(tmp_path / name)})
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = next(row["train"]["outcome"] for row in rows if "train" in row)
+        losses[name] = next(row["train"]["reward"] for row in rows if "train" in row)
     assert len(set(losses.values())) == 3

@@ -17,9 +17,9 @@ def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
     config = read(name)
     prompts = config.eval.prompts
     few = [{**source.model_dump(), "limit": 8} for source in prompts.mix or (prompts,)]
-    small: dict[str, Any] = {"optimizer.steps": 2, "rollout.batch": 8, "eval.prompts": few, "log": []}
-    if config.family == "language" and config.rollout.offline:
-        small["rollout.offline"] = 16  # prompts asked for before the first step
+    small: dict[str, Any] = {"optimizer.steps": 2, "rollout.prompts_per_step": 8, "eval.prompts": few, "log": []}
+    if name == "lightning":
+        small["rollout.source.prompts"] = 16  # prompts asked for before the first step
     small["out"] = str(tmp_path / "run")
     result = opd.train(name, small)
     assert result.steps == 2

@@ -33,7 +33,7 @@ BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re
 ELSEWHERE = ("make ", "export ", ". .venv/bin/activate")
 """How a command may begin that is not ours; ``make`` is looked up in the Makefile."""
 
-SHORT = ["optimizer.steps=2", "rollout.batch=8", "eval.prompts.limit=8"]
+SHORT = ["optimizer.steps=2", "rollout.prompts_per_step=8", "eval.prompts.limit=8"]
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
-from opd.build import assemble
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
+from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from support.interrupt import Interrupt
 from support.models import make_model
 
@@ -27,9 +27,9 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-2, "steps": 6},
         "checkpoint": {"every": 2},
         "log": [],
@@ -62,7 +62,7 @@ def losses(out: Path) -> list[float]:
     return [line["train"]["loss"] for line in lines if "train" in line]
 
 
-def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:
+def test_training_lowers_the_divergence_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"prompt": "q r"}\n{"prompt": "s t"}\n{"prompt": "o p"}\n')
     out = tmp_path / "out"
@@ -79,7 +79,7 @@ def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: 
     assert "reverse_kl" in (out / "README.md").read_text()
 
 
-def test_same_run_file_same_weights_other_seed_others(tmp_path: Path) -> None:
+def test_the_weights_depend_on_the_run_file_and_the_seed_alone(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path / name, seed=seed)
     first = weights(tmp_path / "a")
@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, teacher_wei
     def go(out: Path, **more: Any) -> opd.Result:
         tree = run_file(out)
         if teacher_weights == "ema":
-            tree["teacher"] = {"weights": "ema", "ema_decay": 0.5, "view": "privileged"}
+            tree["teacher"] = {"weights": {"type": "ema", "decay": 0.5}, "view": "privileged"}
         rows = [{**row, "answer": "k l"} for row in PROMPTS]
         teacher = make_model(1) if teacher_weights == "model" else None
         return opd.train(tree, student=make_model(0), teacher=teacher, prompts=rows, **more)
@@ -181,8 +181,8 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> 
 def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
     result = train(
         tmp_path / "out",
-        rollout={"policy": "teacher", "temperature": 0.0},
-        loss={"signal": "tokens"},
+        rollout={"source": "teacher", "temperature": 0.0},
+        loss={"signal": "sft", "divergence": "forward_kl"},
         optimizer={"steps": 25},
     )
     assert result.steps == 25
@@ -191,7 +191,12 @@ def test_supervised_training_on_the_teachers_answers(tmp_path: Path) -> None:
 
 def test_supervised_training_on_reference_answers(tmp_path: Path) -> None:
     rows = [{**row, "answer": "k l m"} for row in PROMPTS]
-    tree = run_file(tmp_path / "out", rollout={"policy": "answers"}, loss={"signal": "tokens"}, optimizer={"steps": 25})
+    tree = run_file(
+        tmp_path / "out",
+        rollout={"source": "references"},
+        loss={"signal": "sft", "divergence": "forward_kl"},
+        optimizer={"steps": 25},
+    )
     opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=rows)
     assert losses(tmp_path / "out")[-1] < 0.3 * losses(tmp_path / "out")[0]
 
@@ -245,7 +250,7 @@ def test_padded_heads_of_one_family_are_compared_on_what_both_have(tmp_path: Pat
     assert result.steps == 6
 
 
-def test_a_step_without_any_signal_is_an_error(tmp_path: Path) -> None:
+def test_a_run_without_any_hint_is_an_error(tmp_path: Path) -> None:
     tree = run_file(tmp_path / "out") | {"teacher": {"weights": "frozen", "view": "hint"}}
     with pytest.raises(EmptyStepError, match="no hint was written"):
         opd.train(tree, student=make_model(0), prompts=PROMPTS)
@@ -257,29 +262,40 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
     assert read(saved).model_dump(mode="json") == saved
 
 
-def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
-    overrides = {"loss.gold": 0.5, "loss.anchor": 0.1, "loss.outcome": 0.1, "rollout.batch": 4, "rollout.samples": 3}
+def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> None:
+    overrides = {
+        "loss.sft": 0.5,
+        "loss.anchor": 0.1,
+        "loss.reward": 0.1,
+        "rollout.prompts_per_step": 4,
+        "rollout.rollouts_per_prompt": 3,
+    }
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": []}
     config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
-    loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
     assert [r.source for r in rollouts] == ["student"] * 12 + ["references"] * 4
     about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}
-    assert about["gold"] == set(range(12, 16))
+    assert about["sft"] == set(range(12, 16))
     assert about["distill"] == about["anchor"] == set(range(12))
-    assert about["outcome"] in (set(), set(range(12)))
+    assert about["reward"] in (set(), set(range(12)))
     loop.run()
 
 
-def test_a_main_term_without_a_target_is_an_error_whatever_stands_beside_it(tmp_path: Path) -> None:
-    with pytest.raises(EmptyStepError, match="no target for 'distill'"):
+def test_an_anchor_beside_a_term_without_a_target_trains_nothing(tmp_path: Path) -> None:
+    with pytest.raises(EmptyStepError, match="without a target for 'distill'"):
         opd.train(
-            "hint", {"rollout.policy": "answers", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
+            "hint", {"rollout.source": "references", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
         )
 
 
-def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "rollout.off_policy_steps": 1, "eval.prompts.limit": 8, "log": []}
+def test_rollouts_of_the_teacher_do_not_count_as_the_students(tmp_path: Path) -> None:
+    small = {
+        "optimizer.steps": 2,
+        "rollout.source": {"type": "mixture", "first_steps": 1},
+        "eval.prompts.limit": 8,
+        "log": [],
+    }
     result = opd.train("opd", {**small, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, second = [row["train"] for row in rows if "train" in row]
@@ -288,25 +304,25 @@ def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
     assert result.tokens == second["tokens"]
 
 
-@pytest.mark.parametrize("overrides", [{"loss.hidden.bridge.rank": 5000}, {"loss.hidden.bridge.prompts": 1}])
+@pytest.mark.parametrize("overrides", [{"loss.signal.bridge.rank": 5000}, {"loss.signal.bridge.prompts": 1}])
 def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="loss.hidden.bridge: rank="):
+    with pytest.raises(ConfigError, match="loss.signal.bridge: rank="):
         opd.train("oprd", {**overrides, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")})
 
 
 @pytest.mark.parametrize(
     ("view", "kind"),
-    [({"privileged": {}}, "privileged"), ({"context": {"text": "a b c " * 80}}, "context")],
+    [({"type": "privileged"}, "privileged"), ({"type": "context", "text": "a b c " * 80}, "context")],
 )
-def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_a_context_too_long_for_the_teacher_is_refused(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
     student = make_model(0)
     prompts = [{"prompt": "a b", "answer": "c d " * 120, "id": f"p{n}"} for n in range(8)]
     overrides = {
         "teacher": {"weights": "frozen", "view": view},
-        "rollout.batch": 4,
+        "rollout.prompts_per_step": 4,
         "rollout.max_new_tokens": 20,
         "eval.prompts": None,
         "out": str(tmp_path / "run"),
     }
-    with pytest.raises(DataError, match=rf"teacher.view.{kind}: prompt 'p\d' has \d+ tokens as the teacher reads it"):
+    with pytest.raises(DataError, match=rf"teacher.view={kind}: prompt 'p\d' has \d+ tokens as the teacher reads it"):
         opd.train("opsd", overrides, student=(student.model, student.tokenizer), prompts=prompts)

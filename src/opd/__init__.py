@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from opd.api import Result, evaluate, train
+    from opd.api import evaluate, train
     from opd.errors import OpdError
-    from opd.pipelines.run import PipelineResult, pipeline
+    from opd.output.result import Result
+    from opd.pipelines.result import PipelineResult
+    from opd.pipelines.run import pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
 __version__ = "0.1.0"
@@ -38,8 +40,8 @@ __all__ = [
 
 _HOME = {
     "OpdError": "opd.errors",
-    "PipelineResult": "opd.pipelines.run",
-    "Result": "opd.api",
+    "PipelineResult": "opd.pipelines.result",
+    "Result": "opd.output.result",
     "evaluate": "opd.api",
     "pipeline": "opd.pipelines.run",
     "train": "opd.api",

@@ -5,52 +5,53 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from opd.build import evaluation
-from opd.config import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
+from opd.axes.base import GIVEN, Objects
 from opd.config import read as run_file
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
 from opd.data.tasks import TASKS
 from opd.errors import CheckpointError, ConfigError
-from opd.evaluation.metrics import Metrics
+from opd.language.measure import measure_model
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
+from opd.output.result import Result
 from opd.output.run_folder import is_empty, locked, write_json
-from opd.output.run_log import RunLog, open_sinks
-from opd.parts import Objects, gather
-from opd.prepare import Prepared, prepare
-from opd.types import Prompt
+from opd.output.run_log import Display, RunLog, RunStart, open_sinks
+from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
-GIVEN = "given from Python"
-"""Stands in a run file for a part that was given as an object."""
+if TYPE_CHECKING:
+    from opd.losses import Divergence
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to; ``result.json`` holds the same.
+class Run(Protocol):
+    """A run that is loaded and checked; ``LanguageRun`` and ``DenoisingRun`` implement it."""
 
-    Attributes:
-        out: folder with the model, ``metrics.jsonl`` and ``result.json``.
-        before, after, best: figures by name at the start, of the weights in ``out``, and at the best evaluation.
-        steps: optimizer steps made. tokens: the student's own, rolled out in steps.
-        seconds: time in steps, and in what was made before the first.
-        stopped_by: the guard that stopped the run, or None.
-        events: what guards saw and what was done about it: step, kind, text.
-    """
+    @property
+    def config(self) -> BaseRun:
+        """The run file."""
+        ...
 
-    out: Path
-    before: Metrics
-    after: Metrics
-    best: Metrics
-    steps: int
-    tokens: int
-    seconds: float
-    stopped_by: str | None
-    events: list[dict[str, Any]]
+    def assemble(self, log: RunLog) -> Loop:
+        """The loop, ready to run from step 0."""
+        ...
+
+    def recorder(self, loop: Loop) -> Any | None:
+        """What records the run for the report; None if the run file leaves it out."""
+        ...
+
+    def card(self, result: Result) -> str:
+        """The README.md of the finished run."""
+        ...
+
+    def findings(self) -> Iterator[str]:
+        """The lines of `opd doctor`."""
+        ...
 
 
 def train(
@@ -60,50 +61,104 @@ def train(
     student: Any = None,
     teacher: Any = None,
     prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
+    eval_prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
     task: Any = None,
+    sampler: RolloutSource | None = None,
+    engine: Engine | None = None,
+    view: View | None = None,
+    author: HintAuthor | None = None,
+    signal: tuple[Teacher, Objective] | None = None,
+    divergence: Divergence | None = None,
     resume: bool = False,
-    displays: Sequence[Any] = (),
+    displays: Sequence[Display] = (),
 ) -> Result:
     """Train a student by a recipe, a run file or a mapping.
+
+    Every object replaces the run file's value on its axis. A user's own class can also be named in the run file, as
+    ``package.module:Name``.
 
     Args:
         source: ``"hint"``, ``"my.yaml"`` or ``{"student": ...}``.
         overrides: ``{"optimizer.steps": 50}`` or ``["optimizer.steps=50"]``.
-        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline instead of the run file's path; its
-            weights are trained in place.
+        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline; its weights are trained in place.
         teacher: the same instead of ``teacher.model``.
         prompts: strings, mappings with ``prompt`` or ``messages``, or ``Prompt`` objects.
+        eval_prompts: held-out prompts, likewise.
         task: a ``Task`` or ``ImageTask`` that checks answers, for prompts given as objects.
-        resume: go on from the newest checkpoint in ``out``; from the start if there is none.
-        displays: objects with ``step``, ``evaluation`` and ``event`` methods that want to be told.
+        sampler: makes the rollouts, instead of ``rollout.source``.
+        engine: generates the student's tokens, instead of ``rollout.engine``.
+        view: turns rollouts into segments, instead of ``teacher.view``.
+        author: writes hints, for a hint view.
+        signal: the teacher and the objective, instead of ``loss.signal``.
+        divergence: a ``Divergence``, instead of ``loss.divergence``.
+        resume: continue from the newest checkpoint in ``out``; from the start if there is none.
+        displays: show the run while it trains; see ``Display``.
 
     Returns:
-        The figures before and after.
+        Metrics before and after.
 
     Raises:
         OpdError: the run cannot be started or has nothing to train on; one sentence says why.
     """
-    config = run_file.read(source, _with_objects(source, overrides, student, teacher, prompts, task))
+    objects = Objects(
+        student=student,
+        teacher=teacher,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        task=task,
+        sampler=sampler,
+        engine=engine,
+        view=view,
+        author=author,
+        signal=signal,
+        divergence=divergence,
+    )
+    config = run_file.read(source, _with_objects(overrides, objects))
+    return start(config, lambda: load(config, objects), resume=resume, displays=displays)
+
+
+def start(
+    config: RunConfig | DiffusionConfig,
+    make: Callable[[], Run],
+    *,
+    resume: bool = False,
+    displays: Sequence[Display] = (),
+) -> Result:
+    """Train in the run file's folder, which this process locks.
+
+    Args:
+        make: loads the run, after the folder is known to be free; a refused run leaves no folder behind.
+
+    Raises:
+        OpdError: as for ``train``.
+    """
     out = Path(config.out)
-    if isinstance(config, RunConfig):
-        student, teacher = _pair(student), _pair(teacher)
-    objects = Objects(student=student, teacher=teacher, prompts=prompts, task=task)
     with ExitStack() as held:
         existed = out.is_dir()
         if existed:
             _check_ours(out)
             held.enter_context(locked(out))
         _claim(out, config, resume=resume)
-        prepared = prepare(config, objects)
-        if not existed:  # what is refused leaves no folder behind
+        run = make()
+        if not existed:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)
-        return _run(prepared, displays)
+        return _run(run, displays)
+
+
+def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
+    """Load everything a run names, with the code of its family."""
+    if isinstance(config, DiffusionConfig):
+        from opd.diffusion.run import DenoisingRun
+
+        return DenoisingRun.load(config, objects)
+    student, teacher = _pair(objects.student), _pair(objects.teacher)
+    return LanguageRun.load(config, dataclasses.replace(objects, student=student, teacher=teacher))
 
 
 def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Iterator[str]:
-    """Look at a run before it costs anything: roll out a few prompts and let the teacher score them.
+    """Check a run before it costs anything: roll out a few prompts and score them.
 
     Nothing is trained and nothing is written.
 
@@ -111,38 +166,34 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
         A line per finding.
 
     Raises:
-        OpdError: the run cannot work; the same sentence ``opd train`` would give.
+        OpdError: the run cannot work; the sentence is that of ``opd train``.
     """
-    yield from prepare(run_file.read(source, overrides), Objects()).findings()
+    yield from load(run_file.read(source, overrides), Objects()).findings()
     yield "ready to train"
 
 
-def _run(prepared: Prepared, displays: Sequence[Any]) -> Result:
-    """Train in a folder that is ours."""
-    config, out = prepared.config, Path(prepared.config.out)
+def _run(run: Run, displays: Sequence[Display]) -> Result:
+    """Train in a folder that this process has locked."""
+    config, out = run.config, Path(run.config.out)
     write_json(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(out / "metrics.jsonl", open_sinks(config.log, out, out.name, config.model_dump(mode="json")), displays)
+    log = RunLog(out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), displays=displays)
     started = time.perf_counter()
-    loop = prepared.assemble(log)
-    loop.state.seconds = time.perf_counter() - started  # what is made before the first step is not free
-    recorder = prepared.recorder(loop)
+    loop = run.assemble(log)
+    loop.state.seconds = time.perf_counter() - started  # one-off preparation is part of the cost
+    recorder = run.recorder(loop)
     if recorder:
-        displays = log.displays = [recorder, *displays]
-        log.observers = [recorder]
-    loop.checkpoints.restore(loop)
-    log.rewind(loop.state.step if loop.state.before or loop.state.step else -1)
-    for display in displays:
-        display.start(loop)
+        log.attach(recorder)
+    loop.restore()
+    start = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
+    log.start(start, evaluated=bool(loop.state.before))
     try:
         loop.run()
-        result = _finish(loop, prepared)
+        result = _finish(loop, run)
         if recorder:
             recorder.finish()
         return result
     finally:
-        log.close()
-        for display in displays:
-            display.stop()
+        log.stop()
 
 
 def evaluate(
@@ -161,10 +212,10 @@ def evaluate(
         model: path, bundled name, hub id or (model, tokenizer).
         prompts: a task's name, a JSONL path, a dataset id, or a mapping as in the run file.
         split: of the task or dataset, where ``prompts`` is a string.
-        samples: also sample so many answers per prompt and report avg@n.
+        samples: also sample n answers per prompt and report avg@n.
 
     Returns:
-        Figures by name: ``accuracy``, ``invalid_call_rate``, ``length``, ``truncation_rate``, ``avg@n``.
+        Metrics: ``accuracy``, ``invalid_call_rate``, ``length``, ``truncation_rate``, ``avg@n``.
 
     Raises:
         OpdError: the model or the prompts cannot be used.
@@ -172,41 +223,21 @@ def evaluate(
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         prompts = {"task": prompts, "split": split} if is_task else {**PromptsConfig.source(prompts), "split": split}
-    named = isinstance(model, str)
-    config = run_file.read(
-        {
-            "student": model if named else GIVEN,
-            "prompts": prompts,
-            "eval": {"prompts": prompts, "samples": samples, "divergence": False},
-            "teacher": {"weights": "ema"},
-            "rollout": {"batch": 1, "max_new_tokens": max_new_tokens, "max_turns": max_turns},  # however few prompts
-            "device": device,
-            "out": "nothing is written",
-        }
+    config = run_file.validate(PromptsConfig, prompts, at="prompts")
+    source = model if isinstance(model, str) else _pair(model)
+    assert source is not None
+    return measure_model(
+        source, config, samples=samples, max_new_tokens=max_new_tokens, max_turns=max_turns, device=device
     )
-    assert isinstance(config, RunConfig)
-    measure = evaluation(gather(config, Objects(student=None if isinstance(model, str) else _pair(model))), None)
-    assert measure is not None
-    return measure()
 
 
-def _with_objects(
-    source: Any, overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any
-) -> list[str] | dict[str, Any]:
+def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any]:
     """Overrides, with the keys that given objects stand in for."""
-    if not any(o is not None for o in (student, teacher, prompts, task)):
+    standing = objects.keys()
+    if not standing:
         return overrides
-    changed: dict[str, Any] = {}
-    if student is not None:
-        changed["student"] = GIVEN
-    if teacher is not None:
-        denoising = isinstance(source, Mapping) and source.get("family") == "diffusion"
-        changed |= {} if denoising else {"teacher.weights": "model"}
-        changed["teacher.model"] = GIVEN
-    if prompts is not None:
-        changed["prompts"] = {"path": GIVEN}
     given = dict(overrides) if isinstance(overrides, Mapping) else dict(run_file.split(o) for o in overrides)
-    return changed | given
+    return standing | given
 
 
 def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:
@@ -218,13 +249,13 @@ def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None
 
 
 def _check_ours(out: Path) -> None:
-    """Refuse a folder that holds something else: nothing is overwritten."""
+    """Refuse a folder with anything but a run: nothing is overwritten."""
     if not (out / "run.json").exists() and not is_empty(out):
         raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
 
 
 def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
-    """Refuse a folder that holds something else, another run, or a run that is not to be gone on with."""
+    """Refuse a folder with anything but this very run, and this run unless it is to be resumed."""
     _check_ours(out)
     saved = out / "run.json"
     if not saved.exists():
@@ -240,11 +271,11 @@ def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
         )
 
 
-def _finish(loop: Loop, prepared: Prepared) -> Result:
+def _finish(loop: Loop, run: Run) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
-    state, out = loop.state, Path(prepared.config.out)
+    state, out = loop.state, Path(run.config.out)
     if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
-        loop.checkpoints.load_best(loop.student)
+        loop.checkpoints.load_best(loop.student.model)
         state = dataclasses.replace(state, after=state.best)
     result = Result(
         out=out,
@@ -258,7 +289,7 @@ def _finish(loop: Loop, prepared: Prepared) -> Result:
         events=state.events,
     )
     loop.student.save(out)
-    (out / "README.md").write_text(prepared.card(result))
+    (out / "README.md").write_text(run.card(result))
     figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
     write_json(out / "result.json", figures)
     return result

@@ -1,4 +1,4 @@
-"""The ``opd`` command: parse, call, print. No logic."""
+"""The ``opd`` command: parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 def train(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in out.")] = False,
 ) -> None:
     """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine"""
+    from opd.config.read import read
+
+    read(source, overrides or [])  # a mistake in the run file is reported before torch is imported
     from opd.api import train as run
     from opd.output.terminal import LiveDisplay, show_result
 
@@ -39,7 +42,7 @@ def pipeline(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.first.optimizer.steps=5.")
     ] = None,
 ) -> None:
-    """Run a graph of stages, or go on with it. Exit status 2: a stage failed; 1: a guard stopped one."""
+    """Run a graph of stages, or continue it. Exit status 2: a stage failed; 1: a guard stopped one."""
     from opd.pipelines.run import pipeline as run
     from opd.pipelines.table import display, show
 
@@ -57,19 +60,17 @@ def pipeline(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
-    prompts: Annotated[
-        str, typer.Argument(help="A task (tools, math, strings, search), a JSONL file or a dataset id.")
-    ],
+    prompts: Annotated[str, typer.Argument(help="A task, a JSONL file or a dataset id.")],
     split: Annotated[str, typer.Option(help="Split of the task or dataset.")] = "test",
-    samples: Annotated[int, typer.Option(help="Also sample so many answers per prompt: avg@n.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens after a prompt.")] = 256,
+    samples: Annotated[int, typer.Option(help="Also sample n answers per prompt: avg@n.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens after a prompt.")] = 256,
 ) -> None:
     """Measure a model on prompts with checkable answers."""
     from opd.api import evaluate as measure
-    from opd.output.terminal import show_figures
+    from opd.output.terminal import show_metrics
 
-    figures = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
-    show_figures(console, model, figures)
+    metrics = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
+    show_metrics(console, model, metrics)
 
 
 @app.command()
@@ -78,14 +79,12 @@ def view(
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of runs, several side by side, or one of a pipeline."),
     ],
-    live: Annotated[
-        bool, typer.Option("--live", help="Follow runs in progress, from a server on this machine.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default into the folder.")] = None,
-    port: Annotated[int, typer.Option(help="Of --live; 0 takes a free one.")] = 0,
-    browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
+    live: Annotated[bool, typer.Option("--live", help="Follow runs in progress, through a local server.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File of the page; by default in the run's folder.")] = None,
+    port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
-    """See a run, with what the teacher said about every token or what was drawn, or a pipeline's graph and figures."""
+    """Show a run with the teacher's target for every token (or its images), or a pipeline with its metrics."""
     from opd.report.view import follow, write
 
     if live:
@@ -98,7 +97,7 @@ def view(
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show one recipe's file.")] = None,
 ) -> None:
-    """List the recipes with their place on the axes, or show one."""
+    """List the recipes with their values on the axes, or show one."""
     from opd.output.method_map import show_map, show_recipe
 
     if name:
@@ -113,6 +112,9 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Check a run before it costs anything: tokenizers, templates, lengths, memory, is the teacher better?"""
+    from opd.config.read import read
+
+    read(source, overrides or [])
     from opd.api import examine
 
     for line in examine(source, overrides or []):
@@ -120,7 +122,7 @@ def doctor(
 
 
 def main() -> None:
-    """Run a command; an error of the user's is one sentence and exit status 2."""
+    """Run a command; a user's error is one sentence and exit status 2."""
     try:
         app()
     except OpdError as error:

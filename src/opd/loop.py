@@ -1,9 +1,9 @@
-"""THE loop. Every method passes through it; what differs between methods is what it is given.
+"""The training loop. Every method runs through it; methods differ only in the objects it is given.
 
-rollouts = the student answers the prompts itself
+rollouts = the student, or another source, answers the prompts
 signals  = teachers score those same tokens
-loss     = a divergence between the two, where it matters
-update   = one optimizer step, watched by guards
+loss     = the distance between student and signal, weighted by position
+update   = one optimizer step, checked by guards
 """
 
 from __future__ import annotations
@@ -13,77 +13,47 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from opd.data.curriculum import Curriculum
 from opd.errors import EmptyStepError
-from opd.evaluation.metrics import Metrics, describe, gap_recovery
+from opd.evaluation.metrics import describe, gap_recovery
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.extrapolation import Extrapolation
 from opd.models.copies import EmaWeights
 from opd.models.forward import align
 from opd.output.run_log import Log
 from opd.teachers.views import remaining
-from opd.training.checkpoint import Checkpoints
-from opd.training.guards import Guards
+from opd.training.actions import Action, RefreshTeacher, RollBack, Stop
+from opd.training.checkpoint import Checkpoints, RunState
+from opd.training.guards import Guards, better
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Policy, Reader, Rollout, RolloutSource, Segment, Signal, States, Teacher, View
-
-
-class Objective(Protocol):
-    """How far the student is from a signal, and which way is nearer."""
-
-    def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
-        """The weighted sum over positions, float32 []; gradients flow to the student's states.
-
-        ``per_token_T``, float32 [T], is filled with each position's own loss, detached, where there is such a thing.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of the loss: who teaches, what it sees, how the distance is measured and what it weighs.
-
-    A view of None reads every student token that no earlier term reads. A term of weight 0 waits for a rollback.
-    """
-
-    name: str
-    teacher: Teacher
-    view: View | None
-    objective: Objective
-    weight: float = 1.0
-    positions: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
-    """Weights of the signal's positions, [T]; None counts all of them alike."""
-    by_luck: bool = False
-    """A first batch without a signal is no mistake in the run file: its rewards may happen to be equal."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a term's teacher said about a batch: the segments it read, and its signal where that counts."""
-
-    term: Term
-    segments: Sequence[Segment]
-    signal: Signal
-    weight_T: Tensor
-    loss_T: Tensor
-    """Each position's own loss, once the update has been made; NaN where there is no such thing."""
+from opd.types import ForwardPass, Metrics, Policy, Rollout, RolloutSource, Scored, Segment, Term
 
 
 @dataclass
 class Loop:
-    """The parts of one run, put together by ``opd.build``; ``run`` trains."""
+    """One run; ``run`` trains.
+
+    No part is given the loop: parts receive the state and return values or actions, and only the loop acts on them.
+
+    Attributes:
+        sampler: generates the rollouts of a step.
+        forward: the student's forward pass over its rollouts, with gradients, one micro-batch after the other.
+        terms: of the loss. The first one is the main term, whose loss the curriculum learns from.
+        describe: metrics of the student's rollouts that need no model.
+        average: the averaged teacher, updated after each optimizer step.
+        gate: excludes teachers that are no better than the student.
+        evaluate: metrics on held-out prompts; None to measure nothing.
+    """
 
     student: Policy
     sampler: RolloutSource
-    reader: Reader
-    """How the student reads its own rollouts, with gradients, a micro-batch after the other."""
+    forward: ForwardPass
     curriculum: Curriculum
     terms: Sequence[Term]
     optimizer: Optimizer
@@ -93,7 +63,6 @@ class Loop:
     steps: int
     seed: int = 0
     describe: Callable[[Sequence[Rollout]], Metrics] = describe
-    """What can be said about the student's own rollouts without any model."""
     average: EmaWeights | None = None
     gate: Gate | None = None
     evaluate: Callable[[], Metrics] | None = None
@@ -102,74 +71,89 @@ class Loop:
     extrapolation: Extrapolation | None = None
     state: State = field(default_factory=State)
 
-    def run(self) -> State:
-        """Train from ``state.step`` to ``steps``, or until a guard stops the run and no recovery takes it up.
+    def restore(self) -> None:
+        """Continue from the newest checkpoint; without one nothing changes.
 
         Raises:
-            EmptyStepError: a step has no tokens, or no teacher has anything to say from the first step on.
+            CheckpointError: it cannot be read or does not fit the model.
+        """
+        saved = self.checkpoints.restore(self.run_state)
+        if saved:
+            self.state = saved
+            if self.gate:
+                self.gate.apply(saved.after, saved.refused)
+
+    def run(self) -> State:
+        """Train from ``state.step`` to ``steps``, or until a guard stops the run and no rollback resumes it.
+
+        Raises:
+            EmptyStepError: the rollouts of a step have no tokens, or no token of the run had a target.
         """
         state = self.state
         if not state.before:
-            self._evaluate(last=False)
+            self._evaluate()
         if self.recovery and not state.step:
-            self.checkpoints.save(self, last=True)  # something to go back to
+            self.checkpoints.save(self.run_state, last=True)  # the first one to roll back to
         while state.step < self.steps and state.stopped_by is None:
             started = time.perf_counter()
             metrics = self._step(state.step)
             state.step += 1
             self.log.step(state.step, metrics)
             if self.recovery:
-                self.recovery.look(self, metrics)
-            if self.extrapolation:
-                self.extrapolation(self)
+                self._act(self.recovery.after_step(state, metrics, self.terms))
+                self._recover()
+            if self.extrapolation and (found := self.extrapolation(state.step)):
+                state.tokens += found.tokens
+                self.event("extrapolation", found.text)
             state.seconds += time.perf_counter() - started
-            last = state.step == self.steps or state.stopped_by is not None
-            if last or state.step % self.evaluate_every == 0:
-                self._evaluate(last=last)
-            self.checkpoints.save(self, last=last or state.stopped_by is not None)
-        if state.signal_tokens == 0:
-            raise EmptyStepError(
-                f"the run ended at step {state.step} without a target for a single token; where rewards teach, all "
-                "were equal in every group: take prompts that some answers get right, or more rollout.samples"
-            )
+            if self._last or state.step % self.evaluate_every == 0:
+                self._evaluate()
+            self.checkpoints.save(self.run_state, last=self._last)
+        if not state.taught:
+            why = "; ".join(f"'{term.name}': {term.if_empty}" for term in self._without_target)
+            raise EmptyStepError(f"the run ended at step {state.step} without a target for {why}")
         return state
 
     @property
     def active(self) -> list[Term]:
-        """The terms that count, with what rollbacks have made of their weights."""
+        """The terms with a weight above 0, which rollbacks may have changed."""
         weighted = [replace(t, weight=self.state.weights.get(t.name, t.weight)) for t in self.terms]
         return [term for term in weighted if term.weight]
+
+    @property
+    def run_state(self) -> RunState:
+        """Everything a checkpoint holds."""
+        curriculum = self.curriculum if self.curriculum.tensors() else None
+        parts = {"optimizer": self.optimizer, "average": self.average, "curriculum": curriculum}
+        return RunState(self.student.model, self.state, {**parts, "extrapolation": self.extrapolation})
 
     def _step(self, step: int) -> Metrics:
         """Rollouts, signals, loss, update."""
         times: Metrics = {}
         with _timed(times, "rollout_s"):
-            seed = self.seed * 1_000_003 + step
-            rollouts = self.sampler.rollout(self.curriculum.step(step), seed, step)
-        if not sum(r.num_tokens for r in rollouts):
+            rollouts = self.sampler.rollout(self.curriculum.step(step), self.seed * 1_000_003 + step, step)
+        tokens = sum(r.num_tokens for r in rollouts)
+        if not tokens:
             raise EmptyStepError(
-                f"step {step}: not one of {len(rollouts)} rollouts has a token of the student's own; "
-                "check rollout.max_new_tokens and the stop token"
+                f"step {step}: none of {len(rollouts)} rollouts has a generated token. Fix: check "
+                "rollout.max_new_tokens and the stop token"
             )
         with _timed(times, "teacher_s"):
             scored = self.score(rollouts)
-        if step == 0 and not len(scored[0].signal) and not self.terms[0].by_luck:
-            raise EmptyStepError(
-                f"the first step's rollouts got no target for '{self.terms[0].name}': no hint was written, or "
-                "every span is empty; check teacher.view"
-            )
-        # An anchor holds the student where it was, and teaches it nothing.
-        self.state.signal_tokens += sum(len(s.signal) for s in scored if s.term.name != "anchor")
+        for said in scored:
+            if said.term.role != "anchor":
+                self.state.targets[said.term.name] = self.state.targets.get(said.term.name, 0) + len(said.signal)
+        if step + 1 == self.guards.max_idle and self.state.taught:
+            for term in self._without_target:
+                self.event("no_target", f"no token has had a target for '{term.name}' yet: {term.if_empty}")
         self.log.scored(step, rollouts, scored)
         with _timed(times, "update_s"):
             metrics = self._update(rollouts, scored)
-        tokens = sum(r.num_tokens for r in rollouts)
         own = [r for r in rollouts if r.source == "student"]
         self.state.tokens += sum(r.num_tokens for r in own)
-        share = {f"{s.term.name}_share": len(s.signal) / tokens for s in scored}
         return {
             **metrics,
-            **share,
+            **{f"{s.term.name}_share": len(s.signal) / tokens for s in scored},
             **self.curriculum.learn(step, rollouts, scored[0].signal, scored[0].loss_T),
             **(self.describe(own) if own else {}),
             "tokens": float(tokens),
@@ -177,7 +161,7 @@ class Loop:
         }
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        """Each term's teacher reads what its view shows it; positions of no weight are left out at once."""
+        """The signal of every active term, without the positions of weight 0."""
         taken: list[Segment] = []
         scored: list[Scored] = []
         for term in self.active:
@@ -185,23 +169,23 @@ class Loop:
             taken += segments
             signal = term.teacher.score(rollouts, segments).to(self.student.device)
             weight_T = torch.ones(len(signal), device=self.student.device)
-            if term.positions:
-                weight_T = term.positions(rollouts, signal)
+            if term.token_weights:
+                weight_T = term.token_weights(rollouts, signal)
             counts = weight_T > 0
-            # The count is the whole batch's, so micro-batches add up to exactly one big batch.
+            # The number of positions is the whole batch's, so micro-batches add up to exactly one big batch.
             share_T = weight_T[counts] / counts.sum().clamp_min(1)
             scored.append(Scored(term, segments, signal.take(counts), share_T, torch.full_like(share_T, torch.nan)))
         return scored
 
     def _update(self, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> Metrics:
         """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
-        if not any(len(s.signal) for s in scored) or not self.state.signal_tokens:
+        if not self.state.taught or not any(len(s.signal) for s in scored):
             return self._idle()
         self.state.idle = 0
         scale = self.state.lr_scale
         sums = dict.fromkeys((s.term.name for s in scored), 0.0)
         self.student.model.train()
-        for where, states in self.reader(rollouts):
+        for where, states in self.forward(rollouts):
             losses: list[Tensor] = []
             for said in scored:
                 term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)
@@ -223,64 +207,87 @@ class Loop:
             self.state.skipped = 0
             if self.average and not self.state.rollbacks:
                 self.average.update()
-        figures = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
-        return figures | ({"grad_norm": norm} if norm is not None else {})
+        metrics = {"loss": total, **sums, "lr": scale * self.optimizer.lr(self.state.step)}
+        return metrics | ({"grad_norm": norm} if norm is not None else {})
 
     def _idle(self) -> Metrics:
-        """No teacher has anything to say; when that lasts, what can be learned is learned, or nothing ever can."""
+        """Make no update: no token had a target, or only an anchor has had any so far."""
         self.state.idle += 1
-        self.event("idle", "no teacher had anything to say about this step's rollouts; no update was made")
-        if self.guards.idle(self.state.idle):
-            self.stop("idle", f"no teacher had anything to say for {self.state.idle} steps in a row")
+        self.event("idle", "empty signal: no token of this step's rollouts has a target, so no update was made")
+        self._act(self.guards.after_idle_step(self.state.idle))
         return {}
 
     def _skip(self, loss: float) -> None:
-        """A loss or gradient that is not finite never reaches the weights."""
+        """Note an update that was left out because the loss or the gradient is not finite."""
         self.state.skipped += 1
         what = "loss" if not math.isfinite(loss) else "gradient"
         self.event("non_finite", f"the {what} is not finite; the update was left out")
-        if not self.optimizer.finite():
-            self.stop("non_finite", "weights of the student are not finite")
-        elif self.guards.skipped(self.state.skipped):
-            self.stop("non_finite", f"the {what} was not finite for {self.state.skipped} steps in a row")
+        finite = self.optimizer.finite()
+        self._act(self.guards.after_skipped_step(what, self.state.skipped, weights_finite=finite))
 
-    def _evaluate(self, *, last: bool) -> None:
-        """Measure the student on held-out prompts, remember the best, and let the guards look.
-
-        A collapse stops the run when it lasts; at the end of a run there is no more waiting.
-        """
+    def _evaluate(self) -> None:
+        """Measure the student on held-out prompts, keep the best weights, and ask gate, guards and recovery."""
         state = self.state
         metrics = self.evaluate() if self.evaluate and self.optimizer.finite() else {}
         if not metrics:
             return
         metrics |= gap_recovery(state.before or metrics, metrics)
         if self.gate:
-            state.refused, said = self.gate(metrics, state.refused if state.before else None)
-            for text in said:
+            state.refused, changes = self.gate(metrics, state.refused if state.before else None)
+            for text in changes:
                 self.event("gate", text)
         self.log.evaluation(state.step, metrics)
         state.after = metrics
         if not state.before:
             state.before = metrics
-        if not state.best or self.guards.better(metrics, state.best):
+        if not state.best or better(metrics, state.best):
             state.best, state.best_step = metrics, state.step
-            self.checkpoints.save_best(self.student)
+            self.checkpoints.save_best(self.student.model)
+        if missing := self.guards.unmeasured(state.before, metrics):
+            self.event("unmeasured", f"validation {missing} was not measured, so no guard judged this evaluation")
+            return
         seen = self.guards.collapsed(state.before, state.best, metrics)
         state.collapsing = state.collapsing + 1 if seen else 0
-        if seen and (last or self.guards.lasting(state.collapsing)):
-            self.stop("collapse", f"{seen}; the best weights, of step {state.best_step}, are kept")
+        self._act(self.guards.after_evaluation(seen, state.collapsing, best_step=state.best_step, last=self._last))
         if self.recovery:
-            self.recovery.evaluated(self)
+            self._act(self.recovery.after_evaluation(state, averaged=self.average is not None))
+            self._recover()
+
+    def _recover(self) -> None:
+        """Roll back if a guard has stopped the run and the recovery allows it."""
+        if self.recovery:
+            averaged = self.average is not None
+            self._act(self.recovery.after_stop(self.state, self.terms, steps=self.steps, averaged=averaged))
+
+    def _act(self, action: Action) -> None:
+        """Carry out a decision; the run stops and rolls back nowhere else."""
+        match action:
+            case Stop(guard, text):
+                self.state.stopped_by = guard
+                self.event(guard, text)
+            case RollBack(step, then):
+                saved = self.checkpoints.roll_back(self.run_state, step)
+                self.state.rolled_back_to(saved, action)
+                self.event("rollback", f"back to the weights of step {saved.step}; {then}")
+            case RefreshTeacher(text):
+                assert self.average
+                self.average.refresh()
+                self.event("refresh", text)
 
     def event(self, kind: str, text: str) -> None:
-        """Tell the log, and keep it for the result."""
+        """Write an event to the log and keep it for the result."""
         self.state.events.append({"step": self.state.step, "kind": kind, "text": text})
         self.log.event(self.state.step, kind, text)
 
-    def stop(self, guard: str, text: str) -> None:
-        """Let this step be the last, unless a recovery takes the run up again."""
-        self.state.stopped_by = guard
-        self.event(guard, text)
+    @property
+    def _last(self) -> bool:
+        """Whether the run ends after this step."""
+        return self.state.step == self.steps or self.state.stopped_by is not None
+
+    @property
+    def _without_target(self) -> list[Term]:
+        """Terms that teach, but had no target in the whole run."""
+        return [t for t in self.active if t.role != "anchor" and not self.state.targets.get(t.name)]
 
 
 @contextmanager

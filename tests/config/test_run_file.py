@@ -1,16 +1,18 @@
 """The run file: what is accepted, and the sentence for what is not."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from opd.config.read import read, recipe_names
+from opd.config.read import RENAMED, RENAMED_VALUES, read, recipe_names
 from opd.errors import ConfigError
 
 MINIMAL = {
     "student": "s",
     "prompts": {"task": "math"},
-    "teacher": {"weights": "model", "model": "t"},
+    "teacher": {"model": "t"},
     "out": "o",
 }
 
@@ -25,8 +27,9 @@ def test_every_recipe_is_valid_and_names_its_source(name: str) -> None:
 def test_overrides_from_strings_and_mappings() -> None:
     assert read("hint", ["optimizer.lr=3e-5", "optimizer.steps=7"]).optimizer.lr == 3e-5
     assert read("hint", {"optimizer.steps": 7}).optimizer.steps == 7
-    author = read("hint", ["teacher.view.hint.author.model=nano/critic"]).teacher.view.hint.author
-    assert author.kind == "model"
+    author = read("hint", ["teacher.view.author={type: model, model: nano/critic}"]).teacher.view.author
+    assert author.type == "model"
+    assert read("hint", ["optimizer.steps=7", "prompts.limit=70", "prompts=a.jsonl"]).prompts.limit == 70
 
 
 def test_a_mix_survives_being_written_with_its_defaults() -> None:
@@ -40,7 +43,7 @@ def test_several_teachers_take_the_place_of_the_recipes_one_and_the_other_way_ro
     several = read("opd", {"teacher.models": {"math": "nano/math-teacher"}})
     assert several.teacher.model is None
     assert read(several.model_dump(), {"teacher.model": "nano/math-teacher"}).teacher.models is None
-    with pytest.raises(ConfigError, match="name one teacher or several"):
+    with pytest.raises(ConfigError, match="model and models are given, and each names a teacher"):
         read("opd", {"teacher.model": "a", "teacher.models": {"math": "b"}})
 
 
@@ -55,34 +58,44 @@ def test_own_prompts_are_not_measured_on_the_recipes() -> None:
 def test_shorthands() -> None:
     assert read(MINIMAL | {"prompts": "a.jsonl"}).prompts.path == "a.jsonl"
     assert read(MINIMAL | {"prompts": "org/data"}).prompts.dataset == "org/data"
-    assert read("hint", ["teacher.view=privileged"]).teacher.view.kind == "privileged"
+    assert read("hint", ["teacher.view=privileged"]).teacher.view.type == "privileged"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["optimizer.stps=3"], ["unknown key 'optimizer.stps'", "optimizer.steps"]),
-        (["teacher.view.hint.athor=rules"], ["teacher.view.hint.athor", "teacher.view.hint.author"]),
+        (["teacher.view.athor=rules"], ["teacher.view.athor", "teacher.view.author"]),
         (["zzz=red"], ["unknown key 'zzz'", "known keys", "student"]),
         (["optimizer.lr=fast"], ["optimizer.lr", "'fast'", "number"]),
-        (["rollout.batch=0"], ["rollout.batch", "0", "greater"]),
-        (["teacher.weights=model"], ["teacher.model has to name one"]),
-        (["teacher.model=x"], ["set teacher.weights=model"]),
-        (["teacher.view=plain"], ["the student itself", "nothing to learn"]),
-        (["teacher.view=hnt"], ["plain, hint, privileged, context or feedback"]),
-        (["teacher.view={context: {}}"], ["teacher.view.context", "exactly one of text, file and experience"]),
-        (["loss.positions.first=3", "loss.positions.after=3"], ["first=3", "after=3", "no token"]),
-        (["loss.positions.hardest={}", "loss.signal=hidden"], ["hardest.by=entropy", "signal is hidden"]),
-        (["loss.positions.hardest.share=1"], ["loss.positions.hardest.share", "less than 1"]),
-        (["teacher.view.hint.author=bob"], ["'rules'"]),
-        (["teacher.view.hint.author.http=http://x/v1"], ["served model's name"]),
+        (["rollout.prompts_per_step=0"], ["rollout.prompts_per_step", "0", "greater"]),
+        (["teacher.weights=model"], ["teacher.weights", "teacher.model alone names another model"]),
+        (["teacher={model: x, weights: ema}"], ["weights and model", "leave one of them out"]),
+        (["teacher.view=plain"], ["differs from the student", "nothing to learn", "teacher.weights=frozen"]),
+        (["teacher.view=hnt"], ["there is no 'hnt'", "plain, privileged, context, feedback, hint"]),
+        (["teacher.view={context: {text: a}}"], ["a value names its type", "{type: context, text}"]),
+        (["teacher.view={type: context}"], ["teacher.view", "exactly one of text, file and experience"]),
+        (["teacher.view=3"], ["teacher.view", "got 3"]),
+        (["loss.signal=own.module:Nothing"], ["loss.signal", "'own.module:Nothing' cannot be imported"]),
+        (["loss.signal=json:dumps"], ["loss.signal", "no subclass of opd.axes.signals.base.SignalConfig"]),
+        (["loss.token_weights.first=3", "loss.token_weights.after=3"], ["first=3", "after=3", "no token"]),
+        (
+            ["experimental.hardest_tokens={}", "loss.signal=hidden"],
+            ["experimental.hardest_tokens", "whole distributions", "loss.signal=hidden"],
+        ),
+        (["experimental.hardest_tokens.share=1"], ["experimental.hardest_tokens.share", "less than 1"]),
+        (["teacher.view.author=bob"], ["rules, model, http"]),
+        (["teacher.view.author={type: http, url: http://x/v1}"], ["teacher.view.author.model", "missing"]),
         (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),
-        (["loss.signal=tokens"], ["rollout.policy=teacher"]),
-        (["rollout.policy=teacher"], ["teacher.weights=model"]),
+        (
+            ["loss.signal=sft", "teacher.view=plain"],
+            ["loss.signal=sft", "rollout.source=student", "references or teacher"],
+        ),
+        (["rollout.source=teacher"], ["rollout.source=teacher", "teacher.model"]),
         (["steps"], ["key=value"]),
     ],
 )
-def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[str], words: list[str]) -> None:
+def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         read("hint", overrides)
     message = str(caught.value)
@@ -94,62 +107,61 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_mend(overrides: list[s
 @pytest.mark.parametrize(
     ("recipe", "overrides", "words"),
     [
-        ("opd", ["loss.signal=top_k"], ["signal=top_k", "top_k={k: …}"]),
-        ("opd", ["loss.top_k.k=8"], ["signal=top_k"]),
-        ("lsm", ["loss.top_k.rest=truncate"], ["loss.top_k.rest", "'tail'", "'renormalise'", "'correct'"]),
-        (
-            "gkd",
-            ["loss.signal=sampled", "rollout.off_policy=0"],
-            ["divergence=jsd", "signal=sampled", "loss.divergence=reverse_kl"],
-        ),
-        ("tml", ["rollout.policy=teacher"], ["loss.signal=sampled", "rollout.policy"]),
-        ("tml", ["rollout.off_policy=0.5"], ["loss.signal=sampled", "rollout.off_policy=0"]),
-        ("opd", ["loss.positions.importance=0.5"], ["positions.importance", "loss.signal=sampled"]),
-        ("opd", ["rollout.policy=teacher", "rollout.off_policy=0.5"], ["off_policy", "policy is teacher"]),
-        ("opd", ["rollout.policy=teacher", "rollout.off_policy_steps=5"], ["off_policy_steps", "policy is teacher"]),
-        ("opd", ["loss.positions.fade=0.2"], ["positions.fade", "loss.signal=sampled"]),
-        ("opd", ["loss.sampled.baseline=true"], ["sampled.baseline", "signal=sampled"]),
-        ("opd", ["loss.hidden.normalise=true"], ["hidden=", "signal=hidden"]),
-        ("oprd", ["loss.sampled.estimator=policy_gradient"], ["sampled", "signal is hidden", "loss.signal=sampled"]),
-        ("oprd", ["loss.sampled.discount=0.5"], ["sampled", "signal is hidden", "loss.signal=sampled"]),
-        ("opd", ["loss.unsure={}"], ["unsure", "signal=sampled", "signal is full"]),
-        ("grpo", ["loss.sampled.discount=1.0"], ["sampled.discount", "signal=reward"]),
-        ("hint-rl", ["loss.sampled.estimator=k2"], ["sampled.estimator=k2", "signal is full"]),
-        ("gopd", ["loss.sampled.baseline=true"], ["sampled.scale", "sampled.baseline"]),
-        ("lsm", ["loss.top_k.k=1"], ["top_k.k=1", "rest=renormalise", "rest=tail"]),
-        ("gkd", ["rollout.prefix=64"], ["prefix=64", "max_new_tokens=64"]),
-        ("opd", ["rollout.prefix=4", "rollout.prefix_turns=1"], ["prefix", "prefix_turns", "leave one"]),
-        ("opsd", ["rollout.prefix_turns=1"], ["rollout.prefix_turns", "teacher.weights=model"]),
-        ("lightning", ["rollout.turns_grow_every=5"], ["offline", "turns_grow_every"]),
+        ("opd", ["loss.signal=top_k"], ["'loss.signal.k' is missing"]),
+        ("opd", ["loss.signal.k=8"], ["unknown key 'loss.signal.k'", "clip"]),
+        ("lsm", ["loss.signal.rest=truncate"], ["loss.signal.rest", "'tail'", "'renormalise'", "'correct'"]),
+        ("gkd", ["loss.signal=sampled", "rollout.source=student"], ["divergence=jsd", "loss.divergence=reverse_kl"]),
+        ("tml", ["rollout.source=teacher"], ["loss.signal=sampled", "rollout.source=teacher"]),
+        ("tml", ["rollout.source={type: mixture, share: 0.5}"], ["loss.signal=sampled", "rollout.source=mixture"]),
+        ("opd", ["loss.token_weights.importance=0.5"], ["loss.token_weights.importance", "loss.signal=sampled"]),
+        ("opd", ["loss.token_weights.fade=0.2"], ["loss.token_weights.fade", "loss.signal=sampled"]),
+        ("opd", ["loss.signal.baseline=true"], ["unknown key 'loss.signal.baseline'"]),
+        ("opd", ["loss.signal.normalize=true"], ["unknown key 'loss.signal.normalize'"]),
+        ("oprd", ["loss.signal.estimator=policy_gradient"], ["unknown key 'loss.signal.estimator'"]),
+        ("oprd", ["loss.divergence=reverse_kl"], ["divergence=reverse_kl does not apply to loss.signal=hidden"]),
+        ("opd", ["loss.signal.teacher_entropy={}"], ["unknown key 'loss.signal.teacher_entropy'"]),
+        ("grpo", ["loss.signal.discount=1.0"], ["unknown key 'loss.signal.discount'"]),
+        ("hint-rl", ["loss.signal.estimator=k2"], ["unknown key 'loss.signal.estimator'"]),
+        ("gopd", ["loss.signal.baseline=true"], ["scale and baseline", "leave one out"]),
+        ("lsm", ["loss.signal.k=1"], ["k=1", "rest=renormalise", "rest=tail"]),
+        ("opd", ["rollout.source=prefix"], ["tokens and turns are both 0"]),
+        ("gkd", ["rollout.source={type: prefix, tokens: 64}"], ["source.tokens=64", "max_new_tokens=64"]),
+        ("lightning", ["rollout.grow_turns_every=5"], ["rollout.grow_turns_every", "rollout.source=recorded"]),
+        ("opsd", ["rollout.source={type: prefix, turns: 1}"], ["rollout.source=prefix", "teacher.model"]),
         (
             "lightning",
             ["teacher={weights: ema, view: privileged}"],
-            ["rollout.offline", "teacher.weights=ema", "frozen or model"],
+            ["rollout.source=recorded", "teacher.weights=ema", "frozen"],
         ),
+        ("lightning", ["loss.signal.baseline=true"], ["rollout.source=recorded", "without baseline"]),
         ("grpo", ["eval.divergence=true"], ["eval.divergence", "loss.signal=reward"]),
-        ("sdpo", ["teacher.view.feedback.solution=''"], ["solution and environment", "nothing"]),
-        ("lsm", ["loss.clip=0.05"], ["clip=0.05", "signal is top_k"]),
-        ("tml", ["rollout.off_policy_steps=5"], ["loss.signal=sampled", "rollout.off_policy_steps=0"]),
-        ("sdpo", ["rollout.samples=1"], ["teacher.view.feedback", "rollout.samples"]),
-        ("opsd", ["rollout.off_policy=0.5"], ["rollout.other=teacher", "teacher.weights=model"]),
+        ("sdpo", ["teacher.view.solution=''"], ["solution and environment", "sees nothing"]),
+        ("lsm", ["loss.signal.clip=0.05"], ["unknown key 'loss.signal.clip'"]),
+        ("tml", ["rollout.source={type: mixture, first_steps: 5}"], ["loss.signal=sampled", "rollout.source=student"]),
+        ("sdpo", ["rollout.rollouts_per_prompt=1"], ["teacher.view=feedback", "rollout.rollouts_per_prompt"]),
+        ("opsd", ["rollout.source={type: mixture, share: 0.5}"], ["rollout.source=mixture", "teacher.model"]),
         ("tml", ["rollout.top_p=0.9"], ["loss.signal=sampled", "rollout.top_p=1"]),
-        ("tml", ["loss.sampled.estimator=k1"], ["policy_gradient", "k2"]),
-        ("tml", ["loss.sampled.estimator=k2", "loss.sampled.discount=0.5"], ["discount", "use policy_gradient"]),
-        ("opd", ["loss.sampled.scale=1.25"], ["sampled.scale=1.25", "signal=sampled"]),
-        ("grpo", ["rollout.samples=1"], ["loss.signal=reward", "rollout.samples"]),
-        ("grpo", ["loss.outcome=1.0"], ["leave loss.outcome out"]),
-        ("hint-rl", ["rollout.samples=1"], ["loss.outcome", "rollout.samples"]),
-        ("hint", ["loss.signal=reward", "rollout.samples=4"], ["teacher.view must be plain"]),
-        ("gold", ["loss.divergence=reverse_kl"], ["divergence=reverse_kl", "signal=cross", "loss.divergence=jsd"]),
-        ("gold", ["loss.signal=full", "loss.cross.matched_weight=1"], ["cross is for", "loss.signal=cross"]),
-        ("gold", ["loss.positions.importance=0.5"], ["positions.importance", "signal is cross"]),
-        ("gold", ["loss.sampled.max_ratio=2"], ["sampled", "signal=cross", "loss.signal=sampled"]),
-        ("gold", ["loss.top_k.k=8"], ["top_k", "signal=top_k"]),
-        ("gold", ["teacher={weights: frozen}"], ["loss.signal=cross", "teacher.weights=frozen", "weights=model"]),
-        ("gold", ["teacher.view=privileged"], ["teacher.view=privileged", "loss.signal=cross", "view=plain"]),
-        ("gold", ["rollout.policy=teacher"], ["rollout.policy=teacher", "loss.signal=cross", "policy=student"]),
-        ("gold", ["rollout.off_policy=0.5"], ["rollout.other=teacher", "loss.signal=cross", "rollout.other=answers"]),
-        ("gold", ["eval.divergence=true"], ["eval.divergence", "loss.signal=cross", "eval.text"]),
+        ("tml", ["rollout.temperature=0.7"], ["loss.signal=sampled", "rollout.temperature=0.7"]),
+        ("tml", ["loss.signal.estimator=k1"], ["policy_gradient", "k2"]),
+        ("tml", ["loss.signal.estimator=k2", "loss.signal.discount=0.5"], ["discount", "estimator=k2"]),
+        ("grpo", ["rollout.rollouts_per_prompt=1"], ["loss.signal=reward", "rollout.rollouts_per_prompt"]),
+        ("grpo", ["loss.reward=1.0"], ["leave loss.reward out"]),
+        ("hint-rl", ["rollout.rollouts_per_prompt=1"], ["loss.reward", "rollout.rollouts_per_prompt"]),
+        ("hint", ["loss.signal=reward", "rollout.rollouts_per_prompt=4"], ["loss.signal=reward", "teacher.view=hint"]),
+        ("gold", ["loss.divergence=reverse_kl"], ["divergence=reverse_kl", "loss.signal=other_tokenizer"]),
+        ("gold", ["loss.signal=full", "loss.signal.matched_weight=1"], ["unknown key 'loss.signal.matched_weight'"]),
+        ("gold", ["loss.token_weights.importance=0.5"], ["token_weights.importance", "loss.signal=other_tokenizer"]),
+        ("gold", ["teacher={weights: frozen}"], ["loss.signal=other_tokenizer", "teacher.weights=frozen"]),
+        ("gold", ["teacher.view=privileged"], ["teacher.view=privileged", "loss.signal=other_tokenizer"]),
+        ("gold", ["rollout.source=teacher"], ["rollout.source=teacher", "loss.signal=other_tokenizer"]),
+        ("gold", ["rollout.source={type: mixture, share: 0.5}"], ["rollout.source=mixture", "other_tokenizer"]),
+        ("gold", ["eval.divergence=true"], ["eval.divergence", "loss.signal=other_tokenizer"]),
+        ("gold", ["experimental.curriculum.divergence=1"], ["curriculum.divergence", "loss.signal=other_tokenizer"]),
+        ("opd", ["loss.sft=0.5", "rollout.source=references"], ["loss.sft", "rollout.source=references"]),
+        ("opd", ["teacher.gate={}", "eval.prompts=null"], ["teacher.gate", "eval.prompts"]),
+        ("opd", ["experimental.combine=geometric"], ["experimental.combine", "teacher.models"]),
+        ("opd", ["experimental.conflict=true"], ["experimental.conflict", "teacher.models"]),
+        ("entropy", ["teacher.models={math: nano/math-teacher}"], ["loss.signal.teacher_entropy", "teacher.models"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_both_keys(
@@ -159,6 +171,28 @@ def test_what_does_not_go_together_is_refused_with_both_keys(
         read(recipe, overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("old", [*RENAMED])
+def test_an_old_name_is_refused_with_the_new_one(old: str) -> None:
+    if old in ("teacher.gate.overlap",):
+        overrides = {"teacher": {"model": "t", "gate": {"overlap": 0.1}}}
+    else:
+        overrides = {old: {"mean": 1} if old == "loss.positions" else 1}
+    with pytest.raises(ConfigError, match="has a new name. Fix: write") as caught:
+        read("hint", overrides)
+    assert str(caught.value).startswith(old)
+
+
+@pytest.mark.parametrize(("key", "old"), [*RENAMED_VALUES])
+def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: '{old}' has a new name"):
+        read("hint", {key: old})
+
+
+def test_the_run_file_is_read_without_torch() -> None:
+    command = "import sys; import opd.config.read as r; r.read('hint'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], timeout=60).returncode == 0
 
 
 def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
@@ -184,4 +218,4 @@ def test_a_missing_key_is_named() -> None:
 def test_a_folder_of_a_recipes_name_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hint").mkdir()
-    assert read("hint").teacher.view.kind == "hint"
+    assert read("hint").teacher.view.type == "hint"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from opd.build import assemble
+from opd.axes.base import Objects
 from opd.config.read import read
-from opd.data.curriculum import Adaptive, Interest, Uniform
+from opd.data.curriculum import Uniform
 from opd.errors import ConfigError, DataError
+from opd.experimental.curriculum import Adaptive, Interest
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
 from opd.types import Prompt, Rollout, Signal, Span
+from support.altered import train_altered
+from support.interrupt import Interrupt
 from support.models import make_model
 
 PROMPTS = [Prompt(id=name, text=name) for name in "abcdefgh"]
@@ -135,7 +139,7 @@ def test_what_others_wrote_is_seen_and_no_evidence() -> None:
 
 
 def test_two_prompts_of_one_id_and_too_few_are_refused() -> None:
-    with pytest.raises(DataError, match="two prompts have the id 'a'.*rollout.curriculum"):
+    with pytest.raises(DataError, match="two prompts have the id 'a'.*experimental.curriculum"):
         curriculum([*PROMPTS, PROMPTS[0]], success=1.0)
     with pytest.raises(DataError, match="fewer than one batch"):
         curriculum(PROMPTS[:2], success=1.0)
@@ -144,14 +148,30 @@ def test_two_prompts_of_one_id_and_too_few_are_refused() -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "words"),
     [
-        ("opd", ["rollout.curriculum.uniform=0"], "all weights are 0"),
-        ("opd", ["rollout.curriculum.sucess=1"], "rollout.curriculum.success"),
-        ("opd", ["rollout.curriculum.keep=1"], "rollout.curriculum.keep"),
-        ("lightning", ["rollout.curriculum.success=1"], "offline makes them once; leave one out"),
-        ("sft", ["rollout.curriculum.success=1"], "policy is .*; set policy=student"),
-        ("grpo", ["rollout.curriculum.divergence=1"], "loss.signal=reward has none"),
-        ("gold", ["rollout.curriculum.divergence=1"], "groups of tokens"),
-        ("tml", ["rollout.curriculum.divergence=1", "loss.sampled.baseline=true"], "loss.sampled.baseline"),
+        ("opd", ["experimental.curriculum.uniform=0"], "all weights are 0"),
+        ("opd", ["experimental.curriculum.sucess=1"], "experimental.curriculum.success"),
+        ("opd", ["experimental.curriculum.keep=1"], "experimental.curriculum.keep"),
+        (
+            "lightning",
+            ["experimental.curriculum.success=1"],
+            "needs rollouts made anew at each step .rollout.source=recorded",
+        ),
+        (
+            "sft",
+            ["experimental.curriculum.success=1"],
+            "needs rollouts that the student writes .rollout.source=references",
+        ),
+        ("grpo", ["experimental.curriculum.divergence=1"], "needs a signal that a teacher gives .loss.signal=reward"),
+        (
+            "gold",
+            ["experimental.curriculum.divergence=1"],
+            "each token's distance to the teacher .loss.signal=other_tokenizer",
+        ),
+        (
+            "tml",
+            ["experimental.curriculum.divergence=1", "loss.signal.baseline=true"],
+            "each token's distance .*loss.signal=sampled",
+        ),
     ],
 )
 def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides: list[str], words: str) -> None:
@@ -163,17 +183,17 @@ def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides:
 ROWS = [{"prompt": f"{a} {b} {c}", "answer": "k l"} for a in "abcd" for b in "efgh" for c in "ij"]
 
 
-def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+def train(
+    out: Path, *, rows: Any = ROWS, watch: Watch | None = None, at: int | None = None, **changes: Any
+) -> opd.Result:
+    """Train, watched and cut off at a step if asked to; a run that exists is resumed."""
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {
-            "batch": 8,
-            "max_new_tokens": 6,
-            "curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1},
-        },
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+        "experimental": {"curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1}},
         "optimizer": {"lr": 1e-2, "steps": 6},
         "checkpoint": {"every": 2},
         "log": [],
@@ -181,35 +201,46 @@ def train(out: Path, *, rows: Any = ROWS, displays: Any = (), resume: bool = Fal
     }
     teacher = make_model(1, layers=3, hidden=48)
     student = make_model(0)
-    return opd.train(tree | changes, student=student, teacher=teacher, prompts=rows, resume=resume, displays=displays)
+    return train_altered(
+        watch.alter if watch else None,
+        tree | changes,
+        student=student,
+        teacher=teacher,
+        prompts=rows,
+        resume=True,
+        displays=[Interrupt(at)] if at else [],
+    )
 
 
 def test_success_needs_rewards(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rollout.curriculum.success needs rewards, and nothing checks"):
+    with pytest.raises(ConfigError, match="experimental.curriculum.success needs rewards, and nothing checks"):
         train(tmp_path / "out", rows=[{"prompt": row["prompt"]} for row in ROWS])
     assert not (tmp_path / "out").exists()
 
 
 class Watch:
-    """A display that keeps what is remembered after every step, and stops the run the hard way if asked to."""
+    """A curriculum that keeps what another one remembers after every step."""
 
-    def __init__(self, at: int | None = None) -> None:
-        self.at = at
+    def __init__(self) -> None:
         self.memory: dict[int, dict[str, torch.Tensor]] = {}
 
-    def start(self, loop: Loop) -> None:
-        self.loop = loop
+    def alter(self, loop: Loop) -> Loop:
+        self.inner = loop.curriculum
+        return dataclasses.replace(loop, curriculum=self)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.memory[step] = {name: tensor.clone() for name, tensor in self.loop.curriculum.tensors().items()}
-        if step == self.at:
-            raise KeyboardInterrupt
+    def step(self, step: int) -> list[Prompt]:
+        return self.inner.step(step)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def learn(self, step: int, rollouts: Sequence[Rollout], signal: Signal, loss_T: torch.Tensor) -> dict[str, float]:
+        metrics = self.inner.learn(step, rollouts, signal, loss_T)
+        self.memory[step + 1] = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        return metrics
 
-    def event(self, step: int, kind: str, text: str) -> None: ...
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.inner.tensors()
 
-    def stop(self) -> None: ...
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.inner.load(tensors)
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -222,12 +253,11 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole, cut = Watch(), Watch(at=5)
-    train(tmp_path / "whole", displays=[whole])
+    whole, again = Watch(), Watch()
+    train(tmp_path / "whole", watch=whole)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", displays=[cut])
-    again = Watch()
-    train(tmp_path / "cut", displays=[again], resume=True)
+        train(tmp_path / "cut", at=5)
+    train(tmp_path / "cut", watch=again)
     assert again.memory.keys() == {5, 6}
     assert same(again.memory[6], whole.memory[6])
     assert whole.memory[6]["diverged"].any()
@@ -242,10 +272,10 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
     watch = Watch()
     result = train(
         tmp_path / "out",
-        displays=[watch],
+        watch=watch,
         optimizer={"lr": 1.0, "steps": 10},
-        guards={"recover": {"kl_exploded": 1.5, "lr": 0.5}},
-        rollout={"batch": 8, "max_new_tokens": 6, "curriculum": {"divergence": 1.0}},
+        guards={"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5}},
+        experimental={"curriculum": {"divergence": 1.0}},
         rows=[{"prompt": row["prompt"]} for row in ROWS],
     )
     back = next(e for e in result.events if e["kind"] == "rollback")
@@ -260,17 +290,17 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
 
 def test_a_memory_of_other_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "out", displays=[Watch(at=5)])
+        train(tmp_path / "out", at=5)
     with pytest.raises(opd.errors.CheckpointError, match="remembers 32 prompts, and there are 31"):
-        train(tmp_path / "out", rows=ROWS[:-1], resume=True)
+        train(tmp_path / "out", rows=ROWS[:-1])
 
 
 def test_the_loop_tells_the_mean_loss_of_each_prompts_tokens(tmp_path: Path) -> None:
     """In one step, micro-batch by micro-batch: weighted by their tokens, the prompts' means are the loss."""
-    changes = {"rollout.curriculum.divergence": 1.0, "rollout.batch": 8, "optimizer.micro_batch": 3}
+    changes = {"experimental.curriculum.divergence": 1.0, "rollout.prompts_per_step": 8, "optimizer.micro_batch": 3}
     small = {"optimizer.steps": 1, "prompts.limit": 16, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "r")}
     config = read("opd", {**changes, **small})
-    loop = assemble(gather(config, Objects()), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert isinstance(loop.curriculum, Adaptive)
     tokens = Counter({r.prompt.id: r.num_tokens for r in loop.sampler.rollout(loop.curriculum.step(0), 0, 0)})
     metrics = loop._step(0)

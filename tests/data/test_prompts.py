@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from opd.config import PromptsConfig
 from opd.config.read import read
+from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask, final_answer
 from opd.data.prompts import from_rows, load_prompts
 from opd.errors import ConfigError, DataError

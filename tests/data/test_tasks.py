@@ -46,6 +46,7 @@ def test_a_wrong_name_is_one_clear_sentence(name: str, message: str) -> None:
         get_task(name)
 
 
+@pytest.mark.slow
 def test_prompts_are_the_same_in_every_process() -> None:
     code = (
         "from opd.data.tasks import TASKS, get_task; print("

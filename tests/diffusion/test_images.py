@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 import opd
-from opd.config import PromptsConfig
+from opd.axes.base import Objects
 from opd.config.read import read
+from opd.config.run import PromptsConfig
 from opd.diffusion.data import load_image_prompts
 from opd.diffusion.images import grid, image_of, save, to_pixels, to_tensor
 from opd.diffusion.run import DenoisingRun
@@ -22,7 +23,6 @@ from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.types import Prompt
 from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 

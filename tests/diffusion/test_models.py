@@ -150,10 +150,10 @@ def test_a_lora_teacher_does_not_change(
     tmp_path: Path, folder: Any, lora: Path, adapter: dict[str, int] | None
 ) -> None:
     """Also if all of the student's weights train, so that nothing is shared."""
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
     from opd.output.run_log import RunLog
-    from opd.parts import Objects
 
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, lora=adapter)
     run = DenoisingRun.load(read(tree), Objects())

@@ -118,11 +118,7 @@ def test_valid_run_files_are_accepted_and_survive_being_written(tree: dict[str, 
             {"loss.reward_gradient": 0.1, "loss.step_weights": [1.0] * 9 + [0.0]},
             ["loss.reward_gradient", "loss.step_weights", "raise loss.reward_gradient.steps"],
         ),
-        (
-            TAUGHT,
-            {"optimizer.extrapolate": {}},
-            ["optimizer.extrapolate needs rollouts of text (family=diffusion)", "leave it out"],
-        ),
+        (TAUGHT, {"experimental.extrapolate": {}}, ["unknown key 'experimental'"]),
         (TAUGHT, {"guards.recover": {}}, ["guards.recover needs rollouts of text (family=diffusion)", "leave it out"]),
         (TAUGHT, {"report.prompts": 0}, ["report.prompts", "greater"]),
     ],
@@ -250,10 +246,10 @@ def test_a_teacher_with_other_latents_is_refused(tmp_path: Path, folder: Any) ->
 
 def test_a_domain_without_a_teacher_is_refused(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"models": {"digits": folder("sd3", 1)}})
-    refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default', and the teachers read digits")
+    refused(tree, ConfigError, r"^teacher.models: no teacher has the domain 'default' of prompt 'p0' .they have digits")
     tree["prompts"]["domain"] = "digits"
     tree["eval"] = {"prompts": {"path": tree["prompts"]["path"], "limit": 2}}
-    refused(tree, ConfigError, r"^teacher.models: prompt 'p0' is of domain 'default'")
+    refused(tree, ConfigError, r"^teacher.models: no teacher has the domain 'default' of prompt 'p0'")
 
 
 def test_prompts_without_a_valid_label_are_refused(tmp_path: Path, folder: Any) -> None:

@@ -15,6 +15,7 @@ import opd
 from opd.diffusion.models import load
 from opd.diffusion.report import Grids, by_state, references
 from opd.evaluation.evaluate import SEED
+from opd.output.run_log import RunStart
 from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
@@ -49,11 +50,11 @@ def test_every_evaluation_writes_a_strip_of_the_same_prompts(folder: Path) -> No
 
 
 def test_a_strip_shows_the_images_of_the_weights(folder: Path) -> None:
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.evaluation import decoded_images
     from opd.diffusion.images import to_pixels
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     config = read({**run_file(folder), "student": str(folder / "out")})
     run = DenoisingRun.load(config, Objects())
@@ -73,15 +74,15 @@ def test_sample_grids_do_not_change_the_run(folder: Path) -> None:
 
 
 def test_sample_grids_change_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     run.student.model.train()
     before = torch.get_rng_state()
     grids.evaluation(0, {})
@@ -96,7 +97,7 @@ class Killed:
     def __init__(self, step: int) -> None:
         self.last = step
 
-    def start(self, loop: Any) -> None: ...
+    def start(self, run: Any) -> None: ...
 
     def step(self, step: int, metrics: Any) -> None:
         if step == self.last:
@@ -170,9 +171,9 @@ def test_a_run_on_noised_images_has_strips_but_no_states(folder: Path, tmp_path:
 
 
 def test_by_state_is_the_mean_loss_of_each_state(folder: Path) -> None:
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     run = DenoisingRun.load(read(run_file(folder)), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
@@ -193,9 +194,9 @@ def test_reference_images_are_padded_to_squares() -> None:
 
 
 def test_the_images_that_the_teacher_sees_are_saved(folder: Path, tmp_path: Path) -> None:
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
@@ -209,10 +210,11 @@ def test_the_images_that_the_teacher_sees_are_saved(folder: Path, tmp_path: Path
         teacher=None,
         prompts=run.prompts,
         number=2,
+        loop=loop,
         shown=shown,
     )
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     grids.evaluation(0, {})
     grids.stop()
     data = denoising_data(tmp_path)["samples"]
@@ -240,16 +242,16 @@ def test_the_overview_has_a_row_per_strip(folder: Path) -> None:
 
 
 def test_after_a_collapse_the_overview_ends_with_the_kept_weights(folder: Path, tmp_path: Path) -> None:
+    from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
-    from opd.parts import Objects
 
     run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
-    grids.start(loop)
+    grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
     for step in (0, 2, 4, 6):
         grids.evaluation(step, {})
     loop.state.stopped_by, loop.state.best, loop.state.best_step = "collapse", {"distance": 1.0}, 4

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.divergences import log_density
 from opd.diffusion.objectives import RewardGradient
 from opd.diffusion.run import DenoisingRun
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
-from opd.loop import Loop, Scored
+from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects
-from opd.types import Rollout
+from opd.types import Rollout, Scored
 from support.tiny_pipelines import run_tree
 
 TASK = '''
@@ -111,7 +111,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
     signal = said.signal
     assert isinstance(signal, TransitionSignal)
     with torch.no_grad():
-        ((_, states),) = loop.reader(rollouts)
+        ((_, states),) = loop.forward(rollouts)
     prediction_TX = states.prediction_TX  # type: ignore[attr-defined]
     schedule = said.term.objective.schedule  # type: ignore[attr-defined]
     each_T = log_density(schedule, signal.step_T, signal.state_TX, prediction_TX, signal.next_TX)
@@ -126,7 +126,7 @@ def test_the_policy_gradient_raises_the_density_of_a_better_trajectory(tmp_path:
     assert isinstance(term.signal, TransitionSignal)
     alone = replace(term.signal, advantage_T=(term.signal.rollout_T == 4).float())
     before_B = densities(loop, rollouts, term)
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     loss = term.term.objective(states, alone, term.weight_T)
     assert loss.item() == pytest.approx(-1 / 6, rel=1e-3)  # r = 1: the weight of one trajectory of six
     loss.backward()
@@ -165,7 +165,7 @@ def test_a_step_of_equal_rewards_makes_no_update(tmp_path: Path, folder: Any) ->
 
 def test_a_run_of_equal_rewards_alone_is_an_error(tmp_path: Path, folder: Any) -> None:
     tree = {**tree_of(tmp_path / "out", folder), "prompts": {"task": "bright_task:Flat"}}
-    with pytest.raises(EmptyStepError, match="all were equal in every group"):
+    with pytest.raises(EmptyStepError, match="the rewards were equal in every group"):
         opd.train(tree)
 
 
@@ -204,7 +204,7 @@ def test_the_reward_gradient_flows_through_the_denoised_mean(tmp_path: Path, fol
     assert isinstance(term.term.objective, RewardGradient)
     assert term.term.weight == 2.0
     assert set(signal.position_T.tolist()) == {1, 2}
-    ((where, states),) = loop.reader(rollouts)
+    ((where, states),) = loop.forward(rollouts)
     states = states.take(where.position_T > 0)
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.models import load
 from opd.diffusion.run import DenoisingRun
 from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from support.interrupt import Interrupt
 from support.tiny_pipelines import prompt_rows, run_tree, write_rows
 

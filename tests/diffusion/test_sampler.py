@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.diffusion.divergences import log_density
 from opd.diffusion.forward import states_at, student_passes
 from opd.diffusion.models import DenoisingModel
@@ -18,7 +19,6 @@ from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
 from opd.models.forward import align
-from opd.teachers.views import PlainView
 from opd.types import Prompt
 
 PROMPTS = [

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import opd
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.models import load, of_pipeline
@@ -18,7 +19,6 @@ from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.types import Prompt
 from support.tiny_pipelines import KINDS, prompt_rows, run_tree
 

@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine, log_probs
 from opd.models.language import LanguageModel
+from opd.types import Sampling
 from support.models import make_model
 
 
@@ -18,15 +19,20 @@ def contexts(count: int) -> list[list[int]]:
 @pytest.mark.parametrize("max_rows", [3, 8, 64])
 def test_greedy_tokens_and_logprobs_equal_a_full_forward_pass(student: LanguageModel, max_rows: int) -> None:
     given, budgets = contexts(20), [1 + i % 17 for i in range(20)]
-    engine = HFEngine(student, sampling=Sampling(temperature=0), stop_ids=frozenset({2, 5, 9, 13}), max_rows=max_rows)
-    for context, budget, answer in zip(given, budgets, engine.generate(given, budgets, 0), strict=True):
+    engine = HFEngine(student, max_rows=max_rows)
+    for context, budget, answer in zip(
+        given,
+        budgets,
+        engine.generate(given, budgets, sampling=Sampling(temperature=0), stop_ids=frozenset({2, 5, 9, 13}), seed=0),
+        strict=True,
+    ):
         assert 1 <= len(answer.ids) <= budget
         assert answer.stopped == (answer.ids[-1] in {2, 5, 9, 13})
         assert answer.stopped or len(answer.ids) == budget
         with torch.no_grad():
-            log_probs = student.model(torch.tensor([[*context, *answer.ids]])).logits[0].log_softmax(-1)
+            whole = student.model(torch.tensor([[*context, *answer.ids]])).logits[0].log_softmax(-1)
         for k, (token, logprob) in enumerate(zip(answer.ids, answer.logprobs, strict=True)):
-            expected = log_probs[len(context) - 1 + k]
+            expected = whole[len(context) - 1 + k]
             assert token == int(expected.argmax())
             assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
 
@@ -34,26 +40,33 @@ def test_greedy_tokens_and_logprobs_equal_a_full_forward_pass(student: LanguageM
 def test_sampled_logprobs_are_those_of_the_distribution_drawn_from(student: LanguageModel) -> None:
     sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9)
     given = contexts(12)
-    engine = HFEngine(student, sampling=sampling, stop_ids=frozenset({2}), max_rows=5)
-    for context, answer in zip(given, engine.generate(given, [9] * 12, 3), strict=True):
+    engine = HFEngine(student, max_rows=5)
+    for context, answer in zip(
+        given, engine.generate(given, [9] * 12, sampling=sampling, stop_ids=frozenset({2}), seed=3), strict=True
+    ):
         with torch.no_grad():
             logits = student.model(torch.tensor([[*context, *answer.ids]])).logits[0]
-        expected = sampling.log_probs(logits)
+        expected = log_probs(logits, sampling)
         for k, (token, logprob) in enumerate(zip(answer.ids, answer.logprobs, strict=True)):
             assert logprob == pytest.approx(float(expected[len(context) - 1 + k, token]), abs=1e-4)
 
 
 def test_same_seed_same_tokens_other_seed_others(student: LanguageModel) -> None:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=frozenset({2}))
+    engine = HFEngine(student)
     given = contexts(10)
-    first = engine.generate(given, [12] * 10, 1)
-    assert first == engine.generate(given, [12] * 10, 1)
-    assert first != engine.generate(given, [12] * 10, 2)
+    first = engine.generate(given, [12] * 10, sampling=Sampling(), stop_ids=frozenset({2}), seed=1)
+    assert first == engine.generate(given, [12] * 10, sampling=Sampling(), stop_ids=frozenset({2}), seed=1)
+    assert first != engine.generate(given, [12] * 10, sampling=Sampling(), stop_ids=frozenset({2}), seed=2)
 
 
 def test_frequencies_follow_the_distribution(student: LanguageModel) -> None:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=frozenset(), max_rows=4096)
-    drawn = torch.tensor([g.ids[0] for g in engine.generate([[7, 8, 9]] * 4096, [1] * 4096, 5)])
+    engine = HFEngine(student, max_rows=4096)
+    drawn = torch.tensor(
+        [
+            g.ids[0]
+            for g in engine.generate([[7, 8, 9]] * 4096, [1] * 4096, sampling=Sampling(), stop_ids=frozenset(), seed=5)
+        ]
+    )
     with torch.no_grad():
         expected = student.model(torch.tensor([[7, 8, 9]])).logits[0, -1].softmax(-1)
     seen = torch.bincount(drawn, minlength=len(expected)) / 4096
@@ -63,27 +76,27 @@ def test_frequencies_follow_the_distribution(student: LanguageModel) -> None:
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = Sampling(top_p=0.75).log_probs(logits).exp()
+    kept = log_probs(logits, Sampling(top_p=0.75)).exp()
     assert torch.allclose(kept, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
-    assert torch.allclose(Sampling(top_p=0.01).log_probs(logits).exp()[0, 0], torch.tensor(1.0))
+    assert torch.allclose(log_probs(logits, Sampling(top_p=0.01)).exp()[0, 0], torch.tensor(1.0))
 
 
 def test_top_k() -> None:
-    kept = Sampling(top_k=2).log_probs(torch.tensor([[1.0, 3.0, 2.0]])).exp()
+    kept = log_probs(torch.tensor([[1.0, 3.0, 2.0]]), Sampling(top_k=2)).exp()
     assert float(kept[0, 0]) == 0
     assert float(kept.sum()) == pytest.approx(1)
 
 
 def test_training_mode_is_put_back(student: LanguageModel) -> None:
     student.model.train()
-    HFEngine(student, sampling=Sampling(), stop_ids=frozenset({2})).generate([[5]], [2], 0)
+    HFEngine(student).generate([[5]], [2], sampling=Sampling(), stop_ids=frozenset({2}), seed=0)
     assert student.model.training
 
 
 def test_the_model_is_used_as_it_is_at_the_call() -> None:
     model = make_model(0)
-    engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=frozenset())
-    before = engine.generate([[7, 8]], [8], 0)
+    engine = HFEngine(model)
+    before = engine.generate([[7, 8]], [8], sampling=Sampling(temperature=0), stop_ids=frozenset(), seed=0)
     with torch.no_grad():
         model.model.model.embed_tokens.weight.copy_(make_model(3).model.model.embed_tokens.weight)
-    assert engine.generate([[7, 8]], [8], 0) != before
+    assert engine.generate([[7, 8]], [8], sampling=Sampling(temperature=0), stop_ids=frozenset(), seed=0) != before

@@ -1,4 +1,4 @@
-"""How teachers stand to each other: against direct computations on small batches."""
+"""Disagreement of teachers, compared with direct computations on small batches."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import opd
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
@@ -17,7 +18,6 @@ from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts
 from opd.teachers.local import LocalTeacher
-from opd.teachers.views import PlainView
 from opd.types import Rollout
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
@@ -25,10 +25,12 @@ SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 
 def rollouts() -> list[Rollout]:
     model = load("nano/critic", key="student")
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     made = []
     for task in SOURCES:
-        sampler = Sampler(engine, Chat(model.tokenizer), get_task(task), max_new_tokens=8, max_turns=1)
+        sampler = Sampler(
+            engine, Chat(model.tokenizer), get_task(task), stop_ids=stop_ids(model), max_new_tokens=8, max_turns=1
+        )
         made += sampler.rollout(get_task(task).prompts("test")[:3], seed=1)
     return made
 
@@ -43,7 +45,7 @@ def measured(divergence: str = "reverse_kl", routes: dict[str, dict[str, float]]
     return found
 
 
-def test_disagreement_is_the_mean_jsd_of_the_teachers() -> None:
+def test_jsd_is_the_mean_over_the_tokens_of_the_domain() -> None:
     found, batch = measured(), rollouts()
     for domain in SOURCES:
         own = [r for r in batch if r.prompt.domain == domain]
@@ -57,7 +59,7 @@ def test_disagreement_is_the_mean_jsd_of_the_teachers() -> None:
         assert 0 < jsd < 0.6932
 
 
-def test_the_gradients_cosine_is_that_of_two_backward_passes() -> None:
+def test_the_cosine_equals_that_of_two_backward_passes() -> None:
     student, batch, gradients = load("nano/critic", key="student"), rollouts(), []
     for domain, source in SOURCES.items():
         own = [r for r in batch if r.prompt.domain == domain]
@@ -80,19 +82,19 @@ def test_a_domain_without_a_teacher_has_no_gradient() -> None:
     assert not any("cosine" in name for name in measured(routes={"math": {"math": 1.0}, "tools": {}}))
 
 
-def test_a_run_reports_it(tmp_path: Path) -> None:
+def test_a_run_reports_the_metrics(tmp_path: Path) -> None:
     run = {
         "prompts": [{"task": "math", "limit": 8}, {"task": "tools", "limit": 8}],
         "eval.prompts": [{"task": "math", "split": "test", "limit": 4}, {"task": "tools", "split": "test", "limit": 4}],
-        "eval.conflict": True,
+        "experimental.conflict": True,
         "eval.diagnostics": 4,
-        "teacher": {"weights": "model", "models": dict(SOURCES)},
-        "rollout.batch": 4,
+        "teacher": {"models": dict(SOURCES)},
+        "rollout.prompts_per_step": 4,
         "rollout.max_new_tokens": 8,
         "optimizer.steps": 1,
         "log": [],
     }
     after = opd.train("opd", {**run, "out": str(tmp_path / "run")}).after
     assert {"conflict/jsd/math/math~tools", "conflict/cosine/math~tools"} <= after.keys()
-    with pytest.raises(ConfigError, match="eval.conflict compares several teachers"):
-        opd.train("opd", {"eval.conflict": True, "out": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match="experimental.conflict needs several teachers"):
+        opd.train("opd", {"experimental.conflict": True, "out": str(tmp_path / "other")})

@@ -1,4 +1,4 @@
-"""Extrapolation along the update: which candidates are tried and kept, what moves, what is counted, and resume."""
+"""Extrapolation: which candidates are tried and kept, which weights move, what is counted, and resume."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
-from opd.build import assemble
+from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
-from opd.evaluation.metrics import Metrics
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
+from opd.types import Metrics
 from support.interrupt import Interrupt
 from support.models import make_model
 
@@ -28,10 +28,11 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
-        "optimizer": {"lr": 1e-3, "steps": 9, "extrapolate": {"prompts": 16}},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+        "optimizer": {"lr": 1e-3, "steps": 9},
+        "experimental": {"extrapolate": {"prompts": 16}},
         "checkpoint": {"every": 3},
         "log": [],
         "out": str(out),
@@ -41,7 +42,9 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def a_loop(tmp_path: Path, **changes: Any) -> Loop:
     objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
-    return assemble(gather(read(run_file(tmp_path / "out", **changes)), objects), RunLog(tmp_path / "m", [], []))
+    return LanguageRun.load(read(run_file(tmp_path / "out", **changes)), objects).assemble(
+        RunLog(tmp_path / "m", [], [])
+    )
 
 
 def matrices(loop: Loop) -> dict[str, Tensor]:
@@ -61,26 +64,26 @@ def test_candidates_are_kept_while_validation_improves(scores: list[float], kept
     with torch.no_grad():
         for parameter in loop.student.model.parameters():
             parameter.add_(0.125)
-    loop.state.step = 4
-    loop.extrapolation(loop)
+    found = loop.extrapolation(4)
+    assert found
     assert not left
-    assert loop.state.tokens == 10 * len(scores)
+    assert found.tokens == 10 * len(scores)
     for name, parameter in loop.student.model.named_parameters():
         step = 0.125 * (1 + 2 * kept if "proj" in name else 1)
         assert torch.allclose(parameter, before[name] + step, atol=1e-6), name
     assert loop.extrapolation.named.keys() == matrices(loop).keys()
     assert all(torch.equal(loop.extrapolation.previous[name], p) for name, p in matrices(loop).items())
     words = f"kept W + {2 * kept}Δ" if kept else "kept W;"
-    assert loop.state.events[-1]["text"].startswith(words)
+    assert found.text.startswith(words)
 
 
-def test_only_powers_of_two_and_what_does_not_help_is_undone_exactly(tmp_path: Path) -> None:
+def test_it_runs_after_steps_2_to_the_n_and_undoes_a_candidate_exactly(tmp_path: Path) -> None:
     loop = a_loop(tmp_path)
     assert loop.extrapolation is not None
     calls: list[int] = []
 
     def validate() -> tuple[Metrics, int]:
-        calls.append(loop.state.step)
+        calls.append(step)
         return {"accuracy": 0.0}, 0
 
     loop.extrapolation.validate = validate
@@ -88,17 +91,17 @@ def test_only_powers_of_two_and_what_does_not_help_is_undone_exactly(tmp_path: P
         for parameter in loop.student.model.parameters():
             parameter.mul_(1.1)
     before = {name: p.detach().clone() for name, p in loop.student.model.named_parameters()}
-    for loop.state.step in range(1, 18):
-        loop.extrapolation(loop)
+    for step in range(1, 18):
+        assert (loop.extrapolation(step) is None) == (step not in (1, 2, 4, 8, 16))
     assert sorted(set(calls)) == [1, 2, 4, 8, 16]
     assert all(torch.equal(p, before[name]) for name, p in loop.student.model.named_parameters())
 
 
-def test_without_answers_the_divergence_decides_and_the_run_counts_what_it_costs(tmp_path: Path) -> None:
+def test_without_answers_the_divergence_decides_and_its_tokens_count(tmp_path: Path) -> None:
     runs = {}
     for name, more in (("with", {"extrapolate": {"prompts": 16}}), ("without", {})):
         runs[name] = opd.train(
-            run_file(tmp_path / name, optimizer={"lr": 1e-3, "steps": 9, **more}),
+            run_file(tmp_path / name, experimental=more),
             student=make_model(0),
             teacher=make_model(1),
             prompts=PROMPTS,
@@ -122,18 +125,23 @@ def test_an_interrupted_run_resumes_to_the_same_bits(at: int, tmp_path: Path) ->
     assert all(torch.equal(t, expected[n]) for n, t in load_file(tmp_path / "cut" / "model.safetensors").items())
 
 
-def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.extrapolate compares by accuracy or by the divergence"):
+def test_prompts_that_cannot_validate_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"experimental.extrapolate compares by accuracy or by the divergence"):
         a_loop(tmp_path, teacher={"weights": "frozen", "view": "hint"})
     loop = a_loop(tmp_path)
     assert loop.extrapolation is not None
     loop.extrapolation.validate = lambda: ({}, 0)
-    loop.state.step = 1
     with pytest.raises(DataError, match="none of the training prompts drawn for validation got a reward"):
-        loop.extrapolation(loop)
+        loop.extrapolation(1)
 
 
-def test_a_recipe_takes_it_by_one_key(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 2, "rollout.batch": 4, "eval.prompts.limit": 8, "eval.diagnostics": 0, "log": []}
-    result = opd.train("opd", {**small, "optimizer.extrapolate.prompts": 8, "out": str(tmp_path / "out")})
+def test_a_recipe_extrapolates_by_one_key(tmp_path: Path) -> None:
+    small = {
+        "optimizer.steps": 2,
+        "rollout.prompts_per_step": 4,
+        "eval.prompts.limit": 8,
+        "eval.diagnostics": 0,
+        "log": [],
+    }
+    result = opd.train("opd", {**small, "experimental.extrapolate.prompts": 8, "out": str(tmp_path / "out")})
     assert [e["step"] for e in result.events if "validation accuracy" in e["text"]] == [1, 2]

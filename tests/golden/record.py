@@ -54,10 +54,13 @@ def record(name: str, folder: Path) -> dict[str, Any]:
     """
     out = folder / name
     torch.set_num_threads(1)
-    batch = {"rollout.prompts_per_step": 4} if read(name).family == "diffusion" else {"rollout.batch": 8}
-    small: dict[str, Any] = {"optimizer.steps": STEPS, **batch, "eval.prompts": None, "report": False}
-    if read(name).family == "language" and read(name).rollout.offline:
-        small["rollout.offline"] = 32
+    small: dict[str, Any] = {"optimizer.steps": STEPS, "eval.prompts": None, "report": False}
+    if read(name).family == "diffusion":
+        small["rollout.prompts_per_step"] = 4
+    else:
+        small["rollout.prompts_per_step"] = 8
+    if name == "lightning":
+        small["rollout.source.prompts"] = 32
     opd.train(name, {**small, "log": [], "out": str(out)})
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row["train"] for row in rows if "train" in row]

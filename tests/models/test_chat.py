@@ -1,13 +1,16 @@
 """Templates: a trajectory built from ids equals the template's own rendering of the whole conversation."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
 from opd.errors import ModelError
 from opd.models.chat import Chat
-from opd.types import Prompt
+from opd.models.language import LanguageModel, stop_ids
+from opd.types import Message, Prompt
+from support.chat_templates import CHATML, FORMATS, make_chat_tokenizer
 from support.tokenizers import SHARED_DATA, make_tokenizer
 
 QWEN_TEMPLATE = (
@@ -45,8 +48,9 @@ def test_prompt_turns_and_insertions_add_up_to_the_templates_own_rendering(name:
     tool, more = {"role": "user", "content": "f g"}, {"role": "user", "content": "h"}
     end = (chat.tokenizer.eos_token_id,)
     ids = chat.prompt_ids(Prompt(id="x", messages=(system, user)))
-    ids += chat.insert_text_ids("i j") + end + chat.message_ids(tool)
-    ids += chat.insert_text_ids("k") + end + chat.message_ids(more)
+    for text, message in (("i j", tool), ("k", more)):
+        turn = chat.insert_text_ids(text) + end
+        ids += turn + chat.message_ids(message, turn)
     turns = [{"role": "assistant", "content": "i j"}, {"role": "assistant", "content": "k"}]
     conversation = [system, user, turns[0], tool, turns[1], more]
     text = chat.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
@@ -63,7 +67,8 @@ def test_a_hint_stands_between_the_history_and_the_turn(name: str) -> None:
     history = chat.prompt_ids(Prompt(id="x", messages=(user,)))
     text = chat.tokenizer.apply_chat_template([user, hint], tokenize=False, add_generation_prompt=True)
     assert chat.above_turn(history, hint) == chat.insert_text_ids(text)
-    deeper = history + chat.insert_text_ids("i") + (chat.tokenizer.eos_token_id,) + chat.message_ids(user)
+    turn = (*chat.insert_text_ids("i"), chat.tokenizer.eos_token_id)
+    deeper = (*history, *turn, *chat.message_ids(user, turn))
     hinted = chat.above_turn(deeper, hint)
     assert hinted[: len(deeper) - len(chat.generation_ids)] == deeper[: -len(chat.generation_ids)]
     assert hinted[-len(chat.generation_ids) :] == chat.generation_ids
@@ -94,8 +99,8 @@ def test_a_role_the_template_refuses_is_named() -> None:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
     )
-    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*teacher.view.hint.role"):
-        Chat(tokenizer).message_ids({"role": "tool", "content": "a"})
+    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*teacher.view.role"):
+        Chat(tokenizer).message_ids({"role": "tool", "content": "a"}, ())
 
 
 def test_the_bundled_tokenizer(tmp_path: Path) -> None:
@@ -105,3 +110,115 @@ def test_the_bundled_tokenizer(tmp_path: Path) -> None:
     ids = chat.prompt_ids(Prompt(id="x", messages=({"role": "user", "content": "12 + 3"},)))
     assert chat.tokenizer.unk_token_id not in ids
     assert ids[-len(chat.generation_ids) :] == chat.generation_ids
+
+
+USER: Message = {"role": "user", "content": "Add 3 and 4."}
+TURN: Message = {"role": "assistant", "content": "It is 7."}
+MORE: Message = {"role": "user", "content": "And 5?"}
+
+
+def ids_of(chat: Chat, tokens: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(i for token in tokens for i in chat.insert_text_ids(token))
+
+
+def rendered(chat: Chat, *messages: Message) -> tuple[int, ...]:
+    text = chat.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+    return chat.insert_text_ids(text)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_turn_ends_as_its_template_ends_turns(name: str) -> None:
+    chat = Chat(make_chat_tokenizer(name))
+    assert chat.turn_end_ids == ids_of(chat, FORMATS[name].end)
+    assert chat.end_ids(Prompt(id="x", messages=(USER,))) == chat.turn_end_ids
+    assert chat.end_ids(Prompt(id="x", text="Add")) == (chat.tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_generation_stops_at_the_templates_turn_end_whatever_the_generation_config_says(name: str) -> None:
+    chat = Chat(make_chat_tokenizer(name))
+    configured = SimpleNamespace(eos_token_id=chat.tokenizer.eos_token_id)
+    model = LanguageModel(SimpleNamespace(generation_config=configured), chat.tokenizer, name)
+    assert stop_ids(model) == {chat.tokenizer.eos_token_id, chat.turn_end_ids[-1]}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_trajectory_is_the_templates_rendering_and_no_turn_end_stands_twice(name: str) -> None:
+    """Up to an EOS token where the template itself has no token at which a model could stop."""
+    chat, eos = Chat(make_chat_tokenizer(name)), make_chat_tokenizer(name).eos_token_id
+    turn = chat.insert_text_ids(TURN["content"]) + chat.turn_end_ids
+    inserted = chat.message_ids(MORE, turn)
+    whole = chat.prompt_ids(Prompt(id="x", messages=(USER,))) + turn + inserted
+    expected = rendered(chat, USER, TURN, MORE)
+    if name in ("no end", "labels alone", "an end in plain text"):
+        assert whole.count(eos) == 1
+        whole = tuple(i for i in whole if i != eos)
+    assert whole == expected
+    assert chat.turn_text(turn) == TURN["content"]
+    assert chat.content_ids(turn) == chat.insert_text_ids(TURN["content"])
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.eos != form.end[-1]])
+def test_after_another_stop_token_the_templates_turn_end_is_inserted(name: str) -> None:
+    """The student's ``<|endoftext|>`` stays, as it was sampled; the next turn follows a turn that is closed."""
+    chat = Chat(make_chat_tokenizer(name))
+    eos = chat.tokenizer.eos_token_id
+    content = chat.insert_text_ids(TURN["content"])
+    ended, other = (*content, *chat.turn_end_ids), (*content, eos)
+    assert chat.message_ids(MORE, other) == chat.turn_end_ids + chat.message_ids(MORE, ended)
+    whole = chat.prompt_ids(Prompt(id="x", messages=(USER,))) + other + chat.message_ids(MORE, other)
+    assert tuple(i for i in whole if i != eos) == rendered(chat, USER, TURN, MORE)
+    assert chat.turn_text(other) == TURN["content"]
+
+
+def test_a_turn_end_in_plain_text_is_inserted_only_if_the_student_left_it_out() -> None:
+    chat = Chat(make_chat_tokenizer("an end in plain text"))
+    content, eos = chat.insert_text_ids(TURN["content"]), (chat.tokenizer.eos_token_id,)
+    without, written = content + eos, content + chat.insert_text_ids("</turn>") + eos
+    assert chat.decode(chat.message_ids(MORE, without)).startswith("</turn>\n<turn user>And")
+    assert chat.decode(chat.message_ids(MORE, written)).startswith("\n<turn user>And")
+    assert chat.turn_text(without) == chat.turn_text(written) == TURN["content"]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "no end"])
+def test_a_hint_stands_above_the_turn_in_every_format(name: str) -> None:
+    chat = Chat(make_chat_tokenizer(name))
+    hint: Message = {"role": "user", "content": "Mind the carry."}
+    history = chat.prompt_ids(Prompt(id="x", messages=(USER,)))
+    assert chat.above_turn(history, hint) == rendered(chat, USER, hint)
+    turn = chat.insert_text_ids(TURN["content"]) + chat.turn_end_ids
+    deeper = history + turn + chat.message_ids(MORE, turn)
+    kept = len(deeper) - len(chat.generation_ids)
+    assert chat.above_turn(deeper, hint)[:kept] == deeper[:kept]
+
+
+def test_a_cut_turn_has_no_end_to_leave_out() -> None:
+    chat = Chat(make_chat_tokenizer("llama 3"))
+    assert chat.content_ids(chat.insert_text_ids("It is")) == chat.insert_text_ids("It is")
+
+
+def test_a_tokenizer_without_eos_and_template_cannot_end_an_answer() -> None:
+    tokenizer = make_tokenizer(template=False)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no EOS token.*Fix: set tokenizer.eos_token"):
+        Chat(tokenizer).end_ids(Prompt(id="x", text="a"))
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", "<|endoftext|>"])
+def test_the_real_qwen_tokenizer_ends_turns_with_im_end_whichever_is_its_eos(eos: str) -> None:
+    """The smaller of its two EOS ids is ``<|endoftext|>``, which the template never uses."""
+    chat = real("qwen-tokenizer", CHATML)
+    chat.tokenizer.eos_token = eos
+    end, other = (chat.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
+    assert (other, end) == (151643, 151645)
+    assert chat.turn_end_ids == (end,)
+    content = chat.insert_text_ids(TURN["content"])
+    for stop in (end, other):
+        whole = chat.prompt_ids(Prompt(id="x", messages=(USER,))) + content + (stop,)
+        whole += chat.message_ids(MORE, (*content, stop))
+        assert tuple(i for i in whole if i != other) == rendered(chat, USER, TURN, MORE)
+
+
+def test_the_real_minimind_template_ends_turns_with_im_end() -> None:
+    chat = real("minimind-tokenizer")
+    assert chat.decode(chat.turn_end_ids, skip_special_tokens=False) == "<|im_end|>"

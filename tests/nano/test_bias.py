@@ -1,4 +1,4 @@
-"""A teacher that forgets every carry: what a student becomes under it, and that the gate keeps it away."""
+"""The teacher that ignores carries: a student inherits its bias, and the gate refuses it."""
 
 from pathlib import Path
 
@@ -6,20 +6,28 @@ import pytest
 
 import opd
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.nano.traces import without_carry
 from opd.rollouts.sampler import Sampler
+from opd.types import Sampling
 
 PROMPTS = [p for p in get_task("math").prompts("test") if without_carry(p.data["a"], p.data["b"]) != p.answer][:64]
 """Sums with a carry."""
 
 
 def forgetful(model: LanguageModel) -> float:
-    """Share of sums with a carry that are answered as if there were none."""
-    engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-    sampler = Sampler(engine, Chat(model.tokenizer), get_task("math"), max_new_tokens=64)
+    """Share of sums with a carry that are answered without it."""
+    engine = HFEngine(model)
+    sampler = Sampler(
+        engine,
+        Chat(model.tokenizer),
+        get_task("math"),
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(model),
+        max_new_tokens=64,
+    )
     wrong = 0
     for rollout in sampler.rollout(PROMPTS, seed=0):
         said = without_carry(rollout.prompt.data["a"], rollout.prompt.data["b"]).rsplit("answer ", 1)[1]
@@ -28,21 +36,22 @@ def forgetful(model: LanguageModel) -> float:
     return wrong / len(PROMPTS)
 
 
-def test_the_biased_teacher_is_fluent_and_wrong() -> None:
+def test_the_biased_teacher_is_confident_and_wrong() -> None:
     assert forgetful(load("nano/math-biased", key="teacher")) > 0.9
     assert forgetful(load("nano/math-teacher", key="teacher")) < 0.05
     assert forgetful(load("nano/math-base", key="student")) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [None, {}])
-def test_the_student_inherits_the_bias_unless_the_gate_is_shut(gate: dict[str, float] | None, tmp_path: Path) -> None:
+def test_the_student_inherits_the_bias_without_the_gate(gate: dict[str, float] | None, tmp_path: Path) -> None:
     both = {
         "good": {"model": "nano/math-teacher", "domains": ["math"]},
         "biased": {"model": "nano/math-biased", "domains": ["math"], "weight": 3},
     }
     run = {
-        "teacher": {"weights": "model", "models": both, "gate": gate},
-        "rollout.batch": 32,
+        "teacher": {"models": both, "gate": gate},
+        "rollout.prompts_per_step": 32,
         "optimizer.steps": 40,
         "eval.every": 20,
         "eval.prompts.limit": 64,

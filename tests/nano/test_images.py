@@ -210,6 +210,7 @@ def test_all_models_together_are_small() -> None:
     assert sum(f.stat().st_size for f in files) < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_a_short_build_runs_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build saves the base, an adapter with its rank and scale, and the few-step model."""
     pytest.importorskip("peft")

@@ -1,4 +1,4 @@
-"""The models that ship behave as the recipes need them: weak where there is something to learn, sure where hinted."""
+"""The bundled models: weak at the tasks, confident with a hint or solution."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ import dataclasses
 import pytest
 
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
-from opd.evaluation.metrics import Metrics, summarise
+from opd.engines.hf import HFEngine
+from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.nano.traces import PRIVILEGED
 from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor
-from opd.types import Prompt, Rollout
+from opd.types import Metrics, Prompt, Rollout, Sampling
 
 NUMBER = 96
-"""Prompts a figure is measured on; bands below leave room for three standard errors."""
+"""Number of prompts per accuracy; the bounds below allow for three standard errors."""
 
 
 def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list[Rollout]:
     model = load(f"nano/{name}", key="student")
-    engine = HFEngine(model, sampling=Sampling(temperature=temperature), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     task = get_task(prompts[0].domain)
-    return Sampler(engine, Chat(model.tokenizer), task, max_new_tokens=96, max_turns=5).rollout(prompts, 0)
+    return Sampler(
+        engine,
+        Chat(model.tokenizer),
+        task,
+        sampling=Sampling(temperature=temperature),
+        stop_ids=stop_ids(model),
+        max_new_tokens=96,
+        max_turns=5,
+    ).rollout(prompts, 0)
 
 
-def figures(name: str, prompts: list[Prompt]) -> Metrics:
+def metrics_of(name: str, prompts: list[Prompt]) -> Metrics:
     return summarise(rollouts(name, prompts))
 
 
 def test_tools_base_invents_tools() -> None:
-    measured = figures("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
+    measured = metrics_of("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
     assert 0.35 < measured["invalid_call_rate"] < 0.75
     assert 0.1 < measured["accuracy"] < 0.4
 
@@ -52,38 +60,38 @@ def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
         )
         for prompt in get_task("tools").prompts("test")[:NUMBER]
     ]
-    measured = figures("tools-base", reminded)
+    measured = metrics_of("tools-base", reminded)
     assert measured["invalid_call_rate"] < 0.05
     assert measured["accuracy"] > 0.9
 
 
-def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
+def test_math_base_is_weak_alone_and_confident_with_the_solution() -> None:
     prompts = list(get_task("math").prompts("test"))[:NUMBER]
-    assert 0.2 < figures("math-base", prompts)["accuracy"] < 0.65
+    assert 0.2 < metrics_of("math-base", prompts)["accuracy"] < 0.65
     questions = [(prompt.messages or ())[0]["content"] for prompt in prompts]
     texts = [PRIVILEGED.format(question=q, answer=p.answer) for q, p in zip(questions, prompts, strict=True)]
     privileged = [
         dataclasses.replace(prompt, messages=({"role": "user", "content": text},))
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    assert figures("math-base", privileged)["accuracy"] > 0.95
+    assert metrics_of("math-base", privileged)["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("task", ["math", "tools", "strings", "search"])
 def test_base_is_weak_at_every_task(task: str) -> None:
-    assert 0.05 < figures("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
+    assert 0.05 < metrics_of("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
 
 
 @pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
-def test_math_teachers_are_right(name: str) -> None:
-    assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
+def test_math_teachers_are_accurate(name: str) -> None:
+    assert metrics_of(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
-def test_the_critic_finds_what_the_rules_find() -> None:
+def test_the_critic_agrees_with_the_rules() -> None:
     written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
     critic = load("nano/critic", key="author")
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
-    author = ModelAuthor(engine, Chat(critic.tokenizer))
+    engine = HFEngine(critic)
+    author = ModelAuthor(engine, Chat(critic.tokenizer), stop_ids=stop_ids(critic))
     found = [{hint.span for hint in hints} for hints in author.hints(written)]
     faulty = [{hint.span for hint in hints} for hints in RulesAuthor().hints(written)]
     assert sum(map(len, faulty)) > 20

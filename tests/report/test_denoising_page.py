@@ -150,10 +150,10 @@ def test_facts_describe_the_run_file() -> None:
 def test_a_denoising_page_shows_one_run(tmp_path: Path) -> None:
     images, text = write_grids(tmp_path / "images"), write_run(tmp_path / "text")
     for several in ([text, images], [images, images]):
-        with pytest.raises(DataError, match="whose page stands alone"):
+        with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
             write_page(several, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    with pytest.raises(DataError, match="whose page stands alone"):
+    with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
         LiveServer([text, images])
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import opd
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import CheckpointError
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
@@ -18,7 +19,6 @@ from opd.rollouts.recorded import load as read_recording
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.teachers.views import PlainView
 
 PROMPTS = get_task("tools").prompts("train")[:6]
 
@@ -26,8 +26,10 @@ PROMPTS = get_task("tools").prompts("train")[:6]
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     model = load("nano/tools-base", key="student")
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
-    return Sampler(engine, Chat(model.tokenizer), get_task("tools"), max_new_tokens=64, max_turns=5)
+    engine = HFEngine(model)
+    return Sampler(
+        engine, Chat(model.tokenizer), get_task("tools"), stop_ids=stop_ids(model), max_new_tokens=64, max_turns=5
+    )
 
 
 def test_what_is_played_back_is_what_was_recorded(sampler: Sampler, tmp_path: Path) -> None:
@@ -56,7 +58,14 @@ def test_a_broken_recording_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -> None:
-    small = {"rollout.offline": 20, "optimizer.warmup": 1, "eval.prompts.limit": 8, "checkpoint.every": 1, "log": []}
+    small = {
+        "rollout.source": {"type": "recorded", "prompts": 20},
+        "optimizer.warmup": 1,
+        "eval.prompts.limit": 8,
+        "checkpoint.every": 1,
+        "log": [],
+    }
+    small["rollout.prompts_per_step"] = 4
     whole = opd.train("lightning", {**small, "optimizer.steps": 4, "out": str(tmp_path / "whole")})
     rows = [json.loads(line) for line in (tmp_path / "whole" / "recorded.jsonl").read_text().splitlines()]
     assert len(rows) == 20 * 4
@@ -68,7 +77,12 @@ def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -
 
 
 def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: Path) -> None:
-    recipe = {"loss.signal": "sampled", "loss.divergence": "reverse_kl", "rollout.offline": 16, "rollout.batch": 16}
+    recipe = {
+        "loss.signal": "sampled",
+        "loss.divergence": "reverse_kl",
+        "rollout.source": {"type": "recorded", "prompts": 16},
+        "rollout.prompts_per_step": 16,
+    }
     small = {"optimizer.steps": 2, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
     opd.train("hint", {**recipe, **small})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -1,19 +1,21 @@
 """Trajectories of a real model in a real environment: what is in them, who chose it, and how they end."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from opd.data.answers import AnswerTask
 from opd.data.curriculum import Uniform
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import DataError
 from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.rollouts.sampler import Prefix, Sampler
-from opd.types import Prompt, Rollout
+from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
+from support.chat_templates import FORMATS, make_chat_tokenizer
 from support.models import make_model
 
 TOOLS = get_task("tools")
@@ -22,8 +24,16 @@ CHAT = Chat(MODEL.tokenizer)
 
 
 def sampler(max_new_tokens: int = 64, max_turns: int = 5, temperature: float = 0.0) -> Sampler:
-    engine = HFEngine(MODEL, sampling=Sampling(temperature=temperature), stop_ids=stop_ids(MODEL))
-    return Sampler(engine, CHAT, TOOLS, max_new_tokens=max_new_tokens, max_turns=max_turns)
+    engine = HFEngine(MODEL)
+    return Sampler(
+        engine,
+        CHAT,
+        TOOLS,
+        sampling=Sampling(temperature=temperature),
+        stop_ids=stop_ids(MODEL),
+        max_new_tokens=max_new_tokens,
+        max_turns=max_turns,
+    )
 
 
 def rollouts(**settings: float) -> list[Rollout]:
@@ -76,25 +86,36 @@ def test_too_long_is_an_event_and_counts_as_wrong() -> None:
 
 @pytest.mark.parametrize(("step", "turns"), [(0, 1), (9, 1), (10, 2), (25, 3), (1000, 3)])
 def test_the_turn_limit_grows(step: int, turns: int) -> None:
-    engine = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
-    growing = Sampler(engine, CHAT, TOOLS, max_new_tokens=64, max_turns=3, grow_every=10)
+    engine = HFEngine(MODEL)
+    growing = Sampler(
+        engine,
+        CHAT,
+        TOOLS,
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(MODEL),
+        max_new_tokens=64,
+        max_turns=3,
+        grow_every=10,
+    )
     assert max(len(r.turns) for r in growing.rollout(TOOLS.prompts("test")[:16], 0, step)) == turns
 
 
 def test_without_a_task_there_is_no_reward() -> None:
     model = make_model(0)
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
+    engine = HFEngine(model)
     prompts = [Prompt(id="a", text="b c")] * 3
-    plain = Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=5).rollout(prompts, 0)
-    checked = Sampler(engine, Chat(model.tokenizer), AnswerTask(), max_new_tokens=5).rollout(prompts, 0)
+    plain = Sampler(engine, Chat(model.tokenizer), None, stop_ids=stop_ids(model), max_new_tokens=5).rollout(prompts, 0)
+    checked = Sampler(engine, Chat(model.tokenizer), AnswerTask(), stop_ids=stop_ids(model), max_new_tokens=5).rollout(
+        prompts, 0
+    )
     assert all(r.reward is None and len(r.turns) == 1 for r in plain + checked)
     assert "accuracy" not in summarise(plain)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:
     model = make_model(0)
-    engine = HFEngine(model, sampling=Sampling(), stop_ids=stop_ids(model))
-    tight = Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=5, max_length=6)
+    engine = HFEngine(model)
+    tight = Sampler(engine, Chat(model.tokenizer), None, stop_ids=stop_ids(model), max_new_tokens=5, max_length=6)
     with pytest.raises(DataError, match="prompt 'a' has 3 tokens.*exceeds the model's 6"):
         tight.rollout([Prompt(id="a", text="b c d")], 0)
 
@@ -119,16 +140,31 @@ def test_every_prompt_once_per_epoch_and_the_order_is_a_function_of_the_step() -
 
 def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
     """The environment sees the whole turn, and the student answers for its own part alone."""
-    engine = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
-    other = HFEngine(load("nano/critic", key="x"), sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
+    engine = HFEngine(MODEL)
+    other = HFEngine(load("nano/critic", key="x"))
     prompts = TOOLS.prompts("test")[:12]
-    sampler = Sampler(engine, CHAT, TOOLS, max_new_tokens=40, max_turns=1, prefix=Prefix(other, tokens=3))
+    sampler = Sampler(
+        engine,
+        CHAT,
+        TOOLS,
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(MODEL),
+        max_new_tokens=40,
+        max_turns=1,
+        prefix=Prefix(other, Sampling(temperature=0), tokens=3),
+    )
     lengths = set()
     for seed in range(8):
         batch = sampler.rollout(prompts, seed)
         most = max(r.completion_mask.index(True) for r in batch)
         lengths.add(most)
-        written = other.generate([r.prompt_ids for r in batch], [3] * len(batch), seed)
+        written = other.generate(
+            [r.prompt_ids for r in batch],
+            [3] * len(batch),
+            sampling=Sampling(temperature=0),
+            stop_ids=stop_ids(MODEL),
+            seed=seed,
+        )
         for rollout, generation in zip(batch, written, strict=True):
             start = rollout.completion_mask.index(True)
             assert rollout.completion_ids[:start] == generation.ids[:start]
@@ -139,9 +175,18 @@ def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
 
 
 def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() -> None:
-    teacher = HFEngine(load("nano/tools-base", key="x"), sampling=Sampling(), stop_ids=stop_ids(MODEL))
-    student = HFEngine(MODEL, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL))
-    sampler = Sampler(student, CHAT, TOOLS, max_new_tokens=64, max_turns=4, prefix=Prefix(teacher, turns=2))
+    teacher = HFEngine(load("nano/tools-base", key="x"))
+    student = HFEngine(MODEL)
+    sampler = Sampler(
+        student,
+        CHAT,
+        TOOLS,
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(MODEL),
+        max_new_tokens=64,
+        max_turns=4,
+        prefix=Prefix(teacher, turns=2),
+    )
     led = set()
     for seed in range(6):
         for rollout in sampler.rollout(TOOLS.prompts("test")[:12], seed):
@@ -154,5 +199,70 @@ def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() ->
             text = MODEL.tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
             assert rollout.prompt_ids + rollout.completion_ids == CHAT.insert_text_ids(text)
     assert led == {0, 1, 2}
-    tight = Sampler(student, CHAT, TOOLS, max_new_tokens=64, max_turns=1, prefix=Prefix(teacher, turns=2))
+    tight = Sampler(
+        student,
+        CHAT,
+        TOOLS,
+        sampling=Sampling(temperature=0),
+        stop_ids=stop_ids(MODEL),
+        max_new_tokens=64,
+        max_turns=1,
+        prefix=Prefix(teacher, turns=2),
+    )
     assert all(all(r.completion_mask) for r in tight.rollout(TOOLS.prompts("test")[:4], 1))
+
+
+class Scripted:
+    """Says the same text in every turn and stops with a given token."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = ids
+        self.contexts: list[Sequence[int]] = []
+
+    def generate(
+        self,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        *,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        seed: int,
+    ) -> list[Generation]:
+        self.contexts += contexts
+        return [Generation(self.ids, (-1.0,) * len(self.ids), self.ids[-1] in stop_ids) for _ in contexts]
+
+    def sync(self, step: int) -> None: ...
+
+
+class Again:
+    """Asks for a second turn and remembers what it saw."""
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return []
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        assert all(m["content"] == "It is 7." for m in transcript if m["role"] == "assistant")
+        return Observation(message={"role": "user", "content": "Sure?"} if len(transcript) == 1 else None)
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sampled_stop_token_is_never_inserted_again(name: str, *, other: bool) -> None:
+    """The second turn's context is the template's rendering, whichever of the stop tokens ended the first turn."""
+    chat = Chat(make_chat_tokenizer(name))
+    eos = chat.tokenizer.eos_token_id
+    said = (*chat.insert_text_ids("It is 7."), *((eos,) if other else chat.turn_end_ids))
+    engine, stops = Scripted(said), frozenset({eos, chat.turn_end_ids[-1]})
+    asked = ({"role": "user", "content": "3 + 4?"},)
+    sampler = Sampler(engine, chat, Again(), stop_ids=stops, max_new_tokens=200, max_turns=2)
+    rollout = sampler.rollout([Prompt(id="a", messages=asked)], 0)[0]
+    conversation = [*asked, *rollout.transcript[:2]]
+    text = chat.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    context, stray = tuple(engine.contexts[1]), other or eos == chat.turn_end_ids[-1]
+    if name in ("mistral", "chatml"):  # the template's own turn end is EOS
+        assert context == chat.insert_text_ids(text)
+    else:
+        assert tuple(i for i in context if i != eos) == chat.insert_text_ids(text)
+        assert context.count(eos) == int(stray)
+    assert [rollout.completion_ids[t.start : t.stop] for t in rollout.turns] == [said, said]
+    assert rollout.finish == "stop"

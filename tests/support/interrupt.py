@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opd.loop import Loop
+from opd.output.run_log import RunStart
 
 
 class Interrupt:
@@ -13,7 +13,7 @@ class Interrupt:
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def start(self, loop: Loop) -> None: ...
+    def start(self, run: RunStart) -> None: ...
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         if step == self.at:

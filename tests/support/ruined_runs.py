@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 import opd
 from opd.loop import Loop
 from opd.models.language import LanguageModel, stop_ids
-from opd.types import FullSignal, Rollout, Segment
+from opd.training.state import State
+from opd.types import FullSignal, Rollout, Segment, Teacher
+from support.altered import train_altered
 
 FIXED = {
     "eval.prompts.limit": 128,
@@ -32,36 +35,37 @@ Strike = Callable[[LanguageModel, Sequence[Rollout], FullSignal], FullSignal]
 """What happens to the student and to what its teacher says of some rollouts."""
 
 
+@dataclass
 class Saboteur:
-    """A display that puts itself between the loop and its teacher.
+    """A teacher that does harm for a while.
 
     Args:
-        strike: what it does.
-        first, last: from after so many steps until after so many.
+        teacher: gives the signal.
+        student, state: of the run.
+        strike: the harm.
+        first, last: steps between which it is done.
     """
 
-    def __init__(self, strike: Strike, first: int, last: int) -> None:
-        self.strike = strike
-        self.first = first
-        self.last = last
-
-    def start(self, loop: Loop) -> None:
-        self.loop, self.teacher = loop, loop.terms[0].teacher
-        loop.terms = [dataclasses.replace(loop.terms[0], teacher=self), *loop.terms[1:]]
+    teacher: Teacher
+    student: LanguageModel
+    state: State
+    strike: Strike
+    first: int
+    last: int
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> FullSignal:
         signal = self.teacher.score(rollouts, segments)
         assert isinstance(signal, FullSignal)
-        now = self.first <= self.loop.state.step <= self.last
-        return self.strike(self.loop.student, rollouts, signal) if now else signal
+        now = self.first <= self.state.step <= self.last
+        return self.strike(self.student, rollouts, signal) if now else signal
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...
+def sabotaged(loop: Loop, *, strike: Strike, first: int, last: int) -> Loop:
+    """The loop with a saboteur as its main teacher."""
+    assert isinstance(loop.student, LanguageModel)
+    main, *others = loop.terms
+    saboteur = Saboteur(main.teacher, loop.student, loop.state, strike, first, last)
+    return dataclasses.replace(loop, terms=[dataclasses.replace(main, teacher=saboteur), *others])
 
 
 def no_number(student: LanguageModel, rollouts: Sequence[Rollout], signal: FullSignal) -> FullSignal:
@@ -136,8 +140,11 @@ SCENARIOS = {
 def run(scenario: Scenario, folder: Path, overrides: Mapping[str, Any]) -> opd.Result:
     """One run in a folder of its own."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    displays = [Saboteur(scenario.strike, scenario.first, scenario.last)] if scenario.strike else []
-    return opd.train(scenario.recipe, {**FIXED, **scenario.overrides, **overrides, "out": str(out)}, displays=displays)
+    keys = {**FIXED, **scenario.overrides, **overrides, "out": str(out)}
+    if scenario.strike is None:
+        return opd.train(scenario.recipe, keys)
+    alter = partial(sabotaged, strike=scenario.strike, first=scenario.first, last=scenario.last)
+    return train_altered(alter, scenario.recipe, keys)
 
 
 def curve(result: opd.Result) -> dict[int, float]:

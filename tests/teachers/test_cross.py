@@ -9,26 +9,30 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.losses.cross import Matched
 from opd.losses.objectives import CrossTokenizer, per_token_losses
 from opd.models.chat import Chat
 from opd.models.forward import align, read, student_readings
 from opd.models.language import LanguageModel, load, stop_ids
+from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import Sampler
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
-from opd.teachers.views import PlainView
 from opd.types import CrossSignal, Prompt, Rollout, Task
+from support.chat_templates import make_chat_tokenizer
 from support.models import make_model
 from support.tokenizers import SHARED_DATA, make_byte_tokenizer
 
 
 def roll_out(student: LanguageModel, prompts: Sequence[Prompt], task: Task | None, turns: int = 1) -> list[Rollout]:
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
-    return Sampler(engine, Chat(student.tokenizer), task, max_new_tokens=64, max_turns=turns).rollout(prompts, 0)
+    engine = HFEngine(student)
+    return Sampler(
+        engine, Chat(student.tokenizer), task, stop_ids=stop_ids(student), max_new_tokens=64, max_turns=turns
+    ).rollout(prompts, 0)
 
 
 def score(student: LanguageModel, teacher: LanguageModel, rollouts: Sequence[Rollout]) -> CrossSignal:
@@ -212,3 +216,15 @@ def test_real_tokenizers_agree_on_what_a_real_model_writes(ours: str, theirs: st
     assert len(signal) > 0.95 * num_plain
     assert float(signal.size_T.float().mean()) < 8
     assert signal.teacher_rest_T.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["a newline before the end", "an end of two tokens", "an end in plain text", "gemma"])
+def test_the_whole_turn_end_of_the_students_template_is_left_out(name: str) -> None:
+    """Also the parts of it that are ordinary tokens: the teacher's template ends turns in its own way."""
+    chat, prompt = Chat(make_chat_tokenizer(name)), Prompt(id="a", messages=({"role": "user", "content": "3 + 4?"},))
+    prompt = dataclasses.replace(prompt, answer="It is 7.")
+    rollouts = ReferenceAnswers(chat, None, max_length=None).rollout([prompt], 0)
+    reader = make_model(0, vocab=300)
+    reader = dataclasses.replace(reader, tokenizer=make_chat_tokenizer("llama 3"))
+    signal = CrossTeacher(chat.tokenizer, reader).score(rollouts, PlainView().segments(rollouts))
+    assert chat.decode(signal.token_T.tolist(), skip_special_tokens=False) == "It is 7."

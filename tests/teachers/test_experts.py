@@ -10,8 +10,9 @@ import torch
 import opd
 import opd.models.language
 import opd.types
+from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
@@ -21,8 +22,7 @@ from opd.rollouts.sampler import Sampler
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.teachers.views import PlainView
-from opd.types import Rollout, TokenStates
+from opd.types import Rollout, Sampling, TokenStates
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 STUDENT = load("nano/math-base", key="student")
@@ -34,10 +34,12 @@ def pool(**more: str) -> ModelPool:
 
 
 def rollouts() -> list[Rollout]:
-    engine = HFEngine(STUDENT, sampling=Sampling(), stop_ids=stop_ids(STUDENT))
+    engine = HFEngine(STUDENT)
     made = []
     for task in ("math", "tools"):
-        sampler = Sampler(engine, Chat(STUDENT.tokenizer), get_task(task), max_new_tokens=12, max_turns=2)
+        sampler = Sampler(
+            engine, Chat(STUDENT.tokenizer), get_task(task), stop_ids=stop_ids(STUDENT), max_new_tokens=12, max_turns=2
+        )
         made += sampler.rollout(get_task(task).prompts("test")[:4], seed=1)
     return [made[i] for i in (0, 4, 1, 5, 6, 2, 3, 7)]
 
@@ -148,8 +150,16 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
     prompts = [prompts[i] for i in (0, 3, 1, 4, 2, 5)]
 
     def sampler(model: opd.models.language.LanguageModel) -> Sampler:
-        engine = HFEngine(model, sampling=Sampling(temperature=0), stop_ids=stop_ids(model))
-        return Sampler(engine, Chat(model.tokenizer), None, max_new_tokens=8, source="teacher")
+        engine = HFEngine(model)
+        return Sampler(
+            engine,
+            Chat(model.tokenizer),
+            None,
+            sampling=Sampling(temperature=0),
+            stop_ids=stop_ids(model),
+            max_new_tokens=8,
+            source="teacher",
+        )
 
     written = ExpertsWrite(models, {name: {name: 1.0} for name in SOURCES}, sampler).rollout(prompts, 0)
     for prompt, rollout in zip(prompts, written, strict=True):
@@ -159,14 +169,14 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
 
 
 SHORT = {
-    "rollout.batch": 8,
+    "rollout.prompts_per_step": 8,
     "rollout.max_new_tokens": 12,
     "optimizer.steps": 2,
     "eval.every": 2,
     "eval.diagnostics": 8,
     "prompts": [{"task": "math", "limit": 16}, {"task": "tools", "limit": 16}],
     "eval.prompts": [{"task": "math", "split": "test", "limit": 8}, {"task": "tools", "split": "test", "limit": 8}],
-    "teacher": {"weights": "model", "models": {"math": "nano/math-base", "tools": {"model": "nano/tools-base"}}},
+    "teacher": {"models": {"math": "nano/math-base", "tools": {"model": "nano/tools-base"}}},
     "log": [],
 }
 
@@ -176,9 +186,9 @@ SHORT = {
     [
         {},
         {"loss.signal": "sampled"},
-        {"loss.signal": "top_k", "loss.top_k.k": 4},
-        {"rollout.policy": "teacher"},
-        {"rollout.policy": "teacher", "loss.signal": "tokens"},
+        {"loss.signal": "top_k", "loss.signal.k": 4},
+        {"rollout.source": "teacher"},
+        {"rollout.source": "teacher", "loss.signal": "sft"},
         {"eval.divergence": True},
     ],
 )
@@ -186,7 +196,7 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
     result = opd.train("opd", {**SHORT, **more, "out": str(tmp_path / "run"), "student": "nano/tools-base"})
     assert result.steps == 2
     assert {"accuracy/math", "accuracy/tools", "teacher_accuracy/math"} <= result.after.keys()
-    if more.get("loss.signal") != "tokens":
+    if more.get("loss.signal") != "sft":
         assert {"teacher/overlap@16/math", "teacher/overlap@16/tools"} <= result.after.keys()
         assert result.after["teacher/reverse_kl/tools"] < 0.1 < result.after["teacher/reverse_kl/math"]
 
@@ -194,12 +204,21 @@ def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"teacher": {"weights": "model", "models": {"math": "nano/math-base"}}}, "domain 'tools'.*read math"),
-        ({"teacher.model": "nano/math-teacher"}, "model and models: name one teacher or several"),
-        ({"teacher.weights": "frozen"}, "models are given, but weights is 'frozen'"),
-        ({"loss.signal": "hidden"}, "teacher.models with loss.signal=hidden"),
-        ({"loss.signal": "sampled", "loss.unsure": {}}, "teacher.models with loss.unsure"),
-        ({"rollout.prefix": 3}, "teacher.models with rollout.prefix"),
+        ({"teacher": {"models": {"math": "nano/math-base"}}}, "domain 'tools'.*they have math"),
+        ({"teacher.model": "nano/math-teacher"}, "model and models are given, and each names a teacher"),
+        ({"teacher.weights": "ema"}, "weights and models are given, and each names a teacher"),
+        (
+            {"loss.signal": "hidden"},
+            "teacher.models needs a signal that several teachers can give together .loss.signal=hidden",
+        ),
+        (
+            {"loss.signal": "sampled", "loss.signal.teacher_entropy": {}},
+            "loss.signal.teacher_entropy needs one teacher .*teacher.models",
+        ),
+        (
+            {"rollout.source": {"type": "prefix", "tokens": 3}},
+            "rollout.source=prefix needs one teacher .*teacher.models",
+        ),
         ({"teacher.models.math": "nano/math-teacher-bpe"}, r"teacher.models.math: the teacher's vocabulary is not"),
         ({"teacher.models.math": "./nowhere/"}, r"teacher.models.math: cannot load './nowhere/'"),
     ],
@@ -210,5 +229,5 @@ def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_p
 
 
 def test_combine_needs_several(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="combine=geometric is about several teachers"):
-        opd.train("opd", {"teacher.combine": "geometric", "out": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match="experimental.combine needs several teachers"):
+        opd.train("opd", {"experimental.combine": "geometric", "out": str(tmp_path / "run")})

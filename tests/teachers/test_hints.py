@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from opd.engines.hf import HFEngine, Sampling
+import opd
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, EmptyStepError, ModelError
 from opd.models.chat import Chat
 from opd.models.language import stop_ids
@@ -82,8 +83,8 @@ def test_the_strict_format(answer: str, hints: list[tuple[int, str]], counted: d
 
 def test_a_real_local_model_is_asked_and_its_rubbish_dropped() -> None:
     critic = make_model(3)
-    engine = HFEngine(critic, sampling=Sampling(temperature=0), stop_ids=stop_ids(critic))
-    author = ModelAuthor(engine, Chat(critic.tokenizer), max_new_tokens=8)
+    engine = HFEngine(critic)
+    author = ModelAuthor(engine, Chat(critic.tokenizer), stop_ids=stop_ids(critic), max_new_tokens=8)
     assert author.hints([ROLLOUT, ROLLOUT]) == [[], []]
     assert author.counts["unparsable"] == 2
 
@@ -94,13 +95,15 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     chat = Chat(tokenizer)
 
     class Scripted:
-        def generate(self, contexts: list[list[int]], max_new_tokens: list[int], seed: int) -> list[Generation]:
+        def generate(self, contexts: list[list[int]], *_: object, **__: object) -> list[Generation]:
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
-    author = ModelAuthor(Scripted(), chat, max_new_tokens=8)
+        def sync(self, step: int) -> None: ...
+
+    author = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8)
     assert author.hints([ROLLOUT]) == [[Hint(ROLLOUT.turns[1], "a b")]]
-    tight = ModelAuthor(Scripted(), chat, max_new_tokens=8, max_length=12)
+    tight = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8, max_length=12)
     assert tight.hints([ROLLOUT]) == [[]]
     assert tight.counts == {"too_long": 1}
 
@@ -241,3 +244,24 @@ def test_an_author_rewrites_experience_into_few_lessons(server: Server) -> None:
         gather_experience(batch, HttpAuthor(server.url, "m"), items=2, consolidate=True)
     with pytest.raises(ConfigError, match="rules cannot rewrite"):
         gather_experience([ROLLOUT], RulesAuthor(), items=2, consolidate=True)
+
+
+@pytest.mark.parametrize("fault", ["refuses", "is not there", "is another kind of server"])
+def test_every_error_names_the_run_files_key_of_this_author(server: Server, fault: str) -> None:
+    url, key = server.url, "teacher.view.experience.author"
+    if fault == "refuses":
+        server.failures = [(401, {})]
+    elif fault == "is not there":
+        url = "http://127.0.0.1:9/v1"
+    else:
+        server.answer = {"hello": "world"}
+    with pytest.raises(ModelError) as caught:
+        HttpAuthor(url, "m", retries=0, key=key).hints([ROLLOUT])
+    assert str(caught.value).startswith(f"{key}: ")
+
+
+def test_an_author_of_experience_is_named_as_such_by_its_run(tmp_path: Path) -> None:
+    author = {"http": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+    given = {"teacher.view": {"experience": {"author": author, "prompts": 4}}, "out": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=r"^teacher\.view\.context\.experience\.author\.http: no answer"):
+        opd.train("opcd", {**given, "log": []})

@@ -7,15 +7,15 @@ import dataclasses
 import pytest
 import torch
 
+from opd.axes.views.plain import PlainView
+from opd.axes.views.privileged import PrivilegedView
 from opd.data.tasks import get_task
-from opd.engines.hf import HFEngine, Sampling
+from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.teachers.prompt_views import PrivilegedView
 from opd.teachers.sampled import Outcome, SampledTeacher
-from opd.teachers.views import PlainView
 from opd.types import Rollout
 
 
@@ -32,9 +32,11 @@ def teacher() -> LanguageModel:
 @pytest.fixture(scope="module")
 def rollouts(student: LanguageModel) -> list[Rollout]:
     task = get_task("math")
-    engine = HFEngine(student, sampling=Sampling(), stop_ids=stop_ids(student))
+    engine = HFEngine(student)
     prompts = [p for p in task.prompts("test")[:4] for _ in range(4)]
-    return Sampler(engine, Chat(student.tokenizer), task, max_new_tokens=64, max_turns=1).rollout(prompts, 0)
+    return Sampler(
+        engine, Chat(student.tokenizer), task, stop_ids=stop_ids(student), max_new_tokens=64, max_turns=1
+    ).rollout(prompts, 0)
 
 
 def read_alone(model: LanguageModel, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from opd.axes.views.hint import HintView, apart
+from opd.axes.views.plain import PlainView
+from opd.axes.views.privileged import PrivilegedView
 from opd.errors import ConfigError, DataError
 from opd.models.chat import Chat
-from opd.teachers.prompt_views import PrivilegedView
-from opd.teachers.views import HintView, PlainView, apart, remaining
+from opd.teachers.views import remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
 from support.tokenizers import make_tokenizer
 
@@ -18,7 +20,7 @@ END = (CHAT.tokenizer.eos_token_id,)
 def two_turns() -> Rollout:
     prompt = Prompt(id="p", messages=({"role": "user", "content": "a b"},), answer="c")
     first, second = CHAT.insert_text_ids("d e") + END, CHAT.insert_text_ids("f") + END
-    between = CHAT.message_ids({"role": "tool", "content": "g"})
+    between = CHAT.message_ids({"role": "tool", "content": "g"}, first)
     ids = first + between + second
     mask = (True,) * len(first) + (False,) * len(between) + (True,) * len(second)
     turns = (Span(0, len(first)), Span(len(first) + len(between), len(ids)))
@@ -53,15 +55,15 @@ def test_privileged_puts_the_answer_into_the_last_user_message() -> None:
 def test_privileged_refuses_a_missing_answer_and_a_wrong_template() -> None:
     view = PrivilegedView(CHAT)
     with pytest.raises(DataError, match="prompt 'q' has no answer"):
-        view.privileged(Prompt(id="q", text="a"))
+        view.seen(Prompt(id="q", text="a"))
     with pytest.raises(ConfigError, match="lacks {answer}"):
         PrivilegedView(CHAT, template="{prompt}")
-    with pytest.raises(ConfigError, match="neither {answer} nor {prompt}"):
+    with pytest.raises(ConfigError, match="unknown field .'solution'.*use only {answer} and {prompt}"):
         PrivilegedView(CHAT, template="{prompt} {solution}")
 
 
 def test_privileged_on_plain_text() -> None:
-    prompt = PrivilegedView(CHAT, template="{answer} {prompt}").privileged(Prompt(id="q", text="a", answer="b"))
+    prompt = PrivilegedView(CHAT, template="{answer} {prompt}").seen(Prompt(id="q", text="a", answer="b"))
     assert prompt.text == "b a"
 
 

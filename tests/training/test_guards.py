@@ -1,8 +1,10 @@
-"""What counts as a collapse, and what is chance."""
+"""The guards: which evaluations count as a collapse, and when the run stops."""
 
 import pytest
 
-from opd.training.guards import Guards, validation
+from opd.config.run import GuardsConfig
+from opd.training.actions import Continue, Stop
+from opd.training.guards import Guards, better, validation
 
 GUARDS = Guards(num_prompts=256)
 
@@ -16,7 +18,7 @@ def test_collapse_below_the_start() -> None:
     assert seen == "validation accuracy fell from 21.0% at the start to 5.0%"
 
 
-def test_chance_is_no_collapse() -> None:
+def test_a_fall_within_three_standard_errors_is_no_collapse() -> None:
     assert GUARDS.collapsed(accuracy(0.21), accuracy(0.21), accuracy(0.15)) is None
     assert Guards(num_prompts=16).collapsed(accuracy(0.5), accuracy(0.5), accuracy(0.2)) is None
 
@@ -28,7 +30,7 @@ def test_collapse_below_the_best() -> None:
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "text_loss"])
-def test_a_divergence_collapses_upwards(name: str) -> None:
+def test_a_divergence_that_rises_by_half_has_collapsed(name: str) -> None:
     assert GUARDS.collapsed({name: 1.0}, {name: 0.5}, {name: 1.4}) is None
     assert "rose" in (GUARDS.collapsed({name: 1.0}, {name: 0.5}, {name: 1.6}) or "")
 
@@ -39,21 +41,43 @@ def test_not_a_number_is_a_collapse() -> None:
     )
 
 
-def test_nothing_measured_nothing_judged() -> None:
+def test_without_a_judged_metric_there_is_no_verdict() -> None:
     assert GUARDS.collapsed({}, {}, {}) is None
-    assert not GUARDS.better({"accuracy": 1.0}, {})
+    assert not better({"accuracy": 1.0}, {})
     assert validation({"length": 3.0}) is None
 
 
-def test_better_follows_the_metric() -> None:
-    assert GUARDS.better(accuracy(0.5), accuracy(0.4))
-    assert not GUARDS.better(accuracy(0.4), accuracy(0.4))
-    assert GUARDS.better({"reverse_kl": 0.1}, {"reverse_kl": 0.2})
+def test_better_means_more_accuracy_and_less_divergence() -> None:
+    assert better(accuracy(0.5), accuracy(0.4))
+    assert not better(accuracy(0.4), accuracy(0.4))
+    assert better({"reverse_kl": 0.1}, {"reverse_kl": 0.2})
 
 
-def test_limits_in_a_row() -> None:
-    assert not Guards(patience=2).lasting(1)
-    assert Guards(patience=2).lasting(2)
-    assert not Guards(max_skipped=3).skipped(2)
-    assert Guards(max_skipped=3).skipped(3)
-    assert Guards(max_idle=1).idle(1)
+def test_guards_stop_the_run_at_their_limits() -> None:
+    fell = "validation accuracy fell"
+    kept = "validation accuracy fell; the best weights, of step 4, are kept"
+    assert Guards(patience=2).after_evaluation(fell, 1, best_step=4, last=False) == Continue()
+    assert Guards(patience=2).after_evaluation(fell, 2, best_step=4, last=False) == Stop("collapse", kept)
+    assert Guards(patience=2).after_evaluation(fell, 1, best_step=4, last=True) == Stop("collapse", kept)
+    assert Guards(patience=2).after_evaluation(None, 0, best_step=4, last=True) == Continue()
+    assert Guards(max_skipped=3).after_skipped_step("loss", 2, weights_finite=True) == Continue()
+    three = Stop("non_finite", "the loss was not finite for 3 steps in a row")
+    assert Guards(max_skipped=3).after_skipped_step("loss", 3, weights_finite=True) == three
+    damaged = Stop("non_finite", "weights of the student are not finite")
+    assert Guards(max_skipped=3).after_skipped_step("loss", 1, weights_finite=False) == damaged
+    assert Guards(max_idle=2).after_idle_step(1) == Continue()
+    assert Guards(max_idle=2).after_idle_step(2) == Stop("idle", "no token had a target in 2 steps in a row")
+
+
+def test_the_defaults_are_those_of_the_run_file() -> None:
+    defaults = GuardsConfig().model_dump(exclude={"recover"})
+    assert defaults == {"drop": 0.5, "below_start": 0.05, "patience": 2, "max_skipped": 10, "max_idle": 5}
+    assert Guards() == Guards(**defaults)
+
+
+def test_a_metric_that_is_missing_later_is_not_judged() -> None:
+    assert GUARDS.collapsed(accuracy(0.9), accuracy(0.9), {"length": 3.0}) is None
+    assert GUARDS.unmeasured(accuracy(0.9), {"length": 3.0}) == "accuracy"
+    assert GUARDS.unmeasured(accuracy(0.9), accuracy(0.1)) is None
+    assert GUARDS.unmeasured({"length": 3.0}, {"length": 3.0}) is None
+    assert not better({"length": 3.0}, accuracy(0.1))

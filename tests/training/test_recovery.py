@@ -1,4 +1,4 @@
-"""Symptoms of a collapse as functions of figures, and ruined runs of bundled models that are caught and put right."""
+"""Symptoms of a collapse, and ruined runs of bundled models that recovery detects and rolls back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from opd.build import assemble
+from opd.axes.base import Objects
 from opd.config.read import read
-from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
+from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
-from opd.parts import Objects, gather
-from opd.training.checkpoint import Checkpoints
+from opd.training.actions import Continue
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
 from support import ruined_runs
+from support.altered import train_altered
 from support.interrupt import Interrupt
 from support.models import make_model
 
@@ -64,7 +65,7 @@ def test_a_symptom_counts_when_the_reward_has_fallen(name: str, figure: str, wit
 
 
 @pytest.mark.parametrize(("name", "figure", "within", "beyond"), THRESHOLDS)
-def test_without_rewards_text_stands_for_itself_and_the_rest_needs_a_growing_kl(
+def test_without_rewards_a_text_symptom_counts_alone_and_any_other_needs_a_growing_kl(
     name: str, figure: str, within: float, beyond: float
 ) -> None:
     first = {key: value for key, value in FIRST.items() if key != "accuracy"}
@@ -74,7 +75,7 @@ def test_without_rewards_text_stands_for_itself_and_the_rest_needs_a_growing_kl(
         assert collapsed({**first, figure: beyond, "kl": 0.21}, first=first) == name
 
 
-def test_a_fall_that_chance_explains_is_none() -> None:
+def test_an_accuracy_that_may_differ_by_chance_confirms_no_symptom() -> None:
     silent = {**FIRST, "kl": 0.0}
     assert collapsed({**silent, "accuracy": 0.36}) is None
     assert collapsed({**silent, "accuracy": 0.33}) == "kl_vanished"
@@ -83,7 +84,7 @@ def test_a_fall_that_chance_explains_is_none() -> None:
     assert collapsed({**silent, "accuracy": 0.87}, top=1.0) == "kl_vanished"
 
 
-def test_one_odd_step_is_no_sign_and_the_sentence_has_the_figures() -> None:
+def test_one_bad_step_is_not_enough_and_the_sentence_has_the_values() -> None:
     bad = {**FIRST, "accuracy": 0.0, "length": 64.0}
     assert WATCH.collapsed(FIRST, 0.5, [bad, bad]) is None
     assert WATCH.collapsed(FIRST, 0.5, [FIRST, FIRST, bad, FIRST, bad]) is None
@@ -93,13 +94,13 @@ def test_one_odd_step_is_no_sign_and_the_sentence_has_the_figures() -> None:
     )
 
 
-def test_healthy_is_said_of_one_step() -> None:
+def test_healthy_judges_a_single_step() -> None:
     assert WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.4, "kl": 0.0})
     assert not WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.3})
     assert not WATCH.healthy({"length": 30.0}, 0.0, {"length": 61.0})
 
 
-def test_the_kl_is_of_all_the_students_tokens() -> None:
+def test_the_watched_kl_is_a_mean_over_all_of_the_students_tokens() -> None:
     figures = {"length": 9.0, "distill": 0.5, "distill_share": 0.1, "accuracy": 0.3, "entropy": math.nan, "loss": 1.0}
     assert watched(figures) == {"length": 9.0, "accuracy": 0.3, "kl": 0.05}
     assert watched({"length": 9.0, "distill_share": 0.0})["kl"] == 0.0
@@ -110,7 +111,7 @@ def test_the_kl_is_of_all_the_students_tokens() -> None:
     }
 
 
-def test_entropy_is_of_the_students_own_tokens() -> None:
+def test_entropy_ignores_inserted_tokens() -> None:
     whole = Rollout(
         prompt=Prompt("p"),
         prompt_ids=(1,),
@@ -124,7 +125,7 @@ def test_entropy_is_of_the_students_own_tokens() -> None:
 
 
 QUICK = {
-    "rollout.batch": 32,
+    "rollout.prompts_per_step": 32,
     "rollout.max_new_tokens": 56,
     "eval.max_new_tokens": 56,
     "eval.prompts.limit": 32,
@@ -163,22 +164,23 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
+        "teacher": {"model": "t"},
         "loss": {"divergence": "reverse_kl"},
-        "rollout": {"batch": 8, "max_new_tokens": 6},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
         "optimizer": {"lr": 1.0, "steps": 14},
         "checkpoint": {"every": 2},
-        "guards": {"recover": {"kl_exploded": 1.5, "lr": 0.5}},
+        "guards": {"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5}},
         "log": [],
         "out": str(out),
     }
     return tree | changes
 
 
-def train(out: Path, *, displays: Any = (), resume: bool = False, **changes: Any) -> opd.Result:
+def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
     answered = [{**row, "answer": "k l"} for row in PROMPTS]
-    averaged = changes.get("teacher", {}).get("weights") in ("ema", "live")
-    return opd.train(
+    averaged = "weights" in changes.get("teacher", {})
+    return train_altered(
+        alter,
         run_file(out, **changes),
         student=make_model(0),
         teacher=None if averaged else make_model(1, layers=3, hidden=48),
@@ -202,8 +204,8 @@ def kinds(result: opd.Result) -> list[str]:
 
 
 TEACHERS = {
-    "model": {"weights": "model", "model": "t"},
-    "ema": {"weights": "ema", "ema_decay": 0.5, "view": "privileged"},
+    "model": {"model": "t"},
+    "ema": {"weights": {"type": "ema", "decay": 0.5}, "view": "privileged"},
     "live": {"weights": "live", "view": "privileged"},
 }
 
@@ -237,8 +239,8 @@ def test_a_healthy_run_is_the_same_with_and_without_recovery(weights_of: str, tm
     assert same(tmp_path / "on", tmp_path / "off")
 
 
-def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_left(tmp_path: Path) -> None:
-    result = train(tmp_path / "out", guards={"recover": {"kl_exploded": 1.5, "lr": 0.5, "times": 2}})
+def test_each_rollback_lowers_the_learning_rate_and_raises_the_anchor_until_none_is_left(tmp_path: Path) -> None:
+    result = train(tmp_path / "out", guards={"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5, "times": 2}})
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row["train"] for row in rows if "train" in row}
     back = [event["step"] for event in result.events if event["kind"] == "rollback"]
@@ -255,21 +257,22 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
     ]
 
 
-def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
-    poison = {last: ruined_runs.Saboteur(ruined_runs.no_number, 2, last) for last in (2, 4)}
-    healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
-    once = train(tmp_path / "once", displays=[poison[2]], **healthy)
+def test_one_update_that_is_not_finite_is_skipped_and_several_are_a_collapse(tmp_path: Path) -> None:
+    changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+
+    poison = {last: partial(ruined_runs.sabotaged, strike=ruined_runs.no_number, first=2, last=last) for last in (2, 4)}
+    once = train(tmp_path / "once", alter=poison[2], **changes)
     assert kinds(once) == ["non_finite"]
-    often = train(tmp_path / "often", displays=[poison[4]], **healthy)
+    often = train(tmp_path / "often", alter=poison[4], **changes)
     assert kinds(often) == ["non_finite"] * 4 + ["rollback"]
     assert (often.steps, often.stopped_by) == (8, None)
 
 
-def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path: Path) -> None:
+def test_after_a_rollback_only_a_best_evaluation_refreshes_the_teacher(tmp_path: Path) -> None:
     tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"})
     rows = [{**row, "answer": "k l"} for row in PROMPTS]
     objects = Objects(student=make_model(0), prompts=rows)
-    loop = assemble(gather(read(tree), objects), RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(read(tree), objects).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert loop.recovery is not None
     assert loop.average is not None
     loop.run()
@@ -280,14 +283,9 @@ def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path
     state.before, state.after = {"length": 6.0, "accuracy": 0.1}, {"length": 13.0, "accuracy": 0.2}
     with torch.no_grad():
         live.add_(1.0)
-    loop.recovery.evaluated(loop)
-    assert not torch.equal(teacher, live)
+    assert loop.recovery.after_evaluation(state, averaged=True) == Continue()
     state.after = {"length": 7.0, "accuracy": 0.2}
-    loop.recovery.evaluated(loop)
+    assert loop.recovery.after_evaluation(state, averaged=False) == Continue()
+    loop._act(loop.recovery.after_evaluation(state, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"
-
-
-def test_nothing_to_go_back_to_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint of step 3 or before"):
-        Checkpoints(tmp_path, every=1).roll_back(None, 3)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from opd.axes import needs
 from opd.config.base import Strict
 from opd.config.run import BaseRun, PromptsConfig
-from opd.config.teacher import ExpertConfig, shares_of
+from opd.config.teacher import TeacherModelConfig, shares_of
 from opd.diffusion.axes import (
     POLICY_GRADIENT,
     FrozenWeights,
@@ -88,7 +88,7 @@ class DenoisingTeacherConfig(Strict):
     """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
     """Another model that teaches: a pipeline's path or id, or the folder of a LoRA of the student."""
-    models: dict[str, ExpertConfig] | None = Field(None, min_length=1)
+    models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
     """Several teachers by name; each predicts for the prompts of its own domains. Predictions of teachers that share a
     domain are averaged by weight, which has the gradient of the mean of their losses."""
     view: SeenByTeacher = PlainImageView()
@@ -237,8 +237,6 @@ class DiffusionConfig(BaseRun):
         yield from super().all_needs(key)
         if self.guards.recover is not None:
             yield "guards.recover", "text"
-        if self.optimizer.extrapolate is not None:
-            yield "optimizer.extrapolate", "text"
         if self.teacher != DenoisingTeacherConfig():
             yield "teacher", "teacher in use"
 

@@ -14,7 +14,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.config import DiffusionConfig, PromptsConfig, RunConfig, diffusion
+from opd.axes.base import AXES, AxisValue
+from opd.config import diffusion
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import PromptsConfig, RunConfig
 from opd.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -69,6 +72,12 @@ RENAMED_VALUES = {
 }
 """Old values of a language run and the new ones."""
 
+RENAMED_BY_FAMILY: dict[str, tuple[Mapping[str, str], Mapping[tuple[str, str], str]]] = {
+    "language": (RENAMED, RENAMED_VALUES),
+    "diffusion": (diffusion.RENAMED, diffusion.RENAMED_VALUES),
+}
+"""Old keys and values of each family."""
+
 
 FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
 """The schema of each family of students."""
@@ -98,22 +107,33 @@ def read(
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # A user's own prompts are not evaluated on the recipe's held-out prompts.
         set_key(tree, "eval.prompts", None)
-    one_of = set(ONE_OF if _family(tree, pairs) == "diffusion" else ONE_OF[1:])
-    for other in one_of - pairs.keys() if one_of & pairs.keys() else ():
-        drop_key(tree, other)
-    for key, value in sorted(pairs.items(), key=lambda pair: pair[0].count(".")):
-        set_key(tree, key, value)
+    if pairs.keys() & set(ONE_OF):
+        for other in set(ONE_OF) - pairs.keys():
+            drop_key(tree, other)
+    for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
+        set_key(tree, key, pairs[key])
+    if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
+        _drop_unused_divergence(tree)
     family = tree.get("family", "language")
     if family not in FAMILIES:
         where = f"{at}.family" if at else "family"
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
-    if family == "diffusion":
-        _refuse_renamed(tree, at, diffusion.RENAMED, diffusion.RENAMED_VALUES)
+    _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
     return validate(FAMILIES[family], tree, at=at)
 
 
-def _family(tree: Mapping[str, Any], pairs: Mapping[str, Any]) -> Any:
-    return pairs.get("family", tree.get("family", "language"))
+def _depth(key: str, pairs: Mapping[str, Any]) -> int:
+    """How many overrides set a mapping around this key; those come first, in whatever order they are given."""
+    parts = key.split(".")
+    return sum(pairs.get(".".join(parts[:n])) is not None for n in range(1, len(parts)))
+
+
+def _drop_unused_divergence(tree: dict[str, Any]) -> None:
+    """Leave out an inherited divergence if the signal of an override has none."""
+    signal = _get(tree, "loss.signal")
+    kind = AXES["loss.signal"].get(str(signal.get("type") if isinstance(signal, Mapping) else signal))
+    if kind is not None and not getattr(kind, "compares", True):
+        drop_key(tree, "loss.divergence")
 
 
 def _refuse_renamed(
@@ -233,10 +253,10 @@ def drop_key(tree: dict[str, Any], key: str) -> None:
 
 
 def _whole(part: str, bare: Any) -> dict[str, Any]:
-    """The mapping that a bare string or number stands for."""
+    """The mapping that a bare value stands for."""
+    if isinstance(bare, AxisValue):
+        return bare.model_dump()
     if isinstance(bare, str):
-        if part == "author":
-            return {}
         return dict(PromptsConfig.source(bare)) if part == "prompts" else {"type": bare}
     if isinstance(bare, int | float) and not isinstance(bare, bool):
         return {"weight": bare}

@@ -1,15 +1,17 @@
-"""The run file as a whole: prompts, optimizer, evaluation, guards, and what goes together."""
+"""The run file as a whole: prompts, optimizer, evaluation and guards."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from opd.axes import needs
 from opd.config.base import Strict
 from opd.config.loss import LossConfig
 from opd.config.rollout import RolloutConfig
 from opd.config.teacher import TeacherConfig
+from opd.experimental.config import ExperimentalConfig
 
 
 class PromptsConfig(Strict):
@@ -22,7 +24,7 @@ class PromptsConfig(Strict):
     """A task with its own environment and checker: ``tools``, ``math``, ``strings``, ``search`` or
     ``package.module:attribute``."""
     path: str | None = None
-    """A JSONL file with ``prompt`` or ``messages``, and ``answer``, ``domain`` and ``id`` where there are such."""
+    """A JSONL file with ``prompt`` or ``messages``, and optionally ``answer``, ``domain`` and ``id``."""
     dataset: str | None = None
     """A Hugging Face dataset id or folder with the same columns."""
     subset: str | None = None
@@ -30,11 +32,11 @@ class PromptsConfig(Strict):
     split: str = "train"
     """Split of the task or dataset; a JSONL file has only one."""
     limit: int | None = Field(None, ge=1)
-    """Use the first so many."""
+    """Use the first n prompts; by default all."""
     chat: bool | None = None
     """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
     domain: str | None = None
-    """What these prompts are about, where several teachers share the work; by default what each prompt says itself."""
+    """Domain of these prompts, which selects their teachers; by default each prompt's own."""
     mix: tuple[PromptsConfig, ...] | None = Field(None, min_length=1)
     """Several sources, one prompt of each in turn; each keeps its own environment and checker."""
 
@@ -62,15 +64,6 @@ class PromptsConfig(Strict):
         return self
 
 
-class ExtrapolateConfig(Strict):
-    """Go further along the update so far where validation says so, after steps 1, 2, 4, 8, … (EffOPD)."""
-
-    prompts: int = Field(50, ge=1)
-    """Training prompts, drawn once, that decide: by greedy accuracy, or without answers by the divergence."""
-    candidates: int = Field(5, ge=1)
-    """The most candidates W + 2kΔ, k = 1, 2, …; the first that is no better ends the search."""
-
-
 class OptimizerConfig(Strict):
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate of AdamW."""
@@ -87,11 +80,9 @@ class OptimizerConfig(Strict):
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rollouts per forward and backward pass; the result is that of the whole batch."""
+    """Rollouts per forward and backward pass; the gradient is that of the whole batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
-    extrapolate: ExtrapolateConfig | None = None
-    """Skip ahead where validation allows it; for every recipe."""
 
 
 class EvalConfig(Strict):
@@ -99,76 +90,73 @@ class EvalConfig(Strict):
     """Held-out prompts; without them nothing is measured."""
     every: int = Field(20, ge=1)
     """Steps between evaluations."""
-    samples: int = Field(0, ge=0)
-    """Also sample so many answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
+    rollouts_per_prompt: int = Field(0, ge=0)
+    """Also sample n answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
     divergence: bool | None = None
-    """Reverse KL to the teacher on the student's own rollouts; by default where no answer can be checked."""
+    """Reverse KL to the teacher on the student's own rollouts; by default if no answer can be checked."""
     diagnostics: int = Field(64, ge=0)
-    """Roll out so many held-out prompts to see how student and teacher stand to each other, and measure the teacher's
-    own accuracy once; 0 leaves it out. Not for hints from an endpoint, which every look would ask."""
-    conflict: bool = False
-    """Of several teachers: how far each two disagree on the same tokens, by domain, and the cosine of the gradients of
-    each two domains. Every teacher reads every domain for it, at every evaluation."""
+    """Number of held-out prompts for the student–teacher diagnostics (KL, overlap, entropy) and the teacher's own
+    accuracy. 0 disables them. Skipped for HTTP hint authors, because each evaluation would send requests."""
     text: str | None = None
     """JSONL with ``text``: report the student's loss on it, in nats per token."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Default: the rollout's."""
+    """Most tokens after a held-out prompt; by default ``rollout.max_new_tokens``."""
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """A divergence compares with a teacher, token by token."""
+        return {"divergence": ("teacher pass", "same tokenizer")} if self.divergence else {}
+
+
+Threshold = Literal[
+    "worse",
+    "kl_vanished",
+    "kl_exploded",
+    "entropy_collapsed",
+    "entropy_exploded",
+    "too_long",
+    "truncated",
+    "repeating",
+]
+"""The thresholds of ``opd.training.guards.Watch``."""
 
 
 class RecoverConfig(Strict):
-    """What to do instead of stopping, and when rollouts look like a collapse: where one of the symptoms shows and the
-    student does worse, in the median of five steps. A symptom compares with the first step's rollouts.
-    """
+    """Roll back and continue more carefully, instead of stopping, when rollouts look like a collapse."""
 
     times: int = Field(3, ge=1)
-    """Go back and on so often; after that the run stops with its best weights."""
+    """Most rollbacks; after that the run stops with its best weights."""
     lr: float = Field(0.3, gt=0, le=1)
-    """Each rollback multiplies the learning rate with it."""
+    """Each rollback multiplies the learning rate by this."""
     anchor: float = Field(0.2, ge=0)
-    """The least weight of ``loss.anchor`` after a rollback, doubled by each further one; needs a frozen copy of the
-    student from the start. 0 leaves the anchor as it is."""
-    worse: float = Field(0.1, gt=0, lt=1)
-    """The student does worse when its rollouts' accuracy has lost this share of its best, and more than chance
-    explains; without rewards, when the KL to the teacher is above the first step's."""
-    kl_vanished: float = Field(0.1, gt=0, lt=1)
-    """Symptom: the KL to the teacher is below this share of the first; not without rewards."""
-    kl_exploded: float = Field(3.0, gt=1)
-    """Symptom: the KL to the teacher is above so many times the first."""
-    entropy_collapsed: float = Field(0.1, gt=0, lt=1)
-    """Symptom: the entropy is below this share of the first."""
-    entropy_exploded: float = Field(5.0, gt=1)
-    """Symptom: the entropy is above so many times the first."""
-    too_long: float = Field(2.0, gt=1)
-    """Symptom: rollouts are longer than so many times the first. Without rewards it stands for itself."""
-    truncated: float = Field(0.25, gt=0, lt=1)
-    """Symptom: the share of rollouts cut off has risen by more than this. Without rewards it stands for itself."""
-    repeating: float = Field(0.2, gt=0, lt=1)
-    """Symptom: the share of repetitive rollouts has risen by more than this. Without rewards it stands for itself."""
+    """Least weight of ``loss.anchor`` after a rollback, doubled by each further one; 0 leaves the anchor alone. Needs a
+    frozen copy of the student from the start."""
+    thresholds: dict[Threshold, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Thresholds of the symptoms that replace the defaults of ``opd.training.guards.Watch``, by name."""
 
 
 class GuardsConfig(Strict):
     drop: float = Field(0.5, gt=0, le=1)
-    """Stop when validation has lost this share of its best (accuracy), or the divergence has grown by as much."""
+    """Stop when validation has lost this share of its best accuracy, or the divergence has grown by as much."""
     below_start: float = Field(0.05, ge=0)
     """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
     patience: int = Field(2, ge=1)
     """Evaluations in a row that have to show it; the last one of a run counts alone."""
     max_skipped: int = Field(10, ge=1)
-    """Stop after so many steps in a row whose loss or gradient is not finite."""
+    """Stop after this number of steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)
-    """Stop after so many steps in a row in which the teacher had nothing to say."""
+    """Stop after this number of steps in a row without any signal."""
     recover: RecoverConfig | None = None
-    """Instead of stopping, go back to the last good checkpoint and on with more care; ``{}`` takes the defaults. How
-    much a rollback loses is up to ``checkpoint.every``."""
+    """Roll back to the last good checkpoint instead of stopping; ``{}`` takes the defaults. ``checkpoint.every``
+    decides how much a rollback loses."""
 
 
 class ReportConfig(Strict):
-    """What ``report.html`` shows of single tokens; recorded at every evaluation."""
+    """The tokens that ``report.html`` shows; recorded at every evaluation."""
 
     prompts: int = Field(6, ge=1)
-    """Held-out prompts that are rolled out and scored again and again, and as many of the training step's rollouts."""
+    """Number of held-out prompts that are rolled out and scored at every evaluation, and of training rollouts."""
     top_k: int = Field(8, ge=1)
-    """Likeliest tokens kept of student and teacher at every position."""
+    """Number of likeliest tokens of student and teacher kept at every position."""
 
 
 class CheckpointConfig(Strict):
@@ -180,15 +168,15 @@ class MethodConfig(Strict):
     """What `opd methods` says about a recipe."""
 
     title: str
-    """What sets it apart, in a few words."""
+    """What distinguishes it, in a few words."""
     summary: str
-    """What happens in it, in a sentence or two."""
+    """What happens in a step, in one or two sentences."""
     source: str
-    """Who published it."""
+    """Publication."""
     reported: str = ""
-    """The source's own figure."""
+    """The publication's own result."""
     used_by: str = ""
-    """Who is reported to use it, and by whom."""
+    """Reported users, with the report."""
 
 
 MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report"})
@@ -196,39 +184,39 @@ MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "rep
 
 
 class BaseRun(Strict):
-    """What every run has, whatever it trains."""
+    """The keys of every run."""
 
     family: Literal["language", "diffusion"] = "language"
     """What is trained: a causal language model, or a denoising model in a diffusers pipeline."""
     method: MethodConfig | None = None
-    """What a recipe says about itself; a run does not need it."""
+    """Description of a recipe; a run does not need it."""
     student: str
     """Path or id of what is trained."""
     prompts: PromptsConfig
-    """What it answers in training."""
+    """Training prompts."""
     teacher: Strict
     loss: Strict
     rollout: Strict
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How the weights move."""
+    """Optimizer and learning rate."""
     eval: Strict
     guards: GuardsConfig = GuardsConfig()
-    """When a run stops, or goes back."""
+    """When a run stops or rolls back."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """How often the run can be gone on with from."""
+    """How often a checkpoint is saved."""
     report: Strict | None
     out: str
-    """Folder of the run; it ends as an ordinary model folder."""
+    """Folder of the run; after the run it is an ordinary model folder."""
     seed: int = Field(0, ge=0)
-    """Of prompts' order, rollouts and everything else that is drawn."""
+    """Seed of the prompts' order, the rollouts and every other draw."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    """cpu, cuda, cuda:1, …; auto uses a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward passes; weights that train and all reductions stay float32."""
+    """Dtype of the forward passes; trained weights and all reductions stay float32."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; by default one for models below 20 M parameters, where more are slower."""
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Loggers besides metrics.jsonl; one that is not installed is left out with a word."""
+    """Trackers besides metrics.jsonl. One that is not installed is skipped with a warning."""
 
     @field_validator("report", mode="before")
     @classmethod
@@ -240,183 +228,37 @@ class RunConfig(BaseRun):
     """A whole run; every key can be overridden as ``key.sub=value``."""
 
     family: Literal["language"] = "language"
-    """What is trained: a causal language model; ``diffusion`` has keys of its own."""
+    """What is trained: a causal language model. ``diffusion`` has keys of its own."""
     student: str
     """Path or id of a Hugging Face causal language model."""
     prompts: PromptsConfig
-    """What the student answers in training."""
+    """Training prompts."""
     teacher: TeacherConfig = TeacherConfig()
-    """Who scores the rollouts, and what it gets to see."""
+    """What scores the rollouts, and what it sees."""
     loss: LossConfig = LossConfig()
-    """The signal, the divergence, where it counts and what is mixed in."""
+    """The signal, the divergence, the weights of tokens, and further terms."""
     rollout: RolloutConfig = RolloutConfig()
-    """Who writes completions, how many and how long."""
+    """What writes completions, how many and how long."""
     eval: EvalConfig = EvalConfig()
-    """What is measured, on which prompts, how often."""
+    """What is measured, on which prompts and how often."""
     report: ReportConfig | None = ReportConfig()
-    """The page that shows what the teacher said about every token; ``false`` leaves it out."""
+    """The page that shows the teacher's target for every token; ``false`` leaves it out."""
+
+    experimental: ExperimentalConfig = ExperimentalConfig()
+    """Options that gained nothing in our own measurements."""
 
     @property
     def may_anchor(self) -> bool:
         """Whether an anchor holds the student, or may do so after a rollback."""
         return self.loss.anchor > 0 or (self.guards.recover is not None and self.guards.recover.anchor > 0)
 
+    @property
+    def keeps_initial(self) -> bool:
+        """Whether a frozen copy of the initial student is needed."""
+        own = self.loss.signal.reads_teacher and not self.teacher.is_model and self.teacher.weights.fixed
+        return own or self.may_anchor or self.loss.signal.keeps_initial()
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        if self.rollout.offline and self.teacher.weights in ("ema", "live"):
-            raise ValueError(
-                f"rollout.offline asks the teacher once, and teacher.weights={self.teacher.weights} changes with the "
-                "student; set teacher.weights=frozen or model"
-            )
-        if self.eval.divergence and not self.loss.reads_teacher:
-            raise ValueError(
-                f"eval.divergence needs a teacher, and loss.signal={self.loss.signal} has none; leave one of them out"
-            )
-        if self.rollout.begun_by_teacher and self.teacher.weights != "model":
-            raise ValueError(
-                f"rollout.{self.rollout.begun_by_teacher} needs teacher.weights=model and teacher.model, who writes it"
-            )
-        self._fits_several()
-        if "teacher" in self.rollout.writers and self.teacher.weights != "model":
-            key = "policy" if self.rollout.policy == "teacher" else "other"
-            raise ValueError(f"rollout.{key}=teacher needs teacher.weights=model and teacher.model")
-        if self.loss.signal == "tokens" and self.rollout.policy == "student":
-            raise ValueError(
-                "loss.signal=tokens on the student's own rollouts would train it on what it already does; "
-                "set rollout.policy=teacher or rollout.policy=answers"
-            )
-        if not self.loss.reads_teacher and self.teacher.view.kind != "plain":
-            raise ValueError(f"loss.signal={self.loss.signal} has no teacher pass, so teacher.view must be plain")
-        self._fits_sampling()
-        self._fits_curriculum()
-        if self.rollout.offline and (self.loss.signal != "sampled" or self.loss.unsure or self.loss.sampled.baseline):
-            what = "unsure" if self.loss.unsure else "sampled.baseline" if self.loss.sampled.baseline else "signal"
-            raise ValueError(
-                f"rollout.offline keeps the teacher's log-probabilities of the sampled tokens alone, and loss.{what} "
-                "needs more; set loss.signal=sampled without unsure and baseline, or leave rollout.offline out"
-            )
-        if self.loss.gold and (self.rollout.writers != {"student"} or self.rollout.offline):
-            raise ValueError(
-                "loss.gold puts the reference answers beside the student's own rollouts; set rollout.policy=student, "
-                "and leave rollout.off_policy and rollout.offline out"
-            )
-        feedback = self.teacher.view.feedback
-        if feedback and feedback.environment == "" and self.rollout.samples < 2:
-            raise ValueError(
-                "teacher.view.feedback shows other attempts at the same prompt, and rollout.samples is 1; set it to 2 "
-                "or more"
-            )
-        if self.loss.signal == "cross":
-            self._fits_cross()
-        if self.teacher.view.kind == "plain" and self.teacher.weights in ("live", "frozen") and self.loss.reads_teacher:
-            raise ValueError(
-                f"teacher.weights={self.teacher.weights} with a plain view is the student itself, so there is nothing "
-                "to learn; give teacher.view=hint or privileged, or teacher.weights=model"
-            )
+        needs.check(self)
         return self
-
-    def _fits_several(self) -> None:
-        """What asks for one teacher, known from the start to the end."""
-        if self.teacher.gate and not (self.eval.prompts and self.eval.diagnostics):
-            raise ValueError(
-                "teacher.gate goes by what is measured on held-out prompts; give eval.prompts, and eval.diagnostics "
-                "above 0"
-            )
-        if self.eval.conflict and (not self.teacher.models or not self.eval.prompts or not self.eval.diagnostics):
-            raise ValueError(
-                "eval.conflict compares several teachers on held-out prompts; give teacher.models, eval.prompts and "
-                "eval.diagnostics above 0"
-            )
-        if self.eval.conflict and self.loss.signal not in ("full", "top_k"):
-            raise ValueError(
-                f"eval.conflict compares whole distributions, and loss.signal is {self.loss.signal}; set full or top_k"
-            )
-        if not self.teacher.models and not self.teacher.gate:
-            return
-        several = "teacher.models" if self.teacher.models else "teacher.gate"
-        loss, mend = self.loss, "leave one of them out"
-        if loss.reads_teacher and loss.signal not in ("full", "top_k", "sampled"):
-            raise ValueError(
-                f"{several} with loss.signal={loss.signal}: teachers are routed and mixed by what they think of the "
-                "student's tokens; set loss.signal=full, top_k or sampled"
-            )
-        for key, given in {
-            "loss.unsure": loss.unsure is not None,
-            "loss.sampled.baseline": loss.sampled.baseline,
-            f"rollout.{self.rollout.begun_by_teacher}": self.rollout.begun_by_teacher is not None,
-            "rollout.offline": self.rollout.offline is not None,
-        }.items():
-            if given:
-                raise ValueError(f"{several} with {key}: it needs one teacher for all prompts; {mend}")
-
-    def _fits_cross(self) -> None:
-        """A teacher with another tokenizer is another model, reads plain text and cannot write for the student."""
-        teacher, rollout = self.teacher, self.rollout
-        if teacher.weights != "model":
-            raise ValueError(
-                f"loss.signal=cross needs a teacher with another tokenizer, and teacher.weights={teacher.weights} is "
-                "the student itself; set teacher.weights=model and teacher.model, or loss.signal=full"
-            )
-        if teacher.view.kind != "plain":
-            raise ValueError(
-                f"teacher.view={teacher.view.kind} with loss.signal=cross: a teacher with another tokenizer reads the "
-                "plain conversation alone; set teacher.view=plain"
-            )
-        if "teacher" in rollout.writers:
-            key = "policy" if rollout.policy == "teacher" else "other"
-            raise ValueError(
-                f"rollout.{key}=teacher with loss.signal=cross: the teacher's tokens are not the student's; set "
-                "rollout.policy=student and rollout.off_policy=0, or rollout.other=answers"
-            )
-        if rollout.begun_by_teacher:
-            raise ValueError(
-                f"rollout.{rollout.begun_by_teacher} with loss.signal=cross: the teacher's tokens are not the "
-                "student's; leave one out"
-            )
-        if self.eval.divergence:
-            raise ValueError(
-                "eval.divergence with loss.signal=cross: there is no reverse KL between two vocabularies; leave "
-                "eval.divergence out and give eval.prompts with answers, or eval.text"
-            )
-
-    def _fits_curriculum(self) -> None:
-        """A prompt's divergence is the mean of its tokens' losses, where these measure one."""
-        loss, curriculum = self.loss, self.rollout.curriculum
-        if curriculum is None or not curriculum.divergence:
-            return
-        what = "rollout.curriculum.divergence goes by each token's distance to the teacher"
-        if not loss.reads_teacher:
-            raise ValueError(f"{what}, and loss.signal={loss.signal} has none; set rollout.curriculum.success instead")
-        if loss.signal == "cross":
-            raise ValueError(
-                f"{what}, and loss.signal=cross compares whole groups of tokens; set rollout.curriculum.success instead"
-            )
-        for key, given in (("baseline", loss.sampled.baseline), ("discount", loss.sampled.discount)):
-            if given and loss.signal == "sampled":
-                raise ValueError(f"{what}, and loss.sampled.{key} makes its loss another figure; leave one of them out")
-
-    def _fits_sampling(self) -> None:
-        """Log-ratios and outcome advantages are about the student's own draws."""
-        rollout, loss = self.rollout, self.loss
-        what = "loss.outcome" if loss.outcome else f"loss.signal={loss.signal}"
-        outcome = loss.outcome > 0 or loss.signal == "reward"
-        if not (outcome or loss.signal == "sampled"):
-            return
-        if rollout.writers != {"student"}:
-            raise ValueError(
-                f"{what} weighs the student's own draws, and rollout.policy and rollout.off_policy let "
-                f"{' and '.join(sorted(rollout.writers - {'student'}))} write; set rollout.policy=student, "
-                "rollout.off_policy=0 and rollout.off_policy_steps=0, or loss.signal=full, top_k or tokens"
-            )
-        if rollout.top_p < 1 or rollout.top_k or rollout.temperature != loss.temperature:
-            raise ValueError(
-                f"{what} compares with the distribution that tokens were drawn from; set rollout.top_p=1, "
-                "rollout.top_k=0 and rollout.temperature to loss.temperature"
-            )
-        if outcome and rollout.samples < 2:
-            raise ValueError(f"{what} compares rollouts of one prompt; set rollout.samples to 2 or more")
-        if (loss.sampled.overlong or 0) > rollout.max_new_tokens:
-            raise ValueError(
-                f"loss.sampled.overlong={loss.sampled.overlong} are the last of rollout.max_new_tokens="
-                f"{rollout.max_new_tokens} tokens; lower it"
-            )

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from opd.config import PromptsConfig
+from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask, EachItsOwn
 from opd.data.tasks import get_task
 from opd.errors import DataError

@@ -15,8 +15,7 @@ from opd.axes.base import AxisValue, axis
 if TYPE_CHECKING:
     from opd.diffusion.models import DenoisingModel
     from opd.diffusion.run import DenoisingRun
-    from opd.loop import Term
-    from opd.types import RolloutSource, View
+    from opd.types import RolloutSource, Term, View
 
 
 # ------------------------------------------------------------------------------------------------------- rollout.source
@@ -180,7 +179,7 @@ class PlainImageView(DenoisingView):
 
     def build(self) -> View:
         """Every trajectory with its own prompt."""
-        from opd.teachers.views import PlainView
+        from opd.axes.views.plain import PlainView
 
         return PlainView()
 
@@ -231,11 +230,11 @@ class TeacherPrediction(DenoisingSignal):
 
     def build(self, run: DenoisingRun) -> Term:
         """The distance to one teacher, or to several by domain."""
-        from opd.loop import Term
+        from opd.types import Term
 
         config = run.config
         view = config.teacher.view.build()
-        return Term("distill", run.teacher(), view, run.distance, config.loss.weight, run.step_weights)
+        return Term("distill", "distill", run.teacher(), view, run.distance, config.loss.weight, run.step_weights)
 
 
 class ImageSignal(DenoisingSignal):
@@ -254,10 +253,10 @@ class ImageSignal(DenoisingSignal):
     def build(self, run: DenoisingRun) -> Term:
         """The distance to the prediction that leads back to the image."""
         from opd.diffusion.teachers import ImageTarget, NoisedImageView
-        from opd.loop import Term
+        from opd.types import Term
 
         target = ImageTarget(run.samplers.schedule)
-        return Term("distill", target, NoisedImageView(), run.distance, run.config.loss.weight)
+        return Term("distill", "distill", target, NoisedImageView(), run.distance, run.config.loss.weight)
 
 
 class RewardOnly(DenoisingSignal):
@@ -273,7 +272,7 @@ class RewardOnly(DenoisingSignal):
 
     def build(self, run: DenoisingRun) -> Term:
         """The policy gradient of the reward."""
-        return run.reward_term(run.config.loss.weight, first=True)
+        return run.reward_term(run.config.loss.weight)
 
 
 POLICY_GRADIENT = ("density", "several trajectories", "student's trajectories")

@@ -9,7 +9,7 @@ import torch
 from opd.diffusion.divergences import coefficient_K, convert, no_noise
 from opd.diffusion.images import image_of
 from opd.errors import ConfigError, DataError, ModelError
-from opd.parts import check_covered
+from opd.language.load import check_covered
 
 if TYPE_CHECKING:
     from opd.diffusion.run import DenoisingRun

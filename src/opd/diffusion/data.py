@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from opd.config import PromptsConfig
+from opd.config.run import PromptsConfig
 from opd.data.prompts import in_turn, load_prompts, with_own_ids
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +13,9 @@ from opd.diffusion.forward import trajectories_of
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.types import ImageTask
 from opd.evaluation.evaluate import SEED
-from opd.evaluation.metrics import Metrics, by_domain
+from opd.evaluation.metrics import by_domain
 from opd.models.forward import align
-from opd.types import Prompt, Reader, Rollout, RolloutSource, Teacher, View
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import ForwardPass, Metrics, Objective, Prompt, Rollout, RolloutSource, Teacher, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +70,7 @@ def decoded_images(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor
 
 @torch.no_grad()
 def mean_distance(
-    rollouts: Sequence[Rollout], *, reader: Reader, teacher: Teacher, view: View, objective: Objective
+    rollouts: Sequence[Rollout], *, reader: ForwardPass, teacher: Teacher, view: View, objective: Objective
 ) -> Metrics:
     """``distance``: the mean of an objective over the states of trajectories; empty without any target."""
     signal = teacher.score(rollouts, view.segments(rollouts))

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.diffusion.conditioning import Conditioning
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import ImageSegment, PredictionStates, Trajectory, fingerprint
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
-from opd.teachers.views import PlainView
 from opd.types import Rollout, Segment, Signal
 
 

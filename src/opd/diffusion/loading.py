@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from opd.config import DiffusionConfig
+from opd.axes.base import Objects
+from opd.config.diffusion import DiffusionConfig
 from opd.diffusion.models import DenoisingModel, is_adapter, load, of_pipeline, with_adapter
-from opd.parts import SMALL_MODEL, Objects, device_of
+from opd.models.language import device_named, set_threads
 
 SINGLE = "teacher"
 """Name of the model of ``teacher.model``."""
@@ -20,10 +21,9 @@ def load_student(config: DiffusionConfig, objects: Objects) -> DenoisingModel:
     if given is not None:
         student = of_pipeline(given, source="given from Python", key="student", text_tokens=tokens)
     else:
-        student = load(config.student, key="student", text_tokens=tokens, device=device_of(config))
+        student = load(config.student, key="student", text_tokens=tokens, device=device_named(config.device))
     student = replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
-    if config.threads or sum(p.numel() for p in student.model.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(config.threads or 1)
+    set_threads(config.threads, student.model)
     student.model.requires_grad_(config.lora is None)  # before any copy: copies share the weights that do not train
     student.check_guidance(config.rollout.guidance, "rollout.guidance")
     return student
@@ -45,6 +45,6 @@ def load_teachers(config: DiffusionConfig, student: DenoisingModel, objects: Obj
         if is_adapter(source):
             loaded[name] = with_adapter(student, source, key=key)
         else:
-            model = load(source, key=key, text_tokens=tokens, device=device_of(config))
+            model = load(source, key=key, text_tokens=tokens, device=device_named(config.device))
             loaded[name] = replace(model, autocast=student.autocast)
     return loaded

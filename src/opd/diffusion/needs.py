@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from opd.axes.needs import Fact
 
 if TYPE_CHECKING:
-    from opd.config import DiffusionConfig
+    from opd.config.diffusion import DiffusionConfig
 
 
 def _unless(holds: bool, against: str) -> str | None:

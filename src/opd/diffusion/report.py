@@ -23,15 +23,14 @@ from opd.diffusion.images import grid, image_of, to_pixels
 from opd.diffusion.models import DenoisingModel
 from opd.errors import DataError
 from opd.evaluation.evaluate import SEED
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Scored
-from opd.output.run_log import rewind
-from opd.report.look import handful
+from opd.loop import Loop
+from opd.output.run_log import RunStart, rewind
+from opd.report.files import STATES
 from opd.report.overview import Block, overview
 from opd.report.page import write_report
+from opd.report.preview import spaced_prompts
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
-from opd.report.states import STATES
-from opd.types import Prompt, Rollout, RolloutSource
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Scored
 
 SIZE = (64, 512)
 """Smallest and largest width of a strip's images, pixels."""
@@ -47,6 +46,7 @@ class Grids:
         teacher: samples with the teachers; None for a self-teacher.
         prompts: some of these are shown.
         number: the number of prompts shown.
+        loop: of the run.
         shown: training prompts with images that the teacher sees.
     """
 
@@ -59,6 +59,7 @@ class Grids:
         teacher: RolloutSource | None,
         prompts: Sequence[Prompt],
         number: int,
+        loop: Loop,
         shown: Sequence[Prompt] = (),
     ) -> None:
         self.folder = folder
@@ -66,27 +67,26 @@ class Grids:
         self.model = model
         self.student = student
         self.teacher = teacher
-        self.prompts = handful(prompts, number)
-        self.shown = handful(shown, number)
-        self.loop: Loop | None = None
+        self.prompts = spaced_prompts(prompts, number)
+        self.shown = spaced_prompts(shown, number)
+        self.loop = loop
         self.recorded: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
         self.kept: int | None = None
 
-    def start(self, loop: Loop) -> None:
+    def start(self, run: RunStart) -> None:
         """Delete images and lines after the step at which the run starts or resumes."""
-        self.loop, state = loop, loop.state
+        state = self.loop.state
         same = self.samples.prompts == columns(self.prompts) and self.samples.shown == columns(self.shown)
         self.samples.forget(state.step if same and (state.before or state.step) else -1)
         self.samples.describe(columns(self.prompts), columns(self.shown))
         rewind(self.folder / STATES, state.step - 1)  # the step's own line is written again
         if self.shown and not self.samples.has(SHOWN):
             self.samples.write(SHOWN, references(self.shown))
-        if loop.evaluate is None and not state.step:
+        if self.loop.evaluate is None and not state.step:
             self._sample(0)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
         """Remember a training batch; its update fills in the losses of its states."""
-        assert self.loop
         if not step and not self.loop.state.before:
             self._sample(0)  # there was no evaluation before the first step
         if step % self.loop.evaluate_every == 0 or step == self.loop.steps - 1:
@@ -94,7 +94,6 @@ class Grids:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Write the losses by state; sample images if the run has no evaluations."""
-        assert self.loop
         if self.recorded:
             self._losses_by_state(*self.recorded)
             self.recorded = None
@@ -110,7 +109,6 @@ class Grids:
 
     def finish(self) -> None:
         """Note the best step, if the run kept its weights."""
-        assert self.loop
         state = self.loop.state
         if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
             self.kept = state.best_step

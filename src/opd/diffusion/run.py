@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from opd.config import DiffusionConfig
+from opd.axes.base import Objects
+from opd.axes.views.plain import PlainView
+from opd.config.diffusion import DiffusionConfig
 from opd.data.curriculum import Uniform
 from opd.data.prompts import given_prompts
 from opd.diffusion.checks import check
@@ -25,21 +27,24 @@ from opd.diffusion.report import Grids
 from opd.diffusion.samplers import Samplers
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, RewardAdvantage, RewardStates
 from opd.diffusion.types import ImageTask
-from opd.evaluation.metrics import Metrics
-from opd.loop import Loop, Term
+from opd.loop import Loop
 from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
-from opd.parts import Objects
 from opd.teachers.sampled import Outcome
-from opd.teachers.views import PlainView
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.types import Prompt, Rollout, Signal, Teacher
+from opd.types import Metrics, Prompt, Rollout, Signal, Teacher, Term
 
 if TYPE_CHECKING:
-    from opd.api import Result
+    from opd.output.result import Result
+
+
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some images get right, or raise "
+    "rollout.rollouts_per_prompt"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class DenoisingRun:
             prompts, task = load_image_prompts(config.prompts, key="prompts")
         held_out: list[Prompt] = []
         held_out_task: ImageTask | None = None
-        if config.eval.prompts:
+        if objects.eval_prompts is not None:
+            held_out = given_prompts(objects.eval_prompts, chat=False)[0]
+        elif config.eval.prompts:
             held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts")
         run = cls(
             config=config,
@@ -99,11 +106,11 @@ class DenoisingRun:
         if config.optimizer.gradient_checkpointing:
             student.model.enable_gradient_checkpointing()
         terms = self.terms()
-        shape = {"micro_batch", "gradient_checkpointing", "extrapolate"}
+        shape = {"micro_batch", "gradient_checkpointing"}
         return Loop(
             student=student,
             sampler=config.rollout.source.build(self),
-            reader=partial(self.samplers.student_passes, size=config.optimizer.micro_batch),
+            forward=partial(self.samplers.student_passes, size=config.optimizer.micro_batch),
             curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
@@ -145,7 +152,7 @@ class DenoisingRun:
             schedule, gradient = self.samplers.schedule, loss.reward_gradient
             objective = RewardGradient(schedule=schedule, model=self.student, reward=self.task.reward)
             teacher = RewardStates(gradient.steps)
-            terms.append(Term("reward_gradient", teacher, PlainView(), objective, gradient.weight))
+            terms.append(Term("reward_gradient", "reward", teacher, PlainView(), objective, gradient.weight))
         return terms
 
     def _anchor(self) -> Term:
@@ -155,17 +162,13 @@ class DenoisingRun:
         reference = DenoisingTeacher(self.initial, self.samplers.schedule, guidance=guidance, max_rows=rows)
         everywhere = config.teacher.view.type == "plain" and config.loss.signal.type != "image"
         view = PlainView() if everywhere else None
-        return Term("anchor", reference, view, self.distance, config.loss.anchor, self.step_weights)
+        return Term("anchor", "anchor", reference, view, self.distance, config.loss.anchor, self.step_weights)
 
-    def reward_term(self, weight: float, *, first: bool = False) -> Term:
-        """The policy gradient of group-relative rewards.
-
-        Args:
-            first: it is the run's main term, so the first batch may have equal rewards by chance.
-        """
+    def reward_term(self, weight: float) -> Term:
+        """The policy gradient of group-relative rewards."""
         objective = TransitionPolicyGradient(schedule=self.samplers.schedule)
         advantages = RewardAdvantage(Outcome())
-        return Term("reward", advantages, PlainView(), objective, weight, self.step_weights, by_luck=first)
+        return Term("reward", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS)
 
     @cached_property
     def distance(self) -> DenoisingDistance:
@@ -250,6 +253,7 @@ class DenoisingRun:
         sees = config.teacher.view.type == "image"
         return Grids(
             folder=Path(config.out),
+            loop=loop,
             model=self.student,
             student=samplers.of_student(held_out=True),
             teacher=samplers.of_teachers(held_out=True) if self.teachers else None,

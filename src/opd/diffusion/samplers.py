@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from opd.config import DiffusionConfig
+from opd.config.diffusion import DiffusionConfig
 from opd.diffusion.forward import student_passes
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import DenoisingSampler, DomainSamplers, Reward, joined, training_levels

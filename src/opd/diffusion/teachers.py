@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from opd.axes.views.plain import PlainView
 from opd.diffusion.divergences import convert
 from opd.diffusion.forward import scoring_pass, states_at, trajectories_of
 from opd.diffusion.images import image_of
@@ -16,7 +17,6 @@ from opd.diffusion.types import ImageSegment, PredictionSignal, RewardSignal, Tr
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
 from opd.teachers.sampled import Outcome
-from opd.teachers.views import PlainView
 from opd.types import Rollout, Segment, Span
 
 

@@ -12,54 +12,41 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from opd.models.language import LanguageModel, pad
-from opd.types import Generation
+from opd.types import Generation, Sampling
 
 COMPACT_BELOW = 0.8
 """Drop finished rows once fewer than this share of the rows still decodes: copying the cache costs about one step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn.
+def log_probs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that tokens are drawn from, as float32 log-probabilities [B, V]; -inf where cut off.
 
-    Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set with at least this probability; 1 keeps all.
+    At temperature 0 it is the model's own distribution; ``draw`` takes its mode.
     """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def log_probs(self, logits_BV: Tensor) -> Tensor:
-        """The distribution that tokens are drawn from, as float32 log-probabilities [B, V]; -inf where cut off.
-
-        At temperature 0 it is the model's own distribution, of which the mode is taken.
-        """
-        logits = logits_BV.float()
-        if self.temperature == 0:
-            return logits.log_softmax(-1)
-        logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < kth, float("-inf"))
-        if self.top_p < 1:
-            ordered, index = logits.sort(dim=-1, descending=True)
-            probability = ordered.softmax(-1)
-            # A token stays if those before it do not yet reach top_p; the first always stays.
-            beyond = probability.cumsum(-1) - probability >= self.top_p
-            logits = logits.masked_fill(beyond.scatter(-1, index, beyond), float("-inf"))
+    logits = logits_BV.float()
+    if sampling.temperature == 0:
         return logits.log_softmax(-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, index = logits.sort(dim=-1, descending=True)
+        probability = ordered.softmax(-1)
+        # A token stays if those before it do not yet reach top_p; the first always stays.
+        beyond = probability.cumsum(-1) - probability >= sampling.top_p
+        logits = logits.masked_fill(beyond.scatter(-1, index, beyond), float("-inf"))
+    return logits.log_softmax(-1)
 
-    def draw(self, log_probs_BV: Tensor, generator: torch.Generator) -> Tensor:
-        """Token ids [B]."""
-        if self.temperature == 0:
-            return log_probs_BV.argmax(-1)
-        # Inverse of the cumulative distribution, in float64 so that rounding cannot favour a token.
-        cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
-        point = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
-        return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
+
+def draw(log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Token ids [B]."""
+    if sampling.temperature == 0:
+        return log_probs_BV.argmax(-1)
+    # Inverse of the cumulative distribution, in float64 so that rounding cannot favour a token.
+    cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
+    point = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
+    return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
 
 
 class _GrowingLayer(DynamicLayer):
@@ -131,47 +118,38 @@ class _Rows:
 
 
 class HFEngine:
-    """Generates with any Hugging Face causal LM; the offline default.
+    """Generates with any Hugging Face causal language model in this process; the default engine.
 
-    The model is used as it is at the call, so a student that trains between calls stays on-policy.
+    It reads the live parameters at each call, so a student that trains between calls stays on-policy.
 
     Args:
-        language_model: what generates.
-        sampling: how tokens are drawn.
-        stop_ids: ids that end a generation; the stop token is part of it.
+        language_model: the model that generates.
         max_rows: rows decoded at once; further contexts wait and join as rows finish.
     """
 
-    def __init__(
+    def __init__(self, language_model: LanguageModel, *, max_rows: int = 256) -> None:
+        self.language_model = language_model
+        self.max_rows = max_rows
+
+    def sync(self, step: int) -> None:
+        """Do nothing: ``generate`` reads the live parameters."""
+
+    @torch.inference_mode()
+    def generate(
         self,
-        language_model: LanguageModel,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
         *,
         sampling: Sampling,
         stop_ids: frozenset[int],
-        max_rows: int = 256,
-    ) -> None:
-        self.language_model = language_model
-        self.sampling = sampling
-        self.stop_ids = stop_ids
-        self.max_rows = max_rows
-
-    @torch.inference_mode()
-    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int) -> list[Generation]:
-        """Continue each context. Same weights, inputs and seed, same tokens.
-
-        Args:
-            contexts: token ids, at least one each.
-            max_new_tokens: the most tokens to add to each, at least one.
-            seed: of the draws.
-
-        Returns:
-            One generation per context, in order.
-        """
+        seed: int,
+    ) -> list[Generation]:
+        """Continue each context; see ``Engine.generate``."""
         model, device = self.language_model.model, self.language_model.device
         was_training = model.training
         model.eval()
         generator = torch.Generator(device).manual_seed(seed)
-        stops = torch.tensor(sorted(self.stop_ids), dtype=torch.int64, device=device)
+        stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
         # Longest first: rows that wait are then the shortest, and fit into the cache without padding the others.
         waiting = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
         done: dict[int, Generation] = {}
@@ -186,9 +164,9 @@ class HFEngine:
                 else:
                     rows.join(new)
             assert rows is not None
-            finished = self._advance(rows, generator, stops)
+            finished = _advance(rows, sampling, generator, stops)
             if finished.any():
-                alive = _collect(rows, finished.tolist(), self.stop_ids, done)
+                alive = _collect(rows, finished.tolist(), stop_ids, done)
                 if not alive:
                     rows = None
                     continue
@@ -225,16 +203,6 @@ class HFEngine:
             logits_BV=out.logits[:, -1],
         )
 
-    def _advance(self, rows: _Rows, generator: torch.Generator, stops: Tensor) -> Tensor:
-        """Draw one token per row; returns which rows are finished, bool [B]."""
-        log_probs = self.sampling.log_probs(rows.logits_BV)
-        token = self.sampling.draw(log_probs, generator)
-        column = rows.count_B.clamp_max(rows.token_BN.shape[1] - 1)[:, None]
-        rows.token_BN.scatter_(1, column, token[:, None])
-        rows.logprob_BN.scatter_(1, column, log_probs.gather(1, token[:, None]))
-        rows.count_B = rows.count_B + 1
-        return torch.isin(token, stops) | (rows.count_B >= rows.budget_B)
-
     def _forward(self, rows: _Rows) -> None:
         """Feed each row's last token and compute the next logits."""
         column = (rows.count_B - 1).clamp_max(rows.token_BN.shape[1] - 1)[:, None]
@@ -248,6 +216,17 @@ class HFEngine:
                 use_cache=True,
             )
         rows.logits_BV = out.logits[:, -1]
+
+
+def _advance(rows: _Rows, sampling: Sampling, generator: torch.Generator, stops: Tensor) -> Tensor:
+    """Draw one token per row; returns which rows are finished, bool [B]."""
+    log_probs_BV = log_probs(rows.logits_BV, sampling)
+    token = draw(log_probs_BV, sampling, generator)
+    column = rows.count_B.clamp_max(rows.token_BN.shape[1] - 1)[:, None]
+    rows.token_BN.scatter_(1, column, token[:, None])
+    rows.logprob_BN.scatter_(1, column, log_probs_BV.gather(1, token[:, None]))
+    rows.count_B = rows.count_B + 1
+    return torch.isin(token, stops) | (rows.count_B >= rows.budget_B)
 
 
 def _collect(rows: _Rows, finished: list[bool], stop_ids: frozenset[int], done: dict[int, Generation]) -> list[int]:

@@ -1,35 +1,47 @@
-"""Going further along the update so far, as far as validation allows (EffOPD, arXiv 2605.11739)."""
+"""Extrapolation: further along the latest update for as long as validation improves (EffOPD, arXiv 2605.11739)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opd.errors import DataError
-from opd.evaluation.metrics import Metrics
-from opd.training.guards import validation
-
-if TYPE_CHECKING:
-    from opd.loop import Loop
+from opd.models.weights import load_into
+from opd.training.guards import better, validation
+from opd.types import Metrics
 
 STRIDE = 2
 """Candidate k is W + 2kΔ."""
 
 
-class Extrapolation:
-    """After step 2^n, with Δ = W(2^n) − W(2^(n−1)), tries W + 2kΔ for k = 1, 2, … and keeps the last that was better.
+@dataclass(frozen=True)
+class Extrapolated:
+    """The result of one search.
 
-    The first candidate that validates no better than the one before ends the search; if that is k = 1, the step was an
-    ordinary one. Matrices inside the blocks move; embeddings, head, norms and the optimizer's state stay as they are.
-    The next Δ counts from the weights that were kept.
+    Attributes:
+        text: which weights were kept, and their validation.
+        tokens: student tokens generated to compare the candidates.
+    """
+
+    text: str
+    tokens: int
+
+
+class Extrapolation:
+    """After step 2^n, with Δ = W(2^n) − W(2^(n−1)), tries W + 2kΔ for k = 1, 2, … and keeps the last improvement.
+
+    The search ends at the first candidate that does not improve on the one before; if that is k = 1, the weights stay
+    as the optimizer left them. Matrices inside the blocks move; embeddings, head, norms and the optimizer's state do
+    not. The next Δ starts at the weights that were kept.
 
     Args:
-        model: what trains.
-        validate: measures the model as it is; returns figures and the tokens it took.
-        candidates: the most k.
+        model: the student.
+        validate: measures the model; returns metrics and the number of tokens generated.
+        candidates: the largest k.
     """
 
     def __init__(self, model: Any, validate: Callable[[], tuple[Metrics, int]], *, candidates: int) -> None:
@@ -41,46 +53,46 @@ class Extrapolation:
         self.candidates = candidates
         self.previous = self._copy()
 
-    def __call__(self, loop: Loop) -> None:
-        """Try, if the run has just made step 2^n; what validation costs counts as the run's.
+    def __call__(self, step: int) -> Extrapolated | None:
+        """Search after step 2^n; None after any other step.
 
         Raises:
-            DataError: validation says nothing.
+            DataError: no metric of the validation can judge.
         """
-        step = loop.state.step
         if step & (step - 1):
-            return
+            return None
         start, kept = self._copy(), 0
-        at_start = best = self._validate(loop)
-        judged = validation(at_start)
+        at_start, tokens = self.validate()
+        best, judged = at_start, validation(at_start)
         if judged is None:
             raise DataError(
-                "optimizer.extrapolate: none of the training prompts drawn for validation got a reward; give prompts "
+                "experimental.extrapolate: none of the training prompts drawn for validation got a reward; give prompts "
                 "with answers, or leave it out"
             )
         for k in range(1, self.candidates + 1):
             self._move(start, STRIDE * k)
-            seen = self._validate(loop)
-            if not loop.guards.better(seen, best):
+            seen, more = self.validate()
+            tokens += more
+            if not better(seen, best):
                 break
             kept, best = k, seen
         self._move(start, STRIDE * kept)
         self.previous = self._copy()
         name, found = judged[0], f"W + {STRIDE * kept}Δ" if kept else "W"
-        loop.event("extrapolation", f"kept {found}; validation {name} is {best[name]:.3f}, of W {at_start[name]:.3f}")
+        text = f"kept {found}; validation {name} is {best[name]:.3f}, of W {at_start[name]:.3f}"
+        return Extrapolated(text, tokens)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights that the next Δ starts at, for a checkpoint."""
+        return self.previous
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back ``previous`` from a checkpoint."""
-        self.previous = {name: tensors[name].to(p.device) for name, p in self.named.items()}
-
-    def _validate(self, loop: Loop) -> Metrics:
-        metrics, tokens = self.validate()
-        loop.state.tokens += tokens
-        return metrics
+        """Restore what ``tensors`` returned."""
+        load_into(self.previous, tensors)
 
     @torch.no_grad()
     def _move(self, start: dict[str, Tensor], factor: int) -> None:
-        """W + factor · Δ; exactly W where the factor is 0."""
+        """W + factor · Δ; exactly W for the factor 0."""
         for name, parameter in self.named.items():
             parameter.copy_(start[name] + factor * (start[name] - self.previous[name]))
 

@@ -1,10 +1,9 @@
-"""How hard each token is for the student: what ``loss.positions.hardest`` keeps the most difficult of."""
+"""How hard each token is for the student: what ``experimental.hardest_tokens`` keeps the most difficult of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,7 @@ from opd.losses import linear_entropy
 from opd.losses.objectives import per_token_losses
 from opd.models.forward import align, collect, student_readings
 from opd.models.language import LanguageModel
-from opd.types import Rollout, Signal
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
+from opd.types import Objective, Rollout, Signal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,10 +69,10 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
     if name not in DIVERGENCES:
         raise ConfigError(f"loss.divergence: there is no divergence '{name}'; choose {', '.join(DIVERGENCES)}")
     if name in ("skew_forward", "skew_reverse", "alpha") and not 0 < beta < 1:
-        raise ConfigError(f"loss.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
+        raise ConfigError(f"loss.divergence.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
     if name == "jsd" and not 0 < beta < 1:
         raise ConfigError(
-            f"loss.beta={beta}: jsd needs a beta between 0 and 1, at 0 and 1 it is zero for every pair; use forward_kl "
+            f"loss.divergence.beta={beta}: jsd needs a beta between 0 and 1, at 0 and 1 it is zero for every pair; use forward_kl "
             "(what jsd / beta tends to at 0) or reverse_kl (what jsd / (1 - beta) tends to at 1)"
         )
     return DIVERGENCES[name]
@@ -98,7 +98,9 @@ def clipped(name: str, limit: float) -> Divergence:
     Source: OPSD, arXiv 2601.18734. Proof: tests/fidelity/test_divergences.py.
     """
     if name not in _OFFSETS:
-        raise ConfigError(f"loss.clip goes with {', '.join(_OFFSETS)}, not with {name}; leave one of the two out")
+        raise ConfigError(
+            f"loss.signal.clip goes with {', '.join(_OFFSETS)}, not with {name}; leave one of the two out"
+        )
     whole, offset = DIVERGENCES[name], _OFFSETS[name]
 
     def term(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:

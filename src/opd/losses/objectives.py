@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,15 +28,13 @@ from opd.types import (
     ExpertsSignal,
     FullSignal,
     HiddenSignal,
+    Objective,
     SampledSignal,
     Signal,
     States,
     TokenSignal,
     TokenStates,
 )
-
-if TYPE_CHECKING:
-    from opd.loop import Objective
 
 
 @torch.no_grad()

@@ -1,14 +1,18 @@
 """Chat templates: the only module that knows them.
 
-A trajectory is built from token ids that are never decoded and tokenised again, so what a template
-puts between two assistant turns has to be known as ids of its own. It is found by rendering a small
-conversation around a marker and cutting the text where the marker stands.
+A trajectory is built from token ids that are never decoded and tokenised again. The ids that a template puts between
+two assistant turns are those that follow a marker when a small conversation is rendered with the marker as content.
+
+The end of a turn is the template's own (``Chat.turn_end_ids``), which need not be the tokenizer's EOS token:
+``<|im_end|>``, ``<|eot_id|>``, ``<end_of_turn>`` or ``<|end|>``. Reference answers end with it, sampling stops at it,
+and after a sampled turn only the part of it that was not sampled is inserted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -18,6 +22,8 @@ from opd.types import Message, Prompt
 
 _MARKER = "MARKER"
 _OPENING: tuple[Message, ...] = ({"role": "user", "content": "a"},)
+_ASKED: tuple[Message, ...] = ({"role": "user", "content": _MARKER},)
+_TURN: tuple[Message, ...] = (*_OPENING, {"role": "assistant", "content": _MARKER})
 
 
 class Chat:
@@ -53,21 +59,66 @@ class Chat:
 
     @cached_property
     def generation_ids(self) -> tuple[int, ...]:
-        """What the template puts in front of an assistant turn."""
-        closed, opened = self._render(_OPENING, generate=False), self._render(_OPENING, generate=True)
-        return self.insert_text_ids(opened[len(closed) :])
+        """The tokens that the template puts in front of an assistant turn."""
+        return self._behind(_ASKED, generate=True)[len(self._message_end_ids) :]
 
-    def message_ids(self, message: Message) -> tuple[int, ...]:
-        """What stands between the stop token of an assistant turn and the next turn's first token.
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an assistant turn, so that generation stops at the last of them.
 
-        That is whatever the template puts after the stop token, the message, and the generation prompt.
+        They are the template's tokens after a turn's content, through the last special one; whatever follows, such as a
+        newline, stands between turns. A turn end in plain text is followed by the tokenizer's EOS token. Without a
+        template, or if the template ends turns with nothing, they are the EOS token alone.
+        """
+        end = self._template_end_ids
+        return end if end and end[-1] in self._special_ids else end + self._eos_ids
+
+    def end_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens that end an answer to a prompt: the template's turn end for messages, EOS for plain text.
+
+        Raises:
+            ModelError: there is no such token.
+        """
+        ids = self._eos_ids if prompt.messages is None else self.turn_end_ids
+        if not ids:
+            raise ModelError(
+                f"the tokenizer of '{self.tokenizer.name_or_path}' has no EOS token and its template no turn end, "
+                "so no answer could end. Fix: set tokenizer.eos_token"
+            )
+        return ids
+
+    def content_ids(self, turn_ids: Sequence[int]) -> tuple[int, ...]:
+        """An assistant turn without its end, or as it is if it was cut."""
+        ids, whole, end = tuple(turn_ids), self.turn_end_ids, self._template_end_ids
+        for known in (whole, end, whole[-1:]):
+            if known and ids[-len(known) :] == known:
+                return ids[: -len(known)]
+        return ids
+
+    def message_ids(self, message: Message, turn_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens between a finished assistant turn and the next turn's first token.
+
+        They are the rest of the template's turn end, the message, and the generation prompt. A stop token that was
+        sampled is never inserted again. If the turn stopped at another token than the template's turn end, such as
+        ``<|endoftext|>``, that token stays in the trajectory, since the student chose it, and the template's turn end
+        is inserted after it: the next turn then stands behind a turn that ended as the template ends turns.
+
+        Args:
+            message: the environment's answer.
+            turn_ids: the turn as sampled, its stop token included.
 
         Raises:
             ModelError: the template does not allow the message's role there.
         """
-        rendered = self._render([*_OPENING, {"role": "assistant", "content": _MARKER}, message], generate=True)
-        after = rendered.partition(_MARKER)[2].lstrip(" ")
-        return self.insert_text_ids(after.removeprefix(self.tokenizer.eos_token or ""))
+        between, end, ids = self._behind([*_TURN, message], generate=True), self._template_end_ids, tuple(turn_ids)
+        if end and between[: len(end)] == end:
+            if end[-1] in self._special_ids:
+                ended = ids[-1:] == end[-1:]
+            else:
+                ended = ids[-len(end) :] == end or ids[-len(self.turn_end_ids) :] == self.turn_end_ids
+            if ended:
+                return between[len(end) :]
+        return between[1:] if between[:1] == ids[-1:] else between
 
     def above_turn(self, history_ids: tuple[int, ...], message: Message) -> tuple[int, ...]:
         """A history that ends in the generation prompt, with a message inserted right before that prompt.
@@ -93,16 +144,74 @@ class Chat:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def turn_text(self, turn_ids: Sequence[int]) -> str:
+        """The text of an assistant turn, without its end."""
+        return self.decode(self.content_ids(turn_ids))
+
+    @cached_property
+    def _eos_ids(self) -> tuple[int, ...]:
+        eos = self.tokenizer.eos_token_id
+        return () if eos is None else (eos,)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Tokens that text cannot be split into by accident; added tokens count, but not runs of spaces."""
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        return frozenset(added | set(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def _message_end_ids(self) -> tuple[int, ...]:
+        """What the template puts after a user message, whether or not an answer follows."""
+        return _common(self._behind(_ASKED, generate=False), self._behind(_ASKED, generate=True))
+
+    @cached_property
+    def _template_end_ids(self) -> tuple[int, ...]:
+        """What the template puts after an assistant turn's content; nothing if it takes no such turn.
+
+        Some templates close a conversation with a further token, and some leave its last turn open, so this is what the
+        last turn of a conversation and an earlier one have in common.
+        """
+        if not self.has_template:
+            return ()
+        try:
+            last = self._behind(_TURN, generate=False)
+        except ModelError:
+            return ()
+        try:
+            earlier = self._behind([*_TURN, *_OPENING], generate=False)
+        except ModelError:
+            earlier = last
+        if last:
+            end = _common(last, earlier)
+        else:
+            header = self.insert_text_ids(self._render(_ASKED, generate=False).partition(_MARKER)[0])
+            starts = self._special_ids & set(header)
+            end = tuple(takewhile(lambda i: i not in starts, earlier))
+        closing = [n for n, token in enumerate(end, 1) if token in self._special_ids]
+        if closing:
+            return end[: closing[-1]]
+        return self._after_text(self.decode(end, skip_special_tokens=False).rstrip()) if last else ()
+
     def _standing_alone(self, message: Message) -> tuple[int, ...]:
-        """A message after a finished one, and the generation prompt; what ends the message before is not repeated."""
-        before = self._render(_OPENING, generate=False)
-        whole = self._render([*_OPENING, message], generate=True)
-        if not whole.startswith(before):
+        """A message after a finished one, and the generation prompt; the end of the message before is not repeated."""
+        kept = len(self._message_end_ids)
+        whole = self._behind([*_ASKED, message], generate=True)
+        before = {self._render(m, generate=True).partition(_MARKER)[0] for m in (_ASKED, [*_ASKED, message])}
+        if whole[:kept] != self._message_end_ids or len(before) > 1:
             raise ModelError(
-                f"teacher.view.hint.role: the chat template changes what comes before a message of role "
+                f"teacher.view.role: the chat template changes what comes before a message of role "
                 f"'{message['role']}'; choose another role"
             )
-        return self.insert_text_ids(whole[len(before) :])
+        return whole[kept:]
+
+    def _behind(self, messages: Sequence[Message], *, generate: bool) -> tuple[int, ...]:
+        """The tokens that the template puts after the marker in a conversation."""
+        return self._after_text(self._render(messages, generate=generate).partition(_MARKER)[2])
+
+    def _after_text(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text that follows other text, so that no token for the start of a text is added."""
+        whole, start = self.insert_text_ids(_MARKER + text), self.insert_text_ids(_MARKER)
+        return whole[len(start) :] if whole[: len(start)] == start else self.insert_text_ids(text.lstrip(" "))
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         if not self.has_template:
@@ -118,6 +227,12 @@ class Chat:
             roles = ", ".join(m["role"] for m in messages)
             raise ModelError(
                 f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
-                "; for hints, set teacher.view.hint.role to one it takes"
+                "; for hints, set teacher.view.role to one it takes"
             ) from error
         return text
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The longest beginning of both."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return tuple(token for token, _ in pairs)

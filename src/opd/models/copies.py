@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from opd.models.language import LanguageModel, freeze
+from opd.models.weights import load_into, trained
 
 
 def frozen_copy(language_model: LanguageModel) -> LanguageModel:
@@ -42,3 +43,12 @@ class EmaWeights:
         """Take over the live weights as they are."""
         for mean, current in zip(self.average.parameters(), self.live.parameters(), strict=True):
             mean.copy_(current)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The averages of the parameters that train, by name, for a checkpoint."""
+        training = trained(self.live)
+        return {name: p for name, p in self.average.named_parameters() if name in training}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore what ``tensors`` returned."""
+        load_into(self.tensors(), tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ModelError
 from opd.models.bundled import resolve
+from opd.models.chat import Chat
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,7 +62,7 @@ class LanguageModel:
             chosen: blocks, from 1; as in transformers the last one's state is that after the final norm.
         """
         with self.precision():
-            out = self.model.base_model(
+            out = _transformer(self.model)(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 use_cache=False,
@@ -87,6 +89,23 @@ class LanguageModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
+SMALL_MODEL = 20_000_000
+"""Parameters below which a second CPU thread costs more time in waiting than it saves."""
+
+
+def device_named(name: str) -> str:
+    """The device's name; ``auto`` is a GPU if there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_threads(threads: int | None, model: nn.Module) -> None:
+    """Use this number of CPU threads; by default one for a small model, and torch's choice for others."""
+    if threads or sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(threads or 1)
+
+
 def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
     """Load a model and its tokenizer from a folder, a bundled name or a hub id.
 
@@ -109,6 +128,47 @@ def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") ->
     return language_model
 
 
+def accept(language_model: LanguageModel, *, key: str) -> LanguageModel:
+    """Check a model given from Python as ``load`` checks a model that it loads.
+
+    A ``PeftModel`` with adapters inside its layers (LoRA and its relatives) is accepted. Its parameters train as their
+    owner set them; see ``check_trainable``.
+
+    Raises:
+        ModelError: its hidden states and output head cannot be read.
+    """
+    config = getattr(language_model.model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ModelError(
+            f"{key}: the model's adapter is {config.peft_type.value}, which adds virtual tokens, so the model "
+            "reads other ids than a rollout has. Fix: use LoRA or another adapter inside the layers"
+        )
+    if getattr(language_model.model.get_output_embeddings(), "base_layer", None) is not None:
+        raise ModelError(
+            f"{key}: the model's adapter changes the output head, and losses read the head's own weights. Fix: leave "
+            "lm_head out of the adapter's target_modules, or name it in modules_to_save"
+        )
+    # Weights that are not finite have no logits to compare; the loop leaves out the steps that they spoil.
+    check_linear_head(language_model, key=key, equal_nan=True)
+    return language_model
+
+
+def check_trainable(language_model: LanguageModel, *, key: str) -> None:
+    """Refuse a student without a parameter that trains.
+
+    What trains is the owner's choice: parameters with ``requires_grad``. A parameter that its owner froze stays
+    frozen. If all of them are frozen nothing is unfrozen silently: the run is refused.
+
+    Raises:
+        ModelError: no parameter has ``requires_grad``.
+    """
+    if not any(p.requires_grad for p in language_model.model.parameters()):
+        raise ModelError(
+            f"{key}: no parameter of '{language_model.source}' has requires_grad, so nothing would train. Fix: call "
+            "requires_grad_(True) on the parameters to train, or load the adapter with is_trainable=True"
+        )
+
+
 def unloadable(
     key: str, name: str, error: Exception, needs: str = "config.json, weights and a tokenizer"
 ) -> ModelError:
@@ -120,7 +180,7 @@ def unloadable(
 
 
 @torch.no_grad()
-def check_linear_head(language_model: LanguageModel, *, key: str) -> None:
+def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: bool = False) -> None:
     """Prove on a few tokens that the model's logits are its last hidden states times its output head.
 
     The full-vocabulary signal rests on this. It does not hold for models that cap or scale their
@@ -130,14 +190,18 @@ def check_linear_head(language_model: LanguageModel, *, key: str) -> None:
         ModelError: it does not hold.
     """
     model = language_model.model
+    was_training = model.training
+    model.eval()
     if model.get_output_embeddings() is None:
         raise ModelError(f"{key}: '{language_model.source}' has no output head, so it is not a language model")
     ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[None]
     mask = torch.ones_like(ids)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
     ours = (language_model.hidden(ids, mask) @ language_model.head_VD.T).float()
+    model.train(was_training)
     tolerance = 1e-3 if logits.dtype == language_model.head_VD.dtype else 5e-2
-    if ours.shape != logits.shape or not torch.allclose(ours, logits, rtol=tolerance, atol=tolerance * 10):
+    close = partial(torch.allclose, rtol=tolerance, atol=tolerance * 10, equal_nan=equal_nan)
+    if ours.shape != logits.shape or not close(ours, logits):
         raise ModelError(
             f"{key}: the logits of '{language_model.source}' are not its last hidden states times its output head "
             "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that; use another model"
@@ -171,10 +235,21 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
 
 
 def stop_ids(language_model: LanguageModel) -> frozenset[int]:
-    """Every id that ends a turn: the tokenizer's EOS and the generation config's."""
+    """Every id that ends a turn: of the generation config, the tokenizer's EOS and the chat template's turn end."""
+    tokenizer = language_model.tokenizer
     configured = getattr(language_model.model.generation_config, "eos_token_id", None)
     ids: Iterable[int | None] = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(i for i in [*ids, language_model.tokenizer.eos_token_id] if i is not None)
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id, *Chat(tokenizer).turn_end_ids[-1:]] if i is not None)
+
+
+def _transformer(model: Any) -> Any:
+    """The module under the output head, which gives the last hidden states.
+
+    ``base_model`` of a ``PeftModel`` is the adapter around the whole model, so it is unwrapped first. The adapter's
+    layers stand inside.
+    """
+    whole = model.get_base_model() if getattr(model, "peft_type", None) else model
+    return whole.base_model if whole.base_model is not whole else whole.get_decoder()
 
 
 def pad(sequences: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

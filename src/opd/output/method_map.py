@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config import DiffusionConfig, LossConfig, RolloutConfig, RunConfig, TeacherConfig, ViewConfig
+from opd.config.diffusion import DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
-from opd.output.format import figure
+from opd.config.run import RunConfig
+from opd.output.format import format_value
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
@@ -32,19 +33,19 @@ AXES = ("who rolls out", "teacher", "view", "signal", "divergence", "gradient", 
 
 
 def place(config: RunConfig | DiffusionConfig) -> tuple[str, ...]:
-    """A recipe's value on each of ``AXES``."""
+    """A recipe's value on each of ``AXES``, in the words of the values themselves."""
     if isinstance(config, DiffusionConfig):
         return _denoising(config)
-    teacher = config.teacher
+    signal, rollout = config.loss.signal, config.rollout
     return (
-        _who(config.rollout),
-        _teachers(teacher) if config.loss.reads_teacher else "–",
-        _sees(config.teacher.view),
-        _signal(config.loss),
-        _divergence(config.loss),
-        _gradient(config.loss),
+        rollout.source.words() + (f", top-p {rollout.top_p:g}" if rollout.top_p < 1 else ""),
+        _teachers(config) if signal.reads_teacher else "–",
+        config.teacher.view.words(),
+        signal.words(),
+        signal.distance(config.loss.divergence.type) if signal.reads_teacher else "–",
+        signal.gradient(),
         ", ".join(_where(config)) or "everywhere",
-        " + ".join(_mixed(config.loss)) or "–",
+        " + ".join(_mixed(config)) or "–",
     )
 
 
@@ -69,98 +70,46 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     )
 
 
-def _teachers(teacher: TeacherConfig) -> str:
-    if teacher.models:
-        several = any(len(shares) > 1 for shares in teacher.shares.values())
-        return f"{len(teacher.models)} models, {teacher.combine if several else 'by domain'}"
-    weights = {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}
-    return weights[teacher.weights]
-
-
-def _who(rollout: RolloutConfig) -> str:
-    nucleus = f", top-p {rollout.top_p:g}" if rollout.top_p < 1 else ""
-    return _writer(rollout) + nucleus
-
-
-def _writer(rollout: RolloutConfig) -> str:
-    if rollout.offline:
-        return f"{rollout.policy}, once ({rollout.offline} prompts)"
-    if rollout.prefix:
-        return f"{rollout.policy} after up to {rollout.prefix} of the teacher's tokens"
-    if rollout.prefix_turns:
-        return f"{rollout.policy} after up to {rollout.prefix_turns} of the teacher's turns"
-    if rollout.off_policy_steps:
-        return f"{rollout.other} for {rollout.off_policy_steps} steps, then {rollout.policy}"
-    return f"{rollout.policy}, {rollout.off_policy:.0%} {rollout.other}" if rollout.off_policy else rollout.policy
-
-
-def _sees(view: ViewConfig) -> str:
-    if view.hint:
-        return f"hint ({view.hint.author.kind}, at the {view.hint.place})"
-    return "context (experience)" if view.context and view.context.experience else view.kind
-
-
-def _signal(loss: LossConfig) -> str:
-    if loss.hidden.bridge:
-        return f"hidden states, bridge of {loss.hidden.bridge.rank}"
-    if loss.top_k:
-        return f"top {loss.top_k.k} of {loss.top_k.whose}, {loss.top_k.rest}"
-    return {
-        "full": "full vocabulary",
-        "sampled": "sampled token",
-        "hidden": "hidden states",
-        "cross": "another tokenizer",
-        "reward": "outcome",
-    }.get(loss.signal, loss.signal)
-
-
-def _divergence(loss: LossConfig) -> str:
-    if loss.signal == "hidden":
-        return "squared distance"
-    return loss.divergence if loss.reads_teacher else "–"
+def _teachers(config: RunConfig) -> str:
+    several = any(len(shares) > 1 for shares in config.teacher.shares.values())
+    if several:
+        return f"{len(config.teacher.models or {})} models, {config.experimental.combine}"
+    return config.teacher.words()
 
 
 def _where(config: RunConfig) -> list[str]:
-    positions = config.loss.positions
+    """The tokens that count, and how much."""
+    weights, hardest = config.loss.token_weights, config.experimental.hardest_tokens
     said = {
-        "the faulty turns": config.teacher.view.hint is not None,
-        f"the first {positions.first} tokens": positions.first is not None,
+        config.teacher.view.where: bool(config.teacher.view.where),
+        f"the first {weights.first} tokens": weights.first is not None,
         f"rollouts cut at {config.rollout.max_new_tokens}": config.rollout.max_new_tokens
         < (config.eval.max_new_tokens or 0),
-        f"the last {positions.last} tokens": positions.last is not None,
-        f"after {positions.after} tokens": positions.after > 0,
-        f"outside the environment's events × {positions.outside_events:g}": positions.outside_events != 1,
-        "no special tokens": positions.skip_special,
-        f"not at {' '.join(positions.skip_tokens)}": bool(positions.skip_tokens),
-        f"early tokens more (γ {positions.importance:g})": positions.importance > 0,
-        f"late tokens more (ramp {positions.ramp:g})": positions.ramp > 0,
-        "near turns more": positions.fade is not None,
-        f"the hardest by {positions.hardest.by if positions.hardest else ''}": positions.hardest is not None,
-        f"each {positions.mean} alike": positions.mean in ("sequence", "turn"),
-        "each rollout over the longest": positions.mean == "constant",
-        f"terms cut at {config.loss.clip}": config.loss.clip is not None,
+        f"the last {weights.last} tokens": weights.last is not None,
+        f"after {weights.after} tokens": weights.after > 0,
+        f"outside the environment's events × {weights.outside_events:g}": weights.outside_events != 1,
+        "no special tokens": weights.skip_special,
+        f"not at {' '.join(weights.skip_tokens)}": bool(weights.skip_tokens),
+        f"early tokens more (γ {weights.importance:g})": weights.importance > 0,
+        f"late tokens more (ramp {weights.ramp:g})": weights.ramp > 0,
+        "near turns more": weights.fade is not None,
+        f"the hardest by {hardest.by if hardest else ''}": hardest is not None,
+        f"each {config.loss.aggregate} alike": config.loss.aggregate in ("sequence", "turn"),
+        "each rollout over max_new_tokens": config.loss.aggregate == "constant",
+        "vocabulary terms clipped": getattr(config.loss.signal, "clip", None) is not None,
     }
     return [text for text, holds in said.items() if holds]
 
 
-def _gradient(loss: LossConfig) -> str:
-    if loss.signal not in ("sampled", "reward"):
-        return "direct"
-    kind = loss.sampled.direct
-    if kind:
-        return f"direct ({kind})"
-    said = {"clip": loss.sampled.clip and "–".join(map(str, loss.sampled.clip)), "scale": loss.sampled.scale}
-    extra = [f"{name} {value}" for name, value in said.items() if value not in (None, 1.0)]
-    return ", ".join(["policy gradient", *extra, *(["baseline"] if loss.sampled.baseline else [])])
-
-
-def _mixed(loss: LossConfig) -> list[str]:
-    unsure = loss.unsure.weight if loss.unsure else 0.0
+def _mixed(config: RunConfig) -> list[str]:
+    """The terms beside the signal."""
+    loss = config.loss
+    entropy = getattr(loss.signal, "teacher_entropy", None)
     mixed = {
-        "forward KL where unsure": unsure,
+        "forward KL where uncertain": entropy.weight if entropy else 0.0,
         "KL anchor": loss.anchor,
-        "gold answers": loss.gold,
-        "outcome reward": loss.outcome,
+        "SFT": loss.sft,
+        "reward": loss.reward.weight if loss.reward else 0.0,
     }
     return [f"{name} ×{weight:g}" for name, weight in mixed.items() if weight]
 
@@ -194,7 +143,7 @@ def show_recipe(console: Console, name: str) -> None:
     if name in measured:
         table = Table("on the nano suite", "before", "after", "over seeds")
         for metric, (before, after, least, most) in measured[name].items():
-            cells = [figure(metric, value) for value in (before, after, least, most)]
+            cells = [format_value(metric, value) for value in (before, after, least, most)]
             table.add_row(metric, cells[0], cells[1], f"{cells[2]}–{cells[3]}")
         console.print(table)
     console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default", word_wrap=True))

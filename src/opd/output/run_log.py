@@ -1,24 +1,24 @@
-"""Where a run's figures go: metrics.jsonl always, TensorBoard, W&B and trackio if installed, and a live display."""
+"""Where a run's metrics go: metrics.jsonl always, trackers if installed, displays, and the report's recorder."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from opd.evaluation.metrics import Metrics
-from opd.types import Rollout
+from opd.types import Metrics, Rollout, Scored
 
-if TYPE_CHECKING:
-    from opd.loop import Scored
-
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+PROJECT = "opd"
+"""Project that W&B and trackio file runs under."""
 
 
 class Log(Protocol):
-    """Where the loop writes what it sees."""
+    """Receives everything the loop does."""
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None: ...
 
@@ -29,56 +29,109 @@ class Log(Protocol):
     def event(self, step: int, kind: str, text: str) -> None: ...
 
 
-class Sink(Protocol):
-    """Somewhere figures go."""
+@dataclass(frozen=True)
+class RunStart:
+    """The facts a display needs about the run.
 
-    def scalars(self, step: int, figures: Metrics) -> None:
-        """Figures of one step, with names such as ``train/loss`` and ``eval/accuracy``."""
+    Attributes:
+        out: the run's folder.
+        step: steps already taken; above 0 if the run is resumed.
+        steps: steps in all.
+        evaluates: whether anything is measured on held-out prompts.
+    """
+
+    out: Path
+    step: int
+    steps: int
+    evaluates: bool
+
+
+class Display(Protocol):
+    """Shows a run while it trains. It reads metrics and can change nothing."""
+
+    def start(self, run: RunStart) -> None:
+        """Before the first step."""
+        ...
+
+    def step(self, step: int, metrics: Metrics) -> None: ...
+
+    def evaluation(self, step: int, metrics: Metrics) -> None: ...
+
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
+    def stop(self) -> None:
+        """After the last step, or after an error."""
+        ...
+
+
+class Observer(Protocol):
+    """Reads each batch with its signals before the update, for the report; it changes nothing."""
+
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
+        """The batch of this step."""
+        ...
+
+
+class Sink(Protocol):
+    """A tracker such as TensorBoard."""
+
+    def scalars(self, step: int, metrics: Metrics) -> None:
+        """Metrics of one step, with names such as ``train/loss`` and ``eval/accuracy``."""
         ...
 
     def close(self) -> None: ...
 
 
-class Observer(Protocol):
-    """Somebody who looks at rollouts and at what teachers said about them, before the step that they lead to."""
-
-    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
-        """A batch of the weights that so many steps have made; nothing may be changed."""
-        ...
-
-
 class RunLog:
-    """Writes metrics.jsonl and passes figures on.
+    """Writes metrics.jsonl and passes everything on to trackers, displays and observers.
 
     A line is ``{"step": 20, "train": {...}}``, ``{"step": 20, "eval": {...}}`` or
     ``{"step": 20, "event": {"kind": ..., "text": ...}}``.
 
     Args:
         path: ``out/metrics.jsonl``.
-        sinks: further places.
-        displays: objects with the methods of this class but ``scored``, for instance the terminal's.
-        observers: look at rollouts.
+        sinks: trackers.
+        warnings: sentences that become events when the run starts.
+        displays: for instance the terminal's.
     """
 
     def __init__(
-        self, path: Path, sinks: Sequence[Sink], displays: Sequence[Any], observers: Sequence[Observer] = ()
+        self, path: Path, sinks: Sequence[Sink] = (), warnings: Sequence[str] = (), displays: Sequence[Display] = ()
     ) -> None:
         self.path = path
-        self.sinks = sinks
-        self.displays = displays
-        self.observers = observers
+        self.sinks = list(sinks)
+        self.displays = list(displays)
+        self.observers: list[Observer] = []
+        self.warnings = list(warnings)
+
+    def attach(self, recorder: Any) -> None:
+        """Add an object that is an observer and a display; it comes before all other displays."""
+        self.observers.append(recorder)
+        self.displays.insert(0, recorder)
+
+    def start(self, run: RunStart, *, evaluated: bool) -> None:
+        """Drop the lines after the step the run resumes from, and start the displays.
+
+        Args:
+            evaluated: whether the run has been evaluated at step 0, so that lines of step 0 stay.
+        """
+        self.rewind(run.step if evaluated or run.step else -1)
+        for display in self.displays:
+            display.start(run)
+        for text in self.warnings:
+            self.event(run.step, "tracker", text)
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after a checkpoint that the run goes back to."""
+        """Drop the lines after a step; all of them for -1."""
         rewind(self.path, step)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
-        """Rollouts of a step and what teachers said about them."""
+        """Rollouts of a step and their signals."""
         for observer in self.observers:
             observer.scored(step, rollouts, scored)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Figures of a training step."""
+        """Metrics of a training step."""
         self._write({"step": step, "train": metrics})
         for sink in self.sinks:
             sink.scalars(step, {f"train/{k}": v for k, v in metrics.items()})
@@ -86,7 +139,7 @@ class RunLog:
             display.step(step, metrics)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """Figures on held-out prompts."""
+        """Metrics on held-out prompts."""
         self._write({"step": step, "eval": metrics})
         for sink in self.sinks:
             sink.scalars(step, {f"eval/{k}": v for k, v in metrics.items()})
@@ -94,38 +147,59 @@ class RunLog:
             display.evaluation(step, metrics)
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Something a guard saw."""
+        """A guard's finding, a rollback, a warning."""
         self._write({"step": step, "event": {"kind": kind, "text": text}})
         for display in self.displays:
             display.event(step, kind, text)
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Close the trackers and stop the displays."""
         for sink in self.sinks:
             sink.close()
+        for display in self.displays:
+            display.stop()
 
     def _write(self, line: dict[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def open_sinks(names: Sequence[str], folder: Path, run_name: str, config: dict[str, Any]) -> list[Sink]:
-    """The loggers that are installed."""
-    makers: dict[str, Callable[[str, Path, str, dict[str, Any]], Sink]] = {
-        "tensorboard": _TensorBoard,
-        "wandb": _Tracker,
-        "trackio": _Tracker,
-    }
-    return [makers[name](name, folder, run_name, config) for name in names if find_spec(PACKAGES[name]) is not None]
+def open_sinks(
+    names: Sequence[str], folder: Path, config: dict[str, Any], *, project: str = PROJECT
+) -> tuple[list[Sink], list[str]]:
+    """Open the trackers that the run file names.
+
+    Args:
+        names: of ``log`` in the run file.
+        folder: the run's; its name is the run's name.
+        config: the resolved run file.
+
+    Returns:
+        The trackers, and one sentence for each that is not installed or could not be started.
+    """
+    sinks, warnings = [], []
+    for name in names:
+        if find_spec(name) is None:
+            warnings.append(f"log: {name} is not installed, so it records nothing. Fix: pip install {name}")
+            continue
+        try:
+            sinks.append(_OPEN[name](name, folder, config, project))
+        except Exception as error:  # a tracker's own errors must not end a run
+            warnings.append(
+                f"log: {name} could not be started ({error}), so it records nothing. Fix: configure it, or remove it "
+                "from log"
+            )
+    return sinks, warnings
 
 
 class _TensorBoard:
-    def __init__(self, name: str, folder: Path, run_name: str, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def scalars(self, step: int, figures: Metrics) -> None:
-        for key, value in figures.items():
+    def scalars(self, step: int, metrics: Metrics) -> None:
+        for key, value in metrics.items():
             self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:
@@ -133,26 +207,54 @@ class _TensorBoard:
 
 
 class _Tracker:
-    """Weights & Biases, or trackio, which has the same calls."""
+    """Weights & Biases, or trackio, which has the same calls.
 
-    def __init__(self, name: str, folder: Path, run_name: str, config: dict[str, Any]) -> None:
-        import importlib
+    Args:
+        settings: arguments of ``init``.
+    """
 
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.package = importlib.import_module(name)
-        self.package.init(project="opd", name=run_name, config=config)
+        self.package.init(**settings)
 
-    def scalars(self, step: int, figures: Metrics) -> None:
-        self.package.log(dict(figures), step=step)
+    def scalars(self, step: int, metrics: Metrics) -> None:
+        self.package.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self.package.finish()
 
 
+def _tensorboard(name: str, folder: Path, config: dict[str, Any], project: str) -> Sink:
+    return _TensorBoard(folder)
+
+
+def _trackio(name: str, folder: Path, config: dict[str, Any], project: str) -> Sink:
+    """trackio knows a run by its name."""
+    return _Tracker(name, {"project": project, "name": folder.name, "config": config, "resume": "allow"})
+
+
+def _wandb(name: str, folder: Path, config: dict[str, Any], project: str) -> Sink:
+    """W&B knows a run by its id, which the run's folder keeps, so that a resumed run continues the same curves."""
+    path = folder / "wandb.json"
+    if not path.exists():
+        path.write_text(json.dumps({"id": uuid.uuid4().hex}))
+    kept = json.loads(path.read_text())["id"]
+    settings = {"project": project, "name": folder.name, "config": config, "id": kept, "resume": "allow"}
+    return _Tracker(name, settings)
+
+
+_OPEN: dict[str, Callable[[str, Path, dict[str, Any], str], Sink]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
+
+
 def rewind(path: Path, step: int) -> None:
-    """Keep the lines of a JSONL file that are about this step or one before."""
+    """Keep the lines of a JSONL file that belong to this step or an earlier one."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
+    lines = path.read_text().split("\n")  # not splitlines: text may contain U+2028
     kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
     path.write_text("".join(line + "\n" for line in kept))
 

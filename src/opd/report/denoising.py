@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.report.data import BUDGET, about_run, read_json, read_lines
+from opd.report.data import BUDGET, about_run
+from opd.report.files import STATES, read_json, read_lines
 from opd.report.overview import scaled
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
 from opd.report.signs import signs
-from opd.report.states import STATES
 
 Tree = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""One image of a whole run: rows of sample images with labels, under their prompts as headings. No torch here."""
+"""One image of a whole run: labelled rows of sample images, with prompts as column headings. No torch here."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZE = (96, 256)
-"""Pixels that a image is at least and at most wide; a small one is blown up by a whole number."""
+"""Smallest and largest width of an image, pixels; a smaller image is enlarged by a whole factor."""
 
 FONT = 13
 LEADING = 17
 PAD = 10
 LABELS = 116
-"""Pixels for the rows' labels."""
+"""Width of the rows' labels, pixels."""
 
 HEADING = 4
-"""Lines that a prompt may take."""
+"""Largest number of lines of a prompt."""
 
 INK = (29, 31, 36)
 MUTED = (98, 102, 111)
@@ -31,16 +31,16 @@ class Block:
 
 
 def overview(blocks: Sequence[Block]) -> Any:
-    """All blocks one under the other as one PIL image on white."""
+    """All blocks below each other, as one PIL image on white."""
     from PIL import Image
 
-    parts = [_block(block) for block in blocks if block.rows]
-    sheet = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
+    sheets = [_block(block) for block in blocks if block.rows]
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
     top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    return sheet
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
 def _block(block: Block) -> Any:
@@ -66,7 +66,7 @@ def _block(block: Block) -> Any:
 
 
 def fitted(image: Any) -> tuple[int, int]:
-    """The width and height that a image is shown with."""
+    """The displayed width and height of an image."""
     least, most = SIZE
     if image.width < least:
         times = -(-least // image.width)
@@ -76,7 +76,7 @@ def fitted(image: Any) -> tuple[int, int]:
 
 
 def scaled(image: Any, size: tuple[int, int]) -> Any:
-    """A PIL image of another size: a blown-up one keeps its pixels visible."""
+    """A resized PIL image; an enlarged one keeps its pixels visible."""
     from PIL import Image
 
     how = Image.Resampling.NEAREST if size[0] >= image.width else Image.Resampling.LANCZOS
@@ -84,10 +84,12 @@ def scaled(image: Any, size: tuple[int, int]) -> Any:
 
 
 def wrapped(text: str, width: float, length: Any, lines: int) -> list[str]:
-    """A text in lines that are at most so wide; what does not fit into the last is cut off.
+    """A text wrapped into lines; text beyond the last line is cut.
 
     Args:
-        length: width of a line.
+        width: largest width of a line.
+        length: function that returns the width of a text.
+        lines: largest number of lines.
     """
     found = [""]
     for word in text.split():

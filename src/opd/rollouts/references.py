@@ -16,14 +16,12 @@ class ReferenceAnswers:
     Args:
         chat: renders prompts and encodes answers.
         task: the environment; None for prompts without one.
-        stop: id that ends a turn.
         max_length: the most tokens prompt and solution may have together; None for no limit.
     """
 
-    def __init__(self, chat: Chat, task: Task | None, *, stop: int, max_length: int | None) -> None:
+    def __init__(self, chat: Chat, task: Task | None, *, max_length: int | None) -> None:
         self.chat = chat
         self.task = task
-        self.stop = stop
         self.max_length = max_length
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -32,7 +30,9 @@ class ReferenceAnswers:
 
     def _rollout(self, prompt: Prompt) -> Rollout:
         prompt_ids = self.chat.prompt_ids(prompt)
+        end = self.chat.end_ids(prompt)
         ids: list[int] = []
+        start = 0
         turns: list[Span] = []
         transcript: list[Message] = []
         seen = Observation()
@@ -41,9 +41,9 @@ class ReferenceAnswers:
                 raise DataError(f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'")
             if seen.message:
                 transcript.append(seen.message)
-                ids += self.chat.message_ids(seen.message)
+                ids += self.chat.message_ids(seen.message, ids[start:])
             start = len(ids)
-            ids += (*self.chat.insert_text_ids(text), self.stop)
+            ids += (*self.chat.insert_text_ids(text), *end)
             turns.append(Span(start, len(ids)))
             transcript.append({"role": "assistant", "content": text})
             seen = self.task.step(prompt, transcript) if self.task else Observation()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 import torch
 
 from opd.errors import DataError
 from opd.models.chat import Chat
-from opd.types import Engine, Event, Message, Prompt, Rollout, Span, Task
+from opd.types import Engine, Event, Generation, Message, Prompt, Rollout, Sampling, Span, Task
 
 ALL_TURNS = 2**31
 """A step at which a turn limit that grows has reached its end, for rollouts made outside the run of steps."""
@@ -67,57 +67,54 @@ class _Trajectory:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Another engine begins each trajectory: whole turns or tokens of the first, a number drawn for each batch.
+    """Another engine begins each trajectory: tokens of the first turn or whole turns, a number drawn for each batch.
 
     Attributes:
-        tokens: the most tokens of the first turn; its stop token is left to the student.
-        turns: the most turns; one that would end the trajectory is left to the student.
+        engine: generates the beginning.
+        sampling: how it draws tokens.
+        tokens: the largest number of tokens of the first turn; its stop token is left to the student.
+        turns: the largest number of turns; a turn that would end the trajectory is left to the student.
 
     Source: turns, ReOPD arXiv 2607.04763, where they are replayed and the student writes only the next one.
     """
 
     engine: Engine
+    sampling: Sampling = field(default_factory=Sampling)
     tokens: int = 0
     turns: int = 0
 
 
+@dataclass(frozen=True)
 class Sampler:
-    """Rolls out prompts, in an environment where the task has one. A turn limit that grows is TCOD's, arXiv 2604.24005.
+    """Rolls out prompts, turn by turn in an environment if the task has one.
 
-    Args:
+    Attributes:
         engine: generates tokens.
         chat: renders prompts and the environment's messages.
         task: reacts to each turn; None for prompts without an environment or a checker.
-        max_new_tokens: the most tokens a trajectory may have after its prompt, inserted ones included.
-        max_turns: the most assistant turns.
-        grow_every: allow one turn at first, and another after every so many steps; None for ``max_turns`` at once.
+        sampling: how the engine draws tokens.
+        stop_ids: ids that end a turn.
+        max_new_tokens: the largest number of tokens after the prompt, inserted ones included.
+        max_turns: the largest number of assistant turns.
+        grow_every: start with one turn and allow one more after every n steps, up to ``max_turns`` (TCOD, arXiv
+            2604.24005); None for ``max_turns`` from the start.
+        prefix: another engine that begins each trajectory.
         source: whose engine it is.
-        prefix: who begins in the student's place, and how far.
-        max_length: the most tokens prompt and completion may have together; None for no limit.
+        max_length: the largest number of tokens of prompt and completion together; None for no limit.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        chat: Chat,
-        task: Task | None,
-        *,
-        max_new_tokens: int,
-        max_turns: int = 1,
-        grow_every: int | None = None,
-        prefix: Prefix | None = None,
-        source: Literal["student", "teacher"] = "student",
-        max_length: int | None = None,
-    ) -> None:
-        self.engine = engine
-        self.chat = chat
-        self.task = task
-        self.max_new_tokens = max_new_tokens
-        self.max_turns = max_turns
-        self.grow_every = grow_every
-        self.prefix = prefix
-        self.source = source
-        self.max_length = max_length
+    engine: Engine
+    chat: Chat
+    task: Task | None
+    _: KW_ONLY
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int]
+    max_new_tokens: int
+    max_turns: int = 1
+    grow_every: int | None = None
+    prefix: Prefix | None = None
+    source: Literal["student", "teacher"] = "student"
+    max_length: int | None = None
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens.
@@ -136,7 +133,7 @@ class Sampler:
                 break
             contexts = [(*t.prompt_ids, *t.ids) for t in going_on]
             budgets = [self.max_new_tokens - len(t.ids) for t in going_on]
-            generations = self.engine.generate(contexts, budgets, seed * 1000 + turn)
+            generations = self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn)
             for trajectory, generation in zip(going_on, generations, strict=True):
                 span = trajectory.add(generation.ids, list(generation.logprobs))
                 trajectory.turns.append(span if trajectory.turns else Span(0, span.stop))
@@ -148,13 +145,25 @@ class Sampler:
         for prompt in prompts:
             self._prompt_ids(prompt)
 
+    def _generate(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        seed: int,
+    ) -> list[Generation]:
+        return engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=self.stop_ids, seed=seed)
+
     def _begin(self, trajectories: Sequence[_Trajectory], prefix: Prefix, seed: int) -> None:
         """Let the other engine write the first tokens."""
         length = _drawn(prefix.tokens, seed)
         if not length:
             return
         budget = min(length, self.max_new_tokens - 1)
-        written = prefix.engine.generate([t.prompt_ids for t in trajectories], [budget] * len(trajectories), seed)
+        written = self._generate(
+            prefix.engine, prefix.sampling, [t.prompt_ids for t in trajectories], [budget] * len(trajectories), seed
+        )
         for trajectory, generation in zip(trajectories, written, strict=True):
             trajectory.add(generation.ids[:-1] if generation.stopped else generation.ids, None)
 
@@ -163,7 +172,7 @@ class Sampler:
         for turn in range(_drawn(min(prefix.turns, most - 1), seed)):
             budgets = [self.max_new_tokens - 1 - len(t.ids) for t in trajectories]
             contexts = [(*t.prompt_ids, *t.ids) for t in trajectories]
-            written = prefix.engine.generate(contexts, budgets, seed * 1000 + turn)
+            written = self._generate(prefix.engine, prefix.sampling, contexts, budgets, seed * 1000 + turn)
             led = []
             for trajectory, generation in zip(trajectories, written, strict=True):
                 if generation.stopped and self._goes_on(trajectory, generation.ids):
@@ -176,10 +185,10 @@ class Sampler:
         """Whether the environment would answer such a turn, with room for more after it."""
         if self.task is None:
             return False
-        turn = {"role": "assistant", "content": self.chat.decode(ids)}
+        turn = {"role": "assistant", "content": self.chat.turn_text(ids)}
         answer = self.task.step(trajectory.prompt, [*trajectory.transcript, turn]).message
         length = len(trajectory.ids) + len(ids)
-        return answer is not None and length + len(self.chat.message_ids(answer)) < self.max_new_tokens
+        return answer is not None and length + len(self.chat.message_ids(answer, ids)) < self.max_new_tokens
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
@@ -193,7 +202,8 @@ class Sampler:
     def _react(self, trajectory: _Trajectory, stopped: bool, *, last_turn: bool) -> None:
         """Let the environment answer the turn that was just written."""
         span = trajectory.turns[-1]
-        text = self.chat.decode(trajectory.ids[span.start : span.stop])
+        ids = trajectory.ids[span.start : span.stop]
+        text = self.chat.turn_text(ids)
         trajectory.transcript.append({"role": "assistant", "content": text})
         if self.task is None:
             trajectory.finish = "stop" if stopped else "length"
@@ -209,7 +219,7 @@ class Sampler:
         if seen.message is None:
             trajectory.finish, trajectory.reward = "stop", seen.reward
             return
-        inserted = self.chat.message_ids(seen.message)
+        inserted = self.chat.message_ids(seen.message, ids)
         if last_turn or len(trajectory.ids) + len(inserted) >= self.max_new_tokens:
             trajectory.reward = 0.0
             trajectory.cut("turns" if last_turn else "length")

@@ -62,6 +62,7 @@ class CrossTeacher:
         temperature: float = 1.0,
     ) -> None:
         self.student_texts = TokenTexts(tokenizer)
+        self.student_chat = Chat(tokenizer)
         self.teacher_texts = TokenTexts(teacher.tokenizer)
         self.language_model = teacher
         self.chat = Chat(teacher.tokenizer)
@@ -129,7 +130,9 @@ class CrossTeacher:
     def _turn(self, index: int, rollout: Rollout, number: int) -> _Turn:
         """A turn's text, the teacher's tokens of it, and where they agree."""
         span, opens = rollout.turns[number], rollout.prompt.messages is not None
-        positions = [p for p in range(*span) if rollout.completion_ids[p] not in self.skip_ids]
+        written = rollout.completion_ids[span.start : span.stop]
+        stop = span.start + len(self.student_chat.content_ids(written) if opens else written)
+        positions = [p for p in range(span.start, stop) if rollout.completion_ids[p] not in self.skip_ids]
         before = () if opens else rollout.prompt_ids + rollout.completion_ids[: span.start]
         ours = list(self.student_texts.pieces([rollout.completion_ids[p] for p in positions], before))
         text = "".join(piece.text for piece in ours)

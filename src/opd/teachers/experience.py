@@ -41,7 +41,7 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
     said = Counter(hint.text for hints in author.hints(rollouts) for hint in hints)
     if not said:
         raise EmptyStepError(
-            f"teacher.view.context.experience: the author found nothing to say about {len(rollouts)} rollouts; roll "
+            f"teacher.view.experience: the author found nothing to say about {len(rollouts)} rollouts; roll "
             "out more prompts, or write the context yourself"
         )
     if consolidate:
@@ -52,7 +52,7 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
 def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
     if not isinstance(author, ModelAuthor | HttpAuthor):
         raise ConfigError(
-            "teacher.view.context.experience.consolidate: rules cannot rewrite; name a model as author, or leave it out"
+            "teacher.view.experience.consolidate: rules cannot rewrite; name a model as author, or leave it out"
         )
     listed = "\n".join(f"({count} times) {text}" for text, count in said.most_common(LISTED))
     task = {"role": "system", "content": INSTRUCTION.format(items=items)}
@@ -61,7 +61,7 @@ def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
     lessons = [line.removeprefix("- ").strip() for line in lines if line.startswith("- ")]
     if not lessons:
         raise EmptyStepError(
-            "teacher.view.context.experience.consolidate: the author wrote no line that starts with '- ', but "
+            "teacher.view.experience.consolidate: the author wrote no line that starts with '- ', but "
             f"'{answer[:100]}'; take another author, or leave consolidate out"
         )
     return "\n".join(lessons[:items])

@@ -38,6 +38,10 @@ class Experts:
         self.max_tokens = max_tokens
         self.alternate = alternate
 
+    def set_shares(self, shares: Shares) -> None:
+        """Use other shares from now on; a teacher without a share in a domain no longer scores its rollouts."""
+        self.shares = shares
+
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> ExpertsSignal:
         """Every teacher reads the segments of its own rollouts once."""
         shares = [self._shares(rollout) for rollout in rollouts]

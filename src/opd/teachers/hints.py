@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from opd.errors import ConfigError
 from opd.models.chat import Chat
-from opd.types import Engine, Event, Hint, Message, Prompt, Rollout
+from opd.models.language import LanguageModel, stop_ids
+from opd.types import Engine, Event, Hint, Message, Prompt, Rollout, Sampling
 
 TEMPLATES: Mapping[str, str] = {
     "unknown_tool": "Reminder: available tools: {tools}.",
@@ -45,7 +46,7 @@ class RulesAuthor:
             return self.templates[event.kind].format(**event.detail)
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(
-                f"teacher.view.hint.author.templates.{event.kind} has the field {error}, and events of this kind have "
+                f"teacher.view.author.templates.{event.kind} has the field {error}, and events of this kind have "
                 f"{', '.join(event.detail) or 'no fields'}"
             ) from None
 
@@ -56,6 +57,7 @@ class ModelAuthor:
     Args:
         engine: generates with the critic.
         chat: the critic's own template.
+        stop_ids: ids that end its answer.
         max_new_tokens: the longest answer.
         instruction: its system message.
         max_length: the most tokens transcript and answer may have; longer transcripts are dropped and counted.
@@ -69,19 +71,21 @@ class ModelAuthor:
         engine: Engine,
         chat: Chat,
         *,
+        stop_ids: frozenset[int],
         max_new_tokens: int = 256,
         instruction: str = INSTRUCTION,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
         self.chat = chat
+        self.stop_ids = stop_ids
         self.max_new_tokens = max_new_tokens
         self.instruction = instruction
         self.max_length = max_length
         self.counts: Counter[str] = Counter()
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
-        """One list per rollout; the model answers greedily or as its engine is set."""
+        """One list per rollout; the model answers greedily."""
         answers = self.answers([transcript(r, self.instruction) for r in rollouts])
         pairs = zip(answers, rollouts, strict=True)
         return [[] if answer is None else parse(answer, r, self.counts) for answer, r in pairs]
@@ -92,11 +96,31 @@ class ModelAuthor:
         room = self.max_length - self.max_new_tokens if self.max_length else None
         fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]
         self.counts["too_long"] += len(contexts) - len(fits)
-        written = self.engine.generate([contexts[i] for i in fits], [self.max_new_tokens] * len(fits), 0)
+        written = self.engine.generate(
+            [contexts[i] for i in fits],
+            [self.max_new_tokens] * len(fits),
+            sampling=Sampling(temperature=0),
+            stop_ids=self.stop_ids,
+            seed=0,
+        )
         found: list[str | None] = [None] * len(contexts)
         for index, answer in zip(fits, written, strict=True):
             found[index] = self.chat.decode(answer.ids)
         return found
+
+
+def local_author(critic: LanguageModel, *, max_new_tokens: int, instruction: str = INSTRUCTION) -> ModelAuthor:
+    """An author that generates greedily with a model on this machine."""
+    from opd.engines.hf import HFEngine
+
+    return ModelAuthor(
+        HFEngine(critic),
+        Chat(critic.tokenizer),
+        stop_ids=stop_ids(critic),
+        max_new_tokens=max_new_tokens,
+        max_length=critic.max_length,
+        instruction=instruction,
+    )
 
 
 def transcript(rollout: Rollout, instruction: str) -> tuple[Message, ...]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from opd.axes.views.plain import PlainView
 from opd.losses import group_advantage, linear_divergence, overlong_penalty, token_logprobs
 from opd.models.forward import sort_key
 from opd.teachers.experts import Experts
 from opd.teachers.local import Answers, LocalTeacher, Once
-from opd.teachers.views import PlainView
 from opd.types import AdvantageSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
 
 

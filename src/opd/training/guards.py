@@ -1,4 +1,4 @@
-"""Guards: pure functions of metrics that say when a run has gone wrong."""
+"""Guards: pure functions of metrics that say when a run has gone wrong. No torch here."""
 
 from __future__ import annotations
 
@@ -7,23 +7,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from opd.training.actions import Continue, Stop
+
 Figures = Mapping[str, float]
 
 VALIDATION = (("accuracy", True), ("reverse_kl", False), ("text_loss", False), ("distance", False))
-"""What a run is judged by, the first that is measured: its name and whether more is better."""
+"""Metrics that can judge a run, and whether more is better. The first that is measured judges."""
 
 
 def validation(metrics: Figures) -> tuple[str, bool] | None:
-    """The metric a run is judged by."""
+    """The metric that judges the run, and whether more of it is better; None if none was measured."""
     return next(((name, more) for name, more in VALIDATION if name in metrics), None)
+
+
+def better(metrics: Figures, best: Figures) -> bool:
+    """Whether the metric that judged the best evaluation has improved on it."""
+    judged = validation(best)
+    if judged is None or judged[0] not in metrics:
+        return False
+    name, more = judged
+    return metrics[name] > best[name] if more else metrics[name] < best[name]
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Thresholds; the run file's ``guards`` explains each.
+    """Thresholds; ``guards`` in the run file explains each.
 
     Attributes:
-        num_prompts: held-out prompts behind an accuracy, for its standard error.
+        num_prompts: number of held-out prompts, for the standard error of an accuracy.
     """
 
     drop: float = 0.5
@@ -33,22 +44,48 @@ class Guards:
     max_idle: int = 5
     num_prompts: int = 1
 
-    def better(self, metrics: Figures, best: Figures) -> bool:
-        """Whether validation is better than the best so far."""
-        judged = validation(best)
-        if judged is None or judged[0] not in metrics:
-            return False
-        name, more = judged
-        return metrics[name] > best[name] if more else metrics[name] < best[name]
+    def after_idle_step(self, in_a_row: int) -> Continue | Stop:
+        """Stop after ``max_idle`` steps in a row without a target."""
+        if in_a_row < self.max_idle:
+            return Continue()
+        return Stop("idle", f"no token had a target in {in_a_row} steps in a row")
+
+    def after_skipped_step(self, what: str, in_a_row: int, *, weights_finite: bool) -> Continue | Stop:
+        """Stop if the weights are not finite, or after ``max_skipped`` updates in a row that were left out.
+
+        Args:
+            what: loss or gradient, whichever was not finite.
+        """
+        if not weights_finite:
+            return Stop("non_finite", "weights of the student are not finite")
+        if in_a_row >= self.max_skipped:
+            return Stop("non_finite", f"the {what} was not finite for {in_a_row} steps in a row")
+        return Continue()
+
+    def after_evaluation(self, seen: str | None, in_a_row: int, *, best_step: int, last: bool) -> Continue | Stop:
+        """Stop after ``patience`` evaluations in a row that look collapsed, or one at the end of the run.
+
+        Args:
+            seen: what ``collapsed`` said of the last evaluation.
+            best_step: step of the weights that are kept.
+        """
+        if seen and (last or in_a_row >= self.patience):
+            return Stop("collapse", f"{seen}; the best weights, of step {best_step}, are kept")
+        return Continue()
+
+    def unmeasured(self, before: Figures, now: Figures) -> str | None:
+        """The judged metric if this evaluation did not measure it, so that ``collapsed`` cannot judge; else None."""
+        judged = validation(before)
+        return judged[0] if judged and judged[0] not in now else None
 
     def collapsed(self, before: Figures, best: Figures, now: Figures) -> str | None:
-        """A sentence that says what was seen if validation fell well below its best or below the start, else None.
+        """A sentence with the values if validation fell well below its best or below the start, else None.
 
-        A fall that three standard errors of the measurement explain is no collapse. A divergence or a loss
-        has collapsed when it is worse than at the start by the share ``drop``.
+        A fall within three standard errors of the measurement is no collapse. A divergence or a loss has collapsed
+        when it exceeds its value at the start by the share ``drop``. A metric that is missing is not judged.
         """
         judged = validation(before)
-        if judged is None:
+        if judged is None or judged[0] not in now:
             return None
         name, more = judged
         value, start, top = now[name], before[name], best[name]
@@ -64,52 +101,40 @@ class Guards:
             return f"validation {name} fell from {top:.1%} at its best to {value:.1%}"
         return None
 
-    def lasting(self, in_a_row: int) -> bool:
-        """Whether a collapse has been seen often enough in a row to be no passing dip."""
-        return in_a_row >= self.patience
-
-    def skipped(self, in_a_row: int) -> bool:
-        """Whether too many updates in a row were not finite."""
-        return in_a_row >= self.max_skipped
-
-    def idle(self, in_a_row: int) -> bool:
-        """Whether no teacher has had anything to say for too long."""
-        return in_a_row >= self.max_idle
-
 
 WINDOW, LEAST = 5, 3
-"""Steps whose median is judged, and how many there have to be: one odd batch is no sign."""
+"""Steps whose median is judged, and the fewest that can be judged, so that one odd batch changes nothing."""
 
 CHANCE = 2.5
-"""Standard errors of one step's accuracy that are no fall: three of the difference between two medians of five."""
+"""Standard errors by which one step's accuracy may differ by chance: three of the difference of two medians of five."""
 
 
 def fallen_to(first: float, now: float, share: float) -> bool:
-    """Whether a figure is below this share of what it was at first."""
+    """Whether a metric is below this share of its first value."""
     return now < share * first
 
 
 def grown_to(first: float, now: float, factor: float) -> bool:
-    """Whether a figure is beyond so many times what it was at first."""
+    """Whether a metric is above this multiple of its first value."""
     return now > factor * first
 
 
-def risen_by(first: float, now: float, much: float) -> bool:
-    """Whether a rate is higher than at first by more than this."""
-    return now > first + much
+def risen_by(first: float, now: float, points: float) -> bool:
+    """Whether a rate exceeds its first value by more than this."""
+    return now > first + points
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """What a collapsing student's rollouts show.
+    """A change in the rollouts that a collapsing student shows.
 
     Attributes:
-        figure: the metric it is about.
-        words: what a sentence calls it, and how its values are written.
-        shows: of the figure at first, now, and the threshold.
+        metric: its name in ``watched``.
+        words: the metric's name in a sentence, and the format of its values.
+        shows: whether it shows, given the metric's first value, its value now, and the threshold.
     """
 
-    figure: str
+    metric: str
     words: tuple[str, str]
     shows: Callable[[float, float, float], bool]
 
@@ -123,41 +148,53 @@ SYMPTOMS = {
     "too_long": Symptom("length", ("length", "{:.1f}"), grown_to),
     "truncated": Symptom("truncation_rate", ("truncation rate", "{:.1%}"), risen_by),
 }
-"""By name; ``Watch`` has a threshold of each name."""
+"""By name; ``Watch`` has a threshold of the same name for each."""
 
 OF_TEXT = ("too_long", "truncated", "repeating")
-"""Symptoms that stand for themselves where no reward is known."""
+"""Symptoms that count without a reward that confirms them."""
 
 
-def watched(metrics: Figures) -> dict[str, float]:
-    """The figures of a step that ``Watch`` looks at; nothing where the student wrote no rollout.
+def watched(metrics: Figures, distill: str | None = "distill") -> dict[str, float]:
+    """The metrics of a step that ``Watch`` uses; empty if the student generated no rollout.
 
-    ``kl`` is per token of the student's, those included about which the teacher has nothing to say.
+    Args:
+        distill: name of the loss term that compares student and teacher; None for none.
+
+    Returns:
+        ``accuracy``, the metric of each symptom, and ``kl``: that term's loss as a mean over all of the student's
+        tokens, of which those without a target count as 0.
     """
     if "length" not in metrics:
         return {}
-    figures = {name: metrics[name] for name in ("accuracy", *(s.figure for s in SYMPTOMS.values())) if name in metrics}
-    if "distill_share" in metrics:
-        figures["kl"] = metrics.get("distill", 0.0) * metrics["distill_share"]
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
+    names = ("accuracy", *(s.metric for s in SYMPTOMS.values()))
+    values = {name: metrics[name] for name in names if name in metrics}
+    if distill and f"{distill}_share" in metrics:
+        values["kl"] = metrics.get(distill, 0.0) * metrics[f"{distill}_share"]
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def typical(recent: Sequence[Figures]) -> dict[str, float]:
-    """The median of each figure over the last ``WINDOW`` steps."""
+    """The median of each metric over the last ``WINDOW`` steps."""
     last = recent[-WINDOW:]
     return {name: median(f[name] for f in last if name in f) for name in sorted({n for f in last for n in f})}
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Signs of a collapse in a run's own rollouts; the run file's ``guards.recover`` explains each threshold.
+    """Signs of a collapse in the training rollouts; ``guards.recover.thresholds`` replaces its thresholds.
 
-    A run looks collapsed where a symptom shows and the student does worse. Either alone is what learning can look
-    like: a student that has become its teacher has no KL left, and one that changes its way of working does worse for
-    a while. Where no reward is known, or all are about 0, a symptom of the text stands for itself, and others count
-    with a growing KL.
+    A run looks collapsed if a symptom shows and the student got worse. Either alone also happens in healthy runs: the
+    KL vanishes when the student equals its teacher, and accuracy can fall for a while when the student changes how it
+    works. Without rewards, or if all are about 0, a symptom of ``OF_TEXT`` counts alone and any other counts if the KL
+    has grown.
 
     Attributes:
+        worse: the student got worse if accuracy has lost this share of its best, and more than chance explains; without
+            rewards, if the KL to the teacher is above the first step's.
+        kl_vanished, kl_exploded: multiples of the first step's KL to the teacher, below and above which it is a symptom.
+        entropy_collapsed, entropy_exploded: the same for the entropy.
+        too_long: multiple of the first step's mean length above which it is a symptom.
+        truncated, repeating: rise of the share of truncated or repetitive rollouts above which it is a symptom.
         prompts: prompts per step, for the standard error of an accuracy.
     """
 
@@ -172,12 +209,12 @@ class Watch:
     prompts: int = 1
 
     def collapsed(self, first: Figures, top: float, recent: Sequence[Figures]) -> tuple[str, str] | None:
-        """The symptom's name and a sentence with the figures if the last steps look collapsed, else None.
+        """The symptom's name and a sentence with the values if the last steps look collapsed, else None.
 
         Args:
-            first: ``watched`` figures of the first rollouts.
+            first: ``watched`` metrics of the first rollouts.
             top: best accuracy of rollouts so far, as a median.
-            recent: ``watched`` figures of the last steps.
+            recent: ``watched`` metrics of the last steps.
         """
         if len(recent) < LEAST:
             return None
@@ -185,33 +222,33 @@ class Watch:
         name = next((n for n in self.symptoms(first, now) if self.harmed(n, first, top, now)), None)
         if name is None:
             return None
-        figure, (words, form) = SYMPTOMS[name].figure, SYMPTOMS[name].words
-        text = f"the rollouts' {words} went from {form.format(first[figure])} to {form.format(now[figure])}"
+        metric, (words, form) = SYMPTOMS[name].metric, SYMPTOMS[name].words
+        text = f"the rollouts' {words} went from {form.format(first[metric])} to {form.format(now[metric])}"
         if "accuracy" not in now:
             return name, text
         return name, f"{text}, and their accuracy from {top:.1%} at its best to {now['accuracy']:.1%}"
 
     def symptoms(self, first: Figures, now: Figures) -> list[str]:
         """Names of the symptoms that show."""
-        known = {name: s for name, s in SYMPTOMS.items() if s.figure in first and s.figure in now}
-        return [n for n, s in known.items() if s.shows(first[s.figure], now[s.figure], getattr(self, n))]
+        known = {name: s for name, s in SYMPTOMS.items() if s.metric in first and s.metric in now}
+        return [n for n, s in known.items() if s.shows(first[s.metric], now[s.metric], getattr(self, n))]
 
     def harmed(self, symptom: str, first: Figures, top: float, now: Figures) -> bool:
-        """Whether the student does worse: by its reward, or by what stands for it where none could fall."""
+        """Whether the student got worse: by accuracy if there are rewards, else by a text symptom or a rising KL."""
         if "accuracy" in now and self.fell(top, 0.0, self.worse):
             return self.fell(top, now["accuracy"], self.worse)
         return symptom in OF_TEXT or ("kl" in first and "kl" in now and now["kl"] > first["kl"])
 
     def healthy(self, first: Figures, top: float, now: Figures) -> bool:
-        """Whether one step's rollouts give no reason to doubt the weights that wrote them."""
+        """Whether one step's rollouts are no worse than before: by accuracy, or without rewards by all symptoms."""
         if "accuracy" in now and self.fell(top, 0.0, 0.0):
             return not self.fell(top, now["accuracy"], 0.0)
         return not self.symptoms(first, now)
 
     def fell(self, top: float, accuracy: float, share: float) -> bool:
-        """Whether an accuracy is below its best by this share and by more than chance explains.
+        """Whether an accuracy is below its best by this share and by more than chance.
 
-        Two right and two wrong answers more than there were keep the standard error above 0 at 0 % and 100 %.
+        The standard error counts two right and two wrong answers extra, so that it is above 0 at 0 % and 100 %.
         """
         chance = CHANCE * _standard_error((top * self.prompts + 2) / (self.prompts + 4), self.prompts)
         return accuracy < top - max(share * top, chance)

@@ -1,4 +1,4 @@
-"""The optimizer step: learning-rate schedule, clipping, and the refusal to apply what is not finite."""
+"""The optimizer step: learning-rate schedule and clipping. Updates that are not finite are never applied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Optimizer:
     """AdamW with warm-up and decay, over all parameters that train.
 
     Args:
-        model: its parameters with ``requires_grad`` train.
+        model: parameters with ``requires_grad`` train.
         lr: peak learning rate.
         steps: length of the run, for the decay.
         warmup: steps of linear warm-up.
@@ -56,7 +56,7 @@ class Optimizer:
         """Apply the gradients, at ``scale`` times the step's learning rate, and clear them.
 
         Returns:
-            The gradient's norm before clipping; None if it or the loss is not finite, and nothing was applied.
+            The gradient's norm before clipping; None if it or the loss is not finite, in which case nothing is applied.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.grad_clip))
         finite = math.isfinite(norm) and math.isfinite(loss)
@@ -79,8 +79,8 @@ class Optimizer:
             for key, value in self.adamw.state.get(parameter, {}).items()
         }
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore what ``tensors`` returned."""
         self.adamw.state.clear()
         for name, parameter in self.named.items():
             state = {

@@ -1,31 +1,30 @@
-"""After a collapse: back to the last good checkpoint, and on from there with more care."""
+"""Recovery: after a collapse, return to the last good checkpoint and continue with smaller steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from opd.evaluation.metrics import Metrics
+from opd.training.actions import Continue, RefreshTeacher, RollBack, Stop
 from opd.training.guards import LEAST, OF_TEXT, WINDOW, Watch, typical, watched
-
-if TYPE_CHECKING:
-    from opd.loop import Loop
+from opd.training.state import State
+from opd.types import Metrics, Term
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Takes up a run that a guard or the watch has stopped; all it knows of a run is in the run's state.
+    """Decides when a run rolls back; everything it remembers is in the run's state.
 
-    A rollback puts back weights, optimizer, the teacher's average, what a curriculum has learned, and the random state.
-    Steps go on counting, so the next rollouts have other prompts and other draws, and a rollback costs what it costs.
-    From then on steps are smaller, the anchor is stronger, and a teacher made of the student's weights stays as it is,
-    until an evaluation is the best so far with rollouts no longer than they were (arXiv 2606.03532).
+    A rollback restores the weights, the optimizer, the averaged teacher, the curriculum and the random state. The step
+    counter continues, so the steps after a rollback use new prompts and seeds, and discarded steps still count as cost.
+    From then on the learning rate is lower, the anchor is stronger, and an averaged teacher is not updated until an
+    evaluation is the best so far with rollouts no longer than at the start (arXiv 2606.03532).
 
     Attributes:
-        watch: looks at every step's rollouts.
-        times: the most rollbacks that are followed by further steps.
-        lr: what each rollback multiplies the learning rate with.
-        anchor: the anchor's least weight after a rollback; each further one doubles it. 0 leaves it as it is.
+        watch: judges the rollouts of every step.
+        times: the largest number of rollbacks after which the run continues.
+        lr: factor on the learning rate for each rollback.
+        anchor: least weight of the anchor after a rollback; each rollback doubles it. 0 leaves it unchanged.
     """
 
     watch: Watch
@@ -33,60 +32,52 @@ class Recovery:
     lr: float = 0.3
     anchor: float = 0.2
 
-    def look(self, loop: Loop, metrics: Metrics) -> None:
-        """After a step: note whether its rollouts speak for the weights they came from, and roll back if need be."""
-        state, figures = loop.state, watched(metrics)
-        if figures and state.stopped_by in (None, "idle"):
-            if not state.first:
-                state.first, state.top = figures, figures.get("accuracy", 0.0)
-            state.recent = [*state.recent, figures][-WINDOW:]
-            if len(state.recent) >= LEAST:
-                state.top = max(state.top, typical(state.recent).get("accuracy", 0.0))
-            if self.watch.healthy(state.first, state.top, figures):
-                state.healthy = state.step - 1  # this step's rollouts were made before its update
-            seen = self.watch.collapsed(state.first, state.top, state.recent)
-            if seen:
-                loop.stop(*seen)
-        self.take_up(loop)
+    def after_step(self, state: State, metrics: Metrics, terms: Sequence[Term]) -> Continue | Stop:
+        """Note in the state whether the step's rollouts were good; stop if the last steps look collapsed."""
+        distill = next((term.name for term in terms if term.role == "distill"), None)
+        seen = watched(metrics, distill)
+        if not seen or state.stopped_by not in (None, "idle"):
+            return Continue()
+        if not state.first:
+            state.first, state.top = seen, seen.get("accuracy", 0.0)
+        state.recent = [*state.recent, seen][-WINDOW:]
+        if len(state.recent) >= LEAST:
+            state.top = max(state.top, typical(state.recent).get("accuracy", 0.0))
+        if self.watch.healthy(state.first, state.top, seen):
+            state.healthy = state.step - 1  # the weights before this step's update generated the rollouts
+        collapsed = self.watch.collapsed(state.first, state.top, state.recent)
+        return Stop(*collapsed) if collapsed else Continue()
 
-    def evaluated(self, loop: Loop) -> None:
-        """After an evaluation: note whether it proves the weights, and roll back or refresh the teacher if need be."""
-        state = loop.state
-        if state.before and not state.collapsing:
+    def after_evaluation(self, state: State, *, averaged: bool) -> Continue | RefreshTeacher:
+        """Note in the state whether the evaluation proves the weights; refresh the teacher after a rollback.
+
+        Args:
+            averaged: whether the teacher is an average of the student's weights.
+        """
+        if not state.collapsing:
             state.proven = state.step
-        if loop.average and state.rollbacks and state.best_step == state.step and self.tail_is_safe(loop):
-            loop.average.refresh()
-            loop.event("refresh", "the teacher took over the student's weights, the best so far")
-        self.take_up(loop)
+        best = state.best_step == state.step
+        longer = set(OF_TEXT) & set(self.watch.symptoms(state.before, state.after))
+        if averaged and state.rollbacks and best and not longer:
+            return RefreshTeacher("the teacher took over the student's weights, the best so far")
+        return Continue()
 
-    def tail_is_safe(self, loop: Loop) -> bool:
-        """Whether evaluated rollouts are not longer, cut or repetitive beside those at the start."""
-        return not set(OF_TEXT) & set(self.watch.symptoms(loop.state.before, loop.state.after))
+    def after_stop(self, state: State, terms: Sequence[Term], *, steps: int, averaged: bool) -> Continue | RollBack:
+        """Roll back if a guard stopped the run, at most once per step.
 
-    def take_up(self, loop: Loop) -> None:
-        """Roll back if the run was stopped by a collapse, and let it go on if it may."""
-        state = loop.state
+        Args:
+            terms: of the loss, with their original weights.
+            steps: length of the run; a rollback after its last step does not resume.
+        """
         if state.stopped_by in (None, "idle") or state.rolled_back == state.step:
-            return
-        saved = loop.checkpoints.roll_back(loop, state.proven if state.stopped_by == "collapse" else state.healthy)
-        state.top = max(saved.top, state.first.get("accuracy", 0.0))
-        state.rolled_back = state.healthy = state.step
-        state.proven = state.step if saved.step <= state.proven else state.proven
-        state.skipped = state.collapsing = state.idle = 0
-        state.recent = []
-        back = f"back to the weights of step {saved.step}"
-        if state.step == loop.steps or state.rollbacks == self.times:
-            left = "step" if state.step == loop.steps else "rollback"
-            loop.event("rollback", f"{back}; the run ends, for no {left} is left")
-            return
-        state.rollbacks += 1
-        state.stopped_by = None
-        state.lr_scale *= self.lr
-        done = f"{back}; learning rate times {state.lr_scale:g}"
-        anchor = next((t for t in loop.terms if t.name == "anchor"), None)
-        if anchor and self.anchor:
-            state.weights["anchor"] = max(2 * state.weights.get("anchor", anchor.weight), self.anchor)
-            done += f", anchor {state.weights['anchor']:g}"
-        if loop.average:
-            done += ", teacher kept until an evaluation is the best so far"
-        loop.event("rollback", done)
+            return Continue()
+        good = state.proven if state.stopped_by == "collapse" else state.healthy
+        if state.step == steps or state.rollbacks == self.times:
+            left = "step" if state.step == steps else "rollback"
+            return RollBack(good, f"the run ends, for no {left} is left", resume=False)
+        lr_scale = state.lr_scale * self.lr
+        anchors = {t.name: state.weights.get(t.name, t.weight) for t in terms if t.role == "anchor" and self.anchor}
+        weights = {name: max(2 * weight, self.anchor) for name, weight in anchors.items()}
+        then = [f"learning rate times {lr_scale:g}", *(f"anchor {weight:g}" for weight in weights.values())]
+        then += ["teacher kept until an evaluation is the best so far"] if averaged else []
+        return RollBack(good, ", ".join(then), lr_scale=lr_scale, weights=weights)

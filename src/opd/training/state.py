@@ -1,53 +1,74 @@
-"""What changes from step to step besides weights; all of it goes into every checkpoint."""
+"""The numbers that change from step to step; all of them are in every checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd.evaluation.metrics import Metrics
+from opd.training.actions import RollBack
+from opd.types import Metrics
 
 
 @dataclass
 class State:
-    """Plain numbers, lists and mappings: JSON gives back what it was."""
+    """Plain numbers, lists and mappings, which survive JSON unchanged."""
 
     step: int = 0
-    """Optimizer steps made; a rollback puts back weights, not time."""
+    """Steps taken. A rollback restores the weights but not this counter."""
     tokens: int = 0
-    """Student-chosen tokens rolled out, those to choose between extrapolations included."""
-    signal_tokens: int = 0
-    """Tokens some teacher gave a target for, those of an anchor aside."""
+    """Tokens the student generated for training, including those that compare extrapolations."""
+    targets: dict[str, int] = field(default_factory=dict)
+    """Number of tokens that had a target so far, by loss term; anchors are not counted."""
     seconds: float = 0.0
     before: Metrics = field(default_factory=dict)
     after: Metrics = field(default_factory=dict)
     best: Metrics = field(default_factory=dict)
+    """Evaluation metrics before training, of the last evaluation, and of the best one."""
     best_step: int = 0
     skipped: int = 0
     """Steps in a row whose loss or gradient was not finite."""
     collapsing: int = 0
-    """Evaluations in a row at which the student had collapsed."""
+    """Evaluations in a row that looked collapsed."""
     idle: int = 0
-    """Steps in a row in which no teacher had anything to say."""
+    """Steps in a row without a target for any token."""
     refused: list[str] = field(default_factory=list)
-    """Teachers that the gate keeps out, as its figures name them."""
+    """Teachers that the gate excludes, by the suffix of their metrics."""
     stopped_by: str | None = None
+    """The guard that ended the run; None while it runs and after its last step."""
     events: list[dict[str, Any]] = field(default_factory=list)
 
     first: Metrics = field(default_factory=dict)
-    """What the watch sees in the first rollouts, the initial student's."""
+    """Watched metrics of the initial student's rollouts."""
     recent: list[Metrics] = field(default_factory=list)
-    """The same of the last steps since the run began or rolled back."""
+    """Watched metrics of the last steps, since the start or the last rollback."""
     top: float = 0.0
     """Best accuracy of rollouts, as a median of recent steps."""
     healthy: int = 0
-    """The last step whose weights' rollouts were as good as they had been."""
+    """The last step whose weights generated rollouts no worse than before."""
     proven: int = 0
     """The last step at which an evaluation found nothing wrong."""
     rollbacks: int = 0
     rolled_back: int = -1
-    """Step of the last rollback."""
+    """Step of the last rollback; -1 for none."""
     lr_scale: float = 1.0
-    """What rollbacks have made of the learning rate."""
+    """Factor on the learning rate, lowered by rollbacks."""
     weights: dict[str, float] = field(default_factory=dict)
-    """What rollbacks have made of terms' weights, by the term's name."""
+    """Weights of loss terms that rollbacks have changed, by name."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether any token of the run has had a target."""
+        return any(self.targets.values())
+
+    def rolled_back_to(self, saved: State, action: RollBack) -> None:
+        """Note that the weights are those of an earlier state again. Steps and totals continue from here."""
+        self.top = max(saved.top, self.first.get("accuracy", 0.0))
+        self.rolled_back = self.healthy = self.step
+        self.proven = self.step if saved.step <= self.proven else self.proven
+        self.skipped = self.collapsing = self.idle = 0
+        self.recent = []
+        if action.resume:
+            self.stopped_by = None
+            self.rollbacks += 1
+            self.lr_scale = action.lr_scale
+            self.weights |= action.weights

@@ -29,7 +29,6 @@ const DENOISING_CHARTS = [
   ["Throughput", "Denoising steps per second.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
 ];
 
-const duration = (s) => (s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);
 const known = (column) => Boolean(column) && column.some((v) => v !== null);
 
 function summary() {
@@ -53,7 +52,7 @@ function sentence(run) {
   if (name) {
     const { first, last } = course(run, name);
     const what = { accuracy: "Accuracy on held-out prompts", frechet: "The Fréchet distance", distance: "The distance to the teacher on held-out prompts" }[name];
-    parts.push(`${what} went `, bold(`from ${figure(name, first.value)} to ${figure(name, last.value)}`), ` in ${steps} steps`);
+    parts.push(`${what} went `, bold(`from ${metricText(name, first.value)} to ${metricText(name, last.value)}`), ` in ${steps} steps`);
   } else parts.push(bold(`${steps} steps`));
   parts.push(run.seconds ? `, ${duration(run.seconds)}. ` : ". ");
   if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
@@ -78,8 +77,8 @@ function measured(run) {
         const teacher = (columns[`teacher_${name}`] || []).findLast((v) => v !== null);
         return el("tr", {},
           el("th", { scope: "row", title: MEANINGS[name] }, label(name)),
-          el("td", {}, figure(name, first.value)), el("td", {}, el("b", {}, figure(name, last.value))),
-          el("td", { title: `step ${best.step}` }, figure(name, best.value)), el("td", {}, figure(name, teacher)),
+          el("td", {}, metricText(name, first.value)), el("td", {}, el("b", {}, metricText(name, last.value))),
+          el("td", { title: `step ${best.step}` }, metricText(name, best.value)), el("td", {}, metricText(name, teacher)),
           el("td", { class: "course-cell" }, spark(step, columns[name], `${label(name)} over the run`)));
       })))),
     el("p", { class: "note" }, rows.filter((n) => MEANINGS[n]).map((n) => `${label(n)}: ${MEANINGS[n]}`).join(". "), "."));
@@ -112,12 +111,7 @@ function record() {
   );
 }
 
-function theme(next) {
-  document.documentElement.dataset.theme = next;
-  $("theme").setAttribute("aria-pressed", String(next === "dark"));
-}
-
-const turn = () => { theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); buildCurves(); };
+const turn = () => { toggleTheme(); buildCurves(); };
 
 function build() {
   summary();
@@ -128,7 +122,7 @@ function build() {
 
 // Live mode: a reader at the last evaluation moves on to the next one.
 function follow() {
-  ask(() => RUN().finished, (news) => {
+  poll(() => RUN().finished, (news) => {
     load(news);
     const focused = document.activeElement.id;
     build();

@@ -64,7 +64,7 @@ function atOnce(samples) {
       el("tbody", {}, rows.map(([name, images]) => el("tr", {}, el("th", { scope: "row" }, name),
         images.map((source, i) => el("td", {}, image(source, `“${samples.prompts[i].text}”, ${name}`))))))));
   };
-  return el("details", { class: "figures-of", ontoggle: draw }, el("summary", {}, "All evaluations"),
+  return el("details", { class: "values-of", ontoggle: draw }, el("summary", {}, "All evaluations"),
     el("div", { class: "scroll-x", tabindex: "0", role: "group", "aria-label": "All evaluations; scrollable" }));
 }
 
@@ -98,7 +98,7 @@ function figuresAt(step) {
   const { eval: measured } = RUN();
   const row = measured.step.lastIndexOf(step);
   return FIRST.filter((name) => row >= 0 && measured.columns[name] && measured.columns[name][row] !== null)
-    .map((name) => el("span", {}, ` ${label(name).toLowerCase()} ${figure(name, measured.columns[name][row])}`));
+    .map((name) => el("span", {}, ` ${label(name).toLowerCase()} ${metricText(name, measured.columns[name][row])}`));
 }
 
 // --- the loss along the trajectory ----------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ function differences(step) {
       el("div", { class: "ends", "aria-hidden": "true" }, el("span", {}, "noise"), el("span", {}, "image"))),
       el("div", { class: "keys" }, keys.map(([kind, line]) =>
         el("span", { class: "key-item" }, el("span", { class: `block-key ${kind}` }), `step ${line.step}, mean `, el("b", {}, number(mean(line)))))),
-      el("details", { class: "figures-of" }, el("summary", {}, "values"),
+      el("details", { class: "values-of" }, el("summary", {}, "values"),
         el("div", { class: "scroll-x" }, el("table", { class: "plain" },
           el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "step"), values.map((_, k) => el("th", { scope: "col" }, `state ${k + 1}`)))),
           el("tbody", {}, lines.map((line) => el("tr", {}, el("th", { scope: "row" }, line.step), line.loss.distill.map((v) => el("td", {}, v === null ? "–" : number(v))))))))),
@@ -145,8 +145,7 @@ function onKey(event) {
 }
 
 load(JSON.parse($("data").textContent));
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-$("theme").addEventListener("click", turn);
+startTheme(buildCurves);
 document.addEventListener("keydown", onKey);
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; buildCurves(); } });

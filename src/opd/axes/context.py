@@ -1,0 +1,152 @@
+"""What ``build`` of an axis value gets from the run; ``opd.language.context`` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from opd.models.chat import Chat
+    from opd.models.language import LanguageModel
+    from opd.types import Objective, Prompt, Rollout, RolloutSource, Segment, Task, Teacher, View
+
+
+class RunContext(Protocol):
+    """A loaded run: models, prompts, and factories that apply the run file's settings."""
+
+    @property
+    def student(self) -> LanguageModel: ...
+
+    @property
+    def chat(self) -> Chat:
+        """The student's template."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Training prompts."""
+        ...
+
+    @property
+    def task(self) -> Task | None:
+        """Checks answers and reacts to turns; None if nothing checks the prompts."""
+        ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def temperature(self) -> float:
+        """``loss.temperature``."""
+        ...
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """``loss.chunk_tokens``."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """``rollout.max_new_tokens``."""
+        ...
+
+    @property
+    def prompts_per_step(self) -> int: ...
+
+    @property
+    def rollouts_per_prompt(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """``teacher.max_tokens``: padded tokens of a scoring pass."""
+        ...
+
+    @property
+    def combine(self) -> str:
+        """How several teachers of one prompt are combined."""
+        ...
+
+    @property
+    def recovers(self) -> bool:
+        """Whether ``guards.recover`` may roll the student back."""
+        ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that ends a turn of the student's."""
+        ...
+
+    def given(self, name: str) -> Any:
+        """An object that was given to ``opd.train``: signal, view, author, engine or sampler."""
+        ...
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of the first call of ``make`` for a name; a run makes it once."""
+        ...
+
+    def view(self) -> View:
+        """The run's view."""
+        ...
+
+    def plain_segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """Every rollout after its own prompt."""
+        ...
+
+    @property
+    def scoring(self) -> LanguageModel:
+        """The single model that teaches: another model, or the student's own weights."""
+        ...
+
+    @property
+    def teacher_model(self) -> LanguageModel | None:
+        """The model of ``teacher.model``; None for self-teachers and for several."""
+        ...
+
+    @property
+    def initial(self) -> LanguageModel:
+        """A frozen copy of the initial student, made once."""
+        ...
+
+    def teacher(self) -> Teacher:
+        """What scores rollouts with whole distributions: one model, or several by domain."""
+        ...
+
+    def scorer(self, model: LanguageModel) -> Any:
+        """A ``LocalTeacher`` of one model, with the run's batch size."""
+        ...
+
+    def divergence(self, name: str | None = None, **settings: Any) -> Any:
+        """The run's divergence between whole distributions as an objective; ``name`` replaces ``loss.divergence``."""
+        ...
+
+    def among_teachers(self, divergence: Any) -> Objective:
+        """The same objective for the signal of one teacher or of several."""
+        ...
+
+    def source(self, who: str, *, prefix: tuple[int, int] | None = None) -> RolloutSource:
+        """Rollouts by ``student``, ``teacher`` or ``references``, sampled as the run file says.
+
+        Args:
+            prefix: the most tokens and turns that the teacher writes first.
+        """
+        ...
+
+    def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> Sequence[Rollout]:
+        """Rollouts of the initial student on the first training prompts, at temperature 1."""
+        ...
+
+    def author(self, config: Any, *, key: str) -> Any:
+        """The hint author that ``config`` describes, or the one given from Python."""
+        ...
+
+    def load_model(self, name: str, *, key: str) -> LanguageModel:
+        """A further frozen model, such as a critic."""
+        ...
+
+    def engine(self, model: LanguageModel) -> Any:
+        """What generates tokens with a model."""
+        ...

@@ -1,0 +1,53 @@
+"""``loss.divergence``: a registered name, or ``package.module:NAME`` of a user's own ``Divergence``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from opd.axes.base import GIVEN, import_named
+from opd.config.base import Strict
+
+WORDS = {"jsd": "Jensen–Shannon", "forward_kl": "forward KL", "reverse_kl": "reverse KL"}
+
+
+class DivergenceConfig(Strict):
+    """A divergence by name; a bare string stands for one without settings."""
+
+    type: str = "forward_kl"
+    """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
+    total_variation, one that was registered, or ``package.module:NAME``."""
+    beta: float = Field(0.5, gt=0, lt=1)
+    """Mixture weight of jsd, of skew_forward and skew_reverse (DistiLLM's α), and of alpha."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    def words(self) -> str:
+        """The divergence's name for people."""
+        return WORDS.get(self.type, self.type.replace("_", " "))
+
+    def resolve(self, given: Any = None) -> str:
+        """The registered name of the divergence; a user's own is imported and registered first.
+
+        Args:
+            given: a ``Divergence`` that was given from Python.
+
+        Raises:
+            ConfigError: it cannot be imported, is none, or its beta makes it vanish.
+        """
+        from opd.errors import ConfigError
+        from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence
+
+        if ":" in self.type or self.type == GIVEN:
+            own = given if self.type == GIVEN else import_named(self.type, key="loss.divergence")
+            if not isinstance(own, Divergence):
+                raise ConfigError(
+                    f"loss.divergence: '{self.type}' is a {type(own).__name__}. Fix: make it an opd.losses.Divergence"
+                )
+            DIVERGENCES[self.type] = own
+        check_divergence(self.type, beta=self.beta)
+        return self.type

@@ -1,0 +1,13 @@
+"""Engines: what generates tokens."""
+
+from typing import Annotated
+
+from pydantic import SerializeAsAny
+
+from opd.axes.base import axis
+from opd.axes.engines.base import EngineConfig, GivenEngine
+from opd.axes.engines.hf import Hf
+
+Engine = Annotated[SerializeAsAny[EngineConfig], axis(EngineConfig, Hf, GivenEngine)]
+
+__all__ = ["Engine", "EngineConfig", "Hf"]

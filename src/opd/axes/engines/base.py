@@ -1,0 +1,32 @@
+"""The base class of engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from opd.axes.base import AxisValue
+from opd.axes.context import RunContext
+
+if TYPE_CHECKING:
+    from opd.types import Engine
+
+
+class EngineConfig(AxisValue):
+    """An engine; ``build`` makes the object that generates with one model."""
+
+    axis = "rollout.engine"
+
+    def build(self, run: RunContext, model: Any) -> Engine:
+        """What generates tokens with ``model``, a ``LanguageModel``; called once per model and use."""
+        raise NotImplementedError
+
+
+class GivenEngine(EngineConfig):
+    """An ``Engine`` that was given to ``opd.train``; it generates for the student, transformers for other models."""
+
+    type: Literal["given from Python"] = "given from Python"
+
+    def build(self, run: RunContext, model: Any) -> Engine:
+        """The engine as it was given."""
+        engine: Engine = run.given("engine")
+        return engine

@@ -1,0 +1,27 @@
+"""Generation with transformers, in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from opd.axes.context import RunContext
+from opd.axes.engines.base import EngineConfig
+
+if TYPE_CHECKING:
+    from opd.types import Engine
+
+
+class Hf(EngineConfig):
+    """Any Hugging Face causal language model, as it is at the call."""
+
+    type: Literal["hf"] = "hf"
+    max_rows: int = Field(256, ge=1)
+    """Sequences decoded at once."""
+
+    def build(self, run: RunContext, model: Any) -> Engine:
+        """The engine."""
+        from opd.engines.hf import HFEngine
+
+        return HFEngine(model, max_rows=self.max_rows)

@@ -1,0 +1,85 @@
+"""The base class of signals: the targets that a teacher gives, and the loss that fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from opd.axes.base import AxisValue
+from opd.axes.context import RunContext
+
+if TYPE_CHECKING:
+    from opd.types import Objective, Teacher, Term
+
+
+class SignalConfig(AxisValue):
+    """A signal. Class attributes say what it is, for the check of a run file; ``build`` makes its two parts."""
+
+    axis = "loss.signal"
+    role: ClassVar[Literal["distill", "reward"]] = "distill"
+    """The name of its loss in metrics."""
+    reads_teacher: ClassVar[bool] = True
+    """Whether a model scores the rollouts."""
+    distributions: ClassVar[bool] = False
+    """Whether it compares distributions over the vocabulary."""
+    compares: ClassVar[bool] = False
+    """Whether ``loss.divergence`` applies."""
+    token_ratios: ClassVar[bool] = False
+    """Whether it has the sampled tokens' log-ratios (``SampledSignal``)."""
+    mixable: ClassVar[bool] = False
+    """Whether several teachers can give it together."""
+    same_tokenizer: ClassVar[bool] = True
+    """Whether the teacher has to have the student's tokenizer."""
+    without_teacher: ClassVar[str] = ""
+    """The report's sentence if no teacher is read."""
+    reads_any_time: ClassVar[bool] = True
+    """Whether the report may score other rollouts than those trained on."""
+
+    @property
+    def token_losses(self) -> bool:
+        """Whether its loss at a token measures the distance to the teacher there."""
+        return self.distributions
+
+    @property
+    def recordable(self) -> bool:
+        """Whether recorded log-probabilities of the sampled tokens are all it needs."""
+        return False
+
+    def gradient(self) -> str:
+        """The gradient's cell in the map of methods."""
+        return "direct"
+
+    def distance(self, divergence: str) -> str:
+        """What its loss measures, given the name of ``loss.divergence``: for the map and the report."""
+        return divergence
+
+    def label(self, divergence: str) -> str:
+        """The name of its loss in the report."""
+        return self.distance(divergence)
+
+    def keeps_initial(self) -> bool:
+        """Whether it reads the initial student as well."""
+        return False
+
+    def layers(self, run: RunContext) -> list[int]:
+        """The student's blocks, from 1, whose states the loss compares."""
+        return []
+
+    def build(self, run: RunContext) -> tuple[Teacher, Objective]:
+        """The teacher that gives the signal, and the objective that turns it into a loss."""
+        raise NotImplementedError
+
+    def more_terms(self, run: RunContext, main: Term, weights: Any) -> Sequence[Term]:
+        """Further terms that read the main term's teacher; ``weights`` are ``loss.token_weights``."""
+        return ()
+
+
+class GivenSignal(SignalConfig):
+    """A (teacher, objective) pair that was given to ``opd.train``."""
+
+    type: Literal["given from Python"] = "given from Python"
+
+    def build(self, run: RunContext) -> tuple[Teacher, Objective]:
+        """The pair as it was given."""
+        teacher, objective = run.given("signal")
+        return teacher, objective

@@ -1,0 +1,274 @@
+"""A loaded language run: its models and prompts, and factories that apply the run file's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from opd.axes.base import Objects
+from opd.axes.views.plain import PlainView
+from opd.config.run import RunConfig
+from opd.data.curriculum import Curriculum
+from opd.losses.objectives import FullVocabulary, SeveralTeachers
+from opd.models.chat import Chat
+from opd.models.copies import frozen_copy
+from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.pool import ModelPool
+from opd.rollouts.references import ReferenceAnswers
+from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
+from opd.teachers.experts import Experts, ExpertsWrite
+from opd.teachers.local import LocalTeacher
+from opd.types import (
+    Engine,
+    HintAuthor,
+    Objective,
+    Prompt,
+    Rollout,
+    RolloutSource,
+    Sampling,
+    Segment,
+    Task,
+    Teacher,
+    View,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageContext:
+    """Implements ``opd.axes.context.RunContext``; ``opd.language.load`` makes it."""
+
+    config: RunConfig
+    objects: Objects
+    student: LanguageModel
+    chat: Chat
+    prompts: list[Prompt]
+    curriculum: Curriculum
+    task: Task | None
+    held_out: list[Prompt]
+    held_out_task: Task | None
+    device: str
+    teacher_model: LanguageModel | None = None
+    """The model of ``teacher.model``; None for self-teachers, several teachers and a gated one."""
+    pool: ModelPool | None = None
+    """The models of ``teacher.models``, or the gated one."""
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By domain and name, each teacher's weight."""
+    vocab_size: int | None = None
+    """Rows that all output heads have, if their padding differs."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Results of ``once``."""
+
+    # Settings
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def temperature(self) -> float:
+        return self.config.loss.temperature
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        return self.config.loss.chunk_tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.config.rollout.max_new_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.teacher.max_tokens
+
+    @property
+    def prompts_per_step(self) -> int:
+        return self.config.rollout.prompts_per_step
+
+    @property
+    def rollouts_per_prompt(self) -> int:
+        return self.config.rollout.rollouts_per_prompt
+
+    @property
+    def combine(self) -> str:
+        return self.config.experimental.combine
+
+    @property
+    def recovers(self) -> bool:
+        return self.config.guards.recover is not None
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        return stop_ids(self.student)
+
+    def given(self, name: str) -> Any:
+        """An object that was given to ``opd.train``."""
+        return getattr(self.objects, name)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of the first call of ``make`` for a name."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
+    # Models
+
+    @cached_property
+    def initial(self) -> LanguageModel:
+        """A frozen copy of the student; first used before the first step."""
+        return frozen_copy(self.student)
+
+    @cached_property
+    def own_weights(self) -> tuple[LanguageModel, Any]:
+        """The self-teacher's model, and what keeps it up to date."""
+        model, average = self.config.teacher.weights.build(self)
+        return model, average
+
+    @property
+    def scoring(self) -> LanguageModel:
+        """The single model that teaches."""
+        return self.teacher_model or self.own_weights[0]
+
+    def load_model(self, name: str, *, key: str) -> LanguageModel:
+        """A further frozen model."""
+        return load(name, key=key, device=self.device)
+
+    def named_teachers(self) -> Iterator[tuple[str, LanguageModel]]:
+        """Each teacher that is a model of its own, with its key; one of several is valid until the next."""
+        if self.teacher_model is not None:
+            yield "teacher.model", self.teacher_model
+        for name in self.pool or ():
+            assert self.pool
+            yield f"teacher.models.{name}", self.pool[name]
+
+    # Teachers, views and objectives
+
+    def scorer(self, model: LanguageModel) -> LocalTeacher:
+        """A teacher of one model, with the run's batch size."""
+        return LocalTeacher(model, max_tokens=self.max_tokens)
+
+    def teacher(self) -> Teacher:
+        """One teacher of whole distributions, or several by domain."""
+        return self.several() or self.scorer(self.scoring)
+
+    def several(self) -> Experts | None:
+        """Several teachers by domain; None for one."""
+        if self.pool is None:
+            return None
+        alternate = self.combine == "alternate"
+        return Experts(self.pool, self.shares, max_tokens=self.max_tokens, alternate=alternate)
+
+    def divergence(self, name: str | None = None, **settings: Any) -> FullVocabulary:
+        """The run's divergence between whole distributions; ``name`` replaces it."""
+        config = self.config.loss.divergence
+        return FullVocabulary(
+            divergence=name or config.type,
+            beta=config.beta,
+            temperature=self.temperature,
+            vocab_size=self.vocab_size,
+            chunk_tokens=self.chunk_tokens,
+            **settings,
+        )
+
+    def among_teachers(self, divergence: FullVocabulary) -> Objective:
+        """The same objective for one teacher or for several."""
+        if self.pool is None:
+            return divergence
+        combine = self.config.experimental.combine
+        return SeveralTeachers(inner=divergence, combine="losses" if combine == "alternate" else combine)
+
+    def view(self) -> View:
+        """The run's view, made once."""
+        view: View = self.once("view", lambda: self.config.teacher.view.build(self))
+        return view
+
+    def plain_segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        """Every rollout after its own prompt."""
+        return PlainView().segments(rollouts)
+
+    def author(self, config: Any, *, key: str) -> HintAuthor:
+        """The hint author that ``config`` describes."""
+        author: HintAuthor = config.build(self, key)
+        return author
+
+    # Rollouts
+
+    def engine(self, model: LanguageModel) -> Engine:
+        """What generates tokens with a model; an engine given from Python generates for the student only."""
+        config = self.config.rollout.engine
+        if model is not self.student and self.objects.engine is not None:
+            from opd.axes.engines import Hf
+
+            config = Hf()
+        engine: Engine = config.build(self, model)
+        return engine
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the run file draws tokens in training."""
+        rollout = self.config.rollout
+        return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
+
+    def sampler(
+        self,
+        sampling: Sampling | None = None,
+        *,
+        held_out: bool = False,
+        model: LanguageModel | None = None,
+        prefix: tuple[int, int] | None = None,
+        all_turns: bool = False,
+    ) -> Sampler:
+        """A sampler in the run's environment, of the student or another model.
+
+        Args:
+            sampling: by default temperature 1 over the whole vocabulary.
+            held_out: for held-out prompts, with their task and length.
+            model: writes instead of the student. With another tokenizer it has its own template and stop tokens.
+            prefix: the most tokens and turns that the teacher writes first.
+            all_turns: allow all turns at once, whatever ``rollout.grow_turns_every`` says.
+        """
+        rollout, writer = self.config.rollout, model or self.student
+        own = model is None or self.config.loss.signal.same_tokenizer
+        budget = self.config.eval.max_new_tokens if held_out else None
+        begun = None
+        sampling = sampling or Sampling()
+        if prefix:
+            assert self.teacher_model
+            engine = self.engine(self.teacher_model)
+            begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1])
+        return Sampler(
+            self.engine(writer),
+            self.chat if own else Chat(writer.tokenizer),
+            self.held_out_task if held_out else self.task,
+            sampling=sampling,
+            stop_ids=self.stop_ids if own else stop_ids(writer),
+            max_new_tokens=budget or rollout.max_new_tokens,
+            max_turns=rollout.max_turns,
+            grow_every=None if held_out or all_turns else rollout.grow_turns_every,
+            prefix=begun,
+            source="student" if model is None else "teacher",
+            max_length=writer.max_length,
+        )
+
+    def source(self, who: str, *, prefix: tuple[int, int] | None = None) -> RolloutSource:
+        """Rollouts by ``student``, ``teacher`` or ``references``, sampled as the run file says."""
+        if who == "references":
+            return self.references()
+        if who == "teacher" and self.pool:
+            return ExpertsWrite(self.pool, self.shares, lambda model: self.sampler(self.sampling, model=model))
+        return self.sampler(self.sampling, model=self.teacher_model if who == "teacher" else None, prefix=prefix)
+
+    def references(self) -> ReferenceAnswers:
+        """The prompts' reference answers as rollouts."""
+        return ReferenceAnswers(self.chat, self.task, max_length=self.student.max_length)
+
+    def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> list[Rollout]:
+        """Rollouts of the student as it is on the first training prompts, at temperature 1."""
+        repeated = [p for p in self.prompts[:prompts] for _ in range(rollouts_per_prompt)]
+        return self.sampler().rollout(repeated, self.seed, ALL_TURNS)

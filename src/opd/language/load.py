@@ -1,0 +1,200 @@
+"""Loading what a language run names: models, prompts and tasks, and the checks that need them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from opd.axes.base import Objects
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
+from opd.data.curriculum import Curriculum, Uniform
+from opd.data.prompts import given_prompts, load_prompts
+from opd.errors import ConfigError, DataError, ModelError
+from opd.experimental.curriculum import Adaptive, Interest
+from opd.language.context import LanguageContext
+from opd.models.chat import Chat
+from opd.models.language import LanguageModel, accept, check_vocabulary, device_named, load, set_threads
+from opd.models.pool import ModelPool
+from opd.types import Prompt, Task
+
+LONGEST = 32
+"""Number of longest prompts, by characters, whose tokens are counted before the run."""
+
+
+def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
+    """Load everything a run names and check that it fits together.
+
+    Raises:
+        OpdError: the first problem, as one sentence.
+    """
+    device = device_named(config.device)
+    config.loss.divergence.resolve(objects.divergence)
+    given = objects.student and accept(objects.student, key="student")
+    student = given or load(config.student, key="student", device=device)
+    student = dataclasses.replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    set_threads(config.threads, student.model)
+    chat = Chat(student.tokenizer)
+    prompts, task = _prompts(config, objects, chat)
+    held_out, held_out_task = _held_out(config, objects, chat)
+    task, held_out_task = objects.task or task, objects.task or held_out_task
+    _check_data(config, prompts, task)
+    run = LanguageContext(
+        config=config,
+        objects=objects,
+        student=student,
+        chat=chat,
+        prompts=prompts,
+        curriculum=_curriculum(config, prompts),
+        task=task,
+        held_out=held_out,
+        held_out_task=held_out_task,
+        shares=_shares(config, prompts),
+        device=device,
+        **_teachers(config, objects, student, prompts, device),
+    )
+    _check_lengths(run)
+    _check_view_lengths(run)
+    return run
+
+
+def _prompts(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
+    if objects.prompts is None:
+        return load_prompts(config.prompts, key="prompts", has_template=chat.has_template)
+    return given_prompts(objects.prompts, chat=chat.has_template)
+
+
+def _held_out(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
+    if objects.eval_prompts is not None:
+        return given_prompts(objects.eval_prompts, chat=chat.has_template)
+    if config.eval.prompts is None:
+        return [], None
+    return load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
+
+
+def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:
+    rollout = config.rollout
+    trained = prompts[: rollout.source.first_prompts]
+    size = {"batch": rollout.prompts_per_step, "samples": rollout.rollouts_per_prompt, "seed": config.seed}
+    adaptive = config.experimental.curriculum
+    if adaptive is None:
+        return Uniform(trained, **size)
+    return Adaptive(trained, **size, interest=Interest(**adaptive.model_dump()))
+
+
+def _check_data(config: RunConfig, prompts: Sequence[Prompt], task: Task | None) -> None:
+    """Hold the facts about prompts that settings need against the prompts.
+
+    Raises:
+        ConfigError: rewards are needed, and nothing checks the prompts' answers.
+        DataError: reference answers are needed, and a prompt has none.
+    """
+    from opd.axes.needs import named
+
+    for key, fact in config.all_needs():
+        if fact == "rewards" and task is None:
+            raise ConfigError(
+                f"{named(config, key)} needs rewards, and nothing checks the prompts' answers. Fix: give prompts with "
+                "an answer, or a task"
+            )
+        for prompt in prompts if fact == "answers" else ():
+            if prompt.answer is None and (prompt.turns is None or key == "teacher.view"):
+                raise DataError(
+                    f"prompts: prompt '{prompt.id}' has no answer, and {named(config, key)} needs one. Fix: add it"
+                )
+
+
+def _shares(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, dict[str, float]]:
+    """By domain and name, each teacher's weight. A single teacher behind a gate teaches every domain."""
+    teacher = config.teacher
+    if teacher.models:
+        check_covered(config, prompts)
+        return teacher.shares
+    if teacher.gate:
+        return {domain: {"teacher": 1.0} for domain in sorted({prompt.domain for prompt in prompts})}
+    return {}
+
+
+def _teachers(
+    config: RunConfig, objects: Objects, student: LanguageModel, prompts: Sequence[Prompt], device: str
+) -> dict[str, Any]:
+    """The teacher's model, or the pool of several, and the rows that all heads have."""
+    teacher = config.teacher
+    if not teacher.is_model:
+        return {}
+    if teacher.models or teacher.gate:
+        if objects.teacher is not None:
+            raise ConfigError(
+                "teacher.gate: a teacher given from Python is not measured. Fix: name its folder in teacher.model"
+            )
+        named = {name: one.model for name, one in (teacher.models or {}).items()}
+        sources = named or {"teacher": teacher.model or ""}
+        pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device)
+        return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
+    given = objects.teacher and accept(objects.teacher, key="teacher.model")
+    model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device)
+    model.model.requires_grad_(False)
+    same = config.loss.signal.same_tokenizer
+    rows = _common_rows(student, [("teacher.model", model)]) if same else None
+    return {"teacher_model": model, "vocab_size": rows}
+
+
+def _common_rows(student: LanguageModel, teachers: Sequence[tuple[str, LanguageModel]]) -> int | None:
+    """Rows that all heads have if their padding differs, otherwise None; tokenizers have to agree."""
+    ours = student.head_VD.shape[0]
+    sizes = {ours}
+    for key, teacher in teachers:
+        known, theirs = check_vocabulary(student.tokenizer, teacher.tokenizer, key=key), teacher.head_VD.shape[0]
+        if min(ours, theirs) < known:
+            raise ModelError(
+                f"{key}: the tokenizer has ids up to {known - 1}, but an output head has only {min(ours, theirs)} rows"
+                ". Fix: take a model whose head covers its tokenizer"
+            )
+        sizes.add(theirs)
+    return min(sizes) if len(sizes) > 1 else None
+
+
+def check_covered(config: RunConfig | DiffusionConfig, prompts: Sequence[Prompt]) -> None:
+    """Check that several teachers cover every prompt's domain.
+
+    Raises:
+        ConfigError: no teacher has the domain of a prompt.
+    """
+    shares = config.teacher.shares
+    for prompt in prompts:
+        if prompt.domain not in shares:
+            raise ConfigError(
+                f"teacher.models: no teacher has the domain '{prompt.domain}' of prompt '{prompt.id}' (they have "
+                f"{', '.join(shares)}). Fix: add it to models.NAME.domains, or set prompts.domain"
+            )
+
+
+def _check_lengths(run: LanguageContext) -> None:
+    """The longest prompts have to render and leave room for an answer, in every model that reads them."""
+    for prompts, held_out in ((run.prompts, False), (run.held_out, True)):
+        longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
+        run.sampler(held_out=held_out).check(longest)
+        for key, teacher in run.named_teachers() if run.config.loss.signal.reads_teacher else ():
+            try:
+                run.sampler(held_out=held_out, model=teacher).check(longest)
+            except DataError as error:
+                raise DataError(f"{key} has to hold as much as the student: {error}") from None
+
+
+def _check_view_lengths(run: LanguageContext) -> None:
+    """The longest training prompts as the teacher reads them, if its view is known before any rollout."""
+    seen = getattr(run.view(), "seen", None)
+    room = run.pool.max_length if run.pool else (run.teacher_model or run.student).max_length
+    if room is None or seen is None:
+        return
+    most = run.max_new_tokens
+    for prompt in sorted(run.prompts, key=lambda p: -len(f"{p.messages or p.text}{p.answer}"))[:LONGEST]:
+        length = len(run.chat.prompt_ids(seen(prompt)))
+        if length + most > room:
+            raise DataError(
+                f"teacher.view={run.config.teacher.view.type}: prompt '{prompt.id}' has {length} tokens as the teacher "
+                f"reads it, and with rollout.max_new_tokens={most} exceeds the model's {room}. Fix: shorten one"
+            )

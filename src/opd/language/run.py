@@ -1,0 +1,136 @@
+"""A language run from its run file to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from opd.axes.base import Objects
+from opd.axes.views.context import CONTEXT_FILE, ContextView
+from opd.config.run import RunConfig
+from opd.evaluation.doctor import findings
+from opd.language.context import LanguageContext
+from opd.language.load import load_run
+from opd.language.measure import evaluation, extrapolation, gate
+from opd.language.preview import preview
+from opd.language.terms import loss_terms
+from opd.loop import Loop
+from opd.models.forward import read_own
+from opd.models.language import check_trainable
+from opd.output.model_card import model_card
+from opd.output.result import Result
+from opd.output.run_folder import write_text
+from opd.output.run_log import RunLog
+from opd.report.files import ROLLOUTS
+from opd.report.record import Recorder
+from opd.rollouts.references import WithAnswers
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import Guards, Watch
+from opd.training.optimizer import Optimizer
+from opd.training.recovery import Recovery
+from opd.types import Metrics
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """A run of a causal language model that is loaded and checked."""
+
+    context: LanguageContext
+
+    @classmethod
+    def load(cls, config: RunConfig, objects: Objects) -> Self:
+        """Load everything the run names and check that it fits together.
+
+        Raises:
+            OpdError: the first problem, as one sentence.
+        """
+        return cls(load_run(config, objects))
+
+    @property
+    def config(self) -> RunConfig:
+        """The run file."""
+        return self.context.config
+
+    def assemble(self, log: RunLog) -> Loop:
+        """The loop, ready to run from step 0."""
+        run, config = self.context, self.config
+        torch.manual_seed(config.seed)
+        check_trainable(run.student, key="student")
+        if config.optimizer.gradient_checkpointing:
+            run.student.model.gradient_checkpointing_enable()
+        self._keep_context()
+        terms = loss_terms(run)
+        source, terms = config.rollout.source.attach(run, terms)
+        if config.loss.sft:
+            source = WithAnswers(source, run.references())
+        average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
+        return Loop(
+            student=run.student,
+            sampler=source,
+            forward=partial(
+                read_own, run.student, size=config.optimizer.micro_batch, layers=config.loss.signal.layers(run)
+            ),
+            curriculum=run.curriculum,
+            terms=terms,
+            optimizer=Optimizer(
+                run.student.model, **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing"})
+            ),
+            guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(run.held_out), 1)),
+            checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+            log=log,
+            steps=config.optimizer.steps,
+            seed=config.seed,
+            average=average,
+            gate=gate(run, terms[0]),
+            evaluate=evaluation(run, terms[0]),
+            evaluate_every=config.eval.every,
+            recovery=self._recovery(),
+            extrapolation=extrapolation(run),
+        )
+
+    def _recovery(self) -> Recovery | None:
+        """What rolls the run back, if the run file asks for it."""
+        recover = self.config.guards.recover
+        if recover is None:
+            return None
+        watch = Watch(prompts=self.config.rollout.prompts_per_step, **recover.thresholds)
+        return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor)
+
+    def recorder(self, loop: Loop) -> Recorder | None:
+        """What records single tokens for the report; None if the run file leaves it out."""
+        run, config = self.context, self.config
+        if config.report is None:
+            return None
+        path = Path(config.out) / ROLLOUTS
+        return Recorder(loop, run.student, preview(run), path, config.report.top_k, run.vocab_size)
+
+    def card(self, result: Result) -> str:
+        """The README.md of the finished run."""
+        config = self.config
+        facts = [
+            f"Teacher: {config.teacher.named()}; view: {config.teacher.view.type}",
+            f"Loss: {config.loss.signal.distance(config.loss.divergence.type)}, anchor {config.loss.anchor}",
+            f"{result.steps} steps, {result.tokens:,} student tokens, {result.seconds:.0f} s",
+        ]
+        return model_card(config, result, library="transformers", facts=facts)
+
+    def findings(self) -> Iterator[str]:
+        """The lines of `opd doctor`."""
+        return findings(self.context)
+
+    def measure(self) -> Metrics:
+        """The student's metrics on the held-out prompts, without a teacher."""
+        measure = evaluation(self.context)
+        assert measure is not None
+        return measure()
+
+    def _keep_context(self) -> None:
+        """Write the context of a context view into the run's folder, for a resumed run and for people."""
+        view = self.context.view()
+        if isinstance(view, ContextView):
+            write_text(Path(self.config.out) / CONTEXT_FILE, view.context + "\n")

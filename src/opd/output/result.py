@@ -1,0 +1,33 @@
+"""The outcome of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd.types import Metrics
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run; ``result.json`` holds the same.
+
+    Attributes:
+        out: folder with the model, ``metrics.jsonl`` and ``result.json``.
+        before, after, best: evaluation metrics before training, of the saved weights, and of the best evaluation.
+        steps: optimizer steps taken. tokens: tokens that the student generated in those steps.
+        seconds: training time, including one-off preparation.
+        stopped_by: the guard that stopped the run, or None.
+        events: observations and actions of the guards: step, kind, text.
+    """
+
+    out: Path
+    before: Metrics
+    after: Metrics
+    best: Metrics
+    steps: int
+    tokens: int
+    seconds: float
+    stopped_by: str | None
+    events: list[dict[str, Any]]
