@@ -105,7 +105,7 @@ CLAIMS = (
     ),
     Claim(
         "it beats fine-tuning on teachers' images",
-        "a curve; no figures (2605.15055)",
+        "a curve without numbers (2605.15055)",
         "diffusion-opd",
         "teachers' images",
         "least share",

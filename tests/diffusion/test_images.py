@@ -95,7 +95,7 @@ def test_the_target_of_a_noised_image_is_its_clean_image(
         expected_TX = signal_T * noise_TX - level_T * clean_TX
     else:
         expected_TX = noise_TX
-    # near the clean image little noise is left to be told from rounding
+    # near the clean image the noise is hardly larger than rounding errors
     torch.testing.assert_close(signal.target_TX, expected_TX, atol=2e-3, rtol=1e-4)
     loop._step(0)
 

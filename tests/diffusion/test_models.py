@@ -199,11 +199,14 @@ def test_unknown_lora_layers_are_refused(tmp_path: Path, folder: Any) -> None:
 
 def test_guidance_extrapolates_from_the_unconditional_prediction(model: Any) -> None:
     m = model("sd3")
-    told = m.encode(PROMPTS)
+    conditioning = m.encode(PROMPTS)
     latents_TX, time_T = torch.randn(2, 3, 8, 8), torch.tensor([700.0, 200.0])
     with torch.no_grad():
         without = m.predict(latents_TX, time_T, m.encode([Prompt(id="", text="")]) * 2)
-        with_prompt, guided = m.predict(latents_TX, time_T, told), m.predict(latents_TX, time_T, told, 3.0)
+        with_prompt, guided = (
+            m.predict(latents_TX, time_T, conditioning),
+            m.predict(latents_TX, time_T, conditioning, 3.0),
+        )
     assert not torch.allclose(with_prompt, without, atol=1e-4)
     torch.testing.assert_close(guided, without + 3 * (with_prompt - without))
 
@@ -224,12 +227,12 @@ def test_conditioning_of_different_shapes_keeps_its_order(model: Any) -> None:
     """Some rows have image tokens after the text's tokens."""
     m = model("sd3")
     image = torch.rand(3, 8, 8)
-    told = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [image, None, None])
-    assert [len(t["encoder_hidden_states"]) for t in told] == [10, 6, 6]
+    conditioning = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [image, None, None])
+    assert [len(t["encoder_hidden_states"]) for t in conditioning] == [10, 6, 6]
     latents_TX, time_T = torch.randn(3, 3, 8, 8), torch.tensor([700.0, 200.0, 10.0])
     with torch.no_grad():
-        together = m.predict(latents_TX, time_T, told)
-        alone = [m.predict(latents_TX[i][None], time_T[i][None], [told[i]])[0] for i in range(3)]
+        together = m.predict(latents_TX, time_T, conditioning)
+        alone = [m.predict(latents_TX[i][None], time_T[i][None], [conditioning[i]])[0] for i in range(3)]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 

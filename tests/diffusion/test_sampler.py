@@ -144,10 +144,10 @@ def test_the_stored_noise_gives_each_next_state(model: Any, kind: str, how: dict
     m = model(kind)
     own = sampler(m, **how)
     with torch.no_grad():
-        for t, told in zip(own.rollout(PROMPTS, seed=1), m.encode(PROMPTS), strict=True):
+        for t, conditioning in zip(own.rollout(PROMPTS, seed=1), m.encode(PROMPTS), strict=True):
             for k in range(STEPS):
                 at = torch.tensor([k])
-                prediction = m.predict(t.latents_KX[k][None], own.schedule.time(at), [told])
+                prediction = m.predict(t.latents_KX[k][None], own.schedule.time(at), [conditioning])
                 after = own.schedule.next(at, t.latents_KX[k][None], prediction, t.noise_KX[k][None])
                 torch.testing.assert_close(after[0], t.latents_KX[k + 1], atol=2e-5, rtol=1e-5)
 

@@ -233,9 +233,9 @@ class InVelocity(torch.nn.Module):
         super().__init__()
         self.inner, self.config, self.alphas = inner, inner.config, alphas
 
-    def forward(self, sample: Tensor, timestep: Tensor, **told: Any) -> tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Tensor, **conditioning: Any) -> tuple[Tensor]:
         alpha = self.alphas[timestep.long()].view(-1, 1, 1, 1)
-        eps = self.inner(sample, timestep=timestep, **told)[0]
+        eps = self.inner(sample, timestep=timestep, **conditioning)[0]
         return ((eps - (1 - alpha).sqrt() * sample) / alpha.sqrt(),)
 
 
@@ -307,9 +307,9 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
     assert isinstance(signal, PredictionSignal)
     state_TX = torch.stack([t.latents_KX[:-1] for t in rollouts]).flatten(0, 1)
     with torch.no_grad():
-        told = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
-        expected = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), told, 4.0)
-        plain = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), told)
+        conditioning = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
+        expected = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), conditioning, 4.0)
+        plain = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), conditioning)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
     ((_, states),) = loop.forward(rollouts)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)

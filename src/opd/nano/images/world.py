@@ -73,8 +73,7 @@ def _count_prompt(count: int, colour: str) -> Prompt:
 
 
 def _prompt(domain: str, text: str, **attributes: Any) -> Prompt:
-    # The id seeds the prompt's noise, so another prefix would change every recorded run.
-    return Prompt(id=f"pictures/{domain}/{text.replace(' ', '-')}", text=text, domain=domain, data=attributes)
+    return Prompt(id=f"{domain}/{text.replace(' ', '-')}", text=text, domain=domain, data=attributes)
 
 
 def draw(prompts: Sequence[Prompt], seed: int, *, half: str = "generators") -> Tensor:

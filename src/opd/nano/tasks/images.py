@@ -22,6 +22,8 @@ MIXED = ("shapes", "count", "digits")
 DOMAINS = (*MIXED, "concept")
 SPLITS = {"train": 512, "val": 128, "test": 256}
 """Number of prompts of a domain in each split; a split without a domain alternates the first three."""
+PREFIX = "pictures"
+"""Of every prompt's id. Ids seed the noise, so another prefix would change every recorded run."""
 SEED = 20_260_101
 """Seed of the real images for the Fréchet distance."""
 
@@ -77,7 +79,7 @@ def _examples() -> tuple[Prompt, ...]:
 
     prompts, images = concept_examples()
     return tuple(
-        replace(prompt, id=f"pictures/concept/train/{i}", data={**prompt.data, "image": image})
+        replace(prompt, id=f"{PREFIX}/concept/train/{i}", data={**prompt.data, "image": image})
         for i, (prompt, image) in enumerate(zip(prompts, images, strict=True))
     )
 
@@ -87,4 +89,4 @@ def _of_domain(domain: str, split: str) -> tuple[Prompt, ...]:
 
     seed = list(SPLITS).index(split)
     chosen = balanced(all_prompts(domain), SPLITS[split], seed)
-    return tuple(replace(prompt, id=f"pictures/{domain}/{split}/{i}") for i, prompt in enumerate(chosen))
+    return tuple(replace(prompt, id=f"{PREFIX}/{domain}/{split}/{i}") for i, prompt in enumerate(chosen))
