@@ -42,6 +42,14 @@ RENAMED_VALUES = {
 }
 """Old values of a denoising run and the new ones."""
 
+DISTANCES = {
+    "transition": "half the squared distance of steps",
+    "transition_kl": "KL of steps",
+    "velocity": "squared distance of velocities",
+    "x0": "squared distance of denoised means",
+}
+"""The divergences in words, for the map and the report."""
+
 
 class AdapterConfig(Strict):
     """Train low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685), through peft."""

@@ -205,8 +205,10 @@ class DenoisingSignal(AxisValue):
     axis = "loss.signal (family: diffusion)"
     reads_teacher: ClassVar[bool] = False
     """Whether a teacher predicts at the student's states."""
-    gradient: ClassVar[str] = "direct"
-    """The gradient's cell in the map."""
+
+    def gradient(self) -> str:
+        """The gradient's cell in the map."""
+        return "direct"
 
     def build(self, run: DenoisingRun) -> Term:
         """The term."""
@@ -264,11 +266,13 @@ class RewardOnly(DenoisingSignal):
 
     type: Literal["reward"] = "reward"
 
-    gradient = "policy gradient"
-
     def needs(self) -> dict[str, tuple[str, ...]]:
         """A policy gradient of group-relative advantages."""
         return {"": POLICY_GRADIENT}
+
+    def gradient(self) -> str:
+        """The gradient's cell in the map."""
+        return "policy gradient"
 
     def build(self, run: DenoisingRun) -> Term:
         """The policy gradient of the reward."""

@@ -9,21 +9,13 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config.diffusion import DiffusionConfig
+from opd.config.diffusion import DISTANCES, DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.config.run import RunConfig
 from opd.output.format import format_value
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
-
-DISTANCES = {
-    "transition": "squared distance of steps",
-    "transition_kl": "KL of steps",
-    "velocity": "squared distance of velocities",
-    "x0": "squared distance of denoised means",
-}
-"""Divergences of denoising students, in words."""
 
 USAGE = "opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it"
 NARROW = 160
@@ -63,8 +55,8 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
         teacher.words() if loss.signal.reads_teacher else "–",
         teacher.view.words(),
         loss.signal.words(),
-        DISTANCES[loss.divergence] if loss.signal.gradient == "direct" else "–",
-        loss.signal.gradient,
+        DISTANCES[loss.divergence] if loss.signal.gradient() == "direct" else "–",
+        loss.signal.gradient(),
         "chosen steps" if loss.step_weights else "everywhere",
         " + ".join(f"{name} ×{weight:g}" for name, weight in mixed.items() if weight) or "–",
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd.config.diffusion import DISTANCES
 from opd.report.data import BUDGET, about_run
 from opd.report.files import STATES, read_json, read_lines
 from opd.report.overview import scaled
@@ -104,14 +105,6 @@ def _source_words(source: Any) -> str:
         "images": f"{images} images, noised",
     }
     return known.get(_type(source), "every state")
-
-
-DISTANCES = {
-    "transition": "half the squared distance of the steps' means",
-    "transition_kl": "KL of the steps' Gaussians",
-    "velocity": "squared distance of velocities",
-    "x0": "squared distance of denoised means",
-}
 
 
 def _distance(config: Mapping[str, Any]) -> str:
