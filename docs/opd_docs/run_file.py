@@ -1,5 +1,6 @@
 """The run file's keys, read from the schema that checks run files: types, defaults, bounds, and the strings below."""
 
+# ruff: noqa: I001
 from __future__ import annotations
 
 import inspect

@@ -6,8 +6,8 @@ import json
 from functools import cache
 
 from opd.config.diffusion import DiffusionConfig
-from opd.config.run import MethodConfig, RunConfig
 from opd.config.read import RECIPES, read, recipe_names
+from opd.config.run import MethodConfig, RunConfig
 from opd.output.format import format_value
 from opd.output.method_map import AXES, MEASURED, place
 from opd_docs.tables import table
