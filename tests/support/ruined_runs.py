@@ -37,7 +37,7 @@ class Saboteur:
 
     Args:
         strike: what it does.
-        first, last: from after so many steps until after so many.
+        first, last: the steps after which it begins and ends, both included.
     """
 
     def __init__(self, strike: Strike, first: int, last: int) -> None:
@@ -107,7 +107,7 @@ class Scenario:
     Attributes:
         recipe, overrides: the run.
         strike: what happens to it on the way.
-        first, last: from after so many steps until after so many.
+        first, last: the steps after which it begins and ends, both included.
     """
 
     recipe: str
