@@ -11,7 +11,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from opd.models.language import LanguageModel
 from support.tokenizers import make_tokenizer
 
-
 SHAPES: dict[str, dict[str, Any]] = {
     "a padded head": {"vocab": 64},
     "an untied head": {"tied": False},
