@@ -193,7 +193,8 @@ def evaluate(
 def _with_objects(overrides: Any, student: Any, teacher: Any, prompts: Any, task: Any) -> list[str] | dict[str, Any]:
     """Overrides, with the keys that given objects stand in for."""
     if not any(o is not None for o in (student, teacher, prompts, task)):
-        return overrides
+        given: list[str] | dict[str, Any] = overrides
+        return given
     changed: dict[str, Any] = {}
     if student is not None:
         changed["student"] = GIVEN

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, zeros
 
 
-class Pixels(ModelMixin, ConfigMixin):
+class Pixels(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not annotated
     """An autoencoder whose latents are the pictures themselves, with ``AutoencoderKL``'s ways of answering.
 
     One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.

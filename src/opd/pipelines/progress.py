@@ -50,7 +50,7 @@ class Row:
     def seconds(self) -> float:
         """Of a training run those in steps, in whichever start; of another stage, those that it took."""
         if self.record:
-            return self.result["seconds"]
+            return float(self.result["seconds"])
         return time.monotonic() - self.begun if self.begun is not None else 0.0
 
     def finish(self, record: Mapping[str, Any], state: State) -> None:
