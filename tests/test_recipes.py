@@ -1,4 +1,7 @@
-"""Every shipped recipe on the nano suite, for two steps: it runs, learns from something, and stays finite."""
+"""Every shipped recipe on the nano suite, with evaluations and a report: it runs, learns and stays finite.
+
+All are slow together; tests/golden has the first steps of each.
+"""
 
 import json
 import math
@@ -12,6 +15,7 @@ from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
     config = read(name)

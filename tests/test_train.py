@@ -280,7 +280,7 @@ def test_a_main_term_without_a_target_is_an_error_whatever_stands_beside_it(tmp_
 
 def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
     small = {"optimizer.steps": 2, "rollout.off_policy_steps": 1, "eval.prompts.limit": 8, "log": []}
-    result = opd.train("opd", {**small, "out": str(tmp_path / "run")})
+    result = opd.train("opd", {**small, "rollout.batch": 8, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, second = [row["train"] for row in rows if "train" in row]
     assert "accuracy" not in first

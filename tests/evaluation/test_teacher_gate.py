@@ -106,7 +106,7 @@ GATED = {
         "gate": {},
     },
     "prompts.limit": 16,
-    "eval.prompts.limit": 24,
+    "eval.prompts.limit": 12,
     "eval.every": 2,
     "eval.diagnostics": 8,
     "rollout.batch": 4,

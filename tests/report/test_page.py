@@ -57,6 +57,7 @@ def test_only_a_live_page_may_ask_and_only_its_own_server(tmp_path: Path) -> Non
     assert "connect-src 'self'" in page([run], live=True)
 
 
+@pytest.mark.slow
 def test_a_long_run_fits_and_says_what_is_missing(tmp_path: Path) -> None:
     steps = tuple(range(0, 220, 20))
     path = write_run(tmp_path / "run", tokens=1500, rollouts=5, steps=steps)
