@@ -134,7 +134,13 @@ def test_what_does_not_fit_is_refused(overrides: dict[str, Any], words: str, tmp
 
 
 def test_the_outcome_beside_a_teacher_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
-    small = {"optimizer.steps": 1, "eval.prompts": None, "log": [], "rollout.batch": 4, "rollout.samples": 4}
+    small: dict[str, Any] = {
+        "optimizer.steps": 1,
+        "eval.prompts": None,
+        "log": [],
+        "rollout.batch": 4,
+        "rollout.samples": 4,
+    }
     shapes = {
         "token": {},
         "constant": {"loss.positions.mean": "constant"},

@@ -20,6 +20,7 @@ from opd.errors import ConfigError
 def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
     config = read(name)
     prompts = config.eval.prompts
+    assert prompts is not None
     few = [{**source.model_dump(), "limit": 8} for source in prompts.mix or (prompts,)]
     small: dict[str, Any] = {"optimizer.steps": 2, "rollout.batch": 8, "eval.prompts": few, "log": []}
     if config.family == "language" and config.rollout.offline:
@@ -33,6 +34,6 @@ def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
 
 
 def test_an_outcome_without_a_checker_is_refused(tmp_path: Path) -> None:
-    overrides = {"out": str(tmp_path / "run"), "eval.prompts": None, "log": []}
+    overrides: dict[str, Any] = {"out": str(tmp_path / "run"), "eval.prompts": None, "log": []}
     with pytest.raises(ConfigError, match=r"loss.signal=reward .* answer"):
         opd.train("grpo", overrides, prompts=[{"prompt": f"{n} + 1"} for n in range(20)])

@@ -32,7 +32,7 @@ def train(out: Path, shape: dict[str, Any], **more: Any) -> opd.Result:
         "log": [],
         "out": str(out),
     }
-    models = {"student": make_model(0, **shape), "teacher": make_model(1, layers=3, hidden=48, **shape)}
+    models: dict[str, Any] = {"student": make_model(0, **shape), "teacher": make_model(1, layers=3, hidden=48, **shape)}
     return opd.train(tree, prompts=PROMPTS, **models, **more)
 
 

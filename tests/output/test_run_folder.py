@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,13 @@ def test_a_second_run_in_the_same_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     monkeypatch.setattr("opd.output.run_folder.PATIENCE_S", 0.1)
-    overrides = {"optimizer.steps": 1, "rollout.batch": 4, "eval.prompts": None, "log": [], "out": str(tmp_path)}
+    overrides: dict[str, Any] = {
+        "optimizer.steps": 1,
+        "rollout.batch": 4,
+        "eval.prompts": None,
+        "log": [],
+        "out": str(tmp_path),
+    }
     prompts = [{"prompt": f"a {letter}"} for letter in "bcde"]
     with locked(tmp_path), pytest.raises(ConfigError, match="is in use by another run"):
         opd.train("opd", overrides, student=make_model(0), teacher=make_model(1), prompts=prompts, resume=resume)
@@ -58,9 +65,15 @@ def test_a_second_run_in_the_same_folder_is_refused(
 
 def test_what_a_kill_left_before_the_run_file_is_no_other_run(tmp_path: Path) -> None:
     (tmp_path / ".run.json").write_text('{"half')
-    overrides = {"optimizer.steps": 1, "rollout.batch": 4, "rollout.max_new_tokens": 4, "eval.prompts": None, "log": []}
+    overrides: dict[str, Any] = {
+        "optimizer.steps": 1,
+        "rollout.batch": 4,
+        "rollout.max_new_tokens": 4,
+        "eval.prompts": None,
+        "log": [],
+    }
     prompts = [{"prompt": f"a {letter}"} for letter in "bcde"]
-    models = {"student": make_model(0), "teacher": make_model(1)}
+    models: dict[str, Any] = {"student": make_model(0), "teacher": make_model(1)}
     assert opd.train("opd", {**overrides, "out": str(tmp_path)}, prompts=prompts, **models, resume=True).steps == 1
 
 

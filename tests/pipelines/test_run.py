@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from opd.pipelines.process import Worker
 from opd.pipelines.progress import Row
 from opd.pipelines.run import PipelineResult, pipeline
 from opd.pipelines.state import supersede
-from opd.pipelines.table import Lines, LiveTable
+from opd.pipelines.table import Display, Lines, LiveTable
 from support.stages import InProcess
 
 TINY = {
@@ -336,7 +337,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         process.wait()
         worker = int((out / moment.split("/")[0] / ".lock").read_text())
-        wait_until(lambda w=worker: not runs(w), seconds=5)  # it noticed
+        wait_until(partial(ended, worker), seconds=5)  # it noticed
     done = subprocess.run(command(file), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for name in ("one", "two", "three"):
@@ -351,17 +352,17 @@ def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def runs(process: int) -> bool:
-    """Whether a process does anything any more; one that nobody has waited for does not."""
+def ended(process: int) -> bool:
+    """Whether a process does nothing any more; one that nobody has waited for is in the list all the same."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
-        return False
+        return True
 
 
 def test_what_a_person_sees(copy: Path, no_worker: None) -> None:
     terminal, log = StringIO(), StringIO()
-    displays = [
+    displays: list[Display] = [
         LiveTable(Console(file=terminal, force_terminal=True, width=120, color_system=None)),
         Lines(Console(file=log, width=120)),
     ]

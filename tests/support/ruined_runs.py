@@ -25,7 +25,7 @@ FIXED = {
     "checkpoint.every": 5,
     "log": [],
 }
-RECOVER = {"guards.recover": {}}
+RECOVER: dict[str, Any] = {"guards.recover": {}}
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0, "guards.max_idle": 1000}
 
 Strike = Callable[[LanguageModel, Sequence[Rollout], FullSignal], FullSignal]

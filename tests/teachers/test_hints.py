@@ -5,8 +5,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -94,7 +95,9 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     chat = Chat(tokenizer)
 
     class Scripted:
-        def generate(self, contexts: list[list[int]], max_new_tokens: list[int], seed: int) -> list[Generation]:
+        def generate(
+            self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], seed: int
+        ) -> list[Generation]:
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
@@ -109,7 +112,7 @@ class Server:
     """A real chat endpoint on this machine that can be told to fail."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, object]] = []
+        self.requests: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
         self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}

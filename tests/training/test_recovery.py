@@ -257,7 +257,7 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
 
 def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
     poison = {last: ruined_runs.Saboteur(ruined_runs.no_number, 2, last) for last in (2, 4)}
-    healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+    healthy: dict[str, Any] = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
     once = train(tmp_path / "once", displays=[poison[2]], **healthy)
     assert kinds(once) == ["non_finite"]
     often = train(tmp_path / "often", displays=[poison[4]], **healthy)
