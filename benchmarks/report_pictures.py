@@ -1,6 +1,6 @@
 """Pictures of the report, of real runs of the bundled models: one that goes well, and four that were ruined on purpose.
 
-    python benchmarks/report_pictures.py [--only mask] [--runs FOLDER]
+    PYTHONPATH=tests python benchmarks/report_pictures.py [--only mask] [--runs FOLDER]
 
 The pictures of docs/reading-the-report.md and of the README; needs playwright, Pillow and a chromium. The runs are
 short, a few minutes for all on one free core; with ``--runs`` they are kept, and one that is there is not made again.
@@ -20,12 +20,12 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from recovery import GUARDS_OFF, LONG, Saboteur, repetition
 
 import opd
 from opd.report.page import write_report
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
+from support.ruined_runs import GUARDS_OFF, LONG, Saboteur, repetition
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
 

@@ -23,7 +23,7 @@ WHERE = torch.zeros(T, dtype=torch.int64), torch.arange(T), torch.randint(V, (T,
 LOGPROBS = [torch.randn(T, generator=DRAW) - 2 for _ in range(2)]
 
 FULL = FullSignal(*WHERE, THEIRS, HEAD_1)
-SAMPLED = SampledSignal(*WHERE, *LOGPROBS, torch.zeros(T))
+SAMPLED = SampledSignal(*WHERE, LOGPROBS[0], LOGPROBS[1], torch.zeros(T))
 
 
 def experts() -> ExpertsSignal:
@@ -31,7 +31,8 @@ def experts() -> ExpertsSignal:
     row_TK = torch.tensor([[0, 0], [1, 1], [2, 2], [3, -1], [4, -1], [-1, 3], [-1, 4]])
     share_TK = torch.where(row_TK >= 0, torch.tensor([0.3, 0.7]), 0.0)
     share_TK = share_TK / share_TK.sum(1, keepdim=True)
-    parts = [FullSignal(*(w[:5] for w in WHERE), h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
+    first = (WHERE[0][:5], WHERE[1][:5], WHERE[2][:5])
+    parts = [FullSignal(*first, h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
     return ExpertsSignal(*WHERE, row_TK, share_TK, tuple(parts))
 
 

@@ -28,7 +28,7 @@ from opd.pipelines.progress import Row
 from opd.pipelines.result import PipelineResult
 from opd.pipelines.run import pipeline
 from opd.pipelines.state import supersede
-from opd.pipelines.table import Lines, LiveTable
+from opd.pipelines.table import Display, Lines, LiveTable
 from support.stages import InProcess
 
 TINY = {
@@ -357,14 +357,14 @@ def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
 def runs(process: int) -> bool:
     """Whether a process is running; a zombie is not."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
-        return False
+        return True
 
 
 def test_terminal_and_log_output(copy: Path, no_worker: None) -> None:
     terminal, log = StringIO(), StringIO()
-    displays = [
+    displays: list[Display] = [
         LiveTable(Console(file=terminal, force_terminal=True, width=120, color_system=None)),
         Lines(Console(file=log, width=120)),
     ]

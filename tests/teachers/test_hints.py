@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -112,7 +113,7 @@ class Server:
     """A real chat endpoint on this machine that can be told to fail."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, object]] = []
+        self.requests: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
         self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}
@@ -261,7 +262,8 @@ def test_every_error_names_the_run_files_key_of_this_author(server: Server, faul
 
 
 def test_an_author_of_experience_is_named_as_such_by_its_run(tmp_path: Path) -> None:
-    author = {"http": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
-    given = {"teacher.view": {"experience": {"author": author, "prompts": 4}}, "out": str(tmp_path / "out")}
-    with pytest.raises(ModelError, match=r"^teacher\.view\.context\.experience\.author\.http: no answer"):
+    author = {"type": "http", "url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+    view = {"type": "context", "experience": {"author": author, "prompts": 4}}
+    given = {"teacher.view": view, "out": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=r"^teacher\.view\.experience\.author\.url: no answer"):
         opd.train("opcd", {**given, "log": []})
