@@ -85,7 +85,7 @@ function trainingSignal(config) {
     : view.privileged ? "with the reference answer in the prompt"
     : view.context ? "with a context that the student does not have"
     : view.feedback ? "with feedback on an earlier attempt" : "with the same input as the student";
-  return `The student generated the answers; ${teachers} scored every token of them, ${input}.`;
+  return `Every token of the student's answers was scored by ${teachers}, ${input}.`;
 }
 
 // Tokens of the untrained student whose probability changed most, and the teacher's likeliest tokens there.
