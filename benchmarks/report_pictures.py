@@ -91,7 +91,7 @@ def last(page: Page) -> None:
     """The same with the weights at the end, coloured by the student's entropy."""
     tokens_only(page)
     page.locator("#steps .chip").nth(-2).click()
-    page.click('[data-metric="entropy"]')
+    page.click('[data-quantity="entropy"]')
 
 
 HEAD = ("#short", "#text article")
