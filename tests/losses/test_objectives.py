@@ -1,7 +1,10 @@
 """Each position's own loss, as objectives fill it in: weighted, it adds up to what they return."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from opd.losses import Support
 from opd.losses.objectives import (
@@ -12,7 +15,16 @@ from opd.losses.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.types import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, Signal, TokenSignal, TokenStates
+from opd.types import (
+    ExpertsSignal,
+    FullSignal,
+    HiddenSignal,
+    Objective,
+    SampledSignal,
+    Signal,
+    TokenSignal,
+    TokenStates,
+)
 
 T, V, D = 7, 19, 6
 DRAW = torch.Generator().manual_seed(3)
@@ -69,9 +81,10 @@ def test_the_temperature_divides_the_logits_of_every_token_loss(temperature: flo
     logits_TV = (HIDDEN.double() @ HEAD.double().T) / temperature
     log_p_T = logits_TV.log_softmax(-1)[torch.arange(T), WHERE[2]]
     ratio_T = LOGPROBS[0].double() - log_p_T
-    states, settings = TokenStates(HIDDEN, HEAD), {"temperature": temperature, "chunk_tokens": 3}
+    states = TokenStates(HIDDEN, HEAD)
+    settings: dict[str, Any] = {"temperature": temperature, "chunk_tokens": 3}
     importance_T = (log_p_T - LOGPROBS[1].double()).exp()
-    wanted = {
+    wanted: dict[Objective, Tensor] = {
         CrossEntropy(**settings): -log_p_T,
         DirectEstimate(estimator="k2", **settings): ratio_T.square() / 2,
         DirectEstimate(estimator="k3", **settings): ratio_T.exp() - ratio_T - 1,

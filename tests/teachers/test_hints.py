@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,9 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     chat = Chat(tokenizer)
 
     class Scripted:
-        def generate(self, contexts: list[list[int]], *_: object, **__: object) -> list[Generation]:
+        def generate(
+            self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], **_: Any
+        ) -> list[Generation]:
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
