@@ -165,8 +165,11 @@ def _datasets_stand_in() -> Iterator[None]:
     module = types.ModuleType("datasets")
     module.__spec__ = ModuleSpec("datasets", None)
     module.IterableDataset = module.Dataset = type("Dataset", (), {})  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, {"datasets": module}):
+    sys.modules["datasets"] = module
+    try:
         yield
+    finally:
+        del sys.modules["datasets"]
 
 
 def exact(inputs: Inputs, divergence: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from opd.losses import fused
+
 if TYPE_CHECKING:
     from opd.losses.chunked import Plan, RowLoss
 
@@ -30,8 +32,8 @@ LogitsDtype = Literal["float32", "bfloat16"]
 
 CHUNK_BYTES = 160 * 10**6
 """Logits [N, V] of one model and one chunk: 256 float32 rows at a vocabulary of 151,936."""
-GROUP_BYTES = 640 * 10**6
-"""Gradients [G, V] of one group of chunks: 2,048 bfloat16 rows at the same vocabulary."""
+GROUP_BYTES = 480 * 10**6
+"""Gradients [G, V] of one group of chunks: 1,536 bfloat16 rows at the same vocabulary."""
 BLOCK_BYTES = 2**26
 """Size of one float32 temporary where neither a kernel nor a compiled function compares the rows."""
 TILE_ROWS = 128
@@ -130,6 +132,10 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """gradient · factor in another dtype, in one pass."""
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
+    if gradient.is_cuda and fused.has_triton():  # torch's own way with two dtypes reaches a third of the bandwidth
+        from opd.losses import kernels
+
+        return kernels.scaled(gradient, factor, dtype)
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
@@ -146,7 +152,10 @@ def compare(logits_NV: Tensor, rows_loss: RowLoss, loss_N: Tensor, scale_N: Tens
 
 
 class GroupedGradients:
-    """Gradients of hidden states and head, as far as they are wanted; the head's is summed in float32."""
+    """Gradients of hidden states and head, as far as they are wanted; the head's is summed in float32.
+
+    The head's gradient of a single group is one product, which sums in float32 and is rounded once.
+    """
 
     def __init__(self, hidden_TD: Tensor, head_VD: Tensor, plan: Plan, wants: tuple[bool, ...]) -> None:
         self.plan = plan
@@ -154,7 +163,8 @@ class GroupedGradients:
         self.head_VD = head_VD[: plan.vocab]
         num_kept = len(plan.kept_N)
         self.hidden = hidden_TD.new_empty(num_kept, hidden_TD.shape[1]) if wants[0] else None
-        self.head = torch.empty_like(head_VD, dtype=torch.float32) if wants[1] else None
+        sum_dtype = torch.float32 if num_kept > plan.group else head_VD.dtype
+        self.head = torch.empty_like(head_VD, dtype=sum_dtype) if wants[1] else None
         self.grad_GV = aligned_rows(min(plan.group, num_kept), plan.vocab, hidden_TD.device, hidden_TD.dtype)
 
     def room(self, chunk: slice) -> Tensor:

@@ -23,144 +23,165 @@ FARTHEST: tl.constexpr = tl.constexpr(60.0)
 """Nats; a student's probability e^60 times smaller than the teacher's adds nothing to a mixture in float32."""
 
 NUM_WARPS = 16
-TILE_HEIGHT = 2
-"""Loads in flight per thread: each is 16 bytes wide."""
+HEIGHT = 1
+"""16-byte loads of each of the two rows that a thread has in flight."""
+STAGES = 3
+"""Tiles that are on their way from memory to shared memory while one is worked on, and that one."""
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _logits(pointer, offsets, inside, factor):
-    x = tl.load(pointer + offsets, mask=inside, other=float("-inf")).to(tl.float32)
-    return tl.maximum(x * factor, LOWEST)
+def _logits(pointer, offsets, V):
+    x = tl.load(pointer + offsets, mask=offsets < V, other=float("-inf")).to(tl.float32)
+    return tl.maximum(x, LOWEST)
 
 
 @triton.jit
 def _mixed(d, beta):
-    """(log q − log p, log m − log p) at the mixture m = β q + (1 − β) p, from the first, which keeps small digits."""
+    """(log q − log p, log m − log p) at the mixture m = β q + (1 − β) p, from the first, which keeps small digits.
+
+    All in units of log 2.
+    """
     d = tl.minimum(d, FARTHEST)
-    return d, tl.log(1.0 - beta + beta * tl.exp(d))
+    return d, tl.log2(1.0 - beta + beta * tl.exp2(d))
 
 
 @triton.jit
 def _divergence(
-    S, T, G, SCALE, LOSS, stride_s, stride_t, stride_g, factor, beta,
-    V: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    S, T, G, SCALE, LOSS, stride_s, stride_t, stride_g, factor, beta, V: tl.constexpr, KIND: tl.constexpr,
+    GRAD: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     S += row * stride_s
     T += row * stride_t
     G += row * stride_g
-    SIZE: tl.constexpr = HEIGHT * WIDTH
-    at = tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    SIZE: tl.constexpr = LANES * WIDTH
     NUM_TILES: tl.constexpr = (V + SIZE - 1) // SIZE
+    at = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    unit = factor * LOG2E  # from logits to powers of 2
 
-    max_s = tl.full([WIDTH], LOWEST, tl.float32)
-    max_t = tl.full([WIDTH], LOWEST, tl.float32)
-    sum_s = tl.zeros([WIDTH], tl.float32)
-    sum_t = tl.zeros([WIDTH], tl.float32)
-    dots = tl.zeros([WIDTH], tl.float32)
-    for i in range(NUM_TILES):
-        offsets = i * SIZE + at
-        s = _logits(S, offsets, offsets < V, factor)
-        t = _logits(T, offsets, offsets < V, factor)
-        new_s = tl.maximum(max_s, tl.max(s, 0))
-        new_t = tl.maximum(max_t, tl.max(t, 0))
-        e_s = tl.exp(s - new_s[None, :])
-        shrink_s = tl.exp(max_s - new_s)
-        sum_s = sum_s * shrink_s + tl.sum(e_s, 0)
-        sum_t = sum_t * tl.exp(max_t - new_t) + tl.sum(tl.exp(t - new_t[None, :]), 0)
+    max_s = tl.full([LANES], LOWEST, tl.float32)
+    max_t = tl.full([LANES], LOWEST, tl.float32)
+    sum_s = tl.zeros([LANES], tl.float32)
+    sum_t = tl.zeros([LANES], tl.float32)
+    dots = tl.zeros([LANES], tl.float32)
+    for i in tl.range(0, NUM_TILES, num_stages=STAGES):
+        s = _logits(S, i * SIZE + at, V)
+        t = _logits(T, i * SIZE + at, V)
+        new_s = tl.maximum(max_s, tl.max(s, 1))
+        new_t = tl.maximum(max_t, tl.max(t, 1))
+        e_s = tl.exp2((s - new_s[:, None]) * unit)
+        e_t = tl.exp2((t - new_t[:, None]) * unit)
+        shrink_s = tl.exp2((max_s - new_s) * unit)
+        sum_s = sum_s * shrink_s + tl.sum(e_s, 1)
+        sum_t = sum_t * tl.exp2((max_t - new_t) * unit) + tl.sum(e_t, 1)
         if KIND == 1:
-            dots = dots * shrink_s + tl.sum(e_s * (s - t), 0)
+            dots = dots * shrink_s + tl.sum(e_s * (t - s), 1)
         max_s = new_s
         max_t = new_t
     top_s = tl.max(max_s, 0)
     top_t = tl.max(max_t, 0)
-    shrink_s = tl.exp(max_s - top_s)
+    shrink_s = tl.exp2((max_s - top_s) * unit)
     total_s = tl.sum(sum_s * shrink_s, 0)
-    log_s = tl.log(total_s)
-    log_t = tl.log(tl.sum(sum_t * tl.exp(max_t - top_t), 0))
-    # Σ slope of reverse KL. Below, a maximum is subtracted by itself: added to the logarithm it would be rounded.
-    dot = tl.sum(dots * shrink_s, 0) / total_s + (top_t - top_s + (log_t - log_s))
+    total_t = tl.sum(sum_t * tl.exp2((max_t - top_t) * unit), 0)
+    # Below, a maximum is subtracted by itself: added to the logarithm it would be rounded.
+    log_s = tl.log2(total_s)
+    log_t = tl.log2(total_t)
+    # Minus the mean of log q − log p, or of log m − log p, under p.
+    dot = (top_t - top_s) * unit + (log_t - log_s) - tl.sum(dots * shrink_s, 0) / total_s * unit
 
     if KIND == 2 and GRAD:
-        dots = tl.zeros([WIDTH], tl.float32)
-        for j in range(NUM_TILES):
-            offsets = (NUM_TILES - 1 - j) * SIZE + at
-            log_p = _logits(S, offsets, offsets < V, factor) - top_s - log_s
-            log_q = _logits(T, offsets, offsets < V, factor) - top_t - log_t
+        dots = tl.zeros([LANES], tl.float32)
+        for j in tl.range(0, NUM_TILES, num_stages=STAGES):
+            i = NUM_TILES - 1 - j
+            log_p = (_logits(S, i * SIZE + at, V) - top_s) * unit - log_s
+            log_q = (_logits(T, i * SIZE + at, V) - top_t) * unit - log_t
             _, log_m = _mixed(log_q - log_p, beta)
-            dots -= tl.sum(tl.exp(log_p) * log_m, 0)
+            dots -= tl.sum(tl.exp2(log_p) * log_m, 1)
         dot = tl.sum(dots, 0)
 
     scale = tl.load(SCALE + row)
-    losses = tl.zeros([WIDTH], tl.float32)
-    for j in range(NUM_TILES):
+    losses = tl.zeros([LANES], tl.float32)
+    for j in tl.range(0, NUM_TILES, num_stages=STAGES):
         i = j if KIND == 2 else NUM_TILES - 1 - j
         offsets = i * SIZE + at
-        inside = offsets < V
-        log_p = _logits(S, offsets, inside, factor) - top_s - log_s
-        log_q = _logits(T, offsets, inside, factor) - top_t - log_t
-        p = tl.exp(log_p)
-        q = tl.exp(log_q)
+        log_p = (_logits(S, offsets, V) - top_s) * unit - log_s
+        log_q = (_logits(T, offsets, V) - top_t) * unit - log_t
+        p = tl.exp2(log_p)
+        q = tl.exp2(log_q)
         d = log_q - log_p
         if KIND == 0:
-            losses += tl.sum(q * d + (p - q), 0)
-            g = p - q
+            losses += tl.sum(q * (d * LN2) + (p - q), 1)
+            g = (p - q) * scale
         elif KIND == 1:
-            losses += tl.sum((q - p) - p * d, 0)
-            g = -p * (d + dot)
+            losses += tl.sum((q - p) - p * (d * LN2), 1)
+            g = p * ((d + dot) * (scale * -LN2))
         else:
             d, log_m = _mixed(d, beta)
-            losses += tl.sum(beta * q * (d - log_m) - (1.0 - beta) * p * log_m, 0)
-            g = (beta - 1.0) * p * (log_m + dot)
+            losses += tl.sum(beta * q * (d - log_m) - (1.0 - beta) * p * log_m, 1)
+            g = p * ((log_m + dot) * (scale * (beta - 1.0) * LN2))
         if GRAD:
-            tl.store(G + offsets, (g * scale).to(G.dtype.element_ty), mask=inside)
-    tl.store(LOSS + row, tl.sum(losses, 0))
+            tl.store(G + offsets, g.to(G.dtype.element_ty), mask=offsets < V)
+    loss = tl.sum(losses, 0)
+    tl.store(LOSS + row, loss * LN2 if KIND == 2 else loss)
 
 
 @triton.jit
 def _log_sum_exp(
-    S, TOKEN, TOP, LOG, LOGPROB, stride_s, factor, V: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
-):
+    S, TOKEN, TOP, LOG, LOGPROB, stride_s, factor, V: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     S += row * stride_s
-    SIZE: tl.constexpr = HEIGHT * WIDTH
-    at = tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    max_s = tl.full([WIDTH], LOWEST, tl.float32)
-    sum_s = tl.zeros([WIDTH], tl.float32)
-    for i in range((V + SIZE - 1) // SIZE):
-        offsets = i * SIZE + at
-        s = _logits(S, offsets, offsets < V, factor)
-        new_s = tl.maximum(max_s, tl.max(s, 0))
-        sum_s = sum_s * tl.exp(max_s - new_s) + tl.sum(tl.exp(s - new_s[None, :]), 0)
+    SIZE: tl.constexpr = LANES * WIDTH
+    NUM_TILES: tl.constexpr = (V + SIZE - 1) // SIZE
+    at = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    unit = factor * LOG2E
+    max_s = tl.full([LANES], LOWEST, tl.float32)
+    sum_s = tl.zeros([LANES], tl.float32)
+    for i in tl.range(0, NUM_TILES, num_stages=STAGES):
+        s = _logits(S, i * SIZE + at, V)
+        new_s = tl.maximum(max_s, tl.max(s, 1))
+        sum_s = sum_s * tl.exp2((max_s - new_s) * unit) + tl.sum(tl.exp2((s - new_s[:, None]) * unit), 1)
         max_s = new_s
     top_s = tl.max(max_s, 0)
-    log_s = tl.log(tl.sum(sum_s * tl.exp(max_s - top_s), 0))
+    log_s = tl.log2(tl.sum(sum_s * tl.exp2((max_s - top_s) * unit), 0))
     tl.store(TOP + row, top_s)
     tl.store(LOG + row, log_s)
     token = tl.load(TOKEN + row)
-    tl.store(LOGPROB + row, tl.load(S + token).to(tl.float32) * factor - top_s - log_s)
+    tl.store(LOGPROB + row, (tl.load(S + token).to(tl.float32) - top_s) * factor - log_s * LN2)
 
 
 @triton.jit
 def _token_gradient(
-    S, TOKEN, TOP, LOG, SLOPE, G, stride_s, stride_g, factor, V: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
+    S, TOKEN, TOP, LOG, SLOPE, G, stride_s, stride_g, factor, V: tl.constexpr, LANES: tl.constexpr,
+    WIDTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     S += row * stride_s
     G += row * stride_g
-    SIZE: tl.constexpr = HEIGHT * WIDTH
-    at = tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    SIZE: tl.constexpr = LANES * WIDTH
+    NUM_TILES: tl.constexpr = (V + SIZE - 1) // SIZE
+    at = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    unit = factor * LOG2E
     top_s = tl.load(TOP + row)
     log_s = tl.load(LOG + row)
     token = tl.load(TOKEN + row)
     slope = tl.load(SLOPE + row)
-    NUM_TILES: tl.constexpr = (V + SIZE - 1) // SIZE
-    for j in range(NUM_TILES):
+    for j in tl.range(0, NUM_TILES, num_stages=STAGES):
         offsets = (NUM_TILES - 1 - j) * SIZE + at
-        inside = offsets < V
-        p = tl.exp(_logits(S, offsets, inside, factor) - top_s - log_s)
+        p = tl.exp2((_logits(S, offsets, V) - top_s) * unit - log_s)
         g = slope * (tl.where(offsets == token, 1.0, 0.0) - p)
-        tl.store(G + offsets, g.to(G.dtype.element_ty), mask=inside)
+        tl.store(G + offsets, g.to(G.dtype.element_ty), mask=offsets < V)
+
+
+@triton.jit
+def _scaled(X, FACTOR, Y, n, SIZE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    x = tl.load(X + at, mask=at < n).to(tl.float32) * tl.load(FACTOR).to(tl.float32)
+    tl.store(Y + at, x.to(Y.dtype.element_ty), mask=at < n)
 
 
 def divergence(
@@ -225,11 +246,21 @@ def token_gradient(
         )  # fmt: skip
 
 
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """x · factor, rounded to another dtype, in one read and one write; ``x`` is contiguous, ``factor`` is [] ."""
+    y = torch.empty_like(x, dtype=dtype)
+    size = 4096
+    if x.numel():
+        _scaled[(triton.cdiv(x.numel(), size),)](x, factor, y, x.numel(), SIZE=size, num_warps=8)
+    return y
+
+
 def _tile(logits_NV: Tensor) -> dict[str, int]:
-    """A row of a program's tile is as wide as one 16-byte load of every thread."""
+    """A lane is one 16-byte load of one thread, so that its maximum and sum need no other thread."""
     return {
         "V": logits_NV.shape[1],
-        "HEIGHT": TILE_HEIGHT,
-        "WIDTH": NUM_WARPS * 32 * 16 // logits_NV.element_size(),
+        "LANES": NUM_WARPS * 32 * HEIGHT,
+        "WIDTH": 16 // logits_NV.element_size(),
+        "STAGES": STAGES,
         "num_warps": NUM_WARPS,
     }
