@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                     # at most four minutes; prints tables, writes gpu.json
     python benchmarks/gpu.py --wheels FOLDER     # installs the peers from a folder of wheels, without a network
+    python benchmarks/gpu.py --tables kernels    # the kernels alone, at several sizes of their tiles
     python benchmarks/gpu.py --small             # seconds on a CPU; the numbers mean nothing
 
 Loss: bfloat16 hidden states and heads, forward and backward, median of repeated runs in one process. ``products`` are
@@ -43,6 +44,8 @@ from opd.losses import fused, gpu, linear_divergence
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 PRODUCT_CHUNK = 2048
 REFERENCE_CHUNK = 256
+TILES = ((16, 1, 3), (16, 1, 4), (16, 1, 1), (16, 2, 3), (8, 1, 4), (8, 2, 3), (32, 1, 2), (32, 1, 3))
+"""(warps, 16-byte loads of a thread, tiles on their way) to try; the first is the default."""
 Row = dict[str, float | str]
 
 
@@ -293,6 +296,45 @@ def loss_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
     return rows
 
 
+# ---- kernels ---------------------------------------------------------------------------------------------------
+
+
+def kernel_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
+    """Each kernel alone on one chunk of logits, at several sizes of its tiles; for choosing them."""
+    rows: list[Row] = []
+    if options.device == "cpu" or not fused.has_triton():
+        print("\nKernels: there is no GPU with Triton")
+        return rows
+    from opd.losses import kernels
+
+    print("\n| logits | kernel | warps | height | stages | ms | TB/s |\n|---|---|---|---|---|---|---|", flush=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        num_rows, _ = gpu.chunk_and_group(options.vocab, dtype, torch.bfloat16, None)
+        logits_NV, teacher_NV = (
+            torch.randn(num_rows, options.vocab, device=options.device).mul_(2).to(dtype) for _ in range(2)
+        )
+        grad_NV = torch.empty_like(logits_NV, dtype=torch.bfloat16)
+        scale_N = torch.ones(num_rows, device=options.device)
+        for kind, num_reads in (("forward_kl", 2), ("reverse_kl", 2), ("jsd", 3)):
+            for tile in TILES:
+                if clock.is_over():
+                    return rows
+
+                def call(kind: str = kind) -> None:
+                    kernels.divergence(kind, logits_NV, teacher_NV, scale_N, grad_NV, inverse_temperature=1.0, beta=0.5)
+
+                with mock.patch.multiple(kernels, **dict(zip(("NUM_WARPS", "HEIGHT", "STAGES"), tile, strict=True))):
+                    seconds = clock.seconds(call, options.repeats)
+                moved = num_reads * 2 * logits_NV.nbytes + grad_NV.nbytes
+                rows.append({"dtype": str(dtype), "kernel": kind, "tile": str(tile), "seconds": seconds})
+                print(
+                    f"| {dtype} | {kind} | {' | '.join(map(str, tile))} | {seconds * 1000:.3f} | "
+                    f"{moved / seconds / 1e12:.2f} |",
+                    flush=True,
+                )
+    return rows
+
+
 # ---- rollouts --------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +434,7 @@ def install(wheels: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="+", choices=("loss", "rollout"), default=["loss", "rollout"])
+    parser.add_argument("--tables", nargs="+", choices=("loss", "kernels", "rollout"), default=["loss", "rollout"])
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of liger-kernel and trl")
     parser.add_argument("--seconds", type=float, default=220, help="nothing new begins after that")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
@@ -414,7 +456,7 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     print(f"{card}, {', '.join(f'{name} {version}' for name, version in versions.items())}", flush=True)
-    tables = {"loss": loss_table, "rollout": rollout_table}
+    tables = {"loss": loss_table, "kernels": kernel_table, "rollout": rollout_table}
     report: dict[str, object] = {"card": card, "versions": versions}
     for name in options.tables:
         report[name] = tables[name](options, clock)

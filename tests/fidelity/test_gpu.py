@@ -8,12 +8,14 @@ Suffixes: T positions, N rows, V vocabulary, D hidden units.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import math
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +83,18 @@ def test_the_kernels_in_the_interpreter() -> None:
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500
     )
     assert finished.returncode == 0, finished.stdout[-5000:]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    script, out = Path(__file__).parents[2] / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
+    command = [sys.executable, str(script), "--small", "--repeats", "1", "--out", str(out)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    report = json.loads(out.read_text())
+    assert {row["variant"] for row in report["loss"]} >= {"products", "opd, float32 logits", "whole logits, autograd"}
+    assert all(row["error_hidden"] < 0.05 for row in report["loss"] if str(row["variant"]).startswith("opd"))
+    assert all(row["tokens_per_second"] > 0 for row in report["rollout"])
 
 
 # ---- divergences -----------------------------------------------------------------------------------------------

@@ -34,14 +34,18 @@ WITH_KERNEL = ("forward_kl", "reverse_kl", "jsd")
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton is installed and its kernels run; a warning in the log says why not, once."""
+    """Whether Triton is installed and a kernel computes what torch does; a warning in the log says why not, once."""
     try:
         from opd.losses import kernels
 
-        row_1V = torch.zeros(1, 8, device="cuda")
-        kernels.divergence(
-            "forward_kl", row_1V, row_1V, row_1V[:, 0].contiguous(), None, inverse_temperature=1.0, beta=0.5
-        )
+        logits_NV, teacher_NV = torch.linspace(-4, 4, 20_000, device="cuda").sin().view(2, 2, 5_000).mul(4).unbind()
+        scale_N, grad_NV = torch.ones(2, device="cuda"), torch.empty_like(logits_NV)
+        kernels.divergence("jsd", logits_NV, teacher_NV, scale_N, grad_NV, inverse_temperature=1.0, beta=0.5)
+        log_p_NV, log_q_NV = logits_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+        slope_NV = DIVERGENCES["jsd"].slope(log_p_NV, log_q_NV, log_p_NV.exp(), log_q_NV.exp(), 0.5)
+        right_NV = slope_NV - log_p_NV.exp() * slope_NV.sum(-1, keepdim=True)
+        if not bool((grad_NV - right_NV).norm() <= 1e-4 * right_NV.norm()):
+            raise RuntimeError("a kernel computed another gradient than torch")
     except Exception as error:  # a missing package, a missing C compiler, a driver that is too old
         log.warning("no Triton here (%s: %s): losses take several times as long", type(error).__name__, error)
         return False
