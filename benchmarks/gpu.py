@@ -18,6 +18,7 @@ Suffixes: T positions, N positions of a chunk, V vocabulary, D hidden units.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -320,9 +321,9 @@ def kernel_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
                 if clock.is_over():
                     return rows
 
-                def call(kind: str = kind) -> None:
-                    kernels.divergence(kind, logits_NV, teacher_NV, scale_N, grad_NV, inverse_temperature=1.0, beta=0.5)
-
+                call = functools.partial(
+                    kernels.divergence, kind, logits_NV, teacher_NV, scale_N, grad_NV, inverse_temperature=1.0, beta=0.5
+                )
                 with mock.patch.multiple(kernels, **dict(zip(("NUM_WARPS", "HEIGHT", "STAGES"), tile, strict=True))):
                     seconds = clock.seconds(call, options.repeats)
                 moved = num_reads * 2 * logits_NV.nbytes + grad_NV.nbytes

@@ -31,9 +31,9 @@ LogitsDtype = Literal["float32", "bfloat16"]
 """float32: the products' sums as they are. bfloat16: rounded, which saves time and costs accuracy."""
 
 CHUNK_BYTES = 160 * 10**6
-"""Logits [N, V] of one model and one chunk: 256 float32 rows at a vocabulary of 151,936."""
+"""Size of the logits [N, V] of one model and one chunk: 256 float32 rows at a vocabulary of 151,936."""
 GROUP_BYTES = 480 * 10**6
-"""Gradients [G, V] of one group of chunks: 1,536 bfloat16 rows at the same vocabulary."""
+"""Size of the gradients [G, V] of one group of chunks: 1,536 bfloat16 rows at the same vocabulary."""
 BLOCK_BYTES = 2**26
 """Size of one float32 temporary where neither a kernel nor a compiled function compares the rows."""
 TILE_ROWS = 128
@@ -75,7 +75,7 @@ def kept_rows(x_TD: Tensor, plan: Plan, part: slice) -> Tensor:
 def chunk_and_group(
     vocab: int, logits: torch.dtype, gradient: torch.dtype, chunk_tokens: int | None
 ) -> tuple[int, int]:
-    """Positions of a chunk and of a group; a caller's own chunk is a group too, so that he bounds the memory."""
+    """Positions of a chunk and of a group. A caller's own chunk is a group too, so that it bounds the memory."""
     if chunk_tokens is not None:
         return chunk_tokens, chunk_tokens
     chunk = max(CHUNK_BYTES // (logits.itemsize * vocab), 1)

@@ -22,16 +22,16 @@ KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
 
 LOWEST: tl.constexpr = tl.constexpr(-1e30)
 FARTHEST: tl.constexpr = tl.constexpr(60.0)
-"""Nats; a student's probability e^60 times smaller than the teacher's adds nothing to a mixture in float32."""
+"""A student's probability 2^60 times smaller than the teacher's adds nothing to a mixture in float32."""
 
 NUM_WARPS = 16
 HEIGHT = 1
-"""16-byte loads of each of the two rows that a thread has in flight."""
+"""Number of 16-byte loads per thread, row and tile."""
 STAGES = 3
-"""Tiles that are on their way from memory to shared memory while one is worked on, and that one."""
+"""Number of tiles in the pipeline: one in work, the others on their way into shared memory."""
 
 IN_HARDWARE: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.version.hip is None)
-"""Whether the logarithm may be NVIDIA's instruction; tl.log2 takes a dozen, and jsd two of them an entry."""
+"""Whether log2 is NVIDIA's instruction; ``tl.log2`` takes a dozen instructions."""
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
