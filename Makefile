@@ -3,15 +3,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 AUTHOR ?= rules
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo demo-diffusion test check docs nano nano-pictures methods bench-loss bench-rollout clean
+.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-pictures methods bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
 	@echo "make demo-diffusion  the same for pictures: three task teachers become one student, a two-step student learns a word"
-	@echo "make test   set up, then run all tests"
+	@echo "make test   set up, then run all tests, WORKERS=2 processes at a time; make test-fast leaves out the slow ones"
 	@echo "make check  formatting, lint and types"
-	@echo "make docs   build the documentation as a site, readable without a server, and open it"
+	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"
 	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
 	@echo "make nano   rebuild the bundled models from nothing; make nano-pictures those that draw"
 
@@ -31,7 +33,10 @@ demo: setup
 	@$(BIN)/python -m opd.nano.demo --author $(AUTHOR)
 
 test: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m "not slow"
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -41,6 +46,8 @@ check: setup
 docs: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+docs-open: docs
 	@$(BIN)/python -m webbrowser -t "file://$(CURDIR)/site/index.html" > /dev/null 2>&1 || true
 
 nano: setup

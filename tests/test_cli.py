@@ -1,8 +1,5 @@
-"""The command line as a user meets it: real processes, exit statuses, sentences."""
+"""The command line as a user meets it: exit statuses, sentences, and what a process of its own adds."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +7,15 @@ import pytest
 from opd.api import examine
 from opd.config.read import recipe_names
 from opd.models.bundled import BUNDLED
-
-
-def opd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "opd", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+from support.command_line import Done, command, process
 
 
 def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) -> None:
-    done = opd("methods", cwd=tmp_path)
+    done = command("methods", cwd=tmp_path)
     assert done.returncode == 0
     for name in recipe_names():
         assert name in done.stdout
-    shown = opd("methods", "hint", cwd=tmp_path)
+    shown = command("methods", "hint", cwd=tmp_path)
     assert "arXiv 2605.17873" in shown.stdout
     assert "student: nano/tools-base" in shown.stdout
 
@@ -50,32 +41,49 @@ def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) ->
 )
 def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
-    done = opd(*arguments, cwd=tmp_path)
+    assert_one_sentence(command(*arguments, cwd=tmp_path), words)
+    assert not (tmp_path / "runs").exists()
+
+
+def assert_one_sentence(done: Done, words: str) -> None:
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "hint", "teacher.view.hint.author.model=/nowhere"], "teacher.view.hint.author.model: cannot load"),
+        (["doctor", "opd", "rollout.max_new_tokens=100000"], "exceeds the model's"),
+    ],
+)
+def test_libraries_print_nothing_beside_the_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert_one_sentence(process(*arguments, cwd=tmp_path), words)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_train_eval_and_resume(tmp_path: Path) -> None:
     overrides = ["optimizer.steps=2", "rollout.batch=8", "eval.prompts.limit=8", "out=run"]
-    done = opd("train", "hint", *overrides, cwd=tmp_path)
+    done = process("train", "hint", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "before" in done.stdout
     assert (tmp_path / "run" / "tensorboard").is_dir()
-    again = opd("train", "hint", *overrides, cwd=tmp_path)
+    again = command("train", "hint", *overrides, cwd=tmp_path)
     assert again.returncode == 2
     assert "go on with --resume" in again.stderr
-    assert opd("train", "hint", *overrides, "--resume", cwd=tmp_path).returncode == 0
-    measured = opd("eval", "run", "tools", cwd=tmp_path)
+    assert command("train", "hint", *overrides, "--resume", cwd=tmp_path).returncode == 0
+    measured = process("eval", "run", "tools", cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
     assert "invalid_call_rate" in measured.stdout
 
 
 def test_the_doctor_at_the_command_line(tmp_path: Path) -> None:
-    done = opd("doctor", "hint", cwd=tmp_path)
+    done = command("doctor", "hint", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ready to train" in done.stdout
 

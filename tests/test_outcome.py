@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
 from opd.output.format import figure
 from opd.types import Message, Observation, Prompt, Rollout
+from support.models import make_model
 
 PROMPTS = [Prompt(id=a, messages=({"role": "user", "content": a},), data={"first": a}) for a in "abcdefgh"]
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,13 @@ from opd.errors import ConfigError
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
-    prompts = read(name).eval.prompts
+    config = read(name)
+    prompts = config.eval.prompts
     few = [{**source.model_dump(), "limit": 8} for source in prompts.mix or (prompts,)]
-    small = {"optimizer.steps": 2, "eval.prompts": few, "log": [], "out": str(tmp_path / "run")}
+    small: dict[str, Any] = {"optimizer.steps": 2, "rollout.batch": 8, "eval.prompts": few, "log": []}
+    if config.family == "language" and config.rollout.offline:
+        small["rollout.offline"] = 16  # prompts asked for before the first step
+    small["out"] = str(tmp_path / "run")
     result = opd.train(name, small)
     assert result.steps == 2
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

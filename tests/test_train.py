@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 

@@ -53,3 +53,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOME.get(name, "opd.types")), name)
+
+
+def __dir__() -> list[str]:
+    """The public names too, although they are imported on first use."""
+    return sorted({*globals(), *__all__})

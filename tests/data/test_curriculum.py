@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
 from opd.build import assemble
 from opd.config.read import read
 from opd.data.curriculum import Adaptive, Interest, Uniform
@@ -24,6 +23,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
 from opd.types import Prompt, Rollout, Signal, Span
+from support.models import make_model
 
 PROMPTS = [Prompt(id=name, text=name) for name in "abcdefgh"]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import datasets
 import pytest
 
-from conftest import SHARED_DATA
 from opd.config import PromptsConfig
 from opd.config.read import read
 from opd.data.answers import AnswerTask, final_answer
 from opd.data.prompts import from_rows, load_prompts
 from opd.errors import ConfigError, DataError
+from support.tokenizers import SHARED_DATA
 
 
 def write(path: Path, text: str) -> PromptsConfig:

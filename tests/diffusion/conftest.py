@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 from opd.diffusion.folders import save_pipeline
 from opd.diffusion.models import DenoisingModel, load
-from tiny_pipelines import make_pipeline
+from support.tiny_pipelines import make_pipeline
 
 Folder = Callable[..., str]
 

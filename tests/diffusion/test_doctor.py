@@ -9,7 +9,7 @@ import pytest
 
 from opd.api import examine
 from opd.errors import ConfigError
-from tiny_pipelines import run_tree, write_rows
+from support.tiny_pipelines import run_tree, write_rows
 
 
 def test_a_run_that_can_work_is_ready_and_nothing_is_written(tmp_path: Path, folder: Any) -> None:

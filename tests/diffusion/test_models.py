@@ -25,7 +25,7 @@ from opd.diffusion.models import (
 )
 from opd.errors import ConfigError, ModelError
 from opd.types import Prompt
-from tiny_pipelines import run_tree
+from support.tiny_pipelines import run_tree
 
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
 RANK_2 = AdapterConfig(rank=2, alpha=8)

@@ -25,7 +25,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects
 from opd.types import Prompt
-from tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
+from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 
 FINE_TUNING: dict[str, Any] = {
     "teacher": {"weights": "frozen"},

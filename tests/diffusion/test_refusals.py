@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import opd
-from conftest import make_model
 from opd.config.read import read
 from opd.errors import ConfigError, DataError, ModelError, OpdError
-from tiny_pipelines import prompt_rows, run_tree, sd, write_rows
+from support.models import make_model
+from support.tiny_pipelines import prompt_rows, run_tree, sd, write_rows
 
 # ---------------------------------------------------------------------------------------------- from the run file alone
 
@@ -115,7 +115,7 @@ def test_a_text_model_and_an_absent_one_are_no_pipelines(tmp_path: Path, folder:
 def test_a_pipeline_of_an_unknown_kind(tmp_path: Path, folder: Any) -> None:
     from diffusers import DDIMScheduler, LDMPipeline
 
-    from tiny_pipelines import autoencoder, unet
+    from support.tiny_pipelines import autoencoder, unet
 
     LDMPipeline(autoencoder(), unet(None), DDIMScheduler()).save_pretrained(tmp_path / "ldm")
     tree = run_tree(tmp_path / "out", str(tmp_path / "ldm"), teacher={"model": folder("sd3")})

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import opd
-from diffusion.report_pipelines import run_file
 from opd.diffusion.models import load
 from opd.diffusion.report import Grids, by_state, references
 from opd.evaluation.evaluate import SEED
@@ -20,6 +19,7 @@ from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
 from opd.types import Prompt
+from support.report_pipelines import run_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -24,7 +24,7 @@ from opd.loop import Loop, Scored
 from opd.output.run_log import RunLog
 from opd.parts import Objects
 from opd.types import Rollout
-from tiny_pipelines import run_tree
+from support.tiny_pipelines import run_tree
 
 TASK = '''
 import torch

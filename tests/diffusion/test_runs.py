@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import opd
-from interrupt import Interrupt
 from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
@@ -21,7 +20,8 @@ from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects
-from tiny_pipelines import prompt_rows, run_tree, write_rows
+from support.interrupt import Interrupt
+from support.tiny_pipelines import prompt_rows, run_tree, write_rows
 
 LORA = {"rank": 2, "targets": ["to_q", "to_v"]}
 

@@ -30,7 +30,7 @@ from opd.output.run_log import RunLog
 from opd.parts import Objects
 from opd.teachers.views import PlainView
 from opd.types import Prompt
-from tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
+from support.tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:

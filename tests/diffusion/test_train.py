@@ -20,7 +20,7 @@ from opd.diffusion.sampler import DenoisingSampler
 from opd.output.run_log import RunLog
 from opd.parts import Objects
 from opd.types import Prompt
-from tiny_pipelines import KINDS, prompt_rows, run_tree
+from support.tiny_pipelines import KINDS, prompt_rows, run_tree
 
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
 

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from conftest import make_model
 from opd.engines.hf import HFEngine, Sampling
 from opd.models.language import LanguageModel
+from support.models import make_model
 
 
 def contexts(count: int) -> list[list[int]]:

@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import ConfigError, DataError
@@ -20,6 +18,8 @@ from opd.evaluation.metrics import Metrics
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.parts import Objects, gather
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_divergences import Case, assert_same, make_case
 from torch import Tensor
 
 from opd.losses import (
@@ -26,6 +25,7 @@ from opd.losses import (
 )
 from opd.losses.full_vocab import TokenFunction
 from opd.losses.sampled import Estimator
+from support.cases import Case, assert_same, make_case
 
 
 def ours(case: Case, token_T: Tensor, function: TokenFunction, **options: float) -> tuple[Tensor, ...]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_divergences import FORMULAS, Case, assert_same, make_case
 from torch import Tensor
 
 from opd.errors import ConfigError
 from opd.losses import Support, linear_divergence
+from support.cases import FORMULAS, Case, assert_same, make_case
 
 WHOSE = ["teacher", "student", "union", "intersection"]
 REST = ["tail", "renormalise", "correct"]

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from record import FOLDER, machine, record
 
+from golden.record import FOLDER, machine, record
 from opd.config.read import recipe_names
 
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from conftest import make_model
 from opd.experimental.hardest_tokens import Difficulty
 from opd.losses.objectives import FullVocabulary
 from opd.losses.token_weights import Positions, Unsure
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
 from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
+from support.models import make_model
 
 
 def rollout(ids: list[int], mask: str, turns: list[tuple[int, int]], events: tuple[Event, ...] = ()) -> Rollout:

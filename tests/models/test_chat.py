@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import SHARED_DATA, make_tokenizer
 from opd.errors import ModelError
 from opd.models.chat import Chat
 from opd.types import Prompt
+from support.tokenizers import SHARED_DATA, make_tokenizer
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

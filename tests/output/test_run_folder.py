@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import opd
-from conftest import make_model
 from opd.errors import ConfigError
 from opd.output.run_folder import is_empty, locked, write_json, write_text
+from support.models import make_model
 
 HOLD = (
     "import sys, time; from pathlib import Path; from opd.output.run_folder import locked\n"

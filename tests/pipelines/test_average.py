@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_model
 from opd.errors import ModelError
 from opd.models.language import LanguageModel
 from opd.pipelines.average import average, check_shapes
+from support.models import make_model
 
 
 def saved(model: LanguageModel, folder: Path) -> str:

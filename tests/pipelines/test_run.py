@@ -28,6 +28,7 @@ from opd.pipelines.progress import Row
 from opd.pipelines.run import PipelineResult, pipeline
 from opd.pipelines.state import supersede
 from opd.pipelines.table import Lines, LiveTable
+from support.stages import InProcess
 
 TINY = {
     "run": "opd",
@@ -75,9 +76,11 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PipelineResult]:
-    """All stages, two at a time."""
+    """All stages, one at a time and in this process."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    return out, pipeline({**tree(out), "parallel": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opd.pipelines.run.Worker", InProcess)
+        return out, pipeline(tree(out))
 
 
 @pytest.fixture
@@ -89,6 +92,11 @@ def copy(finished: tuple[Path, PipelineResult], tmp_path: Path) -> Path:
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.pipelines.run.Worker", None)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.pipelines.run.Worker", InProcess)
 
 
 class Told:
@@ -131,6 +139,18 @@ def test_every_stage_leaves_what_it_is_for(finished: tuple[Path, PipelineResult]
     assert "| nano/math-base | " in report
 
 
+@pytest.mark.slow
+def test_two_processes_at_a_time_end_with_the_same_weights(
+    finished: tuple[Path, PipelineResult], tmp_path: Path
+) -> None:
+    result = pipeline({**tree(tmp_path / "out"), "parallel": 2})
+    assert states(result) == dict.fromkeys(STAGES, "done")
+    assert (result.exit_status, result.problems) == (0, [])
+    for name in ("one", "two", "three", "mean"):
+        assert same(result.out / name, finished[0] / name), name
+    assert result.stages["scores"].result["figures"] == finished[1].stages["scores"].result["figures"]
+
+
 def flat(stage: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in stage.items() if k not in ("run", "eval")} | {"eval.prompts": None}
 
@@ -141,6 +161,7 @@ def test_nothing_is_done_twice_wherever_it_lies(copy: Path) -> None:
     assert states(pipeline(changed)) == dict.fromkeys(STAGES, "unchanged")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_change_runs_what_depends_on_it_and_keeps_what_was(copy: Path) -> None:
     old, told = weights(copy / "three"), Told()
     result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[told])
@@ -154,6 +175,7 @@ def test_a_change_runs_what_depends_on_it_and_keeps_what_was(copy: Path) -> None
     assert words["mean"].startswith("'stage:three' has changed; ")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_comes_out_the_same_changes_nothing_further_on(copy: Path) -> None:
     result = pipeline(tree(copy, mean={"weights": [0.5, 0.5]}))
     assert states(result) == {**dict.fromkeys(STAGES, "unchanged"), "mean": "done"}
@@ -217,6 +239,7 @@ def test_a_folder_in_use_is_refused(copy: Path, folder: str, monkeypatch: pytest
         pipeline(tree(copy))
 
 
+@pytest.mark.slow
 def test_a_failure_or_a_collapse_stops_what_depends_on_it_and_nothing_else(
     finished: tuple[Path, PipelineResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,10 +323,10 @@ def command(file: Path | str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "opd", "pipeline", str(file), *overrides]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_weights(
     finished: tuple[Path, PipelineResult], tmp_path: Path
 ) -> None:
-    """One at a time here and two at a time in ``finished``: that changes nothing either."""
     file, out, rng = tmp_path / "p.yaml", tmp_path / "out", random.Random(0)
     file.write_text(yaml.safe_dump(without(tree(out), "mean", "scores"), sort_keys=False))
     for moment in ("one/checkpoints/000001", "two/run.json", "three/checkpoints/000002"):

@@ -17,8 +17,8 @@ from opd.report.data import run_data
 from opd.report.live import LiveServer
 from opd.report.page import write_page, write_report
 from opd.report.samples import SAMPLES, Samples
-from written_grids import strip, write_grids
-from written_run import HOSTILE, write_run
+from support.written_grids import strip, write_grids
+from support.written_run import HOSTILE, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

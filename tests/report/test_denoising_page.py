@@ -21,8 +21,8 @@ from opd.report.denoising import STAGES, denoising_data, facts, is_denoising
 from opd.report.live import LiveServer
 from opd.report.page import page, trees, write_page, write_report
 from opd.report.samples import SAMPLES, Samples
-from written_grids import write_grids
-from written_run import HOSTILE, write_run
+from support.written_grids import write_grids
+from support.written_run import HOSTILE, write_run
 
 
 def embedded(path: Path) -> Any:

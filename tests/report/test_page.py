@@ -16,7 +16,7 @@ from opd.errors import DataError
 from opd.report.data import BUDGET, run_data
 from opd.report.live import LiveServer
 from opd.report.page import page, write_page, write_report
-from written_run import HOSTILE, write_run
+from support.written_run import HOSTILE, write_run
 
 
 def test_hostile_text_stays_data_in_every_place(tmp_path: Path) -> None:

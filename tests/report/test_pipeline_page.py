@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from opd.cli import app
 from opd.errors import DataError, OpdError
 from opd.report.pipeline import pipeline_data, write_pipeline_page
-from written_run import HOSTILE, write_run
+from support.written_run import HOSTILE, write_run
 
 DONE = {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.5}, "best": {"accuracy": 0.5}, "steps": 4, "tokens": 1000}
 

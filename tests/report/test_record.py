@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.losses import Support
 from opd.losses.objectives import (
     CrossEntropy,
@@ -42,6 +40,8 @@ from opd.types import (
     TokenSignal,
     TokenStates,
 )
+from support.interrupt import Interrupt
+from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
 

@@ -14,7 +14,7 @@ from opd.report.data import run_data
 from opd.report.signs import signs
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
-from written_run import write_run
+from support.written_run import write_run
 
 HEALTHY = {
     "accuracy": 0.5,

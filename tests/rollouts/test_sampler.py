@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from conftest import make_model
 from opd.data.answers import AnswerTask
 from opd.data.curriculum import Uniform
 from opd.data.tasks import get_task
@@ -15,6 +14,7 @@ from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.rollouts.sampler import Prefix, Sampler
 from opd.types import Prompt, Rollout
+from support.models import make_model
 
 TOOLS = get_task("tools")
 MODEL = load("nano/tools-base", key="student")

@@ -11,8 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from conftest import make_byte_tokenizer, make_tokenizer
 from opd.teachers.alignment import BROKEN, TokenTexts, groups, match
+from support.tokenizers import make_byte_tokenizer, make_tokenizer
 
 TEXTS = ["the cat sat on the mat, then the cat ran", "naïve café 日本語 🙂🙂 the end", "a = b + c\n    return a\n"] * 4
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from conftest import SHARED_DATA, make_byte_tokenizer, make_model
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine, Sampling
 from opd.losses.cross import Matched
@@ -23,6 +22,8 @@ from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.views import PlainView
 from opd.types import CrossSignal, Prompt, Rollout, Task
+from support.models import make_model
+from support.tokenizers import SHARED_DATA, make_byte_tokenizer
 
 
 def roll_out(student: LanguageModel, prompts: Sequence[Prompt], task: Task | None, turns: int = 1) -> list[Rollout]:

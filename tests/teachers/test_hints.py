@@ -12,7 +12,6 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from conftest import make_model, make_tokenizer
 from opd.engines.hf import HFEngine, Sampling
 from opd.errors import ConfigError, EmptyStepError, ModelError
 from opd.models.chat import Chat
@@ -21,6 +20,8 @@ from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import INSTRUCTION, ModelAuthor, RulesAuthor, parse, transcript
 from opd.types import Event, Generation, Hint, Prompt, Rollout, Span
+from support.models import make_model
+from support.tokenizers import make_tokenizer
 
 ROLLOUT = Rollout(
     prompt=Prompt(id="p", messages=({"role": "user", "content": "a b"},)),

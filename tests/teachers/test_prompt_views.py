@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from conftest import make_tokenizer
 from opd.errors import ConfigError, DataError, EmptyStepError
 from opd.models.chat import Chat
 from opd.teachers.experience import gather_experience
 from opd.teachers.hints import RulesAuthor
 from opd.teachers.prompt_views import ContextView, FeedbackView, attempt
 from opd.types import Event, Message, Prompt, Rollout, Segment, Span
+from support.tokenizers import make_tokenizer
 
 CHAT = Chat(make_tokenizer())
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from conftest import make_tokenizer
 from opd.errors import ConfigError, DataError
 from opd.models.chat import Chat
 from opd.teachers.prompt_views import PrivilegedView
 from opd.teachers.views import HintView, PlainView, apart, remaining
 from opd.types import Hint, Prompt, Rollout, Segment, Span
+from support.tokenizers import make_tokenizer
 
 CHAT = Chat(make_tokenizer())
 END = (CHAT.tokenizer.eos_token_id,)

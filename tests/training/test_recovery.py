@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from conftest import make_model
-from interrupt import Interrupt
 from opd.build import assemble
 from opd.config.read import read
 from opd.errors import CheckpointError
@@ -27,9 +23,9 @@ from opd.parts import Objects, gather
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "recovery.py"
-"""It has the scenarios; here they run with fewer prompts and steps."""
+from support import ruined_runs
+from support.interrupt import Interrupt
+from support.models import make_model
 
 FIRST = {
     "accuracy": 0.5,
@@ -127,17 +123,6 @@ def test_entropy_is_of_the_students_own_tokens() -> None:
     assert entropy([whole, dataclasses.replace(whole, logprobs=(-2.0, math.nan, -2.0))]) == 2.0
 
 
-def scenarios() -> Any:
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("recovery_benchmark", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 QUICK = {
     "rollout.batch": 32,
     "rollout.max_new_tokens": 56,
@@ -158,11 +143,11 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_ruined_run_is_caught_and_ends_no_worse_than_it_began(name: str, tmp_path: Path) -> None:
-    benchmark, (overrides, first) = scenarios(), CASES[name]
-    scenario = dataclasses.replace(benchmark.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
-    on = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.RECOVER})
-    off = benchmark.run(scenario, tmp_path, {**QUICK, **overrides, **benchmark.GUARDS_OFF})
-    began = first if "number" in name else benchmark.onset(benchmark.curve(off), prompts=32)
+    overrides, first = CASES[name]
+    scenario = dataclasses.replace(ruined_runs.SCENARIOS[name], first=first, last=first if "number" in name else 10**6)
+    on = ruined_runs.run(scenario, tmp_path, {**QUICK, **overrides, **ruined_runs.RECOVER})
+    off = ruined_runs.run(scenario, tmp_path, {**QUICK, **overrides, **ruined_runs.GUARDS_OFF})
+    began = first if "number" in name else ruined_runs.onset(ruined_runs.curve(off), prompts=32)
     seen = next(e for e in on.events if e["kind"] in {*SYMPTOMS, "non_finite"})
     assert began <= seen["step"] <= began + 10
     assert "rollback" in [e["kind"] for e in on.events if seen["step"] <= e["step"] <= seen["step"] + 1]
@@ -271,8 +256,7 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
 
 
 def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
-    benchmark = scenarios()
-    poison = {last: benchmark.Saboteur(benchmark.no_number, 2, last) for last in (2, 4)}
+    poison = {last: ruined_runs.Saboteur(ruined_runs.no_number, 2, last) for last in (2, 4)}
     healthy = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
     once = train(tmp_path / "once", displays=[poison[2]], **healthy)
     assert kinds(once) == ["non_finite"]
