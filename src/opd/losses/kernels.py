@@ -221,12 +221,11 @@ def divergence(
     """
     loss_N = torch.empty(len(logits_NV), dtype=torch.float32, device=logits_NV.device)
     out_NV = logits_NV if grad_NV is None else grad_NV
-    if len(logits_NV):
-        _divergence[(len(logits_NV),)](
-            logits_NV, teacher_NV, out_NV, scale_N, loss_N,
-            logits_NV.stride(0), teacher_NV.stride(0), out_NV.stride(0), inverse_temperature, beta,
-            KIND=KINDS[kind], GRAD=grad_NV is not None, **_tile(logits_NV),
-        )  # fmt: skip
+    _launch(
+        _divergence, len(logits_NV), logits_NV, teacher_NV, out_NV, scale_N, loss_N,
+        logits_NV.stride(0), teacher_NV.stride(0), out_NV.stride(0), inverse_temperature, beta,
+        KIND=KINDS[kind], GRAD=grad_NV is not None, **_tile(logits_NV),
+    )  # fmt: skip
     return loss_N
 
 
@@ -237,10 +236,10 @@ def token_logprobs(
     logprob_N, top_N, log_N = (
         torch.empty(len(logits_NV), dtype=torch.float32, device=logits_NV.device) for _ in range(3)
     )
-    if len(logits_NV):
-        _log_sum_exp[(len(logits_NV),)](
-            logits_NV, token_N, top_N, log_N, logprob_N, logits_NV.stride(0), inverse_temperature, **_tile(logits_NV)
-        )  # fmt: skip
+    _launch(
+        _log_sum_exp, len(logits_NV), logits_NV, token_N, top_N, log_N, logprob_N,
+        logits_NV.stride(0), inverse_temperature, **_tile(logits_NV),
+    )  # fmt: skip
     return logprob_N, (top_N, log_N)
 
 
@@ -254,20 +253,25 @@ def token_gradient(
     inverse_temperature: float,
 ) -> None:
     """Overwrite ``grad_NV`` with slope · ∂log p(token)/∂(logits / temperature)."""
-    if len(logits_NV):
-        _token_gradient[(len(logits_NV),)](
-            logits_NV, token_N, *normaliser, slope_N, grad_NV,
-            logits_NV.stride(0), grad_NV.stride(0), inverse_temperature, **_tile(logits_NV),
-        )  # fmt: skip
+    _launch(
+        _token_gradient, len(logits_NV), logits_NV, token_N, *normaliser, slope_N, grad_NV,
+        logits_NV.stride(0), grad_NV.stride(0), inverse_temperature, **_tile(logits_NV),
+    )  # fmt: skip
 
 
 def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """x · factor, rounded to another dtype, in one read and one write; ``x`` is contiguous, ``factor`` is [] ."""
     y = torch.empty_like(x, dtype=dtype)
     size = 4096
-    if x.numel():
-        _scaled[(triton.cdiv(x.numel(), size),)](x, factor, y, x.numel(), SIZE=size, num_warps=8)
+    _launch(_scaled, triton.cdiv(x.numel(), size), x, factor, y, x.numel(), SIZE=size, num_warps=8)
     return y
+
+
+def _launch(kernel, num_programs: int, tensor: Tensor, *arguments, **constants) -> None:
+    """Run a kernel on the device of its first tensor, which need not be the current one."""
+    if num_programs:
+        with torch.cuda.device_of(tensor):
+            kernel[(num_programs,)](tensor, *arguments, **constants)
 
 
 def _tile(logits_NV: Tensor) -> dict[str, int]:
