@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
-	@echo "make demo-diffusion  the same for images: three task teachers become one student, a two-step student learns a new word"
+	@echo "make demo-diffusion  the same for images: three task teachers become one student, a two-step student learns a new concept"
 	@echo "make test   set up, then run all tests, WORKERS=2 processes at a time; make test-fast leaves out the slow ones"
 	@echo "make check  formatting, lint and types"
 	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"

@@ -6,7 +6,8 @@ Backward only hands the gradients out: no head product is computed twice. What a
     dloss/dlogit_i = slope_i − p_i Σ_j slope_j,   p = softmax(hidden · headᵀ / temperature)
 
 Weight and 1/temperature multiply the [N, D] sides of the gradient products, not the [N, V] one. On a CPU the
-element-wise part runs over a few rows at a time, so that its temporaries stay in the cache.
+element-wise part runs over a few rows at a time, so that its temporaries stay in the cache. On CUDA the walk is
+that of ``opd.losses.gpu``.
 
 Suffixes: T positions, N positions of a chunk, B rows of a block, V vocabulary, D hidden units.
 """
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opd.errors import OpdError
+from opd.losses import gpu
+from opd.losses.gpu import LogitsDtype
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 80 * 2**20, 2**29
 """[N, V] float32 of one chunk when the caller does not choose; on a CPU twice as much gains 2 %."""
@@ -34,6 +37,8 @@ RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Callable[[], Tensor]]]
 """(rows within the chunk, log_p_BV, p_BV) -> (loss_B, a function that makes slope_BV when it is wanted)."""
 Target = Callable[[slice], RowLoss]
 """A chunk of the kept positions -> what compares its rows; called once a chunk."""
+Fused = Callable[[slice, Tensor, Tensor, Tensor | None], Tensor]
+"""(chunk, logits_NV before the temperature, scale_N, grad_NV or None) -> loss_N; writes the gradient times scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,9 @@ class Plan:
         vocab: rows of the head that count.
         temperature: divides the logits.
         chunk: positions whose logits exist at one time.
+        on_gpu: the walk is that of ``opd.losses.gpu``.
+        group: on a GPU, positions whose gradients one product takes; a multiple of ``chunk``.
+        logits: on a GPU, the dtype of the logits; None for the head's.
     """
 
     kept_N: Tensor
@@ -53,14 +61,30 @@ class Plan:
     vocab: int
     temperature: float
     chunk: int
+    on_gpu: bool = False
+    group: int = 1
+    logits: torch.dtype | None = None
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the kept positions."""
-        return _slices(len(self.kept_N), self.chunk)
+        return gpu.slices(len(self.kept_N), self.chunk)
 
 
-def make_plan(weight_T: Tensor, vocab: int, temperature: float, chunk_tokens: int | None) -> Plan:
+def make_plan(
+    weight_T: Tensor,
+    vocab: int,
+    temperature: float,
+    chunk_tokens: int | None,
+    *,
+    hidden_TD: Tensor,
+    logits: LogitsDtype = "float32",
+) -> Plan:
     """A plan for the positions whose weight is not 0, in chunks of about the same size."""
+    if gpu.runs_on_gpu(hidden_TD):
+        kept_N, weight_N = gpu.kept_positions(weight_T.detach(), hidden_TD.device)
+        dtype = torch.float32 if logits == "float32" else hidden_TD.dtype
+        chunk, group = gpu.chunk_and_group(vocab, dtype, hidden_TD.dtype, chunk_tokens)
+        return Plan(kept_N, weight_N, vocab, temperature, chunk, on_gpu=True, group=group, logits=dtype)
     chunk_bytes = CPU_CHUNK_BYTES if weight_T.device.type == "cpu" else GPU_CHUNK_BYTES
     kept_N = weight_T.detach().nonzero()[:, 0]
     most = chunk_tokens or max(chunk_bytes // (4 * vocab), 1)
@@ -69,16 +93,30 @@ def make_plan(weight_T: Tensor, vocab: int, temperature: float, chunk_tokens: in
 
 
 class HeadProduct:
-    """logits = hidden · headᵀ / temperature, chunk after chunk into one buffer [N, V] of the head's dtype."""
+    """logits = hidden · headᵀ / temperature, chunk after chunk into one buffer [N, V] of the plan's dtype.
 
-    def __init__(self, head_VD: Tensor, plan: Plan) -> None:
+    Args:
+        head_VD: output head.
+        plan: positions, temperature and dtype.
+        scaled: divide by the temperature; False for a ``Fused`` comparison, which divides by it itself.
+    """
+
+    def __init__(self, head_VD: Tensor, plan: Plan, *, scaled: bool = True) -> None:
         self.head_VD = head_VD.detach()[: plan.vocab]
-        self.temperature = plan.temperature
-        self.buffer_NV = head_VD.new_empty(min(plan.chunk, len(plan.kept_N)), plan.vocab)
+        self.temperature = plan.temperature if scaled else 1.0
+        self.on_gpu = plan.on_gpu
+        num_rows = min(plan.chunk, len(plan.kept_N))
+        if self.on_gpu:
+            self.buffer_NV = gpu.aligned_rows(num_rows, plan.vocab, head_VD.device, plan.logits or head_VD.dtype)
+        else:
+            self.buffer_NV = head_VD.new_empty(num_rows, plan.vocab)
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """The chunk's logits, valid until the next call."""
         logits_NV = self.buffer_NV[: len(hidden_ND)]
+        if self.on_gpu:
+            gpu.product(hidden_ND, self.head_VD.T, out=logits_NV)
+            return logits_NV if self.temperature == 1 else logits_NV.mul_(1 / self.temperature)
         for part in _head_slices(self.head_VD):
             out = logits_NV[:, part]
             torch.addmm(out, hidden_ND, self.head_VD[part].T, beta=0, alpha=1 / self.temperature, out=out)
@@ -92,7 +130,12 @@ def log_softmax(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunked_loss(
-    hidden_TD: Tensor, head_VD: Tensor, plan: Plan, target: Target, per_token_T: Tensor | None = None
+    hidden_TD: Tensor,
+    head_VD: Tensor,
+    plan: Plan,
+    target: Target,
+    per_token_T: Tensor | None = None,
+    fused: Fused | None = None,
 ) -> Tensor:
     """Weighted sum of a loss over positions, Σ_t w_t loss_t, with gradients for hidden states and head.
 
@@ -102,6 +145,7 @@ def chunked_loss(
         plan: positions, weights and chunk size.
         target: makes the losses and slopes.
         per_token_T: float32 [T], filled with each position's loss, NaN where the weight is 0.
+        fused: on a GPU, makes the losses and gradients of a chunk in place of ``target``.
 
     Returns:
         float32 [], nats.
@@ -112,8 +156,10 @@ def chunked_loss(
     if per_token_T is not None:
         per_token_T.fill_(torch.nan)
     if not (torch.is_grad_enabled() and (hidden_TD.requires_grad or head_VD.requires_grad)):
-        return _walk(hidden_TD.detach(), head_VD.detach(), plan, target, None, per_token_T)
-    loss: Tensor = _ChunkedLoss.apply(hidden_TD, head_VD, plan, target, per_token_T)  # type: ignore[no-untyped-call]
+        return _walk(hidden_TD.detach(), head_VD.detach(), plan, target, None, per_token_T, fused)
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, head_VD, plan, target, per_token_T, fused
+    )
     return loss
 
 
@@ -128,11 +174,14 @@ class _ChunkedLoss(torch.autograd.Function):
         plan: Plan,
         target: Target,
         per_token_T: Tensor | None,
+        fused: Fused | None,
     ) -> Tensor:
-        gradients = _Gradients(hidden_TD, head_VD, plan, ctx.needs_input_grad)
-        total = _walk(hidden_TD, head_VD, plan, target, gradients, per_token_T)
+        kind = gpu.GroupedGradients if plan.on_gpu else _Gradients
+        gradients = kind(hidden_TD, head_VD, plan, ctx.needs_input_grad)
+        total = _walk(hidden_TD, head_VD, plan, target, gradients, per_token_T, fused)
         ctx.gradients = gradients.take(hidden_TD, head_VD)
         ctx.dtypes = hidden_TD.dtype, head_VD.dtype
+        ctx.on_gpu = plan.on_gpu
         return total
 
     @staticmethod
@@ -142,10 +191,13 @@ class _ChunkedLoss(torch.autograd.Function):
             raise OpdError("the gradients of this loss were handed out by an earlier backward; compute the loss again")
         # A reference kept here would make autograd copy the head's gradient instead of taking it over.
         gradients, ctx.gradients = ctx.gradients, None
+        if ctx.on_gpu:
+            pairs = zip(gradients, ctx.dtypes, strict=True)
+            return *(g if g is None else gpu.scaled(g, grad, dtype) for g, dtype in pairs), None, None, None, None
         if bool(grad != 1):
             gradients = [g if g is None else g.mul_(grad) for g in gradients]
         cast = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        return *cast, None, None, None
+        return *cast, None, None, None, None
 
 
 def _walk(
@@ -153,10 +205,15 @@ def _walk(
     head_VD: Tensor,
     plan: Plan,
     target: Target,
-    gradients: _Gradients | None,
+    gradients: _Gradients | gpu.GroupedGradients | None,
     per_token_T: Tensor | None,
+    fused: Fused | None,
 ) -> Tensor:
     """The sum over all chunks; gradients are collected on the way."""
+    if plan.on_gpu:
+        assert not isinstance(gradients, _Gradients)
+        return _walk_on_gpu(hidden_TD, head_VD, plan, target, gradients, per_token_T, fused)
+    assert not isinstance(gradients, gpu.GroupedGradients)
     product = HeadProduct(head_VD, plan)
     loss_N = torch.empty_like(plan.weight_N)
     for chunk in plan.chunks():
@@ -170,6 +227,34 @@ def _walk(
     return loss_N @ plan.weight_N
 
 
+def _walk_on_gpu(
+    hidden_TD: Tensor,
+    head_VD: Tensor,
+    plan: Plan,
+    target: Target,
+    gradients: gpu.GroupedGradients | None,
+    per_token_T: Tensor | None,
+    fused: Fused | None,
+) -> Tensor:
+    """The same sum without a synchronisation; a position of weight 0 counts for nothing, by selection."""
+    product = HeadProduct(head_VD, plan, scaled=fused is None)
+    loss_N = torch.empty_like(plan.weight_N)
+    scale_N = plan.weight_N / plan.temperature
+    for chunk in plan.chunks():
+        logits_NV = product(gpu.kept_rows(hidden_TD, plan, chunk))
+        grad_NV = None if gradients is None else gradients.room(chunk)
+        if fused is None:
+            gpu.compare(logits_NV, target(chunk), loss_N[chunk], scale_N[chunk], grad_NV)
+        else:
+            loss_N[chunk] = fused(chunk, logits_NV, scale_N[chunk], grad_NV)
+        if gradients is not None:
+            gradients.add(chunk)
+    counts_N = plan.weight_N != 0
+    if per_token_T is not None:
+        per_token_T[plan.kept_N] = torch.where(counts_N, loss_N, torch.nan)
+    return torch.where(counts_N, loss_N, 0.0) @ plan.weight_N
+
+
 def _compare(logits_NV: Tensor, compare: RowLoss, loss_N: Tensor, *, wants_slope: bool) -> None:
     """Fill in the losses of a chunk; overwrite ``logits_NV`` with their gradient if that is wanted.
 
@@ -178,7 +263,7 @@ def _compare(logits_NV: Tensor, compare: RowLoss, loss_N: Tensor, *, wants_slope
     """
     num_rows, vocab = logits_NV.shape
     block_bytes = CPU_BLOCK_BYTES if logits_NV.device.type == "cpu" else GPU_BLOCK_BYTES
-    for rows in _slices(num_rows, max(block_bytes // (4 * vocab), 1)):
+    for rows in gpu.slices(num_rows, max(block_bytes // (4 * vocab), 1)):
         log_p_BV, p_BV = log_softmax(logits_NV[rows])
         loss_N[rows], make_slope = compare(rows, log_p_BV, p_BV)
         if wants_slope:
@@ -228,10 +313,6 @@ class _Gradients:
         return [hidden, head]
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
 def _head_slices(head_VD: Tensor) -> Iterator[slice]:
     size = CPU_SLICE_BYTES if head_VD.device.type == "cpu" else GPU_SLICE_BYTES
-    return _slices(len(head_VD), max(size // (head_VD.element_size() * head_VD.shape[1]), 1))
+    return gpu.slices(len(head_VD), max(size // (head_VD.element_size() * head_VD.shape[1]), 1))

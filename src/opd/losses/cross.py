@@ -124,7 +124,8 @@ def cross_divergence(
     rest_G = _rest(later_hidden_RD, student.head, later_token_R, later_group_R, num_groups, temperature)
     slope_G = torch.zeros_like(rest_G)
     vocab = max(len(student.head), len(teacher.head))
-    plan = dataclasses.replace(make_plan(weight_G, vocab, temperature, chunk_groups), vocab=len(student.head))
+    plan = make_plan(weight_G, vocab, temperature, chunk_groups, hidden_TD=student.hidden)
+    plan = dataclasses.replace(plan, vocab=len(student.head))
     teacher_product = HeadProduct(teacher.head, dataclasses.replace(plan, vocab=len(teacher.head)))
     compare = _Comparison(matched, len(student.head), len(teacher.head), beta)
 

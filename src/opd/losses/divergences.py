@@ -17,6 +17,7 @@ Suffixes: N rows of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,6 +83,7 @@ _OFFSETS = {"forward_kl": 1.0, "reverse_kl": -1.0, "jsd": 0.0}
 """The multiple of (p − q) in our densities, which clipping has to take out: a clipped sum of it is not zero."""
 
 
+@functools.cache
 def clipped(name: str, limit: float) -> Divergence:
     """The divergence whose terms are cut: Σ min(term, limit), where a term is as the source writes it.
 

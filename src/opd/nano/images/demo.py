@@ -1,4 +1,4 @@
-"""``make demo-diffusion``: three task teachers become one student, and a two-step student learns a new word."""
+"""``make demo-diffusion``: three task teachers become one student, and a two-step student learns a new concept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STORIES = {
         "teacher of that domain predicts the next state.",
     ),
     "d-opsd": (
-        "a new word for a two-step student",
+        "a new concept for a two-step student",
         "This student samples in two steps, and has never seen 'zorp' without an image of it. Its teacher is the same "
         "model, conditioned on one of twelve images; the student sees the word alone.",
     ),
@@ -54,7 +54,7 @@ def main(
         overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
         result = opd.train(name, overrides, displays=[LiveDisplay(console)])
         show_result(console, result)
-        console.print(f"images {folder}/{SAMPLES}/overview.png\n")
+        console.print(f"images   {folder}/{SAMPLES}/overview.png\n")
         for label, strip in strips(Samples(folder / SAMPLES)):
             console.print(f"[bold]{label}[/]")
             console.print(in_blocks(strip, console.width))
