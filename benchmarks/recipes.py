@@ -20,9 +20,9 @@ from typing import Any
 
 import opd
 from opd.config.read import read
-from opd.engines.hf import Sampling
 from opd.parts import Objects, gather, sampler_of
 from opd.teachers.hints import ModelAuthor
+from opd.types import Sampling
 
 CRITIC = {"teacher.view.hint.author": {"model": "nano/critic"}}
 UPDATES = {"hint": 100, "opd": 200, "opsd": 100}
