@@ -88,7 +88,7 @@ def test_plain_text_keeps_its_own_special_tokens_and_hints_are_plain_tokens() ->
     assert hinted == ids + chat.insert_text_ids(" there was")
 
 
-def test_messages_without_a_template_are_refused_with_the_mend() -> None:
+def test_messages_without_a_template_are_refused_with_the_remedy() -> None:
     with pytest.raises(ModelError, match="has no chat template.*plain 'prompt' strings"):
         Chat(make_tokenizer(template=False)).prompt_ids(Prompt(id="x", messages=({"role": "user", "content": "a"},)))
 

@@ -1,4 +1,4 @@
-"""The checker for users' own prompts, and the one for prompts of several sources."""
+"""Tasks for prompts without an environment: a checker of final answers, and one task per source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def final_answer(text: str) -> str:
-    """What a solution says in the end: after the last ``####``, in the last ``\\boxed{}``, or its last number.
+    """The final answer of a solution: after the last ``####``, in the last ``\\boxed{}``, or its last number.
 
     A text without any of these is its own answer. Numbers lose thousands separators and trailing zeros.
     """
@@ -29,10 +29,10 @@ def final_answer(text: str) -> str:
 
 
 class AnswerTask:
-    """One turn; reward 1.0 if its final answer equals the reference's, None where there is no reference."""
+    """One turn; reward 1.0 if its final answer equals the reference answer's, else 0.0; None without a reference."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """It has no prompts of its own."""
+        """Refuse: this task has no prompts."""
         raise DataError(f"the answer checker has no prompts, so no split '{split}'; give prompts.path")
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
@@ -47,17 +47,17 @@ class EachItsOwn:
     """Prompts of several sources, each with its own environment and checker.
 
     Args:
-        tasks: by prompt id; a prompt without one is not checked.
+        tasks: the task of each prompt id; a prompt without a task is not checked.
     """
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """It has no prompts of its own."""
+        """Refuse: this task has no prompts."""
         raise DataError(f"a mix has no prompts of its own, so no split '{split}'; ask its tasks")
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        """What the prompt's own task makes of the turn."""
+        """The reaction of the prompt's own task."""
         task = self.tasks.get(prompt.id)
         return task.step(prompt, transcript) if task else Observation()

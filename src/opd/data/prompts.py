@@ -23,12 +23,12 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
     """Prompts, and the task that checks their answers.
 
     Args:
-        config: where they come from.
-        key: the run file's key, for messages.
-        has_template: whether the student's tokenizer has a chat template, which decides about plain strings.
+        config: the source.
+        key: the run file's key, for error messages.
+        has_template: whether the student's tokenizer has a chat template; then a plain string becomes a user message.
 
     Returns:
-        The prompts in their own order. The task is None where no prompt has an answer.
+        The prompts in the source's order, and the task; None if no prompt has an answer.
 
     Raises:
         DataError: the file or dataset is missing, empty, or a row is broken.
@@ -48,7 +48,7 @@ def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple
 
 
 def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
-    """One prompt of each source in turn; ids get the source's number where they would not be unique."""
+    """One prompt of each source in turn; ids get the source's number if they are not unique."""
     loaded = [load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template) for n, c in enumerate(sources)]
     named = with_own_ids([prompts for prompts, _ in loaded])
     tasks = {p.id: task for prompts, (_, task) in zip(named, loaded, strict=True) for p in prompts if task}
@@ -56,19 +56,19 @@ def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) ->
 
 
 def with_own_ids(sources: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
-    """Prompts of several sources, with the source's number before each id where ids would not be unique."""
+    """Prompts of several sources, with the source's number before each id if ids are not unique."""
     ids = [p.id for prompts in sources for p in prompts]
     unique = len(set(ids)) == len(ids)
     return [[p if unique else replace(p, id=f"{n}/{p.id}") for p in prompts] for n, prompts in enumerate(sources)]
 
 
 def in_turn(sources: Sequence[Sequence[Prompt]]) -> list[Prompt]:
-    """One prompt of each source in turn, as long as each has some."""
+    """One prompt of each source in turn, until all are used; a source that ends early is skipped."""
     return [p for turn in zip_longest(*sources) for p in turn if p is not None]
 
 
 def given_prompts(given: Sequence[Any], *, chat: bool) -> tuple[list[Prompt], Task | None]:
-    """Prompts as Python gives them: all of them ``Prompt`` objects, or strings and rows as in ``load_prompts``."""
+    """Prompts given from Python: ``Prompt`` objects only, or strings and rows as in ``load_prompts``."""
     if all(isinstance(p, Prompt) for p in given):
         return list(given), None
     return from_rows([{"prompt": p} if isinstance(p, str) else p for p in given], key="prompts", chat=chat)
@@ -92,7 +92,7 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
     """Rows of a JSONL file.
 
     Raises:
-        DataError: no such file, or a line that is no JSON object; the sentence names the line.
+        DataError: the file is missing, or a line is no JSON object; the sentence names the line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -105,7 +105,9 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{key}: line {number} of '{path}' is not JSON ({error.msg}); mend or delete it") from None
+            raise DataError(
+                f"{key}: line {number} of '{path}' is not JSON ({error.msg}). Fix: correct or delete it"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(f"{key}: line {number} of '{path}' is not an object with keys such as 'prompt'")
         rows.append(row)
@@ -165,5 +167,5 @@ def _messages(messages: Any, where: str) -> tuple[Message, ...]:
     ):
         raise DataError(f"{where}: 'messages' has to be a list of {{'role': …, 'content': …}} with strings")
     if messages[-1]["role"] == "assistant":
-        raise DataError(f"{where}: 'messages' ends with an assistant turn; the student is to write that one")
+        raise DataError(f"{where}: 'messages' ends with an assistant turn; the student writes that turn")
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)

@@ -14,13 +14,13 @@ TASKS: dict[str, str] = {
     "strings": "opd.nano.tasks.strings:StringsTask",
     "search": "opd.nano.tasks.search:SearchTask",
 }
-"""Tasks of the bundled models by short name; they are imported when a run asks for them."""
+"""Import paths of the bundled models' tasks by short name; a task is imported when a run names it."""
 
 
 def get_task(name: str) -> Task:
-    """The task called ``name``: a built-in one, or ``package.module:attribute`` for the user's own.
+    """The task of a short name, or the user's own task at ``package.module:attribute``.
 
-    The attribute is a ``Task``, or something that returns one when called without arguments.
+    The attribute is a ``Task``, or a callable without arguments that returns one.
 
     Raises:
         ConfigError: No such task, module or attribute, or the attribute is no task.

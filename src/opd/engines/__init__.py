@@ -1,1 +1,1 @@
-"""Whatever generates tokens."""
+"""Engines: generation of tokens from token ids."""

@@ -15,7 +15,7 @@ from opd.models.language import LanguageModel, pad
 from opd.types import Generation, Sampling
 
 COMPACT_BELOW = 0.8
-"""Drop finished rows once fewer than this share of the rows still decodes: copying the cache costs about one step."""
+"""Finished rows are dropped once fewer than this share of the rows decodes; copying the cache costs about one step."""
 
 
 def log_probs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -49,18 +49,23 @@ def draw(log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
 
 
+<<<<<<< HEAD
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not followed
     """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
+=======
+class _GrowingLayer(DynamicLayer):
+    """One layer's keys and values in a buffer with spare room, so a step copies one position, not the whole cache."""
+>>>>>>> chat
 
     room: tuple[Tensor, Tensor] | None = None
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Take other contents, for other rows or with other padding."""
+        """Replace the contents, for other rows or other padding."""
         self.keys, self.values = keys, values
         self.room = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append positions; returns all of them, [rows, heads, positions, head size]."""
+        """Append positions and return all of them, [rows, heads, positions, head size]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.replace(key_states, value_states)
@@ -77,7 +82,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not 
 
 @dataclass
 class _Rows:
-    """The rows being decoded. B rows, L cached positions (left-padded), N new tokens at most."""
+    """The rows that decode now. B rows, L cached positions (left-padded), at most N new tokens."""
 
     index: list[int]
     cache: Cache
@@ -89,7 +94,7 @@ class _Rows:
     logits_BV: Tensor
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but these, and the padding that all of these share."""
+        """Keep only these rows, without the padding that all of them share."""
         self.index = [self.index[i] for i in rows.tolist()]
         for layer in self.cache.layers:
             layer.replace(layer.keys[rows], layer.values[rows])
@@ -150,7 +155,7 @@ class HFEngine:
         model.eval()
         generator = torch.Generator(device).manual_seed(seed)
         stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
-        # Longest first: rows that wait are then the shortest, and fit into the cache without padding the others.
+        # Longest first: waiting rows are then the shortest, and joining them does not pad the others.
         waiting = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
         done: dict[int, Generation] = {}
         rows: _Rows | None = None
@@ -177,7 +182,7 @@ class HFEngine:
         return [done[i] for i in range(len(contexts))]
 
     def _prefill(self, index: list[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> _Rows:
-        """Read contexts of B rows in one forward pass."""
+        """Run the contexts of B rows in one forward pass."""
         device = self.language_model.device
         ids, mask = pad([contexts[i] for i in index], left=True, device=device)
         cache = Cache(layer_class_to_replicate=_GrowingLayer)
@@ -230,9 +235,9 @@ def _advance(rows: _Rows, sampling: Sampling, generator: torch.Generator, stops:
 
 
 def _collect(rows: _Rows, finished: list[bool], stop_ids: frozenset[int], done: dict[int, Generation]) -> list[int]:
-    """Take over rows that have just finished; returns the indices of those that go on."""
+    """Move finished rows into ``done``; returns the indices of the rows that go on."""
     for row, index in enumerate(rows.index):
-        if not finished[row] or index in done:  # done earlier, still in the batch until it is compacted
+        if not finished[row] or index in done:  # finished earlier; it stays in the batch until the next compaction
             continue
         count = int(rows.count_B[row])
         ids = tuple(rows.token_BN[row, :count].tolist())

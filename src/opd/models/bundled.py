@@ -1,4 +1,4 @@
-"""The small trained models that ship with the package. Nothing here imports torch."""
+"""Paths of the small trained models that ship with the package. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from opd.errors import ModelError
 
 BUNDLED = Path(__file__).parents[1] / "nano" / "models"
-"""``nano/NAME`` in a run file means one of them."""
+"""Folder of the models that a run file names ``nano/NAME``."""
 
 
 def resolve(name: str) -> str:
-    """The folder behind ``nano/NAME``; any other path or id as it is."""
+    """The folder of ``nano/NAME``; any other path or id is returned unchanged."""
     if not Path(name).exists() and name.startswith("nano/"):
         folder = BUNDLED / name.removeprefix("nano/")
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Copies of a student: frozen as it is now, or a running average of its weights."""
+"""Copies of a student: a frozen copy, and a running average of its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opd.models.weights import load_into, trained
 
 
 def frozen_copy(language_model: LanguageModel) -> LanguageModel:
-    """The student as it is now, never to change; shared by the frozen teacher and the anchor's reference."""
+    """A copy of the model that no longer changes; the frozen teacher and the anchor share one."""
     model = freeze(copy.deepcopy(language_model.model))
     return LanguageModel(model, language_model.tokenizer, language_model.source, language_model.autocast)
 

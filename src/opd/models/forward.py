@@ -1,4 +1,4 @@
-"""Forward passes over stored tokens: one function reads for the student (with gradients) and for every teacher.
+"""Forward passes over stored tokens, for the student (with gradients) and for every teacher.
 
 Suffixes: T packed student-chosen tokens, B rows, L padded length, D hidden units.
 """
@@ -18,13 +18,13 @@ from opd.types import Rollout, Segment, Signal, TokenStates
 
 
 class Reading(NamedTuple):
-    """One sequence to read and the completion positions to take hidden states for."""
+    """One sequence of a forward pass, and the completion positions to take hidden states for."""
 
     rollout: int
     """Index of the rollout in its batch."""
     ids: tuple[int, ...]
     offset: int
-    """Where completion position 0 stands in ``ids``; negative if the context is shorter than what it replaces."""
+    """Index of completion position 0 in ``ids``; negative if the context is shorter than the history it replaces."""
     wanted: list[int]
     """Completion positions, all chosen by the student."""
 
@@ -37,7 +37,7 @@ def own_reading(rollouts: Sequence[Rollout], index: int, wanted: list[int]) -> R
 
 
 def readings_of(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> list[Reading]:
-    """What to read for some segments: a sequence each, but one per rollout for all that stand in its own history."""
+    """The sequences of some segments: one each, but one per rollout for all segments in the rollout's own history."""
     readings: list[Reading] = []
     own: dict[int, list[int]] = {}
     for segment in segments:
@@ -55,13 +55,13 @@ def readings_of(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> lis
 
 
 def student_readings(rollouts: Sequence[Rollout]) -> list[Reading]:
-    """Every student-chosen token of every rollout that has one."""
+    """Every student-chosen token, in one sequence per rollout; a rollout without such a token has none."""
     chosen = [[p for p, mine in enumerate(r.completion_mask) if mine] for r in rollouts]
     return [own_reading(rollouts, index, wanted) for index, wanted in enumerate(chosen) if wanted]
 
 
 def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Reading]]:
-    """Readings of similar length together, each batch at most ``max_tokens`` with its padding."""
+    """Batches of sequences of similar length, each of at most ``max_tokens`` tokens with its padding."""
     batch: list[Reading] = []
     for reading in sorted(readings, key=lambda r: len(r.ids)):
         if batch and (len(batch) + 1) * len(reading.ids) > max_tokens:
@@ -75,17 +75,17 @@ def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Readi
 def read(
     language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()
 ) -> tuple[Signal, TokenStates]:
-    """One forward pass over some readings.
+    """One forward pass over a batch of sequences.
 
-    The state at a token's left neighbour predicts it. Its id is taken from the very tensor that the
-    model read, through the same indices, so that ``align`` compares what was scored and not what was meant.
+    The state at a token's left neighbour predicts it. The token's id is taken from the model's input tensor through the
+    same indices, so ``align`` compares the tokens that were scored.
 
     Args:
-        layers: blocks whose states are wanted besides the last hidden ones.
+        layers: blocks whose states to return besides the last hidden states.
 
     Returns:
-        Which tokens were scored, and the states that predict them, both ordered by rollout and position. Gradients
-        flow unless the caller turned them off.
+        The scored tokens and the states that predict them, both ordered by rollout and position. Gradients flow
+        unless the caller turned them off.
     """
     device = language_model.device
     ids_BL, mask_BL = pad([reading.ids for reading in batch], left=False, device=device)
@@ -107,7 +107,7 @@ def states_of(
     max_tokens: int,
     layers: Sequence[int] = (),
 ) -> tuple[Signal, TokenStates]:
-    """A model's states for every student-chosen token of some segments, ordered by rollout and position, detached."""
+    """A model's states for every student-chosen token of some segments, detached, ordered by rollout and position."""
     return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
 
 
@@ -115,7 +115,7 @@ def states_of(
 def collect(
     language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
 ) -> tuple[Signal, TokenStates]:
-    """Read batch by batch, without dropout: which tokens were scored and their states, in order, detached."""
+    """Forward passes batch by batch, without dropout: the scored tokens and their states, detached and in order."""
     model = language_model.model
     was_training = model.training
     model.eval()
@@ -136,32 +136,36 @@ def collect(
 def read_own(
     language_model: LanguageModel, rollouts: Sequence[Rollout], *, size: int | None = None, layers: Sequence[int] = ()
 ) -> Iterator[tuple[Signal, TokenStates]]:
-    """The student reads its own rollouts with gradients, so many at a time, or all at once."""
+    """Forward passes of the student over its own rollouts, with gradients.
+
+    Args:
+        size: number of rollouts per forward pass; None for all at once.
+    """
     readings = student_readings(rollouts)
     for start in range(0, len(readings), size or len(readings)):
         yield read(language_model, readings[start : start + (size or len(readings))], layers)
 
 
 def sort_key(signal: Signal) -> Tensor:
-    """One integer per position that orders by rollout, then by place, [T]."""
+    """One integer per position that orders by rollout, then by position, int64 [T]."""
     return signal.rollout_T * 2**32 + signal.position_T
 
 
 def align(rollouts: Sequence[Rollout], student: Signal, teacher: Signal) -> Tensor:
-    """Prove that teacher and student speak about the same tokens, and find the teacher's rows among the student's.
+    """Prove that teacher and student scored the same tokens, and find the teacher's rows among the student's.
 
-    A teacher that reads one position off shows here, where a check of shapes would pass.
+    It catches a teacher that is one position off, which a check of shapes does not.
 
     Args:
-        rollouts: for the message.
+        rollouts: the batch, for the error message.
         student: the tokens of the student's packed hidden states, ordered.
         teacher: the tokens of a teacher's signal.
 
     Returns:
-        int64 [T]: for each of the teacher's positions its row in the student's.
+        int64 [T]: the student's row of each of the teacher's positions.
 
     Raises:
-        AlignmentError: a position the student does not have, or another token there.
+        AlignmentError: the student has no such position, or another token there.
     """
     ours, theirs = sort_key(student), sort_key(teacher)
     row = torch.searchsorted(ours, theirs).clamp_max(len(ours) - 1)

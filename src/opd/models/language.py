@@ -1,4 +1,4 @@
-"""Loading Hugging Face causal language models, and the two things opd needs of one: hidden states and a head."""
+"""Hugging Face causal language models: loading, checks, hidden states and output head."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LanguageModel:
     Attributes:
         model: any ``AutoModelForCausalLM``.
         tokenizer: its tokenizer.
-        source: the path or id it came from, for messages and the model card.
-        autocast: dtype of matrix products in forward passes, where it is not the weights' own.
+        source: its path or id, for error messages and the model card.
+        autocast: dtype of matrix products in forward passes; None for the weights' own.
     """
 
     model: Any
@@ -44,12 +44,12 @@ class LanguageModel:
 
     @property
     def head_VD(self) -> Tensor:
-        """[V, D] the output head's weight; the parameter itself, so gradients reach it."""
+        """[V, D] weight of the output head; the parameter itself, so gradients reach it."""
         head: Tensor = self.model.get_output_embeddings().weight
         return head
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context every forward pass runs in."""
+        """The autocast context of every forward pass."""
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ class LanguageModel:
         return self.layers(input_ids, attention_mask, ())[0]
 
     def layers(self, input_ids: Tensor, attention_mask: Tensor, chosen: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Last hidden states, and those after chosen blocks, each [B, L, D].
+        """Last hidden states, and the states after chosen blocks, each [B, L, D].
 
         Args:
-            chosen: blocks, from 1; as in transformers the last one's state is that after the final norm.
+            chosen: blocks, from 1. As in transformers, the state of the last block is that after the final norm.
         """
         with self.precision():
             out = _transformer(self.model)(
@@ -73,20 +73,20 @@ class LanguageModel:
         return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]
 
     def save(self, folder: Path) -> None:
-        """Leave an ordinary model folder, with the tokenizer."""
+        """Write a model folder (an adapter folder for a ``PeftModel``), with the tokenizer."""
         self.model.eval()
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
     def num_layers(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         number: int = self.model.config.get_text_config().num_hidden_layers
         return number
 
     @property
     def max_length(self) -> int | None:
-        """Positions the model can hold, where its config says so."""
+        """Largest number of positions; None if the config does not give it."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -111,14 +111,14 @@ def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") ->
     """Load a model and its tokenizer from a folder, a bundled name or a hub id.
 
     Args:
-        name: what the run file says.
+        name: the run file's value.
         key: the run file's key, for the error message.
 
     Raises:
         ModelError: it cannot be loaded; the sentence names the key and the value.
     """
     path = resolve(name)
-    disable_progress_bar()  # the run's own progress is what the user watches
+    disable_progress_bar()  # a run shows its own progress
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=_DTYPES[dtype])
@@ -173,7 +173,7 @@ def check_trainable(language_model: LanguageModel, *, key: str) -> None:
 def unloadable(
     key: str, name: str, error: Exception, needs: str = "config.json, weights and a tokenizer"
 ) -> ModelError:
-    """The sentence for a model that is not there or broken."""
+    """The error for a model that is missing or broken."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
         f"{key}: cannot load '{name}' ({first}); give a folder with {needs}, or a hub id that is reachable from here"
@@ -184,8 +184,8 @@ def unloadable(
 def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: bool = False) -> None:
     """Prove on a few tokens that the model's logits are its last hidden states times its output head.
 
-    The full-vocabulary signal rests on this. It does not hold for models that cap or scale their
-    logits (``final_logit_softcapping``, ``logits_scaling``) or whose head has a bias.
+    The full-vocabulary signal needs this. It does not hold for models that cap or scale their logits
+    (``final_logit_softcapping``, ``logits_scaling``) or whose head has a bias.
 
     Raises:
         ModelError: it does not hold.
@@ -217,10 +217,10 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
         key: the run file's key that named the teacher.
 
     Returns:
-        How many ids both have in common from 0 on: the vocabulary that losses are computed over.
+        Number of ids, from 0, that both have: the vocabulary that losses are computed over.
 
     Raises:
-        ModelError: some token has another id; the sentence names the first.
+        ModelError: a token has another id; the sentence names the first such token.
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     differing = sorted((i, t) for t, i in ours.items() if theirs.get(t) != i)

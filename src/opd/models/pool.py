@@ -1,4 +1,4 @@
-"""Several models, of which one at a time is in memory."""
+"""Several models of one architecture in the memory of one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from opd.models.bundled import resolve
 from opd.models.language import LanguageModel, load, unloadable
 
 NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
-"""Entries of a model's config that do not say what its weights look like."""
+"""Entries of a model's config that do not affect the shapes of its weights."""
 
 
 class ModelPool:
     """Models by name. Those of one architecture share a skeleton, and only weights move, from safetensors files.
 
-    What is handed out is good until the next model is asked for. A model whose files do not name its parameters as the
-    skeleton does, or that are no safetensors, is kept in memory as a whole.
+    A model is valid until the next one is requested. A model stays in memory as a whole if its files are no
+    safetensors, or name its parameters otherwise than the skeleton.
 
     Args:
         sources: path, bundled name or hub id of each.
-        key: the run file's key, for messages.
+        key: the run file's key, for error messages.
         dtype, device: of the skeletons.
 
     Raises:
@@ -39,7 +39,7 @@ class ModelPool:
         self.files: dict[str, dict[str, Path]] = {}
         self.models: dict[str, LanguageModel] = {}
         self.held: dict[int, str] = {}
-        """Whose weights a skeleton has, by the skeleton's id."""
+        """Name of the model whose weights a skeleton holds, by the skeleton's id."""
         skeletons: dict[str, LanguageModel] = {}
         for name, source in sources.items():
             shape = _shape(source, f"{key}.{name}")
@@ -55,7 +55,7 @@ class ModelPool:
             self.files[name] = files
 
     def __getitem__(self, name: str) -> LanguageModel:
-        """The model of that name, ready to read."""
+        """The model of that name, with its weights moved in."""
         skeleton = self.models[name]
         if self.held[id(skeleton)] != name:
             self._move_in(name, skeleton)
@@ -65,7 +65,7 @@ class ModelPool:
         return iter(self.models)
 
     def head(self, name: str) -> Tensor:
-        """[V, D] the model's output head, from its file where another model may move in before it is used."""
+        """[V, D] the model's output head; read from its file if models share the skeleton."""
         skeleton = self.models[name]
         if sum(model is skeleton for model in self.models.values()) == 1:
             return skeleton.head_VD.detach()
@@ -76,12 +76,12 @@ class ModelPool:
 
     @property
     def in_memory(self) -> int:
-        """Models that memory holds at one time."""
+        """Number of models in memory at one time."""
         return len(self.held)
 
     @property
     def max_length(self) -> int | None:
-        """Positions that all of them can hold."""
+        """Largest number of positions that every model can hold; None if no config gives it."""
         lengths = [m.max_length for m in self.models.values() if m.max_length is not None]
         return min(lengths, default=None)
 
@@ -96,7 +96,7 @@ class ModelPool:
 
 
 def weight_files(source: str) -> dict[str, Path]:
-    """The safetensors file of each tensor of a model; nothing where there are no such files."""
+    """The safetensors file of each tensor of a model; empty if it has no such files."""
     path = resolve(source)
     index = _file(path, SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:
@@ -116,7 +116,7 @@ def _file(path: str, name: str) -> Path | None:
 
 
 def _shape(source: str, key: str) -> str:
-    """What two models have to have in common to share a skeleton."""
+    """A key that is equal for two models that can share a skeleton."""
     try:
         config = AutoConfig.from_pretrained(resolve(source)).to_dict()
     except (OSError, ValueError) as error:

@@ -10,13 +10,13 @@ from opd.types import Prompt, Rollout, RolloutSource
 
 
 class Mixture:
-    """The student writes a batch, or another does: always at first, then by the flip of a coin.
+    """Takes each batch from the student or from another source, chosen at random after the first steps.
 
     Args:
-        student: on-policy rollouts.
-        other: rollouts by the teacher, or the prompts' reference answers.
-        share: chance of the other, in [0, 1).
-        first: steps that are all the other's.
+        student: the source of on-policy rollouts.
+        other: the teacher's rollouts, or the prompts' reference answers.
+        share: probability that a batch comes from ``other``, in [0, 1).
+        first: number of first steps that always take ``other``.
 
     Source: GKD, arXiv 2306.13649, whose λ is 1 − share; off-policy first, Qwen3, arXiv 2505.09388.
     """
@@ -28,7 +28,7 @@ class Mixture:
         self.first = first
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
-        """The whole batch from one of the two; the same seed falls on the same side."""
+        """The whole batch from one source; the same seed chooses the same one."""
         coin = torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
-        others = step < self.first or coin < self.share
-        return (self.other if others else self.student).rollout(prompts, seed, step)
+        off_policy = step < self.first or coin < self.share
+        return (self.other if off_policy else self.student).rollout(prompts, seed, step)

@@ -1,4 +1,4 @@
-"""Rollouts made once and scored once, before the first step; after that no teacher is needed."""
+"""Rollouts that are made and scored once, before the first step; training then needs no teacher."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from opd.types import Prompt, Rollout, RolloutSource, SampledSignal, Segment, Sp
 
 @dataclass(frozen=True, slots=True)
 class _Take:
-    """A rollout, and the teacher's log-probability of each of its tokens; NaN where the teacher says nothing."""
+    """A rollout and the teacher's log-probability of each of its tokens; NaN without a target."""
 
     rollout: Rollout
     teacher_logprobs: tuple[float, ...]
 
 
 class Recording:
-    """Plays rollouts back for their prompts, and what the teacher said about them: a roller and a teacher in one.
+    """Plays back recorded rollouts and their teacher scores: a rollout source, a view and a teacher in one.
 
-    The student moves away from the distribution that wrote the rollouts, so this is on-policy at the start alone. It
-    leads where online training would only if the same teacher wrote what the student was first trained on.
+    The student moves away from the distribution that the rollouts were drawn from, so they are on-policy only at the
+    start. The result approaches that of online training only if the student was first trained on the same teacher's
+    answers.
 
     Args:
         takes: all rollouts, those of one prompt in order.
@@ -45,7 +46,7 @@ class Recording:
             self.takes.setdefault(take.rollout.prompt.id, []).append(take)
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
-        """The recorded rollouts of these prompts: for the n-th repeat of a prompt its n-th, around and around."""
+        """The recorded rollouts of these prompts: the n-th repeat of a prompt gets its n-th rollout, cyclically."""
         seen: dict[str, int] = {}
         played = []
         for prompt in prompts:
@@ -55,7 +56,7 @@ class Recording:
         return played
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """What the teacher spoke about when the rollouts were recorded; hints and feedback are not asked for again."""
+        """The spans that the teacher scored when the rollouts were recorded; no hint or feedback is made again."""
         return [
             Segment(index, rollout.prompt_ids + rollout.completion_ids[: span.start], span)
             for index, rollout in enumerate(rollouts)
@@ -63,7 +64,7 @@ class Recording:
         ]
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
-        """What the teacher said when the rollouts were recorded, for every position of the segments that it scored."""
+        """The recorded log-probabilities of every scored position of the segments."""
         table = []
         for segment in segments:
             rollout = rollouts[segment.rollout]
@@ -93,7 +94,7 @@ def record(
     batch: int,
     seed: int,
 ) -> list[_Take]:
-    """Roll out every prompt ``samples`` times and let the teacher score all of it, ``batch`` prompts at a time."""
+    """Roll out every prompt ``samples`` times and score the rollouts, ``batch`` prompts at a time."""
     takes = []
     for number, start in enumerate(range(0, len(prompts), batch)):
         asked = [p for p in prompts[start : start + batch] for _ in range(samples)]
@@ -108,7 +109,7 @@ def record(
 
 
 def save(takes: Sequence[_Take], path: Path) -> None:
-    """A line per rollout, the whole file or nothing."""
+    """Write one line per rollout; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text("".join(json.dumps(_row(take)) + "\n" for take in takes))
@@ -116,10 +117,10 @@ def save(takes: Sequence[_Take], path: Path) -> None:
 
 
 def load(path: Path, prompts: Sequence[Prompt]) -> list[_Take]:
-    """What ``save`` wrote, without events and transcripts.
+    """Read the file that ``save`` wrote; events and transcripts are not in it.
 
     Raises:
-        CheckpointError: a line is broken, or about a prompt that the run does not have.
+        CheckpointError: a line is broken, or its prompt is not one of the run's.
     """
     known = {prompt.id: prompt for prompt in prompts}
     takes = []

@@ -1,4 +1,4 @@
-"""Rollouts that nobody sampled: the prompts' own reference answers, for supervised training."""
+"""The prompts' reference answers as rollouts, for supervised training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from opd.types import Message, Observation, Prompt, Rollout, RolloutSource, Span
 
 
 class ReferenceAnswers:
-    """Gives each prompt's worked solution as if it had been sampled, turn by turn where an environment answers.
+    """Gives each prompt's worked solution in the form of a rollout, turn by turn if an environment answers.
+
+    Each turn ends with the template's turn end, or with EOS for a plain text; see ``Chat.end_ids``.
 
     Args:
         chat: renders prompts and encodes answers.
-        task: the environment; None for prompts without one.
-        max_length: the most tokens prompt and solution may have together; None for no limit.
+        task: the environment; None if prompts have none.
+        max_length: largest number of tokens of prompt and solution together; None for no limit.
     """
 
     def __init__(self, chat: Chat, task: Task | None, *, max_length: int | None) -> None:
@@ -25,7 +27,7 @@ class ReferenceAnswers:
         self.max_length = max_length
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
-        """One rollout per prompt; nothing is drawn, so seed and step change nothing."""
+        """One rollout per prompt; seed and step have no effect."""
         return [self._rollout(prompt) for prompt in prompts]
 
     def _rollout(self, prompt: Prompt) -> Rollout:
@@ -58,7 +60,7 @@ class ReferenceAnswers:
             prompt_ids=prompt_ids,
             completion_ids=tuple(ids),
             completion_mask=tuple(p in written for p in range(len(ids))),
-            logprobs=(math.nan,) * len(ids),  # nobody drew them
+            logprobs=(math.nan,) * len(ids),  # not sampled
             turns=tuple(turns),
             finish="stop",
             reward=seen.reward,
@@ -68,11 +70,11 @@ class ReferenceAnswers:
 
 
 class WithAnswers:
-    """The student's rollouts, and behind them the reference answers to the same prompts, each once.
+    """The student's rollouts, followed by the reference answer to each different prompt.
 
     Args:
-        student: on-policy rollouts.
-        answers: what the mixed-in supervised loss is about.
+        student: the source of on-policy rollouts.
+        answers: the reference answers, for the SFT term.
     """
 
     def __init__(self, student: RolloutSource, answers: ReferenceAnswers) -> None:
@@ -80,7 +82,7 @@ class WithAnswers:
         self.answers = answers
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
-        """One rollout per prompt, in order, then one answer per different prompt."""
+        """One rollout per prompt, in order, then one reference answer per different prompt."""
         different = {prompt.id: prompt for prompt in prompts}
         own = self.student.rollout(prompts, seed, step)
         return [*own, *self.answers.rollout(list(different.values()), seed, step)]
