@@ -22,11 +22,7 @@ import opd
 from opd.axes.base import Objects
 from opd.axes.views.hint import HintView
 from opd.config.read import read
-<<<<<<< HEAD
 from opd.language.load import load_run
-=======
-from opd.parts import Objects, gather, sampler_of
->>>>>>> chat
 from opd.teachers.hints import ModelAuthor
 from opd.types import Sampling
 

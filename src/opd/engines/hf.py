@@ -49,13 +49,8 @@ def draw(log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
 
 
-<<<<<<< HEAD
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not followed
-    """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
-=======
-class _GrowingLayer(DynamicLayer):
     """One layer's keys and values in a buffer with spare room, so a step copies one position, not the whole cache."""
->>>>>>> chat
 
     room: tuple[Tensor, Tensor] | None = None
 
