@@ -24,7 +24,6 @@ from opd.axes.views.hint import HintView
 from opd.config.read import read
 from opd.language.load import load_run
 from opd.teachers.hints import ModelAuthor
-from opd.types import Sampling
 
 CRITIC = {"teacher.view.author": {"type": "model", "model": "nano/critic"}}
 UPDATES = {"hint": 100, "opd": 200, "opsd": 100}

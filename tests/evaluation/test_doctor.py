@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opd.api import examine
+from opd.axes.base import Objects
+from opd.config.read import read
+from opd.config.run import RunConfig
 from opd.evaluation import evaluate
+from opd.language.run import LanguageRun
 from opd.models import forward
+from support.models import make_model
 
 SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
 
 
 def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    read = forward.read
+    scoring_pass = forward.read
 
     def recorded(model: Any, batch: Any, layers: Any = ()) -> Any:
         sizes.append(len(batch) * max(len(reading.ids) for reading in batch))
-        return read(model, batch, layers)
+        return scoring_pass(model, batch, layers)
 
     monkeypatch.setattr(evaluate, "read", recorded)
     *_, whole, _, _ = [line for line in examine("opd", SMALL) if not line.startswith("WARNING")]
@@ -51,3 +57,19 @@ def test_rollouts_that_never_end_are_a_warning() -> None:
     lines = list(examine("opd", {**SMALL, "rollout.max_new_tokens": 2}))
     assert any(line.startswith("WARNING   no rollout ended before its limit") for line in lines)
     assert not any("no rollout ended" in line for line in examine("opd", SMALL))
+
+
+def test_rollouts_without_a_target_are_a_warning_and_no_error(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {
+        "student": "s",
+        "prompts": {"path": "p.jsonl"},
+        "teacher": {"weights": "frozen", "view": "hint"},
+        "rollout": {"prompts_per_step": 4, "max_new_tokens": 4},
+        "log": [],
+        "out": str(tmp_path / "out"),
+    }
+    config = read(tree)
+    assert isinstance(config, RunConfig)
+    prompts = [{"prompt": f"{a} {b}"} for a in "abcd" for b in "efgh"]
+    lines = list(LanguageRun.load(config, Objects(student=make_model(0), prompts=prompts)).findings())
+    assert lines[-1].startswith("WARNING   no token of these rollouts has a target: teacher.view=hint, and no hint")
