@@ -22,7 +22,7 @@ from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.loop import Loop, Term
 from opd.models.forward import read_own
-from opd.models.language import LanguageModel, stop_ids
+from opd.models.language import LanguageModel, checkpoint_activations, stop_ids
 from opd.models.pool import ModelPool
 from opd.output.run_log import RunLog
 from opd.parts import Parts, sampler_of, view_of
@@ -49,7 +49,7 @@ def assemble(parts: Parts, log: RunLog) -> Loop:
     torch.manual_seed(config.seed)
     student.model.requires_grad_(True)
     if config.optimizer.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable()
+        checkpoint_activations(student)
     terms, scoring, average = assemble_terms(parts)
     sampler = _training_sampler(parts)
     if config.rollout.offline:
