@@ -235,6 +235,13 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
     return int(max(ours.values())) + 1
 
 
+def checkpoint_activations(language_model: LanguageModel) -> None:
+    """Compute activations again in the backward pass instead of keeping them, by whichever name transformers has."""
+    model = language_model.model
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
 def stop_ids(language_model: LanguageModel) -> frozenset[int]:
     """Every id that ends a turn: of the generation config, the tokenizer's EOS and the chat template's turn end."""
     tokenizer = language_model.tokenizer
