@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -47,7 +48,7 @@ PRODUCT_CHUNK = 2048
 REFERENCE_CHUNK = 256
 TILES = ((16, 1, 3), (16, 1, 4), (16, 1, 1), (16, 2, 3), (8, 1, 4), (8, 2, 3), (32, 1, 2), (32, 1, 3))
 """(warps, 16-byte loads of a thread, tiles on their way) to try; the first is the default."""
-Row = dict[str, float | str]
+Row = dict[str, Any]
 
 
 class Clock:
@@ -285,11 +286,11 @@ def loss_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
                 continue
             finally:
                 inputs.hidden_TD.grad = inputs.head_VD.grad = None
-            row |= {"variant": name, "divergence": divergence, "times_products": row["seconds"] / base}  # type: ignore[operator]
+            row |= {"variant": name, "divergence": divergence, "times_products": row["seconds"] / base}
             rows.append(row)
-            memory = f"{row['extra_bytes'] / 1e6:,.0f}" if "extra_bytes" in row else "–"  # type: ignore[operator]
+            memory = f"{row['extra_bytes'] / 1e6:,.0f}" if "extra_bytes" in row else "–"
             print(
-                f"| {divergence} | {name} | {row['seconds'] * 1000:.1f} | {row['times_products']:.2f} | {memory} | "  # type: ignore[operator]
+                f"| {divergence} | {name} | {row['seconds'] * 1000:.1f} | {row['times_products']:.2f} | {memory} | "
                 f"{row['error_loss']:.1e} | {row['error_hidden']:.1e} | {row['error_head']:.1e} |",
                 flush=True,
             )
@@ -324,7 +325,8 @@ def kernel_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
                 call = functools.partial(
                     kernels.divergence, kind, logits_NV, teacher_NV, scale_N, grad_NV, inverse_temperature=1.0, beta=0.5
                 )
-                with mock.patch.multiple(kernels, **dict(zip(("NUM_WARPS", "HEIGHT", "STAGES"), tile, strict=True))):
+                settings: dict[str, Any] = dict(zip(("NUM_WARPS", "HEIGHT", "STAGES"), tile, strict=True))
+                with mock.patch.multiple(kernels, **settings):
                     seconds = clock.seconds(call, options.repeats)
                 moved = num_reads * 2 * logits_NV.nbytes + grad_NV.nbytes
                 rows.append({"dtype": str(dtype), "kernel": kind, "tile": str(tile), "seconds": seconds})
@@ -343,8 +345,9 @@ def rollout_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
     """New tokens per second of opd's engine and of ``model.generate``."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from opd.engines.hf import HFEngine, Sampling
+    from opd.engines.hf import HFEngine
     from opd.models.language import LanguageModel
+    from opd.types import Sampling
 
     hidden, layers, heads, inner = (64, 2, 2, 128) if options.small else (1024, 28, 16, 3072)
     config = Qwen3Config(
@@ -369,12 +372,11 @@ def rollout_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
     contexts = [tuple(torch.randint(1, options.vocab, (n,), generator=random).tolist()) for n in lengths]
 
     def engine(autocast: torch.dtype | None) -> Callable[[int], None]:
-        engine = HFEngine(
-            LanguageModel(model, None, "random", autocast), sampling=Sampling(), stop_ids=frozenset(), max_rows=512
-        )
+        engine = HFEngine(LanguageModel(model, None, "random", autocast), max_rows=512)
 
         def run(limit: int) -> None:
-            engine.generate(contexts, [limit] * len(contexts), 0)
+            limits = [limit] * len(contexts)
+            engine.generate(contexts, limits, sampling=Sampling(), stop_ids=frozenset(), seed=0)
 
         return run
 

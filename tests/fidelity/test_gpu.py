@@ -298,7 +298,7 @@ def test_what_has_no_kernel_equals_the_walk_of_a_cpu(monkeypatch: pytest.MonkeyP
 
     def all_of_them() -> list[Tensor]:
         losses = [
-            linear_divergence(*case.tensors(), weight=case.weight, support=Support(5, rest=rest), temperature=2.0)  # type: ignore[arg-type]
+            linear_divergence(*case.tensors(), weight=case.weight, support=Support(5, rest=rest), temperature=2.0)
             for rest in ("tail", "renormalise", "correct")
         ]
         losses.append(linear_divergence(*case.tensors(), weight=case.weight, clip=0.01, divergence="jsd"))

@@ -17,8 +17,8 @@ def train(out: Path, **optimizer: Any) -> opd.Result:
     tree: dict[str, Any] = {
         "student": "s",
         "prompts": {"path": "p.jsonl"},
-        "teacher": {"weights": "model", "model": "t"},
-        "rollout": {"batch": 4, "max_new_tokens": 6},
+        "teacher": {"model": "t"},
+        "rollout": {"prompts_per_step": 4, "max_new_tokens": 6},
         "optimizer": {"lr": 1e-2, "steps": 2, **optimizer},
         "log": [],
         "out": str(out),
