@@ -452,7 +452,7 @@ def main() -> None:
         install(options.wheels)
     clock = Clock(options.device, options.seconds)
     card = torch.cuda.get_device_name() if clock.on_gpu else "a CPU"
-    versions = {"torch": torch.__version__}
+    versions = {"torch": str(torch.__version__)}
     for name in ("triton", "transformers", "trl", "liger_kernel"):
         try:
             versions[name] = importlib.metadata.version(name)

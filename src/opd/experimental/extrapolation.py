@@ -66,8 +66,8 @@ class Extrapolation:
         best, judged = at_start, validation(at_start)
         if judged is None:
             raise DataError(
-                "experimental.extrapolate: none of the training prompts drawn for validation got a reward; give prompts "
-                "with answers, or leave it out"
+                "experimental.extrapolate: none of the training prompts drawn for validation got a reward. Fix: give "
+                "prompts with answers, or leave it out"
             )
         for k in range(1, self.candidates + 1):
             self._move(start, STRIDE * k)

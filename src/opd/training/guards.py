@@ -190,7 +190,7 @@ class Watch:
     Attributes:
         worse: the student got worse if accuracy has lost this share of its best, and more than chance explains; without
             rewards, if the KL to the teacher is above the first step's.
-        kl_vanished, kl_exploded: multiples of the first step's KL to the teacher, below and above which it is a symptom.
+        kl_vanished, kl_exploded: multiples of the first step's KL, below and above which it is a symptom.
         entropy_collapsed, entropy_exploded: the same for the entropy.
         too_long: multiple of the first step's mean length above which it is a symptom.
         truncated, repeating: rise of the share of truncated or repetitive rollouts above which it is a symptom.
