@@ -27,7 +27,8 @@ from opd.pipelines.graph import build
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(p for p in DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+PAGES = [README, *sorted(p for p in DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 ELSEWHERE = ("make ", "export ", ". .venv/bin/activate")
@@ -42,9 +43,11 @@ def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """Every command in a page's ``sh`` blocks."""
+    """Every command in a page's ``sh`` blocks, and in the README's tables."""
     shown = "".join(text for language, _, text in blocks(page) if language == "sh")
-    return [line for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
+    lines = [line.removeprefix(".venv/bin/") for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")] if page == README else []
+    return lines + [command for row in rows for command in re.findall(r"`(opd [^`]+)`", row)]
 
 
 EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
