@@ -106,12 +106,12 @@ def config(case: Case, seed: int, out: Path) -> dict[str, Any]:
 
 
 def refusals(case: Case, seed: int, folder: Path) -> list[set[str]]:
-    """Who is refused at each judgement of a run; one judgement where nobody is left."""
+    """Who is refused at each judgement of a run; one judgement if no teacher is left."""
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
     try:
         events = opd.train(case.recipe, config(case, seed, out)).events
     except ConfigError as error:
-        if "nobody is left" not in str(error):
+        if "no teacher is left" not in str(error):
             raise
         return [{*case.good, *case.bad}]  # whoever was good is counted as refused
     refused: set[str] = set()

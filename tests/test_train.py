@@ -62,7 +62,7 @@ def losses(out: Path) -> list[float]:
     return [line["train"]["loss"] for line in lines if "train" in line]
 
 
-def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:
+def test_training_lowers_the_divergence_and_leaves_an_ordinary_model_folder(tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"prompt": "q r"}\n{"prompt": "s t"}\n{"prompt": "o p"}\n')
     out = tmp_path / "out"
@@ -79,7 +79,7 @@ def test_the_student_comes_nearer_and_leaves_an_ordinary_model_folder(tmp_path: 
     assert "reverse_kl" in (out / "README.md").read_text()
 
 
-def test_same_run_file_same_weights_other_seed_others(tmp_path: Path) -> None:
+def test_the_weights_depend_on_the_run_file_and_the_seed_alone(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tmp_path / name, seed=seed)
     first = weights(tmp_path / "a")
@@ -250,7 +250,7 @@ def test_padded_heads_of_one_family_are_compared_on_what_both_have(tmp_path: Pat
     assert result.steps == 6
 
 
-def test_a_step_without_any_signal_is_an_error(tmp_path: Path) -> None:
+def test_a_run_without_any_hint_is_an_error(tmp_path: Path) -> None:
     tree = run_file(tmp_path / "out") | {"teacher": {"weights": "frozen", "view": "hint"}}
     with pytest.raises(EmptyStepError, match="no hint was written"):
         opd.train(tree, student=make_model(0), prompts=PROMPTS)
@@ -262,7 +262,7 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
     assert read(saved).model_dump(mode="json") == saved
 
 
-def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
+def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> None:
     overrides = {
         "loss.sft": 0.5,
         "loss.anchor": 0.1,
@@ -282,14 +282,14 @@ def test_gold_answers_are_for_the_supervised_term_alone(tmp_path: Path) -> None:
     loop.run()
 
 
-def test_a_main_term_without_a_target_is_an_error_whatever_stands_beside_it(tmp_path: Path) -> None:
+def test_an_anchor_beside_a_term_without_a_target_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(EmptyStepError, match="without a target for 'distill'"):
         opd.train(
             "hint", {"rollout.source": "references", "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "run")}
         )
 
 
-def test_what_the_teacher_wrote_is_not_the_students(tmp_path: Path) -> None:
+def test_rollouts_of_the_teacher_do_not_count_as_the_students(tmp_path: Path) -> None:
     small = {
         "optimizer.steps": 2,
         "rollout.source": {"type": "mixture", "first_steps": 1},
@@ -314,7 +314,7 @@ def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tm
     ("view", "kind"),
     [({"type": "privileged"}, "privileged"), ({"type": "context", "text": "a b c " * 80}, "context")],
 )
-def test_what_the_teacher_reads_has_to_fit_too(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_a_context_too_long_for_the_teacher_is_refused(view: dict[str, Any], kind: str, tmp_path: Path) -> None:
     student = make_model(0)
     prompts = [{"prompt": "a b", "answer": "c d " * 120, "id": f"p{n}"} for n in range(8)]
     overrides = {

@@ -32,7 +32,7 @@ from opd.training.guards import Guards, better
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
-from opd.types import Metrics, Policy, Reader, Rollout, RolloutSource, Scored, Segment, Term
+from opd.types import ForwardPass, Metrics, Policy, Rollout, RolloutSource, Scored, Segment, Term
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Loop:
 
     Attributes:
         sampler: generates the rollouts of a step.
-        reader: the student's forward pass over its rollouts, with gradients, one micro-batch after the other.
+        forward: the student's forward pass over its rollouts, with gradients, one micro-batch after the other.
         terms: of the loss. The first one is the main term, whose loss the curriculum learns from.
         describe: metrics of the student's rollouts that need no model.
         average: the averaged teacher, updated after each optimizer step.
@@ -53,7 +53,7 @@ class Loop:
 
     student: Policy
     sampler: RolloutSource
-    reader: Reader
+    forward: ForwardPass
     curriculum: Curriculum
     terms: Sequence[Term]
     optimizer: Optimizer
@@ -185,7 +185,7 @@ class Loop:
         scale = self.state.lr_scale
         sums = dict.fromkeys((s.term.name for s in scored), 0.0)
         self.student.model.train()
-        for where, states in self.reader(rollouts):
+        for where, states in self.forward(rollouts):
             losses: list[Tensor] = []
             for said in scored:
                 term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)

@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question for the student, and what is known about its answer.
+    """A question for the student, with its reference answer if there is one.
 
     Exactly one of ``messages`` (a chat) and ``text`` (plain text to continue) is set.
 
@@ -47,17 +47,17 @@ class Prompt:
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     answer: str | None = None
-    """Reference answer or worked solution; what a privileged teacher gets to see."""
+    """Reference answer or worked solution, which a privileged teacher reads."""
     turns: tuple[str, ...] | None = None
-    """The assistant turns of a worked solution, where an environment answers in between; None for ``answer`` alone."""
+    """Assistant turns of a worked solution with an environment's messages between them; None if ``answer`` is all."""
     domain: str = "default"
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever the task needs to run its environment and check the answer."""
+    """Fields that the task needs to run its environment and check the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something the environment noticed about one of the student's turns.
+    """An error or limit that the environment reported about one of the student's turns.
 
     Example:
         Event(kind="unknown_tool", turn=0, span=Span(0, 5),
@@ -74,10 +74,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What the student did with one prompt: the tokens as sampled, and what was inserted between.
+    """One completion of one prompt: the tokens as sampled, and the tokens inserted between turns.
 
-    Example: two turns around a tool result. The result's tokens stand in ``completion_ids`` but
-    the student did not choose them, so their mask is False and their logprob NaN.
+    Example: two turns around a tool result. The result's tokens are in ``completion_ids``, but the
+    student did not generate them, so their mask is False and their logprob NaN.
 
         completion_ids  = [call, f, 3, 4, END, TOOL, 7, END, ASSISTANT, seven, END]
         completion_mask = [   T, T, T, T,   T,    F, F,   F,         F,     T,   T]
@@ -92,12 +92,12 @@ class Rollout:
     """Nats, under the distribution each token was drawn from; NaN where the mask is False."""
     turns: tuple[Span, ...]
     finish: Literal["stop", "length", "turns"]
-    """Ended by itself, cut at ``max_new_tokens``, or cut at ``max_turns``."""
+    """Ended with a stop token, cut at ``max_new_tokens``, or cut at ``max_turns``."""
     events: tuple[Event, ...] = ()
     reward: float | None = None
-    """1.0 right, 0.0 wrong, in between by the task's choice; None where there is no checker."""
+    """1.0 right, 0.0 wrong; tasks may give values in between. None if nothing checks the answer."""
     num_calls: int = 0
-    """Tool calls the student made, valid or not."""
+    """Number of tool calls in it, valid or not."""
     source: Literal["student", "teacher", "references"] = "student"
     """What generated it: the student, the teacher, or the prompts' reference answers."""
     transcript: tuple[Message, ...] = ()
@@ -105,13 +105,13 @@ class Rollout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the student chose."""
+        """Number of generated tokens, without inserted ones."""
         return sum(self.completion_mask)
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What a hint author says about one faulty span of a rollout."""
+    """A hint about one faulty span of a rollout."""
 
     span: Span
     text: str
@@ -119,10 +119,10 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One reading task for the teacher: ``context_ids ++ completion_ids[span]`` of one rollout.
+    """A scoring request: ``context_ids ++ completion_ids[span]`` of one rollout.
 
-    The teacher scores exactly the stored completion ids of ``span``, whatever stands in the
-    context, so alignment holds by construction.
+    The teacher scores exactly the stored completion ids of ``span``, with any context before them,
+    so alignment holds by construction.
     """
 
     rollout: int
@@ -133,21 +133,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PerPosition:
-    """Something said at T positions; every field with T in its suffix has a row for each."""
+    """Values at T positions; every field with T in its suffix has a row for each."""
 
     def take(self, rows: Tensor) -> Self:
-        """The same at some of its rows, given as indices or as a mask."""
+        """Select rows, by indices or by a mask."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if "_T" in f.name}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class Signal(PerPosition):
-    """Which of the student's tokens a teacher speaks about, and as which token it read them. T positions.
+    """The student's tokens that a teacher has scored. Subclasses add the target. T positions.
 
     Attributes:
         rollout_T, position_T: int64 [T]; ``completion_ids[position]`` of that rollout in its batch.
-        token_T: int64 [T]; the token as it was read, compared with the student's own on every batch.
+        token_T: int64 [T]; the token the teacher scored, compared with the student's on every batch.
     """
 
     rollout_T: Tensor
@@ -182,12 +182,12 @@ class FullSignal(Signal):
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSignal(Signal):
-    """What several teachers say, each about the rollouts of its own domains. K teachers.
+    """The signals of several teachers, each on the rollouts of its own domains. K teachers.
 
     Attributes:
-        row_TK: int64 [T, K]; the position's row in each teacher's part, −1 where that one says nothing.
-        share_TK: float32 [T, K]; how much each has to say, adding to 1 at every position; 0 where it says nothing.
-        parts: each teacher's own signal; positions taken out of the whole stay in them.
+        row_TK: int64 [T, K]; the position's row in each teacher's part, −1 if that teacher has not scored it.
+        share_TK: float32 [T, K]; weight of each teacher, which add to 1 at every position; 0 without a score.
+        parts: each teacher's own signal; ``take`` leaves them whole.
     """
 
     row_TK: Tensor
@@ -195,7 +195,7 @@ class ExpertsSignal(Signal):
     parts: tuple[FullSignal, ...]
 
     def part(self, k: int, rows: Tensor) -> FullSignal:
-        """Teacher k about some of the positions at which it speaks, its head on the same device as its states."""
+        """Teacher k's signal at some of the positions it has scored, its head on the same device as its states."""
         part = self.parts[k].take(self.row_TK[rows, k])
         return replace(part, head_VD=part.head_VD.to(part.hidden_TD.device))
 
@@ -208,12 +208,12 @@ class ExpertsSignal(Signal):
 
 @dataclass(frozen=True, slots=True)
 class SampledSignal(Signal):
-    """What the teacher thinks of the one token that was drawn.
+    """The teacher's log-probability of the sampled token.
 
     Attributes:
         teacher_logprobs_T: float32 [T], nats, detached.
-        rollout_logprobs_T: float32 [T], nats, under which the token was drawn.
-        baseline_T: float32 [T], nats, taken off the advantage; 0 where there is none.
+        rollout_logprobs_T: float32 [T], nats, under the distribution it was sampled from.
+        baseline_T: float32 [T], nats, subtracted from the advantage; 0 for none.
     """
 
     teacher_logprobs_T: Tensor
@@ -222,22 +222,22 @@ class SampledSignal(Signal):
 
     @property
     def log_ratio_T(self) -> Tensor:
-        """log q(y) − log μ(y): in the mean minus the reverse KL."""
+        """log q(y) − log μ(y), whose mean is minus the reverse KL."""
         return self.teacher_logprobs_T - self.rollout_logprobs_T
 
     @property
     def advantage_T(self) -> Tensor:
-        """The log-ratio less its baseline."""
+        """The log-ratio minus its baseline."""
         return self.log_ratio_T - self.baseline_T
 
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSignal(Signal):
-    """How much better than its alternatives what the student did turned out.
+    """The advantage of each token, from rewards.
 
     Attributes:
         advantage_T: float32 [T], detached.
-        rollout_logprobs_T: float32 [T], nats, under which the token was drawn.
+        rollout_logprobs_T: float32 [T], nats, under the distribution the token was sampled from.
     """
 
     advantage_T: Tensor
@@ -246,7 +246,7 @@ class AdvantageSignal(Signal):
 
 @dataclass(frozen=True, slots=True)
 class HiddenSignal(Signal):
-    """Hidden states that the student's are to resemble. K layers, D units.
+    """The teacher's hidden states, as targets for the student's. K layers, D units.
 
     Attributes:
         layers_TKD: [T, K, D], detached; row t belongs to the state that predicts the token at ``position_T[t]``.
@@ -257,17 +257,17 @@ class HiddenSignal(Signal):
 
 @dataclass(frozen=True, slots=True)
 class States(PerPosition):
-    """What a model computed at T positions; each kind of model has its own."""
+    """A model's outputs at T positions; each kind of model has its own subclass."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStates(States):
-    """What a language model computed at T positions, each about to predict a token.
+    """A language model's states at T positions, each of which predicts a token.
 
     Attributes:
-        hidden_TD: [T, D] last hidden states after the final norm: times the output head, the logits.
-        head_VD: [V, D] the output head; the parameter itself where the model trains, so gradients reach it.
-        layers_TKD: [T, K, D] states after K chosen blocks; None where none were asked for.
+        hidden_TD: [T, D] last hidden states after the final norm; hidden @ head.T are the logits.
+        head_VD: [V, D] the output head; for a model that trains the parameter itself, so gradients reach it.
+        layers_TKD: [T, K, D] states after K chosen blocks; None if no block is compared.
     """
 
     hidden_TD: Tensor
@@ -277,19 +277,19 @@ class TokenStates(States):
 
 @dataclass(frozen=True, slots=True)
 class CrossSignal(Signal):
-    """What a teacher with another tokenizer thinks of stretches of text that both read as whole tokens.
+    """Scores of a teacher with another tokenizer, for groups of tokens that cover the same text in both.
 
-    A row is a token of the student's in such a group; what is said of a group stands in each of its rows. D hidden
-    units and V tokens of the teacher's.
+    A row is one student token of a group; a group's values are repeated in each of its rows. The teacher has D hidden
+    units and V tokens.
 
     Attributes:
-        group_T: int64 [T], which group; rows of a group follow each other.
-        size_T: int64 [T], rows of the group as it was scored; fewer are left of it where positions were dropped.
+        group_T: int64 [T], number of the group; rows of a group follow each other.
+        size_T: int64 [T], rows of the group when it was scored; ``take`` may leave fewer.
         opens_T: bool [T], whether the group begins a text.
-        teacher_hidden_TD: [T, D], detached; predicts the first of the teacher's tokens of the group.
-        teacher_token_T: int64 [T], that first token.
-        teacher_size_T: int64 [T], the teacher's tokens of the group.
-        teacher_rest_T: float32 [T], nats, detached: the teacher's log-probability of its other tokens of the group.
+        teacher_hidden_TD: [T, D], detached; predicts the teacher's first token of the group.
+        teacher_token_T: int64 [T], the teacher's first token of the group.
+        teacher_size_T: int64 [T], number of the teacher's tokens in the group.
+        teacher_rest_T: float32 [T], nats, detached; the teacher's log-probability of its other tokens in the group.
         head_VD: [V, D] the teacher's output head, detached.
     """
 
@@ -307,8 +307,8 @@ class CrossSignal(Signal):
 class Observation:
     """The environment's reaction to one assistant turn.
 
-    ``message`` enters the trajectory and the student goes on; None ends the episode. ``reward`` is
-    set on the last observation where the task can check the answer.
+    ``message`` enters the rollout and the student continues; None ends the episode. ``reward`` is set
+    on the last observation, if the task can check the answer.
     """
 
     message: Message | None = None
@@ -319,7 +319,7 @@ class Observation:
 
 
 class Task(Protocol):
-    """Prompts with answers that a program can check, and the environment they live in."""
+    """Prompts with answers that a program can check, and their environment."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """All prompts of a split, always in the same order."""
@@ -396,7 +396,7 @@ class Engine(Protocol):
 
 
 class RolloutSource(Protocol):
-    """Makes rollouts: the student, the teacher, reference answers, a recording, or a mixture of these."""
+    """Generates rollouts: the student, the teacher, reference answers, a recording, or a mixture of these."""
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens."""
@@ -404,45 +404,45 @@ class RolloutSource(Protocol):
 
 
 class Policy(Protocol):
-    """What is trained."""
+    """The student: the model that trains."""
 
     @property
     def model(self) -> Any:
-        """The ``torch.nn.Module`` whose parameters move."""
+        """The ``torch.nn.Module`` whose parameters train."""
         ...
 
     @property
     def device(self) -> torch.device: ...
 
     def save(self, folder: Path) -> None:
-        """Leave it in a folder that the library it comes from can load."""
+        """Write a folder that the model's own library can load."""
         ...
 
 
-class Reader(Protocol):
-    """Lets the student read its own rollouts."""
+class ForwardPass(Protocol):
+    """The student's forward pass over its rollouts, with gradients."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Signal, States]]:
-        """Which positions were read, and what the student computed there, with gradients; micro-batch by micro-batch.
+        """Yield the positions and the student's states there, micro-batch by micro-batch.
 
-        Every position that the student chose comes once, ordered by rollout and position.
+        Every generated token comes exactly once, ordered by rollout and position.
         """
         ...
 
 
 class HintAuthor(Protocol):
-    """Reads trajectories, finds mistakes and writes a hint for each; knows no tensors."""
+    """Finds mistakes in rollouts and writes a hint for each. It works on text, without tensors."""
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
-        """One list per rollout, empty where there is nothing to say."""
+        """One list per rollout, empty for a rollout without a mistake."""
         ...
 
 
 class View(Protocol):
-    """How a teacher sees rollouts."""
+    """Chooses the context and the spans that a teacher scores."""
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """What the teacher reads, no position twice. Positions in no segment carry no signal from it."""
+        """The segments to score, each position at most once. Positions in no segment get no signal."""
         ...
 
 

@@ -125,6 +125,8 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[st
         ("gopd", ["loss.signal.baseline=true"], ["scale and baseline", "leave one out"]),
         ("lsm", ["loss.signal.k=1"], ["k=1", "rest=renormalise", "rest=tail"]),
         ("opd", ["rollout.source=prefix"], ["tokens and turns are both 0"]),
+        ("gkd", ["rollout.source={type: prefix, tokens: 64}"], ["source.tokens=64", "max_new_tokens=64"]),
+        ("lightning", ["rollout.grow_turns_every=5"], ["rollout.grow_turns_every", "rollout.source=recorded"]),
         ("opsd", ["rollout.source={type: prefix, turns: 1}"], ["rollout.source=prefix", "teacher.model"]),
         (
             "lightning",

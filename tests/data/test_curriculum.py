@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read
-from opd.data.curriculum import Adaptive, Interest, Uniform
+from opd.data.curriculum import Uniform
 from opd.errors import ConfigError, DataError
+from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
@@ -150,11 +151,27 @@ def test_two_prompts_of_one_id_and_too_few_are_refused() -> None:
         ("opd", ["experimental.curriculum.uniform=0"], "all weights are 0"),
         ("opd", ["experimental.curriculum.sucess=1"], "experimental.curriculum.success"),
         ("opd", ["experimental.curriculum.keep=1"], "experimental.curriculum.keep"),
-        ("lightning", ["experimental.curriculum.success=1"], "offline makes them once; leave one out"),
-        ("sft", ["experimental.curriculum.success=1"], "policy is .*; set policy=student"),
-        ("grpo", ["experimental.curriculum.divergence=1"], "loss.signal=reward has none"),
-        ("gold", ["experimental.curriculum.divergence=1"], "groups of tokens"),
-        ("tml", ["experimental.curriculum.divergence=1", "loss.signal.baseline=true"], "loss.signal.baseline"),
+        (
+            "lightning",
+            ["experimental.curriculum.success=1"],
+            "needs rollouts made anew at each step .rollout.source=recorded",
+        ),
+        (
+            "sft",
+            ["experimental.curriculum.success=1"],
+            "needs rollouts that the student writes .rollout.source=references",
+        ),
+        ("grpo", ["experimental.curriculum.divergence=1"], "needs a signal that a teacher gives .loss.signal=reward"),
+        (
+            "gold",
+            ["experimental.curriculum.divergence=1"],
+            "each token's distance to the teacher .loss.signal=other_tokenizer",
+        ),
+        (
+            "tml",
+            ["experimental.curriculum.divergence=1", "loss.signal.baseline=true"],
+            "each token's distance .*loss.signal=sampled",
+        ),
     ],
 )
 def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides: list[str], words: str) -> None:

@@ -112,7 +112,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
     signal = said.signal
     assert isinstance(signal, TransitionSignal)
     with torch.no_grad():
-        ((_, states),) = loop.reader(rollouts)
+        ((_, states),) = loop.forward(rollouts)
     prediction_TX = states.prediction_TX  # type: ignore[attr-defined]
     kernel = said.term.objective.kernel  # type: ignore[attr-defined]
     each_T = log_density(kernel, signal.step_T, signal.state_TX, prediction_TX, signal.next_TX)
@@ -127,7 +127,7 @@ def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str
     assert isinstance(term.signal, TransitionSignal)
     alone = replace(term.signal, advantage_T=(term.signal.rollout_T == 4).float())
     before_B = densities(loop, rollouts, term)
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     loss = term.term.objective(states, alone, term.weight_T)
     assert loss.item() == pytest.approx(-1 / 6, rel=1e-3)  # r = 1: the weight of one trajectory of six
     loss.backward()
@@ -205,7 +205,7 @@ def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folde
     assert isinstance(term.term.objective, RewardGradient)
     assert term.term.weight == 2.0
     assert set(signal.position_T.tolist()) == {1, 2}
-    ((where, states),) = loop.reader(rollouts)
+    ((where, states),) = loop.forward(rollouts)
     states = states.take(where.position_T > 0)
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]

@@ -216,7 +216,7 @@ def test_where_two_know_a_domain_the_target_is_their_weighted_mean(tmp_path: Pat
 def gradient(tree: Mapping[str, Any], tmp_path: Path) -> Tensor:
     run, loop = loop_of(dict(tree), tmp_path)
     rollouts, said = scored(loop)
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     term = said["distill"]
     term.term.objective(states, term.signal, term.weight_T).backward()
     return torch.cat([p.grad.flatten() for p in run.student.model.parameters() if p.grad is not None])
@@ -308,7 +308,7 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
         expected = m.predict(state_TX, run.kernel.time(signal.step_T), told, 4.0)
         plain = m.predict(state_TX, run.kernel.time(signal.step_T), told)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
 
 
@@ -320,7 +320,7 @@ def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, 
     rollouts, said = scored(loop)
     drawn = DenoisingSampler(run.student, run.kernel, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
-    ((_, states),) = loop.reader(rollouts)
+    ((_, states),) = loop.forward(rollouts)
     term = said["distill"]
     assert term.term.objective(states, term.signal, term.weight_T).item() < 1e-9  # the same weights, guided alike
 

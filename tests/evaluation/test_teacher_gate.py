@@ -1,4 +1,4 @@
-"""Who may teach what: refused with the figures, back when better, and the same after a restart."""
+"""The teacher gate: which teachers are excluded and admitted again, also after a resume."""
 
 import json
 import shutil
@@ -38,12 +38,12 @@ def metrics(
     }
 
 
-def test_a_teacher_that_is_no_better_is_refused_with_the_figures() -> None:
+def test_a_teacher_that_is_no_better_is_excluded_with_the_values() -> None:
     judge = gate()
     refused, said = judge(metrics(), None)
     assert refused == ["math/bad"]
     assert said == ["bad does not teach math: its accuracy is 30.0%, the student's 50.0%"]
-    assert judge.experts.shares == {"math": {"good": 1.0}, "tools": {"other": 2.0}}
+    assert judge.teachers.shares == {"math": {"good": 1.0}, "tools": {"other": 2.0}}
     assert judge(metrics(), refused) == (["math/bad"], [])
 
 
@@ -52,47 +52,47 @@ def test_the_margin(bad: float, refused: bool) -> None:
     assert ("math/bad" in gate(margin=0.1)(metrics(bad=bad), None)[0]) == refused
 
 
-def test_a_teacher_that_is_too_far_is_refused() -> None:
+def test_a_teacher_with_little_overlap_is_excluded() -> None:
     far = {"teacher/overlap@16/math/good": 0.04, "teacher/overlap@16/math/bad": 0.5}
     refused, said = gate()(metrics(bad=0.7, **far), None)
     assert refused == ["math/good"]
     assert "shares 4% of the likeliest tokens with the student, less than 5%" in said[0]
 
 
-def test_a_student_that_has_caught_up_goes_on_and_one_that_is_ahead_does_not() -> None:
+def test_a_teacher_stays_while_the_student_is_equal_and_not_when_it_is_ahead() -> None:
     judge = gate()
     refused, _ = judge(metrics(), None)
     caught_up = judge(metrics(math=0.95), refused)
     assert caught_up == (["math/bad"], [])
     ahead = judge(metrics(math=0.97), refused)
     assert ahead[0] == ["math/good", "math/bad"]
-    assert judge.experts.shares["math"] == {}
+    assert judge.teachers.shares["math"] == {}
     back = judge(metrics(math=0.85), ahead[0])
     assert back == (["math/bad"], ["good teaches math"])
 
 
-def test_a_student_as_good_as_a_teacher_that_is_always_right_goes_on_with_it() -> None:
+def test_a_teacher_that_is_always_right_stays_while_the_student_is_too() -> None:
     judge = gate()
     refused, _ = judge(metrics(good=1.0), None)
     assert judge(metrics(good=1.0, math=1.0), refused) == (["math/bad"], [])
     assert judge(metrics(good=1.0, math=1.0), ["math/good"])[0] == ["math/good", "math/bad"]
 
 
-def test_nobody_left_is_an_error_at_the_start() -> None:
-    with pytest.raises(ConfigError, match=r"nobody is left to teach 'tools': other: its accuracy is 50.0%"):
+def test_a_domain_without_a_teacher_is_an_error_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"no teacher is left for 'tools': other: its accuracy is 50.0%"):
         gate()(metrics(other=0.5), None)
 
 
 def test_shares_by_quality() -> None:
     judge = gate(by_quality=True)
     judge(metrics(good=0.9, bad=0.6), None)
-    assert judge.experts.shares["math"] == pytest.approx({"good": 0.4, "bad": 0.1})
+    assert judge.teachers.shares["math"] == pytest.approx({"good": 0.4, "bad": 0.1})
 
 
-def test_what_was_not_measured_is_left_alone() -> None:
+def test_a_teacher_without_metrics_is_not_excluded() -> None:
     judge = gate()
     assert judge({"length": 3.0}, None) == ([], [])
-    assert judge.experts.shares == SHARES
+    assert judge.teachers.shares == SHARES
 
 
 GATED = {
@@ -122,7 +122,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> opd.Result:
     return opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(out)})
 
 
-def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(whole: opd.Result, tmp_path: Path) -> None:
+def test_a_run_does_not_use_an_excluded_teacher(whole: opd.Result, tmp_path: Path) -> None:
     assert [e["kind"] for e in whole.events] == ["gate"]
     assert "bad does not teach math: its accuracy is 0.0%" in whole.events[0]["text"]
     rows = [json.loads(line) for line in (whole.out / "metrics.jsonl").read_text().splitlines()]
@@ -133,7 +133,7 @@ def test_a_run_asks_no_teacher_that_was_refused_and_goes_on_the_same_way(whole: 
     assert one.after["accuracy"] == whole.after["accuracy"]
 
 
-def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(whole: opd.Result) -> None:
+def test_a_resumed_run_with_a_gate_ends_with_the_same_weights(whole: opd.Result) -> None:
     expected = load_file(whole.out / "model.safetensors")
     (whole.out / "model.safetensors").unlink()
     shutil.rmtree(whole.out / "checkpoints" / "000004")
@@ -145,9 +145,9 @@ def test_a_gated_run_that_was_cut_off_ends_with_the_same_weights(whole: opd.Resu
     assert state["refused"] == ["math/bad"]
 
 
-def test_a_single_bad_teacher_is_refused_before_a_step(tmp_path: Path) -> None:
+def test_a_single_bad_teacher_is_an_error_before_the_first_step(tmp_path: Path) -> None:
     bad = {**GATED, "teacher": {"model": "nano/critic", "gate": {}}}
-    with pytest.raises(ConfigError, match="nobody is left to teach 'math': teacher: its accuracy is 0.0%"):
+    with pytest.raises(ConfigError, match="no teacher is left for 'math': teacher: its accuracy is 0.0%"):
         opd.train("opd", {**bad, "out": str(tmp_path / "run")})
 
 
@@ -166,6 +166,6 @@ def test_a_single_bad_teacher_is_refused_before_a_step(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_a_gate_that_cannot_measure_is_refused(more: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         opd.train("opd", {**GATED, **more, "out": str(tmp_path / "run")})

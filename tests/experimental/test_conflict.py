@@ -96,5 +96,5 @@ def test_a_run_reports_it(tmp_path: Path) -> None:
     }
     after = opd.train("opd", {**run, "out": str(tmp_path / "run")}).after
     assert {"conflict/jsd/math/math~tools", "conflict/cosine/math~tools"} <= after.keys()
-    with pytest.raises(ConfigError, match="experimental.conflict compares several teachers"):
+    with pytest.raises(ConfigError, match="experimental.conflict needs several teachers"):
         opd.train("opd", {"experimental.conflict": True, "out": str(tmp_path / "other")})

@@ -1,4 +1,4 @@
-"""Extrapolation along the update: which candidates are tried and kept, what moves, what is counted, and resume."""
+"""Extrapolation: which candidates are tried and kept, which weights move, what is counted, and resume."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_candidates_are_kept_while_validation_improves(scores: list[float], kept
     assert found.text.startswith(words)
 
 
-def test_only_powers_of_two_and_what_does_not_help_is_undone_exactly(tmp_path: Path) -> None:
+def test_it_runs_after_steps_2_to_the_n_and_undoes_a_candidate_exactly(tmp_path: Path) -> None:
     loop = a_loop(tmp_path)
     assert loop.extrapolation is not None
     calls: list[int] = []
@@ -97,7 +97,7 @@ def test_only_powers_of_two_and_what_does_not_help_is_undone_exactly(tmp_path: P
     assert all(torch.equal(p, before[name]) for name, p in loop.student.model.named_parameters())
 
 
-def test_without_answers_the_divergence_decides_and_the_run_counts_what_it_costs(tmp_path: Path) -> None:
+def test_without_answers_the_divergence_decides_and_its_tokens_count(tmp_path: Path) -> None:
     runs = {}
     for name, more in (("with", {"extrapolate": {"prompts": 16}}), ("without", {})):
         runs[name] = opd.train(
@@ -125,7 +125,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(at: int, tmp_path: Path) ->
     assert all(torch.equal(t, expected[n]) for n, t in load_file(tmp_path / "cut" / "model.safetensors").items())
 
 
-def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
+def test_prompts_that_cannot_validate_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"experimental.extrapolate compares by accuracy or by the divergence"):
         a_loop(tmp_path, teacher={"weights": "frozen", "view": "hint"})
     loop = a_loop(tmp_path)
@@ -135,7 +135,7 @@ def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
         loop.extrapolation(1)
 
 
-def test_a_recipe_takes_it_by_one_key(tmp_path: Path) -> None:
+def test_a_recipe_extrapolates_by_one_key(tmp_path: Path) -> None:
     small = {
         "optimizer.steps": 2,
         "rollout.prompts_per_step": 4,

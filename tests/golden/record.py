@@ -56,7 +56,7 @@ def record(name: str, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     small: dict[str, Any] = {"optimizer.steps": STEPS, "eval.prompts": None, "report": False}
     if read(name).family == "diffusion":
-        small["rollout.batch"] = 4
+        small["rollout.prompts_per_step"] = 4
     else:
         small["rollout.prompts_per_step"] = 8
     if name == "lightning":

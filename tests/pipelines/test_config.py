@@ -92,7 +92,10 @@ def test_references_make_the_graph_and_become_folders() -> None:
         (tree(a={"run": "missing.yaml"}), "cannot read run file 'missing.yaml'"),
         (tree(a={**RUN, "optimizer.stps": 3}), "unknown key 'stages.a.optimizer.stps'; did you mean 'stages.a.optimi"),
         (tree(a={**RUN, "optimizer": {"lr": "fast"}}), "'stages.a.optimizer.lr' is 'fast'"),
-        (tree(a={**RUN, "teacher.weights": "live"}), "stages.a.teacher: model is given, but weights is 'live'"),
+        (
+            tree(a={**RUN, "teacher.weights": "live"}),
+            "stages.a: loss.signal=full needs a teacher that differs from the student",
+        ),
         (tree(a={**RUN, "out": "here"}), "stages.a.out: a stage's folder is the pipeline's out and its name"),
         (tree(a={**RUN, "student": "nano/nothing"}), "stages.a.student: there is no bundled model 'nano/nothing'"),
         (tree(a={**RUN, "student": "/nowhere"}), "stages.a.student: there is no '/nowhere'"),
@@ -122,7 +125,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
         ),
         (
             tree(a=RUN, b={**RUN, "prompts": {"task": "tools"}, "teacher": {"models": {"math": "stage:a"}}}),
-            "stages.b.teacher.models: prompt 'tools/train/0' is of domain 'tools', and the teachers read math",
+            "stages.b.teacher.models: no teacher has the domain 'tools' of prompt 'tools/train/0' (they have math)",
         ),
         (
             tree(

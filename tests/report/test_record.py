@@ -117,7 +117,7 @@ def test_the_numbers_of_ten_random_tokens_are_those_of_the_checkpoint(math_run: 
     last = max(r["step"] for r in run["rollouts"])
     places = [(r, k) for r in run["rollouts"] if r["step"] == last and r["of"] == "eval" for k in range(len(r["own"]))]
     prompts = {row["prompt"]: row["prompt_ids"] for row in read_rows(math_run / ROLLOUTS) if "n" in row}
-    divergence = run["config"]["loss"]["divergence"]
+    divergence = run["config"]["loss"]["divergence"]["type"]
     assert divergence in ("forward_kl", "reverse_kl")
     for rollout, k in random.Random(0).sample(places, 10):
         position = rollout["own"][k]

@@ -15,7 +15,7 @@ def write_run(
     """A run's folder as a recorder leaves it, with any text in every place that a model or data writes."""
     folder.mkdir(parents=True)
     method = {"title": text, "summary": text, "source": text}
-    loss = {"signal": "full", "divergence": "forward_kl"}
+    loss = {"signal": {"type": "full"}, "divergence": {"type": "forward_kl"}}
     (folder / "run.json").write_text(json.dumps({"method": method, "loss": loss, "eval": {"every": 1}}))
     lines = [{"step": s, "eval": {"accuracy": 0.5 + s / 100, "length": 3.0}} for s in steps]
     lines += [{"step": s, "train": {"loss": 1.0 / (s + 1), text: 0.1}} for s in steps]

@@ -188,7 +188,7 @@ SHORT = {
         {"loss.signal": "sampled"},
         {"loss.signal": "top_k", "loss.signal.k": 4},
         {"rollout.source": "teacher"},
-        {"rollout.source": "teacher", "loss.signal": "sft", "loss.divergence": "forward_kl"},
+        {"rollout.source": "teacher", "loss.signal": "sft"},
         {"eval.divergence": True},
     ],
 )

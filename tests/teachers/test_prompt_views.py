@@ -59,20 +59,20 @@ def test_thoughts_are_left_out_and_turns_are_named() -> None:
 
 def test_a_context_is_filled_from_the_prompt_and_other_braces_stay() -> None:
     view = ContextView(CHAT, "c {name} {other} {", template="{context} : {prompt}")
-    prompt = view.in_context(rollout("p", "e", None).prompt)
+    prompt = view.seen(rollout("p", "e", None).prompt)
     assert prompt.messages == ({"role": "user", "content": "c k {other} { : a b"},)
     chat = rollout("p", "e", None).prompt
     system = {"role": "system", "content": "c k"}
-    assert ContextView(CHAT, "c {name}", role="system").in_context(chat).messages == (system, *(chat.messages or ()))
-    assert ContextView(CHAT, "c {name}", role="user").in_context(chat).messages == (
+    assert ContextView(CHAT, "c {name}", role="system").seen(chat).messages == (system, *(chat.messages or ()))
+    assert ContextView(CHAT, "c {name}", role="user").seen(chat).messages == (
         *(chat.messages or ()),
         {"role": "user", "content": "c k"},
     )
     instructed = dataclasses.replace(chat, messages=({"role": "system", "content": "d"}, *(chat.messages or ())))
-    seen = ContextView(CHAT, "c", role="system").in_context(instructed).messages or ()
+    seen = ContextView(CHAT, "c", role="system").seen(instructed).messages or ()
     assert [m["content"] for m in seen] == ["c\n\nd", "a b"]
-    with pytest.raises(DataError, match=r"teacher.view.role=user: prompt 'q' is plain text"):
-        ContextView(CHAT, "c", role="user").in_context(Prompt(id="q", text="a"))
+    with pytest.raises(DataError, match=r"teacher.view.role=user: prompt 'q' has no messages"):
+        ContextView(CHAT, "c", role="user").seen(Prompt(id="q", text="a"))
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{context} {answer}"])

@@ -55,15 +55,15 @@ def test_privileged_puts_the_answer_into_the_last_user_message() -> None:
 def test_privileged_refuses_a_missing_answer_and_a_wrong_template() -> None:
     view = PrivilegedView(CHAT)
     with pytest.raises(DataError, match="prompt 'q' has no answer"):
-        view.privileged(Prompt(id="q", text="a"))
+        view.seen(Prompt(id="q", text="a"))
     with pytest.raises(ConfigError, match="lacks {answer}"):
         PrivilegedView(CHAT, template="{prompt}")
-    with pytest.raises(ConfigError, match="neither {answer} nor {prompt}"):
+    with pytest.raises(ConfigError, match="unknown field .'solution'.*use only {answer} and {prompt}"):
         PrivilegedView(CHAT, template="{prompt} {solution}")
 
 
 def test_privileged_on_plain_text() -> None:
-    prompt = PrivilegedView(CHAT, template="{answer} {prompt}").privileged(Prompt(id="q", text="a", answer="b"))
+    prompt = PrivilegedView(CHAT, template="{answer} {prompt}").seen(Prompt(id="q", text="a", answer="b"))
     assert prompt.text == "b a"
 
 

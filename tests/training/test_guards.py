@@ -1,4 +1,4 @@
-"""What counts as a collapse, and what is chance."""
+"""The guards: which evaluations count as a collapse, and when the run stops."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_collapse_below_the_start() -> None:
     assert seen == "validation accuracy fell from 21.0% at the start to 5.0%"
 
 
-def test_chance_is_no_collapse() -> None:
+def test_a_fall_within_three_standard_errors_is_no_collapse() -> None:
     assert GUARDS.collapsed(accuracy(0.21), accuracy(0.21), accuracy(0.15)) is None
     assert Guards(num_prompts=16).collapsed(accuracy(0.5), accuracy(0.5), accuracy(0.2)) is None
 
@@ -30,7 +30,7 @@ def test_collapse_below_the_best() -> None:
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "text_loss"])
-def test_a_divergence_collapses_upwards(name: str) -> None:
+def test_a_divergence_that_rises_by_half_has_collapsed(name: str) -> None:
     assert GUARDS.collapsed({name: 1.0}, {name: 0.5}, {name: 1.4}) is None
     assert "rose" in (GUARDS.collapsed({name: 1.0}, {name: 0.5}, {name: 1.6}) or "")
 
@@ -41,19 +41,19 @@ def test_not_a_number_is_a_collapse() -> None:
     )
 
 
-def test_nothing_measured_nothing_judged() -> None:
+def test_without_a_judged_metric_there_is_no_verdict() -> None:
     assert GUARDS.collapsed({}, {}, {}) is None
     assert not better({"accuracy": 1.0}, {})
     assert validation({"length": 3.0}) is None
 
 
-def test_better_follows_the_metric() -> None:
+def test_better_means_more_accuracy_and_less_divergence() -> None:
     assert better(accuracy(0.5), accuracy(0.4))
     assert not better(accuracy(0.4), accuracy(0.4))
     assert better({"reverse_kl": 0.1}, {"reverse_kl": 0.2})
 
 
-def test_limits_in_a_row() -> None:
+def test_guards_stop_the_run_at_their_limits() -> None:
     fell = "validation accuracy fell"
     kept = "validation accuracy fell; the best weights, of step 4, are kept"
     assert Guards(patience=2).after_evaluation(fell, 1, best_step=4, last=False) == Continue()

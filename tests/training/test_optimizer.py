@@ -1,4 +1,4 @@
-"""The optimizer against torch's own, its schedule, and its refusal of what is not finite."""
+"""The optimizer against torch's own, its schedule, and updates that are not finite."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_schedule() -> None:
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan])
-def test_what_is_not_finite_is_not_applied(scale: float) -> None:
+def test_a_loss_and_gradient_that_are_not_finite_are_not_applied(scale: float) -> None:
     module = model()
     optimizer = Optimizer(module, lr=0.1, steps=3)
     before = module.weight.clone()
@@ -50,6 +50,17 @@ def test_what_is_not_finite_is_not_applied(scale: float) -> None:
     assert torch.equal(module.weight, before)
     assert module.weight.grad is None
     assert one_step(optimizer, module, 1) is not None
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_not_applied_even_if_the_loss_is_finite(value: float) -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    before = module.weight.clone()
+    module.weight.grad = torch.tensor([[value, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    assert optimizer.step(0, 1.0) is None
+    assert torch.equal(module.weight, before)
+    assert module.weight.grad is None
 
 
 def test_state_survives_a_round_trip_bit_for_bit() -> None:
@@ -87,7 +98,7 @@ def test_an_empty_state_replaces_one_that_has_moments() -> None:
     assert optimizer.tensors() == {}
 
 
-def test_weights_that_are_not_finite_are_seen() -> None:
+def test_finite_detects_weights_that_are_not() -> None:
     module = model()
     optimizer = Optimizer(module, lr=0.1, steps=3)
     assert optimizer.finite()

@@ -1,4 +1,4 @@
-"""Symptoms of a collapse as functions of figures, and ruined runs of bundled models that are caught and put right."""
+"""Symptoms of a collapse, and ruined runs of bundled models that recovery detects and rolls back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from safetensors.torch import load_file
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read
-from opd.errors import CheckpointError
 from opd.evaluation.metrics import entropy
 from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
 from opd.training.actions import Continue
-from opd.training.checkpoint import Checkpoints
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
 from support import ruined_runs
@@ -67,7 +65,7 @@ def test_a_symptom_counts_when_the_reward_has_fallen(name: str, figure: str, wit
 
 
 @pytest.mark.parametrize(("name", "figure", "within", "beyond"), THRESHOLDS)
-def test_without_rewards_text_stands_for_itself_and_the_rest_needs_a_growing_kl(
+def test_without_rewards_a_text_symptom_counts_alone_and_any_other_needs_a_growing_kl(
     name: str, figure: str, within: float, beyond: float
 ) -> None:
     first = {key: value for key, value in FIRST.items() if key != "accuracy"}
@@ -77,7 +75,7 @@ def test_without_rewards_text_stands_for_itself_and_the_rest_needs_a_growing_kl(
         assert collapsed({**first, figure: beyond, "kl": 0.21}, first=first) == name
 
 
-def test_a_fall_that_chance_explains_is_none() -> None:
+def test_an_accuracy_that_may_differ_by_chance_confirms_no_symptom() -> None:
     silent = {**FIRST, "kl": 0.0}
     assert collapsed({**silent, "accuracy": 0.36}) is None
     assert collapsed({**silent, "accuracy": 0.33}) == "kl_vanished"
@@ -86,7 +84,7 @@ def test_a_fall_that_chance_explains_is_none() -> None:
     assert collapsed({**silent, "accuracy": 0.87}, top=1.0) == "kl_vanished"
 
 
-def test_one_odd_step_is_no_sign_and_the_sentence_has_the_figures() -> None:
+def test_one_bad_step_is_not_enough_and_the_sentence_has_the_values() -> None:
     bad = {**FIRST, "accuracy": 0.0, "length": 64.0}
     assert WATCH.collapsed(FIRST, 0.5, [bad, bad]) is None
     assert WATCH.collapsed(FIRST, 0.5, [FIRST, FIRST, bad, FIRST, bad]) is None
@@ -96,13 +94,13 @@ def test_one_odd_step_is_no_sign_and_the_sentence_has_the_figures() -> None:
     )
 
 
-def test_healthy_is_said_of_one_step() -> None:
+def test_healthy_judges_a_single_step() -> None:
     assert WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.4, "kl": 0.0})
     assert not WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.3})
     assert not WATCH.healthy({"length": 30.0}, 0.0, {"length": 61.0})
 
 
-def test_the_kl_is_of_all_the_students_tokens() -> None:
+def test_the_watched_kl_is_a_mean_over_all_of_the_students_tokens() -> None:
     figures = {"length": 9.0, "distill": 0.5, "distill_share": 0.1, "accuracy": 0.3, "entropy": math.nan, "loss": 1.0}
     assert watched(figures) == {"length": 9.0, "accuracy": 0.3, "kl": 0.05}
     assert watched({"length": 9.0, "distill_share": 0.0})["kl"] == 0.0
@@ -113,7 +111,7 @@ def test_the_kl_is_of_all_the_students_tokens() -> None:
     }
 
 
-def test_entropy_is_of_the_students_own_tokens() -> None:
+def test_entropy_ignores_inserted_tokens() -> None:
     whole = Rollout(
         prompt=Prompt("p"),
         prompt_ids=(1,),
@@ -241,7 +239,7 @@ def test_a_healthy_run_is_the_same_with_and_without_recovery(weights_of: str, tm
     assert same(tmp_path / "on", tmp_path / "off")
 
 
-def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_left(tmp_path: Path) -> None:
+def test_each_rollback_lowers_the_learning_rate_and_raises_the_anchor_until_none_is_left(tmp_path: Path) -> None:
     result = train(tmp_path / "out", guards={"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5, "times": 2}})
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: row["train"] for row in rows if "train" in row}
@@ -259,7 +257,7 @@ def test_each_rollback_takes_smaller_steps_and_a_stronger_anchor_until_none_is_l
     ]
 
 
-def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_path: Path) -> None:
+def test_one_update_that_is_not_finite_is_skipped_and_several_are_a_collapse(tmp_path: Path) -> None:
     changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
 
     poison = {last: partial(ruined_runs.sabotaged, strike=ruined_runs.no_number, first=2, last=last) for last in (2, 4)}
@@ -270,7 +268,7 @@ def test_one_batch_that_is_not_a_number_is_left_out_and_many_are_a_collapse(tmp_
     assert (often.steps, often.stopped_by) == (8, None)
 
 
-def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path: Path) -> None:
+def test_after_a_rollback_only_a_best_evaluation_refreshes_the_teacher(tmp_path: Path) -> None:
     tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"})
     rows = [{**row, "answer": "k l"} for row in PROMPTS]
     objects = Objects(student=make_model(0), prompts=rows)
@@ -291,8 +289,3 @@ def test_after_a_rollback_the_teacher_follows_the_best_evaluation_alone(tmp_path
     loop._act(loop.recovery.after_evaluation(state, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"
-
-
-def test_nothing_to_go_back_to_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint of step 3 or before"):
-        Checkpoints(tmp_path, every=1).roll_back(None, 3)  # type: ignore[arg-type]

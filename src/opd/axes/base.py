@@ -118,7 +118,10 @@ def import_named(name: str, *, key: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """Parts of a run that were given to ``opd.train`` instead of being named in the run file; None if not given."""
+    """Parts of a run that were given to ``opd.train`` instead of being named in the run file; None if not given.
+
+    An ``AxisValue`` is given as well as the object that it would build.
+    """
 
     student: Any = None
     """A ``LanguageModel``, or a diffusers pipeline."""
@@ -136,7 +139,7 @@ class Objects:
     author: Any = None
     """A ``HintAuthor``."""
     signal: Any = None
-    """A (teacher, objective) pair; a ``SignalConfig`` goes into the run file instead."""
+    """A (teacher, objective) pair."""
     divergence: Any = None
     """An ``opd.losses.Divergence``."""
 
@@ -147,11 +150,12 @@ class Objects:
             "rollout.source": self.sampler,
             "rollout.engine": self.engine,
             "teacher.view": self.view,
+            "teacher.view.author": self.author,
             "loss.signal": self.signal,
             "loss.divergence.type": self.divergence,
             "student": self.student,
         }
-        keys: dict[str, Any] = {key: GIVEN for key, given in standing.items() if given is not None}
-        keys |= {"prompts": {"path": GIVEN}} if self.prompts is not None else {}
-        keys |= {"eval.prompts": {"path": GIVEN}} if self.eval_prompts is not None else {}
-        return keys | ({"teacher.view": {"type": "hint", "author": GIVEN}} if self.author is not None else {})
+        given = {key: value for key, value in standing.items() if value is not None}
+        keys: dict[str, Any] = {k: value if isinstance(value, AxisValue) else GIVEN for k, value in given.items()}
+        prompts = {"prompts": self.prompts, "eval.prompts": self.eval_prompts}
+        return keys | {key: {"path": GIVEN} for key, rows in prompts.items() if rows is not None}

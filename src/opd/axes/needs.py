@@ -125,10 +125,24 @@ FACTS: dict[str, Fact] = {
         _drawn_from,
         "set rollout.top_p=1, rollout.top_k=0 and rollout.temperature to loss.temperature",
     ),
+    "student writes": Fact(
+        "rollouts that the student writes",
+        lambda c: None if "student" in c.rollout.source.sources else f"rollout.source={c.rollout.source.type}",
+        "set rollout.source=student, or leave it out",
+    ),
+    "room after the prefix": Fact(
+        "fewer tokens than rollout.max_new_tokens",
+        lambda c: (
+            f"rollout.source.tokens={c.rollout.source.tokens}, rollout.max_new_tokens={c.rollout.max_new_tokens}"
+            if c.rollout.source.tokens >= c.rollout.max_new_tokens
+            else None
+        ),
+        "lower rollout.source.tokens",
+    ),
     "no recording": Fact(
         "rollouts made anew at each step",
         lambda c: "rollout.source=recorded" if c.rollout.source.first_prompts else None,
-        "set rollout.source=student",
+        "set rollout.source=student, or leave it out",
     ),
     "another signal": Fact(
         "another signal beside it, as loss.signal=reward is the reward already",

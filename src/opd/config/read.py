@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from opd.axes.base import AXES, AxisValue
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import PromptsConfig, RunConfig
 from opd.errors import ConfigError
@@ -102,8 +103,10 @@ def read(
     if pairs.keys() & set(ONE_OF):
         for other in set(ONE_OF) - pairs.keys():
             drop_key(tree, other)
-    for key, value in sorted(pairs.items(), key=lambda pair: pair[0].count(".")):
-        set_key(tree, key, value)
+    for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
+        set_key(tree, key, pairs[key])
+    if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
+        _drop_unused_divergence(tree)
     family = tree.get("family", "language")
     if family not in FAMILIES:
         where = f"{at}.family" if at else "family"
@@ -111,6 +114,20 @@ def read(
     if family == "language":
         _refuse_renamed(tree, at)
     return validate(FAMILIES[family], tree, at=at)
+
+
+def _depth(key: str, pairs: Mapping[str, Any]) -> int:
+    """How many overrides set a mapping around this key; those come first, in whatever order they are given."""
+    parts = key.split(".")
+    return sum(pairs.get(".".join(parts[:n])) is not None for n in range(1, len(parts)))
+
+
+def _drop_unused_divergence(tree: dict[str, Any]) -> None:
+    """Leave out an inherited divergence if the signal of an override has none."""
+    signal = _get(tree, "loss.signal")
+    kind = AXES["loss.signal"].get(str(signal.get("type") if isinstance(signal, Mapping) else signal))
+    if kind is not None and not getattr(kind, "compares", True):
+        drop_key(tree, "loss.divergence")
 
 
 def _refuse_renamed(tree: Mapping[str, Any], at: str) -> None:
@@ -228,7 +245,9 @@ def drop_key(tree: dict[str, Any], key: str) -> None:
 
 
 def _whole(part: str, bare: Any) -> dict[str, Any]:
-    """The mapping that a bare string or number stands for."""
+    """The mapping that a bare value stands for."""
+    if isinstance(bare, AxisValue):
+        return bare.model_dump()
     if isinstance(bare, str):
         return dict(PromptsConfig.source(bare)) if part == "prompts" else {"type": bare}
     if isinstance(bare, int | float) and not isinstance(bare, bool):

@@ -30,3 +30,7 @@ class RolloutConfig(Strict):
     """Sample from the likeliest tokens that make up this probability."""
     top_k: int = Field(0, ge=0)
     """Sample from this number of likeliest tokens; 0 keeps all."""
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Turns that grow need rollouts at every step."""
+        return {"grow_turns_every": ("no recording",)} if self.grow_turns_every else {}

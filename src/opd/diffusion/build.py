@@ -96,7 +96,7 @@ class Denoising:
         return Loop(
             student=student,
             sampler=self.sampler(),
-            reader=self.reader(config.optimizer.micro_batch),
+            forward=self.reader(config.optimizer.micro_batch),
             curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),

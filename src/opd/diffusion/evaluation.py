@@ -15,7 +15,7 @@ from opd.diffusion.types import PictureTask
 from opd.evaluation.evaluate import SEED
 from opd.evaluation.metrics import by_domain
 from opd.models.forward import align
-from opd.types import Metrics, Objective, Prompt, Reader, Rollout, RolloutSource, Teacher, View
+from opd.types import ForwardPass, Metrics, Objective, Prompt, Rollout, RolloutSource, Teacher, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def pictures(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor:
 
 @torch.no_grad()
 def mean_distance(
-    rollouts: Sequence[Rollout], *, reader: Reader, teacher: Teacher, view: View, objective: Objective
+    rollouts: Sequence[Rollout], *, reader: ForwardPass, teacher: Teacher, view: View, objective: Objective
 ) -> Metrics:
     """``distance``: the mean of an objective over the states of trajectories; nothing where the teacher is silent."""
     signal = teacher.score(rollouts, view.segments(rollouts))

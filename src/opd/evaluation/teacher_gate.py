@@ -1,4 +1,4 @@
-"""Which of several teachers may teach what: a teacher below the student teaches its mistakes."""
+"""The teacher gate: excludes teachers that are no better than the student, domain by domain."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from opd.types import Metrics
 
 
 class Gate:
-    """Sets the shares of ``Experts`` by what an evaluation found.
+    """Judges every teacher after each evaluation, and sets the shares of those that may teach.
 
     Args:
-        experts: whose shares are set.
-        shares: as the run file has them.
-        prompts: held-out prompts by domain.
+        teachers: the pool whose shares are set.
+        shares: those of the run file.
+        prompts: number of held-out prompts by domain.
         margin, overlap, by_quality: see ``GateConfig``.
     """
 
     def __init__(
         self,
-        experts: Experts,
+        teachers: Experts,
         shares: Shares,
         *,
         prompts: Mapping[str, int],
@@ -30,7 +30,7 @@ class Gate:
         overlap: float = 0.05,
         by_quality: bool = False,
     ) -> None:
-        self.experts = experts
+        self.teachers = teachers
         self.shares = shares
         self.prompts = prompts
         self.margin = margin
@@ -41,17 +41,17 @@ class Gate:
         """Judge every teacher on each of its domains, and set the shares.
 
         Args:
-            metrics: of an evaluation; a teacher that it says nothing about stays as it was.
-            refused: labels that the last judgement refused; None for the first one.
+            metrics: of an evaluation. A teacher without metrics is not excluded.
+            refused: labels that the last judgement excluded; None for the first one.
 
         Returns:
-            The labels refused now, and a sentence for each that was refused or came back.
+            The labels excluded now, and a sentence for each teacher that was excluded or admitted again.
 
         Raises:
-            ConfigError: at the start a domain has no teacher left.
+            ConfigError: the first judgement leaves a domain without a teacher.
         """
         now: list[str] = []
-        said: list[str] = []
+        changes: list[str] = []
         for domain, shares in self.shares.items():
             reasons = {name: self._against(metrics, domain, name, refused) for name in shares}
             for name, reason in reasons.items():
@@ -59,19 +59,21 @@ class Gate:
                 was = refused is not None and label in refused
                 now += [label] if reason else []
                 if bool(reason) != was:
-                    said.append(f"{name} does not teach {domain}: {reason}" if reason else f"{name} teaches {domain}")
+                    changes.append(
+                        f"{name} does not teach {domain}: {reason}" if reason else f"{name} teaches {domain}"
+                    )
             if refused is None and all(reasons.values()):
                 raise ConfigError(
-                    f"teacher.gate: nobody is left to teach '{domain}': "
+                    f"teacher.gate: no teacher is left for '{domain}': "
                     + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-                    + "; name a better teacher, or leave the gate out"
+                    + ". Fix: name a better teacher, or leave the gate out"
                 )
         self.apply(metrics, now)
-        return now, said
+        return now, changes
 
     def apply(self, metrics: Metrics, refused: Collection[str]) -> None:
-        """Set the shares as after a judgement; also for a run that goes on."""
-        self.experts.set_shares(
+        """Set the shares that follow from a judgement, also that of a resumed run."""
+        self.teachers.set_shares(
             {
                 domain: {
                     name: self._share(metrics, domain, name, share)
@@ -87,7 +89,7 @@ class Gate:
         return share * max(gain, 1e-3) if self.by_quality and gain is not None else share
 
     def _against(self, metrics: Metrics, domain: str, name: str, refused: Collection[str] | None) -> str | None:
-        """What speaks against a teacher, with the figures; None for nothing."""
+        """The reason to exclude a teacher, with the values; None for no reason."""
         label = label_of(self.shares, domain, name)
         common = metrics.get(f"teacher/overlap@16/{label}")
         if common is not None and common < self.overlap:
@@ -98,13 +100,13 @@ class Gate:
         theirs = metrics[f"teacher_accuracy/{label}"]
         teaches = refused is not None and label not in refused
         deviation = math.sqrt(theirs * (1 - theirs) / max(self.prompts.get(domain, 0), 1))
-        # Two that are both always right are equals, and a teacher that taught goes on.
+        # A teacher that taught stays while it is about equal, also if both are always right.
         if gain >= -2 * max(deviation, self.margin) if teaches else gain > self.margin:
             return None
         return f"its accuracy is {theirs:.1%}, the student's {theirs - gain:.1%}"
 
     def _gain(self, metrics: Metrics, domain: str, name: str) -> float | None:
-        """How far a teacher's accuracy is above the student's."""
+        """The teacher's accuracy minus the student's; None if either was not measured."""
         theirs = metrics.get(f"teacher_accuracy/{label_of(self.shares, domain, name)}")
         ours = metrics.get(f"accuracy/{domain}", metrics.get("accuracy"))
         return None if theirs is None or ours is None else theirs - ours

@@ -40,7 +40,8 @@ class CurriculumConfig(Strict):
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Evidence for the priorities that are used."""
-        used: dict[str, tuple[str, ...]] = {"success": ("rewards",) if self.success else ()}
+        used: dict[str, tuple[str, ...]] = {"": ("student writes", "no recording")}
+        used["success"] = ("rewards",) if self.success else ()
         used["divergence"] = ("teacher pass", "token losses") if self.divergence else ()
         return used
 

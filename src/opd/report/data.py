@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from opd.axes.base import AXES
+from opd.axes.base import AXES, AxisValue
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
@@ -49,6 +49,7 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     return {
         **about,
         "labels": _labels(config),
+        "teaching": _teaching(config),
         "signs": wrong,
         "vocabulary": vocabulary,
         "specials": sorted({mark for row in rows for mark in _marks(row)}),
@@ -86,6 +87,26 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         "eval": _series(lines, "eval"),
         "events": [{"step": line["step"], **line["event"]} for line in lines if "event" in line],
     }
+
+
+def _teaching(config: Mapping[str, Any]) -> str:
+    """A sentence on what scored the rollouts, in the words of the axis values."""
+    teacher, loss = config.get("teacher") or {}, config.get("loss") or {}
+    signal = _shipped("loss.signal", loss.get("signal"))
+    if signal is not None and (sentence := getattr(signal, "without_teacher", "")):
+        return str(sentence)
+    several = list(teacher.get("models") or {})
+    weights = _shipped("teacher.weights", teacher.get("weights"))
+    own = getattr(weights, "report", "a teacher")
+    who = f"another model ({teacher['model']})" if teacher.get("model") else own
+    who = f"{len(several)} teachers ({', '.join(several)})" if several else who
+    sees = getattr(_shipped("teacher.view", teacher.get("view")), "report", "with a view of its own")
+    return f"The student generated the rollouts; every token was scored by {who}, {sees}."
+
+
+def _shipped(axis: str, value: Any) -> type[AxisValue] | None:
+    """The shipped class of a value in ``run.json``; None for a user's own."""
+    return AXES[axis].get(str((value or {}).get("type")))
 
 
 def _labels(config: Mapping[str, Any]) -> Tree:

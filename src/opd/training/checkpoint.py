@@ -147,7 +147,7 @@ class Checkpoints:
 
 def _tensors(run: RunState) -> dict[str, dict[str, Tensor]]:
     """The tensors of each file."""
-    parts = {name: part.tensors() for name, part in run.parts.items() if part}
+    parts = {name: part.tensors() for name, part in run.parts.items() if part is not None}
     return {"model": trained(run.model), **parts, "rng": {"torch": torch.get_rng_state()}}
 
 
@@ -157,7 +157,7 @@ def _load(run: RunState, folder: Path) -> State:
         saved = State(**json.loads((folder / "state.json").read_text()))
         load_into(trained(run.model), load_file(folder / "model.safetensors"))
         for name, part in run.parts.items():
-            if part:
+            if part is not None:
                 part.load(load_file(folder / f"{name}.safetensors"))
         torch.set_rng_state(load_file(folder / "rng.safetensors")["torch"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -240,7 +240,7 @@ class Watch:
         return symptom in OF_TEXT or ("kl" in first and "kl" in now and now["kl"] > first["kl"])
 
     def healthy(self, first: Figures, top: float, now: Figures) -> bool:
-        """Whether one step's rollouts are as good as before, by accuracy, or without rewards by all symptoms."""
+        """Whether one step's rollouts are no worse than before: by accuracy, or without rewards by all symptoms."""
         if "accuracy" in now and self.fell(top, 0.0, 0.0):
             return not self.fell(top, now["accuracy"], 0.0)
         return not self.symptoms(first, now)

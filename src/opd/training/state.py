@@ -44,7 +44,7 @@ class State:
     top: float = 0.0
     """Best accuracy of rollouts, as a median of recent steps."""
     healthy: int = 0
-    """The last step whose weights produced rollouts as good as before."""
+    """The last step whose weights generated rollouts no worse than before."""
     proven: int = 0
     """The last step at which an evaluation found nothing wrong."""
     rollbacks: int = 0

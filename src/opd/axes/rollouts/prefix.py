@@ -30,7 +30,7 @@ class Prefix(SourceConfig):
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """One teacher that can write the student's tokens."""
-        return {"": ("teacher model", "one teacher", "same tokenizer")}
+        return {"": ("teacher model", "one teacher", "same tokenizer", "room after the prefix")}
 
     @property
     def begun_by_teacher(self) -> bool:

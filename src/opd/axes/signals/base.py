@@ -30,6 +30,8 @@ class SignalConfig(AxisValue):
     """Whether several teachers can give it together."""
     same_tokenizer: ClassVar[bool] = True
     """Whether the teacher has to have the student's tokenizer."""
+    without_teacher: ClassVar[str] = ""
+    """The report's sentence if no teacher is read."""
     reads_any_time: ClassVar[bool] = True
     """Whether the report may score other rollouts than those trained on."""
 

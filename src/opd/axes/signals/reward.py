@@ -68,6 +68,8 @@ class Reward(RewardShape, SignalConfig):
 
     role = "reward"
     reads_teacher = False
+    mixable = True
+    without_teacher = "No teacher: rollouts with a higher reward than others of the same prompt are reinforced."
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """As for every reward, and no view."""

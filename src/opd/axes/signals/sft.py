@@ -17,6 +17,8 @@ class Sft(SignalConfig):
     type: Literal["sft"] = "sft"
 
     reads_teacher = False
+    mixable = True
+    without_teacher = "Supervised training: the target is the rollout's own token."
     reads_any_time = False
 
     def needs(self) -> dict[str, tuple[str, ...]]:

@@ -25,6 +25,8 @@ class ViewConfig(AxisValue):
     """Whether it covers parts of rollouts only; the anchor then covers the rest, otherwise everything."""
     compares: ClassVar[bool] = False
     """Whether it compares attempts at one prompt."""
+    report: ClassVar[str] = "with a view of its own"
+    """How the teacher sees the rollouts, for the report."""
     if_empty: ClassVar[str] = "Fix: check teacher.view and loss.token_weights"
     """The likely reason why a whole run has no target, and what to change."""
     where: ClassVar[str] = ""

@@ -62,6 +62,8 @@ class Context(ViewConfig):
     role: str | None = None
     """Chat role of a message of its own that holds the context; ``system`` comes first."""
 
+    report = "with a context that the student does not have"
+
     @model_validator(mode="after")
     def _one_source(self) -> Context:
         given = [k for k in ("text", "file", "experience") if getattr(self, k) is not None]

@@ -36,6 +36,7 @@ class Feedback(ViewConfig):
     environment: str = ENVIRONMENT
     """The part about the environment's messages, with {feedback}; an empty string leaves it out."""
 
+    report = "with feedback on an attempt in the prompt"
     compares = True
     if_empty = (
         "no prompt had a successful attempt to show the teacher. Fix: take easier prompts, or raise "

@@ -30,6 +30,7 @@ class Hint(ViewConfig):
     max_hints: int | None = Field(None, ge=1)
     """Most hints per rollout, the earliest first."""
 
+    report = "with a hint right above each mistake"
     partial = True
     where = "the faulty turns"
     if_empty = "no hint was written. Fix: check teacher.view.author and its hints with opd doctor"

@@ -15,6 +15,8 @@ class Plain(ViewConfig):
 
     type: Literal["plain"] = "plain"
 
+    report = "after exactly what the student read"
+
     def build(self, run: RunContext) -> PlainView:
         """The view."""
         return PlainView()

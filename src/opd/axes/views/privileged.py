@@ -26,6 +26,8 @@ class Privileged(ViewConfig):
     template: str = TEMPLATE
     """The teacher's prompt, with {answer}, and {prompt} if wanted."""
 
+    report = "with the reference answer in the prompt"
+
     def needs(self) -> dict[str, tuple[str, ...]]:
         """A reference answer to every prompt, and a teacher pass."""
         return {"": ("teacher pass", "answers")}

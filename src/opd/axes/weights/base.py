@@ -17,6 +17,8 @@ class WeightsConfig(AxisValue):
     axis = "teacher.weights"
     fixed: ClassVar[bool] = False
     """Whether they stay what they are during the run."""
+    report: ClassVar[str] = "weights of its own"
+    """The teacher, for the report."""
     is_student: ClassVar[bool] = True
     """Whether the first step's teacher is the student itself, so that a plain view teaches nothing."""
 

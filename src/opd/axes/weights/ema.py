@@ -20,6 +20,7 @@ class Ema(WeightsConfig):
     decay: float = Field(0.99, gt=0, lt=1)
     """Share of the average that stays at each step."""
 
+    report = "a moving average of the student"
     is_student = False
 
     def words(self) -> str:

@@ -16,6 +16,7 @@ class Frozen(WeightsConfig):
 
     type: Literal["frozen"] = "frozen"
 
+    report = "the student's initial weights"
     fixed = True
 
     def build(self, run: RunContext) -> tuple[LanguageModel, Any]:

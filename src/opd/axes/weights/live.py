@@ -16,6 +16,8 @@ class Live(WeightsConfig):
 
     type: Literal["live"] = "live"
 
+    report = "the student itself, at each step"
+
     def build(self, run: RunContext) -> tuple[LanguageModel, Any]:
         """The student, or a copy that follows it at once if ``guards.recover`` may roll it back."""
         if not run.recovers:

@@ -66,27 +66,10 @@ function sentence(run) {
   } else {
     parts.push(bold(`${steps} steps`), `${time}. `);
   }
-  parts.push(whoTeaches(run.config));
+  parts.push(run.teaching);
   if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
   else if (!run.finished) parts.push(" ", bold("The run is not finished."));
   return parts;
-}
-
-function whoTeaches(config) {
-  const teacher = config.teacher || {};
-  const loss = config.loss || {};
-  if (loss.signal === "tokens") return "Supervised training: the target is the token that stands in the answer.";
-  if (loss.signal === "reward") return "No teacher: answers that did better than others on the same prompt are reinforced.";
-  const several = teacher.models ? Object.keys(teacher.models) : [];
-  const who = several.length
-    ? `${several.length} teachers (${several.join(", ")})`
-    : { frozen: "the student's own initial weights", ema: "a running average of the student", live: "the student itself, as it is", model: `another model (${teacher.model})` }[teacher.weights] || "a teacher";
-  const view = teacher.view || {};
-  const sees = view.hint ? "with a hint right above each mistake"
-    : view.privileged ? "with the right answer in the prompt"
-    : view.context ? "with a context that the student does not have"
-    : view.feedback ? "with feedback on an earlier attempt" : "who read exactly what the student read";
-  return `The student answered by itself; every token of its answers was scored by ${who}, ${sees}.`;
 }
 
 // The choices of the untrained student that training changed most, and what the teacher would rather have had.

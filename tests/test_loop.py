@@ -1,0 +1,201 @@
+"""The loop: its loss, batches without a target, and evaluations that miss a metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import opd
+from opd.axes.views.plain import PlainView
+from opd.config.read import read
+from opd.errors import EmptyStepError
+from opd.evaluation.metrics import gap_recovery
+from opd.loop import Loop
+from opd.output.run_log import RunLog
+from opd.types import Metrics, Rollout, Scored, Segment, Signal
+from support.models import make_model
+
+PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+
+
+def run_file(out: Path, **changes: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "student": "s",
+        "prompts": {"path": "p.jsonl"},
+        "teacher": {"model": "t"},
+        "loss": {"divergence": "reverse_kl"},
+        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+        "optimizer": {"lr": 1e-2, "steps": 6},
+        "guards": {"max_idle": 3},
+        "log": [],
+        "report": False,
+        "out": str(out),
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+    return tree
+
+
+def train(out: Path, alter: Callable[[Loop], Loop] | None = None, **changes: Any) -> opd.Result:
+    teacher = make_model(1, layers=3, hidden=48)
+    return opd.train(run_file(out, **changes), student=make_model(0), teacher=teacher, prompts=PROMPTS, alter=alter)
+
+
+class Kept(RunLog):
+    """A log that keeps the signals of every step."""
+
+    def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
+        self.kept = scored
+
+
+def a_loop(tmp_path: Path, **changes: Any) -> tuple[Loop, Kept]:
+    log = Kept(tmp_path / "metrics.jsonl")
+    objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
+    return assemble(gather(read(run_file(tmp_path / "out", **changes)), objects), log), log
+
+
+def every_third(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    return (torch.arange(len(signal)) % 3 == 0).float()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_the_loss_is_the_mean_over_the_positions_that_count(tmp_path: Path, micro_batch: int | None) -> None:
+    loop, log = a_loop(tmp_path, optimizer={"micro_batch": micro_batch})
+    loop.terms = [dataclasses.replace(loop.terms[0], token_weights=every_third)]
+    metrics = loop._step(0)
+    (said,) = log.kept
+    tokens = int(metrics["tokens"])
+    assert len(said.signal) == -(-tokens // 3)
+    assert metrics["distill"] == pytest.approx(said.loss_T.mean().item(), rel=1e-5)
+    assert said.weight_T.sum().item() == pytest.approx(1.0)
+    assert metrics["distill_share"] == pytest.approx(len(said.signal) / tokens)
+
+
+class Silent:
+    """A view that shows the teacher nothing before a step."""
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+        self.calls = 0
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        self.calls += 1
+        return PlainView().segments(rollouts) if self.calls > self.until else []
+
+
+def silent(until: int) -> Callable[[Loop], Loop]:
+    def alter(loop: Loop) -> Loop:
+        main, *others = loop.terms
+        return dataclasses.replace(loop, terms=[dataclasses.replace(main, view=Silent(until)), *others])
+
+    return alter
+
+
+@pytest.mark.parametrize("anchor", [0.0, 0.1])
+def test_a_first_batch_without_a_target_makes_no_update_and_the_run_goes_on(anchor: float, tmp_path: Path) -> None:
+    result = train(tmp_path / "out", silent(2), loss={"anchor": anchor})
+    assert (result.steps, result.stopped_by) == (6, None)
+    assert [(event["step"], event["kind"]) for event in result.events] == [(0, "idle"), (1, "idle")]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert ["loss" in row["train"] for row in rows if "train" in row] == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("anchor", [0.0, 0.1])
+def test_a_view_that_is_always_empty_ends_the_run_with_an_error(anchor: float, tmp_path: Path) -> None:
+    with pytest.raises(EmptyStepError, match=r"ended at step 3 without a target for 'distill': .*teacher\.view"):
+        train(tmp_path / "out", silent(99), loss={"anchor": anchor})
+
+
+class Mute:
+    """A hint author that never writes a hint."""
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Any]]:
+        return [[] for _ in rollouts]
+
+
+def test_a_hint_author_that_never_writes_is_named(tmp_path: Path) -> None:
+    def alter(loop: Loop) -> Loop:
+        loop.terms[0].view.author = Mute()  # type: ignore[union-attr]
+        return loop
+
+    small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
+    with pytest.raises(EmptyStepError) as error:
+        opd.train("hint", {**small, "out": str(tmp_path / "out")}, alter=alter)
+    assert "ended at step 2 without a target for 'distill': teacher.view=hint, and no hint was written" in str(
+        error.value
+    )
+
+
+class Wrong:
+    """A rollout source whose attempts all fail."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def rollout(self, prompts: Any, seed: int, step: int = 0) -> list[Rollout]:
+        return [dataclasses.replace(r, reward=0.0) for r in self.source.rollout(prompts, seed, step)]
+
+
+def test_a_feedback_view_without_a_success_is_not_blamed_on_hints(tmp_path: Path) -> None:
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, sampler=Wrong(loop.sampler))
+
+    small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
+    with pytest.raises(EmptyStepError) as error:
+        opd.train("sdpo", {**small, "out": str(tmp_path / "out")}, alter=alter)
+    assert "ended at step 2 without a target for 'distill': teacher.view=feedback" in str(error.value)
+    assert "hint" not in str(error.value)
+
+
+def test_a_term_without_a_target_beside_one_that_teaches_is_an_event(tmp_path: Path) -> None:
+    def alter(loop: Loop) -> Loop:
+        main = loop.terms[0]
+        empty = dataclasses.replace(main, name="second", view=Silent(99), if_empty="check the second view")
+        return dataclasses.replace(loop, terms=[main, empty])
+
+    result = train(tmp_path / "out", alter)
+    text = "no token has had a target for 'second' yet: check the second view"
+    assert result.events == [{"step": 2, "kind": "no_target", "text": text}]
+    assert result.steps == 6
+
+
+def evaluations(*all_metrics: Metrics) -> Callable[[Loop], Loop]:
+    """Let the run's evaluations return these metrics, one after the other."""
+    left = list(all_metrics)
+
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, evaluate=lambda: dict(left.pop(0)), evaluate_every=2)
+
+    return alter
+
+
+def test_an_evaluation_without_the_judged_metric_is_an_event_and_judges_nothing(tmp_path: Path) -> None:
+    kl, none = {"reverse_kl": 1.0}, {"length": 3.0}
+    result = train(tmp_path / "out", evaluations(kl, none, {"reverse_kl": 0.5}, none))
+    assert (result.steps, result.stopped_by) == (6, None)
+    text = "validation reverse_kl was not measured, so no guard judged this evaluation"
+    assert result.events == [{"step": step, "kind": "unmeasured", "text": text} for step in (2, 6)]
+    assert (result.best, result.after) == ({"reverse_kl": 0.5}, none)
+
+
+def test_a_missing_metric_does_not_end_a_collapse(tmp_path: Path) -> None:
+    bad = {"reverse_kl": 9.0}
+    alter = evaluations({"reverse_kl": 1.0}, bad, {"length": 3.0}, bad)
+    result = train(tmp_path / "out", alter, guards={"patience": 2}, optimizer={"steps": 20})
+    assert [(event["step"], event["kind"]) for event in result.events] == [(4, "unmeasured"), (6, "collapse")]
+    assert (result.steps, result.stopped_by) == (6, "collapse")
+
+
+def test_an_accuracy_that_is_missing_recovers_no_gap() -> None:
+    assert gap_recovery({"accuracy": 0.5}, {"teacher_accuracy": 0.9}) == {}
+    assert gap_recovery({"length": 1.0}, {"accuracy": 0.5, "teacher_accuracy": 0.9}) == {}
+    assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.7, "teacher_accuracy": 0.9}) == {
+        "gap_recovery": pytest.approx(0.5)
+    }

@@ -1,0 +1,141 @@
+"""Checkpoints of a run: what is restored, what is kept, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from opd.errors import CheckpointError
+from opd.training import checkpoint
+from opd.training.checkpoint import Checkpoints, RunState
+from opd.training.optimizer import Optimizer
+from opd.training.state import State
+
+
+def a_run(**numbers: Any) -> RunState:
+    """A linear layer after one optimizer step."""
+    model = nn.Linear(3, 2)
+    optimizer = Optimizer(model, lr=0.1, steps=9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step(0, 1.0)
+    return RunState(model, State(**numbers), {"optimizer": optimizer, "average": None})
+
+
+def at(run: RunState, **numbers: Any) -> RunState:
+    return dataclasses.replace(run, state=State(**numbers))
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*"))
+
+
+def test_weights_optimizer_numbers_and_random_state_are_restored(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=4, tokens=30, targets={"distill": 12})
+    assert checkpoints.restore(run) is None
+    checkpoints.save(run, last=False)
+    weight = run.model.get_parameter("weight").detach().clone()
+    moments = {name: t.clone() for name, t in run.parts["optimizer"].tensors().items()}  # type: ignore[union-attr]
+    drawn = torch.rand(5)
+    fresh = a_run()
+    assert checkpoints.restore(fresh) == State(step=4, tokens=30, targets={"distill": 12})
+    assert torch.equal(torch.rand(5), drawn)
+    assert torch.equal(fresh.model.get_parameter("weight"), weight)
+    restored = fresh.parts["optimizer"].tensors()  # type: ignore[union-attr]
+    assert restored.keys() == moments.keys()
+    assert all(torch.equal(tensor, moments[name]) for name, tensor in restored.items())
+
+
+def test_only_steps_that_are_due_the_last_and_a_rollback_are_saved(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=3), a_run()
+    for step in range(1, 5):
+        checkpoints.save(at(run, step=step), last=False)
+    assert steps(tmp_path) == ["000003"]
+    checkpoints.save(at(run, step=4, rolled_back=4), last=False)
+    checkpoints.save(at(run, step=5), last=True)
+    assert steps(tmp_path) == ["000004", "000005"]
+
+
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
+    for step in range(1, 6):
+        checkpoints.save(at(run, step=step, healthy=step, proven=step), last=False)
+    assert steps(tmp_path) == ["000004", "000005"]
+
+
+def test_checkpoints_that_a_rollback_may_need_are_kept_too(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
+    for step in range(1, 9):
+        checkpoints.save(at(run, step=step, healthy=min(step, 3), proven=min(step, 2)), last=False)
+    assert steps(tmp_path) == ["000002", "000003", "000007", "000008"]
+    assert checkpoints.roll_back(run, 3).step == 3
+    assert steps(tmp_path) == ["000002", "000003"]
+
+
+def test_a_rollback_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3 or before"):
+        Checkpoints(tmp_path, every=1).roll_back(a_run(), 3)
+
+
+def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("bias", "offset"): tensor for name, tensor in tensors.items()}
+
+
+def fewer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "bias"}
+
+
+def more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, "extra": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(("change", "name"), [(renamed, "bias"), (fewer, "bias"), (more, "extra")])
+def test_weights_of_another_model_are_refused_by_name(tmp_path: Path, change: Any, name: str) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    checkpoints.save(run, last=False)
+    path = tmp_path / "000001" / "model.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(CheckpointError, match=f"000001.*the file and the model differ in '{name}'"):
+        checkpoints.restore(a_run())
+
+
+def half(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write the first half of the file, as on a disk that fills up."""
+    save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    raise OSError("no space left on device")
+
+
+def test_a_failure_while_the_best_weights_are_written_leaves_the_previous_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, model = Checkpoints(tmp_path, every=1), nn.Linear(3, 2)
+    checkpoints.save_best(model)
+    best = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", half)
+        with pytest.raises(OSError, match="no space left"):
+            checkpoints.save_best(model)
+    checkpoints.load_best(model)
+    assert torch.equal(model.weight, best)
+
+
+def test_a_failure_while_a_checkpoint_is_written_leaves_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    checkpoints.save(run, last=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", half)
+        with pytest.raises(OSError, match="no space left"):
+            checkpoints.save(at(run, step=2), last=False)
+    saved = checkpoints.restore(a_run())
+    assert saved is not None
+    assert saved.step == 1
