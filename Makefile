@@ -6,7 +6,7 @@ AUTHOR ?= rules
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-pictures methods bench-loss bench-rollout clean
+.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-images methods bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
@@ -15,7 +15,7 @@ help:
 	@echo "make check  formatting, lint and types"
 	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"
 	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
-	@echo "make nano   rebuild the bundled models from nothing; make nano-pictures those that draw"
+	@echo "make nano   rebuild the bundled models from nothing; make nano-images those that draw"
 
 # torch first and pinned: a looser request may take another build of it, gigabytes larger.
 $(BIN)/.ready: constraints.txt pyproject.toml
@@ -27,7 +27,7 @@ $(BIN)/.ready: constraints.txt pyproject.toml
 setup: $(BIN)/.ready
 
 demo-diffusion: setup
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.pictures.demo
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.images.demo
 
 demo: setup
 	@$(BIN)/python -m opd.nano.demo --author $(AUTHOR)
@@ -53,8 +53,8 @@ docs-open: docs
 nano: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.build
 
-nano-pictures: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.pictures.build
+nano-images: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.images.build
 
 methods: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -3,8 +3,8 @@
     python benchmarks/diffusion.py [--seeds 3] [--workers 2] [--only d-opsd] [--write docs/methods.md]
 
 Several task teachers in one student, against other ways to get there at the same number of updates and trajectories;
-and a new concept for a two-step student, against plain fine-tuning on the same twelve pictures. Accuracy is the share
-of held-out prompts whose picture shows all that they name, by a judge that no run has trained on; medians over seeds
+and a new concept for a two-step student, against plain fine-tuning on the same twelve images. Accuracy is the share
+of held-out prompts whose image shows all that they name, by a judge that no run has trained on; medians over seeds
 with their range, 256 prompts a domain.
 """
 
@@ -31,12 +31,12 @@ TASKS: dict[str, Run] = {
     "diffusion-opd": Run("diffusion-opd"),
     "diffusion-opd, SDE": Run("diffusion-opd", {"loss.divergence": "transition_kl", "rollout.noise": 0.7}),
     "teachers' states": Run("diffusion-opd", {"rollout.policy": "teacher"}),
-    "teachers' pictures": Run(
+    "teachers' images": Run(
         "diffusion-opd",
         {
-            "rollout.policy": "pictures",
+            "rollout.policy": "images",
             "rollout.source": "teacher",
-            "loss.signal": "picture",
+            "loss.signal": "image",
             "loss.divergence": "velocity",
             "loss.step_weights": None,
         },
@@ -55,17 +55,17 @@ TASKS: dict[str, Run] = {
     ),
     AVERAGE: Run("diffusion-opd", {"optimizer.steps": 1}),
 }
-"""Three teachers, one student: on-policy, off-policy, on teachers' pictures, by rewards alone, and without training."""
+"""Three teachers, one student: on-policy, off-policy, on teachers' images, by rewards alone, and without training."""
 
 FINE_TUNING = {
-    "rollout.policy": "pictures",
-    "loss.signal": "picture",
+    "rollout.policy": "images",
+    "loss.signal": "image",
     "teacher.view": "plain",
     "loss.anchor": 0.0,
-    "prompts": {"task": "pictures", "split": "concept/train"},
+    "prompts": {"task": "images", "split": "concept/train"},
     "rollout.batch": 12,
     "rollout.samples": 4,
-    "eval.prompts": [{"task": "pictures", "split": "concept/test"}, {"task": "pictures", "split": "shapes/test"}],
+    "eval.prompts": [{"task": "images", "split": "concept/test"}, {"task": "images", "split": "shapes/test"}],
     **GUARDS_OFF,
 }
 CONCEPT: dict[str, Run] = {
@@ -75,10 +75,10 @@ CONCEPT: dict[str, Run] = {
     "d-opsd, no anchor": Run("d-opsd", {"loss.anchor": 0.0, **GUARDS_OFF}),
     "fine-tuning": Run("d-opsd", FINE_TUNING),
     "fine-tuning, anchored": Run(
-        "d-opsd", {"rollout.policy": "pictures", "loss.signal": "picture", "teacher.view": "plain", **GUARDS_OFF}
+        "d-opsd", {"rollout.policy": "images", "loss.signal": "image", "teacher.view": "plain", **GUARDS_OFF}
     ),
 }
-"""A new word for a two-step student, on the same twelve pictures."""
+"""A new word for a two-step student, on the same twelve images."""
 
 ONCE = frozenset(
     {"diffusion-opd, SDE", "teachers' states", AVERAGE, "d-opsd, average", "d-opsd, live", "d-opsd, no anchor"}
@@ -92,7 +92,7 @@ TOO_EASY = (
     "Plain fine-tuning does not lose the two steps here, as the paper says it would: these shapes are drawn in two "
     "steps by models that were never distilled to two, so there is little to lose. What it loses are old prompts, and "
     "so does `d-opsd` without an anchor; with one neither does, and fine-tuning ends closer to the concept, as its "
-    "target is the picture itself and not what the teacher makes of it."
+    "target is the image itself and not what the teacher makes of it."
 )
 """Under the table of the concept."""
 
@@ -105,10 +105,10 @@ CLAIMS = (
         "least share",
     ),
     Claim(
-        "it beats fine-tuning on teachers' pictures",
+        "it beats fine-tuning on teachers' images",
         "a curve; no figures (2605.15055)",
         "diffusion-opd",
-        "teachers' pictures",
+        "teachers' images",
         "least share",
     ),
     Claim(
@@ -133,7 +133,7 @@ CLAIMS = (
         "least share",
     ),
     Claim(
-        "d-opsd keeps what fine-tuning on the same pictures destroys, neither anchored",
+        "d-opsd keeps what fine-tuning on the same images destroys, neither anchored",
         "GenEval .717 against .159, quality 3.84 against 2.61 (2605.05204)",
         "d-opsd, no anchor",
         "fine-tuning",
@@ -306,9 +306,9 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
     parts = [
         DENOISING,
         f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no "
-        "range; do not edit. Pictures of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
+        "range; do not edit. Images of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
         "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability "
-        "to use a picture in the context was trained, it did not emerge; the Fréchet distance is in the judge's "
+        "to use a image in the context was trained, it did not emerge; the Fréchet distance is in the judge's "
         "features and no FID. Within a table every run has the same number of updates and trajectories, and the same "
         "learning rate but for rewards: 3e-4, where distillation has 1e-3.",
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),

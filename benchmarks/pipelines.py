@@ -50,7 +50,7 @@ def run(name: str, seed: int, out: Path) -> Measured:
     result = opd.pipeline(ROOT / "examples" / f"{name}.yaml", {"seed": seed, "out": str(out / f"{name}-{seed}")})
     if result.problems:
         raise SystemExit("\n".join(result.problems))
-    figures = {_short(model): row for model, row in result.stages["scores"].result["figures"].items()}
+    figures = {_short(model): row for model, row in result.stages["scores"].result["metrics"].items()}
     seconds = sum(stage.result["seconds"] for stage in result.stages.values() if "seconds" in stage.result)
     return Measured(figures, seconds, {n: s.result.get("tokens", 0) for n, s in result.stages.items()})
 

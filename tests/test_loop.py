@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config.read import read
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import gap_recovery
+from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Metrics, Rollout, Scored, Segment, Signal
+from support.altered import train_altered
 from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
@@ -45,7 +48,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def train(out: Path, alter: Callable[[Loop], Loop] | None = None, **changes: Any) -> opd.Result:
     teacher = make_model(1, layers=3, hidden=48)
-    return opd.train(run_file(out, **changes), student=make_model(0), teacher=teacher, prompts=PROMPTS, alter=alter)
+    return train_altered(alter, run_file(out, **changes), student=make_model(0), teacher=teacher, prompts=PROMPTS)
 
 
 class Kept(RunLog):
@@ -58,7 +61,7 @@ class Kept(RunLog):
 def a_loop(tmp_path: Path, **changes: Any) -> tuple[Loop, Kept]:
     log = Kept(tmp_path / "metrics.jsonl")
     objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
-    return assemble(gather(read(run_file(tmp_path / "out", **changes)), objects), log), log
+    return LanguageRun.load(read(run_file(tmp_path / "out", **changes)), objects).assemble(log), log
 
 
 def every_third(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
@@ -127,7 +130,7 @@ def test_a_hint_author_that_never_writes_is_named(tmp_path: Path) -> None:
 
     small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
     with pytest.raises(EmptyStepError) as error:
-        opd.train("hint", {**small, "out": str(tmp_path / "out")}, alter=alter)
+        train_altered(alter, "hint", {**small, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=hint, and no hint was written" in str(
         error.value
     )
@@ -149,7 +152,7 @@ def test_a_feedback_view_without_a_success_is_not_blamed_on_hints(tmp_path: Path
 
     small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
     with pytest.raises(EmptyStepError) as error:
-        opd.train("sdpo", {**small, "out": str(tmp_path / "out")}, alter=alter)
+        train_altered(alter, "sdpo", {**small, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=feedback" in str(error.value)
     assert "hint" not in str(error.value)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import opd
 from opd.errors import ConfigError, EmptyStepError
 from opd.loop import Loop
-from opd.output.format import figure
+from opd.output.format import format_value
 from opd.types import Message, Observation, Prompt, Rollout, RolloutSource
 from support.altered import train_altered
 from support.models import make_model
@@ -111,7 +111,7 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
 
 
 def test_the_share_is_shown_in_percent() -> None:
-    assert figure("equal_groups", 0.75) == "75.0%"
+    assert format_value("equal_groups", 0.75) == "75.0%"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from functools import cache
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import MethodConfig, RunConfig
 from opd.config.read import RECIPES, read, recipe_names
-from opd.output.format import figure
+from opd.output.format import format_value
 from opd.output.method_map import AXES, MEASURED, place
 from opd_docs.tables import table
 
@@ -55,7 +55,9 @@ def here(name: str) -> str:
     config = _read(name)[0]
     said = {"accuracy": "greedy" if config.family == "language" else "accuracy", "avg@2": "sampled"}
     figures = [
-        f"{word} {figure(metric, rows[metric][0])} → {figure(metric, rows[metric][1])}".replace(" ", TOGETHER)
+        f"{word} {format_value(metric, rows[metric][0])} → {format_value(metric, rows[metric][1])}".replace(
+            " ", TOGETHER
+        )
         for metric, word in said.items()
         if metric in rows
     ]
@@ -92,10 +94,10 @@ def _figures(name: str, config: RunConfig | DiffusionConfig) -> str:
     if not rows:
         return "Not measured yet."
     lines = [
-        [label, *(figure(metric, value) for value in rows[metric][:2]), f"{least}–{most}"]
+        [label, *(format_value(metric, value) for value in rows[metric][:2]), f"{least}–{most}"]
         for metric, label in HEADLINES.items()
         if metric in rows
-        for least, most in [[figure(metric, value) for value in rows[metric][2:]]]
+        for least, most in [[format_value(metric, value) for value in rows[metric][2:]]]
     ]
     header = [f"here, on `{_task(config)}`, {config.optimizer.steps} updates", "before", "after", "over seeds"]
     return table(header, lines)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from opd.api import evaluate, train
     from opd.errors import OpdError
     from opd.output.result import Result
-    from opd.pipelines.run import PipelineResult, pipeline
+    from opd.pipelines.result import PipelineResult
+    from opd.pipelines.run import pipeline
     from opd.types import Event, Hint, Message, Observation, Prompt, Rollout, Segment, Span, Task
 
 __version__ = "0.1.0"
@@ -39,7 +40,7 @@ __all__ = [
 
 _HOME = {
     "OpdError": "opd.errors",
-    "PipelineResult": "opd.pipelines.run",
+    "PipelineResult": "opd.pipelines.result",
     "Result": "opd.output.result",
     "evaluate": "opd.api",
     "pipeline": "opd.pipelines.run",

@@ -67,10 +67,10 @@ def evaluate(
 ) -> None:
     """Measure a model on prompts with checkable answers."""
     from opd.api import evaluate as measure
-    from opd.output.terminal import show_figures
+    from opd.output.terminal import show_metrics
 
     metrics = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
-    show_figures(console, model, metrics)
+    show_metrics(console, model, metrics)
 
 
 @app.command()

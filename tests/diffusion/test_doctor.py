@@ -39,20 +39,20 @@ def test_every_kind_is_looked_at(tmp_path: Path, folder: Any, kind: str, overrid
     assert list(examine(tree, changed))[-1] == "ready to train"
 
 
-def test_own_weights_and_noised_pictures_are_looked_at(tmp_path: Path, folder: Any) -> None:
+def test_own_weights_and_noised_images_are_looked_at(tmp_path: Path, folder: Any) -> None:
     from PIL import Image
 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     bare = [{"id": f"b{n}", "prompt": "blue"} for n in range(40)]
     shown = [{"id": "a", "prompt": "red", "image": "a.png"}]
-    for rows in (shown + bare, bare + shown):  # wherever the one with a picture stands
+    for rows in (shown + bare, bare + shown):  # wherever the one with a image stands
         path = write_rows(tmp_path / "p.jsonl", rows)
         tree = run_tree(
             tmp_path / "out", folder("sd3"), teacher={"weights": "ema", "view": "image"}, prompts={"path": path}
         )
         assert list(examine(tree))[-1] == "ready to train"
-    tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, rollout={"policy": "pictures"})
-    tree |= {"teacher": {}, "loss": {"signal": "picture", "divergence": "x0"}}
+    tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, rollout={"policy": "images"})
+    tree |= {"teacher": {}, "loss": {"signal": "image", "divergence": "x0"}}
     assert list(examine(tree))[-1] == "ready to train"
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import opd
 from opd.config.diffusion import AdapterConfig
-from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import (
     ADAPTER,
     DenoisingModel,
@@ -23,6 +22,7 @@ from opd.diffusion.models import (
     load,
     with_adapter,
 )
+from opd.diffusion.schedules import schedule_of
 from opd.errors import ConfigError, ModelError
 from opd.types import Prompt
 from support.tiny_pipelines import run_tree
@@ -210,11 +210,11 @@ def test_guidance_goes_beyond_what_the_condition_adds(model: Any) -> None:
     torch.testing.assert_close(guided, without + 3 * (with_prompt - without))
 
 
-def test_pictures_become_latents_and_back(model: Any) -> None:
-    pictures_BX = torch.rand(2, 3, 8, 8) * 2 - 1
+def test_images_become_latents_and_back(model: Any) -> None:
+    images_BX = torch.rand(2, 3, 8, 8) * 2 - 1
     m = model("sd3")
-    assert torch.equal(m.decode(m.latents_of(pictures_BX)), pictures_BX)
-    assert torch.equal(model("ddim").latents_of(pictures_BX), pictures_BX)
+    assert torch.equal(m.decode(m.latents_of(images_BX)), images_BX)
+    assert torch.equal(model("ddim").latents_of(images_BX), images_BX)
     assert model("sd").latents_of(torch.rand(2, 3, 30, 20)).shape == (2, 4, 8, 8)  # of any size
     vae = model("sd").pipeline.vae
     large_BX = torch.rand(1, 3, 16, 16)
@@ -223,10 +223,10 @@ def test_pictures_become_latents_and_back(model: Any) -> None:
 
 
 def test_rows_of_different_shape_are_predicted_in_their_own_order(model: Any) -> None:
-    """Some are shown a picture, whose tokens stand behind the text's."""
+    """Some are shown a image, whose tokens stand behind the text's."""
     m = model("sd3")
-    picture = torch.rand(3, 8, 8)
-    told = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [picture, None, None])
+    image = torch.rand(3, 8, 8)
+    told = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [image, None, None])
     assert [len(t["encoder_hidden_states"]) for t in told] == [10, 6, 6]
     latents_TX, time_T = torch.randn(3, 3, 8, 8), torch.tensor([700.0, 200.0, 10.0])
     with torch.no_grad():
@@ -235,8 +235,8 @@ def test_rows_of_different_shape_are_predicted_in_their_own_order(model: Any) ->
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_a_kernel_leaves_the_pipelines_scheduler_as_it_was(model: Any) -> None:
+def test_a_schedule_leaves_the_pipelines_scheduler_as_it_was(model: Any) -> None:
     scheduler = model("sd3").pipeline.scheduler
     before = scheduler.sigmas.clone()
-    kernel_of(scheduler, steps=3)
+    schedule_of(scheduler, steps=3)
     assert torch.equal(scheduler.sigmas, before)

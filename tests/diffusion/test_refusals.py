@@ -17,7 +17,7 @@ from support.tiny_pipelines import prompt_rows, run_tree, sd, write_rows
 
 TREE = {"family": "diffusion", "student": "s", "prompts": {"path": "p.jsonl"}, "out": "o"}
 TAUGHT = {**TREE, "teacher": {"weights": "model", "model": "t"}}
-PICTURES = {**TREE, "loss": {"signal": "picture", "divergence": "velocity"}, "rollout": {"policy": "pictures"}}
+PICTURES = {**TREE, "loss": {"signal": "image", "divergence": "velocity"}, "rollout": {"policy": "images"}}
 REWARDED = {**TREE, "loss": {"signal": "reward"}, "rollout": {"noise": 0.7, "samples": 4}}
 
 
@@ -33,10 +33,10 @@ def test_these_are_accepted_and_survive_being_written(tree: dict[str, Any]) -> N
         (TAUGHT, {"family": "difusion"}, ["'family' is 'difusion'", "language and diffusion"]),
         (TAUGHT, {"rollout.temperature": 1}, ["unknown key 'rollout.temperature'"]),
         (TAUGHT, {"loss.divergnce": "x0"}, ["did you mean 'loss.divergence'"]),
-        (TAUGHT, {"rollout.policy": "answers"}, ["rollout.policy", "'answers'", "'pictures'"]),
+        (TAUGHT, {"rollout.policy": "answers"}, ["rollout.policy", "'answers'", "'images'"]),
         (TAUGHT, {"rollout.sigmas": [1.0, 0.5]}, ["sigmas has 2 noise levels, and steps is 10; make them equal"]),
         (TAUGHT, {"rollout.renoise": True, "rollout.noise": 0.7}, ["renoise", "leave noise out"]),
-        (TAUGHT, {"rollout.source": "teacher"}, ["policy is student", "set policy=pictures"]),
+        (TAUGHT, {"rollout.source": "teacher"}, ["policy is student", "set policy=images"]),
         (TAUGHT, {"rollout.guidance": 0.5}, ["rollout.guidance", "0.5", "greater"]),
         (TAUGHT, {"lora.rank": 0}, ["lora.rank", "greater"]),
         (TAUGHT, {"lora.targets": []}, ["lora.targets", "at least 1"]),
@@ -53,12 +53,12 @@ def test_these_are_accepted_and_survive_being_written(tree: dict[str, Any]) -> N
         (TAUGHT, {"loss.step_weights": [1.0]}, ["1 weights for rollout.steps=10", "make them equal"]),
         (TAUGHT, {"loss.step_weights": [0.0] * 10}, ["loss.step_weights", "one above"]),
         (TAUGHT, {"loss.step_weights": [-1.0] + [1.0] * 9}, ["no weight below 0"]),
-        (TAUGHT, {"loss.signal": "picture"}, ["a noised picture is its own target", "set both"]),
-        (TAUGHT, {"rollout.policy": "pictures"}, ["a noised picture is its own target", "set both"]),
-        (PICTURES, {"loss.divergence": "transition"}, ["noised pictures make none; set velocity or x0"]),
-        (PICTURES, {"loss.step_weights": [1.0] * 10}, ["noised pictures have no steps; leave it out"]),
+        (TAUGHT, {"loss.signal": "image"}, ["a noised image is its own target", "set both"]),
+        (TAUGHT, {"rollout.policy": "images"}, ["a noised image is its own target", "set both"]),
+        (PICTURES, {"loss.divergence": "transition"}, ["noised images make none; set velocity or x0"]),
+        (PICTURES, {"loss.step_weights": [1.0] * 10}, ["noised images have no steps; leave it out"]),
         (PICTURES, {"rollout.source": "teacher"}, ["a teacher that draws needs teacher.weights=model"]),
-        (PICTURES, {"teacher.view": "image"}, ["loss.signal=picture asks no teacher; leave teacher out"]),
+        (PICTURES, {"teacher.view": "image"}, ["loss.signal=image asks no teacher; leave teacher out"]),
         (PICTURES, {"loss.outcome": 0.1}, ["loss.outcome", "rollout.noise=0"]),
         (
             PICTURES,
@@ -122,7 +122,7 @@ def test_a_pipeline_of_an_unknown_kind(tmp_path: Path, folder: Any) -> None:
     refused(tree, ModelError, r"^student: .* is a LDMPipeline; known are StableDiffusion3Pipeline, ")
 
 
-def test_a_scheduler_that_has_no_kernel(tmp_path: Path, folder: Any) -> None:
+def test_a_scheduler_without_a_noise_schedule(tmp_path: Path, folder: Any) -> None:
     from diffusers import DPMSolverMultistepScheduler
 
     sd(DPMSolverMultistepScheduler()).save_pretrained(tmp_path / "dpm")
@@ -146,14 +146,14 @@ def test_a_scheduler_that_has_no_kernel(tmp_path: Path, folder: Any) -> None:
         ("sd", {}, {"teacher.view": "image"}, ModelError, r"^teacher.view=image: .* or set teacher.view=plain"),
         ("ddim", {}, {"teacher.view": "image"}, ModelError, r"^teacher.view=image: "),
         ("sd3", {"image_encoder": False}, {"teacher.view": "image"}, ModelError, r"^teacher.view=image: "),
-        ("sd3", {}, {"teacher.view": "image"}, DataError, r"^prompts: not one of 8 has a picture, and teacher.view"),
+        ("sd3", {}, {"teacher.view": "image"}, DataError, r"^prompts: not one of 8 has a image, and teacher.view"),
         ("sd3", {}, {"rollout.batch": 9}, DataError, r"8 prompts.* fewer than one batch|fewer than one batch"),
         (
             "sd3",
             {},
             {"loss.reward_gradient": 0.1},
             ConfigError,
-            r"^rewards need prompts whose pictures a task judges; give prompts=\{task: …\}",
+            r"^rewards need prompts whose images a task judges; give prompts=\{task: …\}",
         ),
         (
             "ddim",
@@ -209,12 +209,12 @@ def test_prompts_need_the_labels_that_a_pipeline_goes_by(tmp_path: Path, folder:
         refused(tree, DataError, r"^prompts: prompt 'p5' has label .* classes 0 to 3; give every prompt such a 'label'")
 
 
-def test_pictures_that_cannot_be_read(tmp_path: Path, folder: Any) -> None:
+def test_images_that_cannot_be_read(tmp_path: Path, folder: Any) -> None:
     (tmp_path / "broken.png").write_bytes(b"rubbish")
     for image, match in (
         ("absent.png", r"^prompts: cannot read 'image' of prompt 'p0', '.*absent.png'"),
         ("broken.png", r"^prompts: cannot read 'image' of prompt 'p0', '.*broken.png'"),
-        (7, r"^prompts: 'image' of prompt 'p0' is a int; give a file's path or a picture"),
+        (7, r"^prompts: 'image' of prompt 'p0' is a int; give a file's path or a image"),
     ):
         rows = [{**row, "image": image} for row in prompt_rows()]
         path = write_rows(tmp_path / "p.jsonl", rows)
@@ -227,7 +227,7 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, folder: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "match"),
     [
-        ("pictres", r"^prompts.task: there is no task 'pictres' for pictures; give pictures or module:name"),
+        ("pictres", r"^prompts.task: there is no task 'pictres' for images; give images or module:name"),
         ("nowhere:Task", r"^prompts.task: 'nowhere:Task' cannot be imported"),
         ("pathlib:Sketches", r"^prompts.task: 'pathlib:Sketches' cannot be imported"),
         ("fractions:Fraction", r"^prompts.task: 'fractions:Fraction' has no prompts and no right and no reward"),

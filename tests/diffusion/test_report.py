@@ -42,9 +42,9 @@ def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> No
     samples = Samples(folder / "out" / "samples")
     assert samples.steps == [0, 2, 4]
     assert [prompt["domain"] for prompt in samples.prompts] == ["disc", "square", "disc"]
-    strips = {name: samples.pictures(name) for name in (0, 4, TEACHER)}
+    strips = {name: samples.images(name) for name in (0, 4, TEACHER)}
     assert all(len(strip) == 3 for strip in strips.values())
-    assert {picture.size for strip in strips.values() for picture in strip} == {(64, 64)}
+    assert {image.size for strip in strips.values() for image in strip} == {(64, 64)}
     whole = {name: b"".join(p.tobytes() for p in strip) for name, strip in strips.items()}
     assert len(set(whole.values())) == 3
 
@@ -52,18 +52,18 @@ def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> No
 def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.evaluation import pictures
-    from opd.diffusion.pictures import to_pixels
+    from opd.diffusion.evaluation import decoded_images
+    from opd.diffusion.images import to_pixels
     from opd.diffusion.prepare import prepare
 
     config = read({**run_file(folder), "student": str(folder / "out")})
     run = prepare(config, Objects())
     grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
     assert isinstance(grids, Grids)
-    drawn = pictures(run.student, grids.student.rollout(grids.prompts, SEED))
-    for picture, kept in zip(drawn, Samples(folder / "out" / "samples").pictures(4), strict=True):
+    drawn = decoded_images(run.student, grids.student.rollout(grids.prompts, SEED))
+    for image, kept in zip(drawn, Samples(folder / "out" / "samples").images(4), strict=True):
         small = np.asarray(kept)[::8, ::8]
-        assert np.abs(small.astype(int) - to_pixels(picture)).max() <= 1
+        assert np.abs(small.astype(int) - to_pixels(image)).max() <= 1
         assert (np.asarray(kept) == small.repeat(8, 0).repeat(8, 1)).all()
 
 
@@ -133,7 +133,7 @@ def test_a_resumed_run_that_shows_other_prompts_forgets_the_old_strips(folder: P
     opd.train({**config, "report": {"prompts": 2}}, resume=True)
     samples = Samples(out / "samples")
     assert samples.steps == [4]
-    assert len(samples.pictures(4)) == len(samples.pictures(TEACHER)) == 2
+    assert len(samples.images(4)) == len(samples.images(TEACHER)) == 2
 
 
 def test_states_have_the_losses_of_the_steps_that_follow(folder: Path) -> None:
@@ -158,10 +158,10 @@ def test_without_held_out_prompts_the_training_prompts_are_drawn(folder: Path, t
     assert Samples(tmp_path / "out" / "samples").steps == [0, 2, 4]
 
 
-def test_noised_pictures_have_no_trajectory_and_are_drawn_all_the_same(folder: Path, tmp_path: Path) -> None:
+def test_noised_images_have_no_trajectory_and_are_drawn_all_the_same(folder: Path, tmp_path: Path) -> None:
     more = {
-        "rollout": {"batch": 4, "steps": 3, "policy": "pictures", "source": "teacher"},
-        "loss": {"signal": "picture", "divergence": "velocity"},
+        "rollout": {"batch": 4, "steps": 3, "policy": "images", "source": "teacher"},
+        "loss": {"signal": "image", "divergence": "velocity"},
         "out": str(tmp_path / "out"),
     }
     opd.train(run_file(folder, **more))
@@ -222,22 +222,22 @@ def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -
     assert len(data["shown"]) == 1
     assert data["teacher"] == []
     samples = Samples(tmp_path / "samples")
-    assert samples.pictures(SHOWN)[0].getpixel((30, 30)) == (220, 20, 60)
+    assert samples.images(SHOWN)[0].getpixel((30, 30)) == (220, 20, 60)
     plain = 10 + 17 + 6 + 128 + 10  # a heading's line and a row
     with Image.open(tmp_path / "samples" / "overview.png") as image:
         assert image.height == 2 * plain
 
 
-def test_the_overview_has_a_row_each_and_visible_pictures(folder: Path) -> None:
+def test_the_overview_has_a_row_each_and_visible_images(folder: Path) -> None:
     with Image.open(folder / "out" / "samples" / "overview.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     samples = Samples(folder / "out" / "samples")
-    rows = [samples.pictures(name) for name in (0, 2, 4, TEACHER)]
+    rows = [samples.images(name) for name in (0, 2, 4, TEACHER)]
     top = pixels.shape[0] - 4 * 138
     for row, strip in enumerate(rows):
-        for column, picture in enumerate(strip):
+        for column, image in enumerate(strip):
             x, y = 116 + column * 138, top + row * 138
-            expected = np.asarray(picture.resize((128, 128), Image.Resampling.NEAREST))
+            expected = np.asarray(image.resize((128, 128), Image.Resampling.NEAREST))
             assert (pixels[y : y + 128, x : x + 128] == expected).all()
 
 
@@ -265,8 +265,8 @@ def test_long_headings_are_cut_and_any_text_can_be_one() -> None:
     assert wrapped("abcdefgh", 3, len, 4) == ["abc", "def", "gh"]
     assert wrapped("a b c d e", 1, len, 2) == ["a", "…"]
     assert wrapped("", 5, len, 4) == [""]
-    picture = Image.new("RGB", (300, 150))
-    sheet = overview([Block(["图画\u2028 \x00<b>", "x " * 400], [("before", [picture, picture])])])
+    image = Image.new("RGB", (300, 150))
+    sheet = overview([Block(["图画\u2028 \x00<b>", "x " * 400], [("before", [image, image])])])
     assert sheet.width == 116 + 2 * 266 + 10
 
 

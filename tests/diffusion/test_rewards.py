@@ -16,9 +16,9 @@ import opd
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.build import Denoising
-from opd.diffusion.kernels import log_density
 from opd.diffusion.objectives import RewardGradient
 from opd.diffusion.prepare import prepare
+from opd.diffusion.schedules import log_density
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
 from opd.loop import Loop
@@ -32,25 +32,25 @@ from opd.types import Prompt
 
 
 class Bright:
-    """Pictures are to be bright; a prompt that is flat is judged alike whatever is drawn."""
+    """Images are to be bright; a prompt that is flat is judged alike whatever is drawn."""
 
     def prompts(self, split):
         words = ["red", "green", "blue", "circle"] if split == "train" else ["cross", "square"]
         return [Prompt(id=f"{split}/{word}", text=word, domain=word) for word in words]
 
-    def right(self, pictures_BX, prompts):
-        return (pictures_BX.mean((1, 2, 3)) > 0).float()
+    def right(self, images_BX, prompts):
+        return (images_BX.mean((1, 2, 3)) > 0).float()
 
-    def reward(self, pictures_BX, prompts):
+    def reward(self, images_BX, prompts):
         flat_B = torch.tensor([p.text == "red" for p in prompts])
-        return torch.where(flat_B, 0.5, pictures_BX.mean((1, 2, 3)))
+        return torch.where(flat_B, 0.5, images_BX.mean((1, 2, 3)))
 
-    def distance(self, pictures_BX, prompts):
-        return float(pictures_BX.var())
+    def distance(self, images_BX, prompts):
+        return float(images_BX.var())
 
 
 class Flat(Bright):
-    def reward(self, pictures_BX, prompts):
+    def reward(self, images_BX, prompts):
         return torch.zeros(len(prompts))
 
 
@@ -114,8 +114,8 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
     with torch.no_grad():
         ((_, states),) = loop.forward(rollouts)
     prediction_TX = states.prediction_TX  # type: ignore[attr-defined]
-    kernel = said.term.objective.kernel  # type: ignore[attr-defined]
-    each_T = log_density(kernel, signal.step_T, signal.state_TX, prediction_TX, signal.next_TX)
+    schedule = said.term.objective.schedule  # type: ignore[attr-defined]
+    each_T = log_density(schedule, signal.step_T, signal.state_TX, prediction_TX, signal.next_TX)
     return torch.zeros(len(rollouts)).index_add(0, signal.rollout_T, each_T)
 
 
@@ -210,12 +210,12 @@ def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folde
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]
     loss.backward()
-    clean_TX = run.kernel.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
+    clean_TX = run.schedule.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
     flat_T = torch.tensor([rollouts[r].prompt.text == "red" for r in signal.rollout_T.tolist()])
     reward_T = torch.where(flat_T, 0.5, clean_TX.mean((1, 2, 3)))
     assert loss.item() == pytest.approx(-float(reward_T @ term.weight_T), rel=1e-5)
     # x̂0 = x − σ v, and the mean is over 192 dimensions
-    level_T = run.kernel.level_K[signal.step_T].float()
+    level_T = run.schedule.level_K[signal.step_T].float()
     expected_T = torch.where(flat_T, 0.0, term.weight_T * level_T / 192)
     torch.testing.assert_close(prediction_TX.grad, expected_T.view(-1, 1, 1, 1).expand_as(prediction_TX))
 
@@ -233,7 +233,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
     rows = train_rows(opd.train(tree).out)
     assert rows[0]["distill"] < 1e-9  # the teacher is the student, so this gradient is the reward's alone
     assert rows[0]["grad_norm"] > 0
-    if kind == "sd3":  # an untrained autoencoder's pictures hardly change
+    if kind == "sd3":  # an untrained autoencoder's images hardly change
         assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.02
         assert rows[-1]["reward_gradient"] < rows[0]["reward_gradient"]
 
@@ -241,7 +241,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
 # ----------------------------------------------------------------------------------------------------- what is measured
 
 
-def test_held_out_pictures_are_judged_and_the_teachers_too(tmp_path: Path, folder: Any) -> None:
+def test_held_out_images_are_judged_and_the_teachers_too(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),

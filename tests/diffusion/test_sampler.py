@@ -1,4 +1,4 @@
-"""Trajectories: the pictures are the pipelines' own, densities are those of the steps, states are provably the same."""
+"""Trajectories: the images are the pipelines' own, densities are those of the steps, states are provably the same."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.diffusion.kernels import kernel_of, log_density
+from opd.diffusion.forward import states_at, student_pass
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.reading import read_own, states_at
 from opd.diffusion.sampler import DenoisingSampler
+from opd.diffusion.schedules import log_density, schedule_of
 from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
@@ -29,8 +29,8 @@ STEPS = 3
 
 
 def sampler(model: DenoisingModel, *, guidance: float = 1.0, **how: Any) -> DenoisingSampler:
-    kernel = kernel_of(model.pipeline.scheduler, steps=STEPS, **how)
-    return DenoisingSampler(model, kernel, guidance=guidance)
+    schedule = schedule_of(model.pipeline.scheduler, steps=STEPS, **how)
+    return DenoisingSampler(model, schedule, guidance=guidance)
 
 
 def ours(model: DenoisingModel, **how: Any) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def given(noise_BX: Tensor, monkeypatch: pytest.MonkeyPatch, module: Any) -> Non
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: noise_BX.expand(shape).clone())
 
 
-# ------------------------------------------------------------------------------ the pictures of the pipeline's own call
+# ------------------------------------------------------------------------------ the images of the pipeline's own call
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
@@ -92,8 +92,8 @@ def test_ddim_draws_the_same(model: Any, prediction: str, monkeypatch: pytest.Mo
     noise_BX, clean_BX = ours(m)
     given(noise_BX, monkeypatch, module)
     theirs = m.pipeline(batch_size=3, num_inference_steps=STEPS, output_type="np").images
-    pictures_BX = (clean_BX / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(pictures_BX.permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
+    images_BX = (clean_BX / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(images_BX.permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -105,8 +105,8 @@ def test_dit_draws_the_same(model: Any, guidance: float, monkeypatch: pytest.Mon
     given(noise_BX, monkeypatch, module)
     labels = [p.data["label"] for p in PROMPTS]
     theirs = m.pipeline(labels, guidance_scale=guidance, num_inference_steps=STEPS, output_type="np").images
-    pictures_BX = (m.decode(clean_BX) / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(pictures_BX.permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
+    images_BX = (m.decode(clean_BX) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(images_BX.permute(0, 2, 3, 1), torch.from_numpy(theirs), atol=1e-4, rtol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------- densities and recorded noise
@@ -114,8 +114,8 @@ def test_dit_draws_the_same(model: Any, guidance: float, monkeypatch: pytest.Mon
 NOISY = [("sd3", {"noise": 0.7}), ("ddim", {"noise": 1.0}), ("dit", {"noise": 0.5}), ("sd3", {"renoise": True})]
 
 
-def noisy_steps(drawn: list[Trajectory], kernel: Any) -> list[int]:
-    return [k for k in range(STEPS) if kernel.std_K[k]]
+def noisy_steps(drawn: list[Trajectory], schedule: Any) -> list[int]:
+    return [k for k in range(STEPS) if schedule.std_K[k]]
 
 
 @pytest.mark.parametrize(("kind", "how"), NOISY)
@@ -124,14 +124,14 @@ def test_a_trajectory_has_the_density_it_was_drawn_with(model: Any, kind: str, h
     own = sampler(m, **how)
     drawn = own.rollout(PROMPTS, seed=1)
     m.model.train()  # as it is when the loop reads
-    (where, states), *more = read_own(m, drawn, kernel=own.kernel, guidance=1.0)
+    (where, states), *more = student_pass(m, drawn, schedule=own.schedule, guidance=1.0)
     assert not more
-    rows = torch.tensor([int(k) in noisy_steps(drawn, own.kernel) for k in where.position_T])
+    rows = torch.tensor([int(k) in noisy_steps(drawn, own.schedule) for k in where.position_T])
     assert int(rows.sum()) >= 2 * len(PROMPTS)
     where, states = where.take(rows), states.take(rows)
     state_TX, step_T = states_at(drawn, where)
     next_TX, _ = states_at(drawn, where, later=1)
-    again_T = log_density(own.kernel, step_T, state_TX, states.prediction_TX, next_TX)
+    again_T = log_density(own.schedule, step_T, state_TX, states.prediction_TX, next_TX)
     was_T = torch.tensor(
         [drawn[r].logprobs[k] for r, k in zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True)]
     )
@@ -146,8 +146,8 @@ def test_the_noise_kept_makes_each_next_state(model: Any, kind: str, how: dict[s
         for t, told in zip(own.rollout(PROMPTS, seed=1), m.encode(PROMPTS), strict=True):
             for k in range(STEPS):
                 at = torch.tensor([k])
-                prediction = m.predict(t.latents_KX[k][None], own.kernel.time(at), [told])
-                after = own.kernel.next(at, t.latents_KX[k][None], prediction, t.noise_KX[k][None])
+                prediction = m.predict(t.latents_KX[k][None], own.schedule.time(at), [told])
+                after = own.schedule.next(at, t.latents_KX[k][None], prediction, t.noise_KX[k][None])
                 torch.testing.assert_close(after[0], t.latents_KX[k + 1], atol=2e-5, rtol=1e-5)
 
 
@@ -175,8 +175,8 @@ def test_noise_belongs_to_the_prompt_whatever_else_is_drawn(model: Any) -> None:
 
 def test_rows_at_a_time_change_nothing_but_rounding(model: Any) -> None:
     m = model("sd3")
-    kernel = kernel_of(m.pipeline.scheduler, steps=STEPS)
-    whole, parts = (DenoisingSampler(m, kernel, max_rows=rows).rollout(PROMPTS, 0) for rows in (256, 2))
+    schedule = schedule_of(m.pipeline.scheduler, steps=STEPS)
+    whole, parts = (DenoisingSampler(m, schedule, max_rows=rows).rollout(PROMPTS, 0) for rows in (256, 2))
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a.latents_KX, b.latents_KX, atol=1e-5, rtol=1e-5)
 
@@ -201,11 +201,11 @@ def test_fingerprints_tell_one_flipped_bit_and_another_time() -> None:
     assert fingerprint(swapped_TX, time_T)[0] != first_T[0]
 
 
-def scores(model: DenoisingModel, drawn: list[Trajectory], seen: list[Trajectory], kernel: Any) -> None:
+def scores(model: DenoisingModel, drawn: list[Trajectory], seen: list[Trajectory], schedule: Any) -> None:
     """Align what the student reads in its trajectories with what a teacher reads in others."""
     own = sampler(model)
-    (where, _), *_ = read_own(model, drawn, kernel=own.kernel, guidance=1.0)
-    teacher = DenoisingTeacher(model, kernel, guidance=1.0, max_rows=4)
+    (where, _), *_ = student_pass(model, drawn, schedule=own.schedule, guidance=1.0)
+    teacher = DenoisingTeacher(model, schedule, guidance=1.0, max_rows=4)
     align(drawn, where, teacher.score(seen, PlainView().segments(seen)))
 
 
@@ -213,12 +213,12 @@ def test_a_teacher_that_reads_another_state_is_refused(model: Any) -> None:
     m = model("sd3")
     own = sampler(m)
     drawn = own.rollout(PROMPTS, 0)
-    scores(m, drawn, drawn, own.kernel)
+    scores(m, drawn, drawn, own.schedule)
     shifted = [replace(t, latents_KX=t.latents_KX.roll(1, dims=0)) for t in drawn]
     with pytest.raises(AlignmentError, match="prompt 'a'"):
-        scores(m, drawn, shifted, own.kernel)
-    late = replace(own.kernel, time_K=own.kernel.time_K + 1)
+        scores(m, drawn, shifted, own.schedule)
+    late = replace(own.schedule, time_K=own.schedule.time_K + 1)
     with pytest.raises(AlignmentError, match="prompt 'a'"):
         scores(m, drawn, drawn, late)
     with pytest.raises(AlignmentError):
-        scores(m, drawn, [replace(t, steps=(1, 2, 0)) for t in drawn], own.kernel)
+        scores(m, drawn, [replace(t, steps=(1, 2, 0)) for t in drawn], own.schedule)

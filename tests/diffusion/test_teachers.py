@@ -19,11 +19,11 @@ from opd.axes.views.plain import PlainView
 from opd.config.read import read
 from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
-from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
-from opd.diffusion.teachers import DenoisingTeacher, ImageView, TaskTeachers
+from opd.diffusion.schedules import schedule_of
+from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, ImageView
 from opd.diffusion.types import PredictionSignal
 from opd.errors import ModelError
 from opd.loop import Loop
@@ -43,29 +43,29 @@ def scored(loop: Loop, step: int = 0) -> tuple[Any, dict[str, Scored]]:
     return rollouts, {said.term.name: said for said in loop.score(rollouts)}
 
 
-def with_pictures(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str]:
-    """Prompts of which every second has a picture beside the file."""
+def with_images(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str]:
+    """Prompts of which every second has a image beside the file."""
     rows = prompt_rows(count)
     for n, row in enumerate(rows[::every]):
         generator = torch.Generator().manual_seed(n)
         pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{n}.png")
         row["image"] = f"{n}.png"
-    return {"path": write_rows(tmp_path / "pictures.jsonl", rows)}
+    return {"path": write_rows(tmp_path / "images.jsonl", rows)}
 
 
 # ------------------------------------------------------------------------------------------------------- what it sees
 
 
-def test_a_picture_is_shown_to_the_teacher_alone(model: Any) -> None:
+def test_a_image_is_shown_to_the_teacher_alone(model: Any) -> None:
     m = model("sd3")
-    picture = torch.rand(3, 8, 8) * 2 - 1
+    image = torch.rand(3, 8, 8) * 2 - 1
     bare, shown, other = (
-        [Prompt(id="a", text="big red circle", data=data)] for data in ({}, {"image": picture}, {"image": -picture})
+        [Prompt(id="a", text="big red circle", data=data)] for data in ({}, {"image": image}, {"image": -image})
     )
-    kernel = kernel_of(m.pipeline.scheduler, steps=3)
-    teacher = DenoisingTeacher(m, kernel, guidance=1.0, max_rows=2)
-    drawn, same, differs = (DenoisingSampler(m, kernel).rollout(p, 0) for p in (bare, shown, other))
+    schedule = schedule_of(m.pipeline.scheduler, steps=3)
+    teacher = DenoisingTeacher(m, schedule, guidance=1.0, max_rows=2)
+    drawn, same, differs = (DenoisingSampler(m, schedule).rollout(p, 0) for p in (bare, shown, other))
     assert torch.equal(drawn[0].latents_KX, same[0].latents_KX)
     plain = teacher.score(same, PlainView().segments(same))
     seen = teacher.score(same, ImageView().segments(same))
@@ -77,13 +77,13 @@ def test_a_picture_is_shown_to_the_teacher_alone(model: Any) -> None:
     assert ImageView().segments(drawn) == []
 
 
-def test_an_anchor_holds_prompts_without_a_picture(tmp_path: Path, folder: Any) -> None:
+def test_an_anchor_holds_prompts_without_a_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
         teacher={"weights": "frozen", "view": "image"},
         loss={"anchor": 0.5},
-        prompts=with_pictures(tmp_path),
+        prompts=with_images(tmp_path),
     )
     rollouts, said = scored(loop_of(tree, tmp_path)[1])
     has = {i for i, r in enumerate(rollouts) if "image" in r.prompt.data}
@@ -99,12 +99,12 @@ def test_an_anchor_holds_everything_where_the_view_is_plain(tmp_path: Path, fold
     assert len(said["anchor"].signal) == 3 * len(rollouts)
 
 
-def test_a_student_is_taught_by_itself_with_the_picture(tmp_path: Path, folder: Any) -> None:
+def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
         teacher={"weights": "frozen", "view": "image"},
-        prompts=with_pictures(tmp_path, every=1),
+        prompts=with_images(tmp_path, every=1),
         optimizer={"steps": 10, "lr": 2e-4},
         rollout={"batch": 8},
     )
@@ -114,13 +114,13 @@ def test_a_student_is_taught_by_itself_with_the_picture(tmp_path: Path, folder: 
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_batch_without_pictures_waits_for_one_with(tmp_path: Path, folder: Any) -> None:
+def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) -> None:
     """Also where several teachers would read it."""
     for teacher in (
         {"weights": "frozen", "view": "image"},
         {"weights": "model", "models": {"default": folder("sd3", 1)}, "view": "image"},
     ):
-        tree = run_tree(tmp_path / "out", folder("sd3"), teacher=teacher, prompts=with_pictures(tmp_path))
+        tree = run_tree(tmp_path / "out", folder("sd3"), teacher=teacher, prompts=with_images(tmp_path))
         tree["rollout"]["batch"] = 1
         _, loop = loop_of(tree, tmp_path)
         said = [scored(loop, step)[1]["distill"] for step in range(8)]
@@ -168,12 +168,12 @@ def test_the_average_moves_by_its_formula(tmp_path: Path, folder: Any) -> None:
 
 def several(model: Any, *names: str) -> tuple[DenoisingModel, Any, dict[str, DenoisingTeacher]]:
     student = model("sd3")
-    kernel = kernel_of(student.pipeline.scheduler, steps=3)
+    schedule = schedule_of(student.pipeline.scheduler, steps=3)
     teachers = {
-        name: DenoisingTeacher(model("sd3", seed), kernel, guidance=1.0, max_rows=4)
+        name: DenoisingTeacher(model("sd3", seed), schedule, guidance=1.0, max_rows=4)
         for seed, name in enumerate(names, 1)
     }
-    return student, kernel, teachers
+    return student, schedule, teachers
 
 
 def in_domains(*domains: str) -> list[Prompt]:
@@ -181,10 +181,10 @@ def in_domains(*domains: str) -> list[Prompt]:
 
 
 def test_each_teacher_reads_its_own_domains(model: Any) -> None:
-    student, kernel, teachers = several(model, "a", "b")
-    drawn = DenoisingSampler(student, kernel).rollout(in_domains("x", "y", "x"), 0)
+    student, schedule, teachers = several(model, "a", "b")
+    drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "y", "x"), 0)
     whole = PlainView().segments(drawn)
-    said = TaskTeachers(teachers, {"x": {"a": 1.0}, "y": {"b": 1.0}}).score(drawn, whole)
+    said = DomainTeachers(teachers, {"x": {"a": 1.0}, "y": {"b": 1.0}}).score(drawn, whole)
     a, b = (teachers[name].score(drawn, whole) for name in "ab")
     assert torch.equal(sort_key(said), sort_key(a))
     mine_T = (said.rollout_T == 1).view(-1, 1, 1, 1)
@@ -195,10 +195,10 @@ def test_each_teacher_reads_its_own_domains(model: Any) -> None:
 
 def test_where_two_know_a_domain_the_target_is_their_weighted_mean(tmp_path: Path, model: Any, folder: Any) -> None:
     """And its loss has the gradient of the weighted mean of both losses."""
-    student, kernel, teachers = several(model, "a", "b")
-    drawn = DenoisingSampler(student, kernel).rollout(in_domains("x", "x", "y"), 0)
+    student, schedule, teachers = several(model, "a", "b")
+    drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "x", "y"), 0)
     whole = PlainView().segments(drawn)
-    said = TaskTeachers(teachers, {"x": {"a": 1.0, "b": 3.0}, "y": {"b": 1.0}}).score(drawn, whole)
+    said = DomainTeachers(teachers, {"x": {"a": 1.0, "b": 3.0}, "y": {"b": 1.0}}).score(drawn, whole)
     a, b = (teachers[name].score(drawn, whole).target_TX for name in "ab")
     share_T = torch.where(said.rollout_T == 2, 0.0, 0.25).view(-1, 1, 1, 1)
     torch.testing.assert_close(said.target_TX, share_T * a + (1 - share_T) * b)
@@ -238,10 +238,10 @@ class InVelocity(torch.nn.Module):
         return ((eps - (1 - alpha).sqrt() * sample) / alpha.sqrt(),)
 
 
-def distance(student: DenoisingModel, teacher: DenoisingTeacher, kernel: Any) -> Tensor:
-    drawn = DenoisingSampler(student, kernel).rollout(LABELLED, 0)
+def distance(student: DenoisingModel, teacher: DenoisingTeacher, schedule: Any) -> Tensor:
+    drawn = DenoisingSampler(student, schedule).rollout(LABELLED, 0)
     signal = teacher.score(drawn, PlainView().segments(drawn))
-    own = DenoisingTeacher(student, kernel, guidance=1.0, max_rows=9).score(drawn, PlainView().segments(drawn))
+    own = DenoisingTeacher(student, schedule, guidance=1.0, max_rows=9).score(drawn, PlainView().segments(drawn))
     assert isinstance(signal, PredictionSignal)
     return (own.target_TX - signal.target_TX).abs().max()
 
@@ -254,8 +254,8 @@ def test_a_teacher_that_predicts_something_else_is_converted(model: Any) -> None
     eps = model("ddim")
     v = model("ddim", prediction="v_prediction")
     v = replace(v, model=InVelocity(eps.model, eps.pipeline.scheduler.alphas_cumprod))
-    kernels = [kernel_of(m.pipeline.scheduler, steps=3) for m in (eps, v)]
-    for student, teacher, ours, theirs in ((eps, v, *kernels), (v, eps, *reversed(kernels))):
+    schedules = [schedule_of(m.pipeline.scheduler, steps=3) for m in (eps, v)]
+    for student, teacher, ours, theirs in ((eps, v, *schedules), (v, eps, *reversed(schedules))):
         converted = DenoisingTeacher(teacher, ours, own=theirs, guidance=1.0, max_rows=9)
         raw = DenoisingTeacher(teacher, ours, guidance=1.0, max_rows=9)
         assert distance(student, converted, ours) < 2e-3
@@ -270,8 +270,8 @@ def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, fol
     said = mean_distance(drawn, reader=run.reader(), teacher=term.teacher, view=PlainView(), objective=term.objective)
     assert 0 < said["distance"] < float("inf")
     teacher = run.teachers["teacher"]
-    expected = DenoisingSampler(teacher, kernel_of(teacher.pipeline.scheduler, steps=3)).rollout(run.prompts, 0)
-    drawn = run.teachers_draw(held_out=True).rollout(run.prompts, 0)
+    expected = DenoisingSampler(teacher, schedule_of(teacher.pipeline.scheduler, steps=3)).rollout(run.prompts, 0)
+    drawn = run.teacher_source(held_out=True).rollout(run.prompts, 0)
     for a, b in zip(drawn, expected, strict=True):  # it draws as itself, too
         torch.testing.assert_close(a.latents_KX, b.latents_KX)
 
@@ -305,8 +305,8 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
     state_TX = torch.stack([t.latents_KX[:-1] for t in rollouts]).flatten(0, 1)
     with torch.no_grad():
         told = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
-        expected = m.predict(state_TX, run.kernel.time(signal.step_T), told, 4.0)
-        plain = m.predict(state_TX, run.kernel.time(signal.step_T), told)
+        expected = m.predict(state_TX, run.schedule.time(signal.step_T), told, 4.0)
+        plain = m.predict(state_TX, run.schedule.time(signal.step_T), told)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
     ((_, states),) = loop.forward(rollouts)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
@@ -318,7 +318,7 @@ def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, 
     )
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
-    drawn = DenoisingSampler(run.student, run.kernel, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
+    drawn = DenoisingSampler(run.student, run.schedule, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     ((_, states),) = loop.forward(rollouts)
     term = said["distill"]
@@ -326,7 +326,7 @@ def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, 
 
 
 def test_a_first_batch_without_a_target_makes_no_update(tmp_path: Path, folder: Any) -> None:
-    rows = with_pictures(tmp_path, count=8, every=8)
+    rows = with_images(tmp_path, count=8, every=8)
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"weights": "frozen", "view": "image"}, prompts=rows, seed=1
     )

@@ -14,10 +14,10 @@ import opd
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
-from opd.diffusion.kernels import kernel_of
 from opd.diffusion.models import load, of_pipeline
 from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import DenoisingSampler
+from opd.diffusion.schedules import schedule_of
 from opd.output.run_log import RunLog
 from opd.types import Prompt
 from support.tiny_pipelines import KINDS, prompt_rows, run_tree
@@ -33,8 +33,8 @@ def figures(out: Path) -> list[dict[str, Any]]:
 def drawn(pipeline: Any) -> torch.Tensor:
     """Clean latents of two prompts, always from the same noise."""
     model = of_pipeline(pipeline, source="s", key="student", text_tokens=0)
-    kernel = kernel_of(model.pipeline.scheduler, steps=3)
-    return torch.stack([t.latents_KX[-1] for t in DenoisingSampler(model, kernel).rollout(PROMPTS, 0)])
+    schedule = schedule_of(model.pipeline.scheduler, steps=3)
+    return torch.stack([t.latents_KX[-1] for t in DenoisingSampler(model, schedule).rollout(PROMPTS, 0)])
 
 
 @pytest.mark.parametrize(("kind", "lora"), [*((kind, False) for kind in KINDS), ("sd3", True), ("sd", True)])

@@ -1,4 +1,4 @@
-"""Diagnostics: each figure against its definition, token by token in float64, on real rollouts."""
+"""Diagnostics: each metric against its definition, token by token in float64, on real rollouts."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def logprobs(model: LanguageModel, rollout: Rollout) -> torch.Tensor:
     return logits.log_softmax(-1)[len(rollout.prompt_ids) - 1 : -1]
 
 
-def test_every_figure_equals_its_definition(
+def test_every_metric_equals_its_definition(
     student: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[float]] = {}
@@ -73,7 +73,7 @@ def test_every_figure_equals_its_definition(
             quarters.setdefault(position * 4 // len(rollout.completion_ids), []).append(reverse)
             token = rollout.completion_ids[position]
             seen.setdefault(f"reverse_kl/{token_class(student.tokenizer, token)}", []).append(reverse)
-    monkeypatch.setattr("opd.evaluation.diagnostics.CHUNK_BYTES", 4 * 300 * 7)
+    monkeypatch.setattr("opd.evaluation.distributions.CHUNK_BYTES", 4 * 300 * 7)
     got = diagnose(student, rollouts, LocalTeacher(teacher), PlainView())
     wanted = {f"teacher/{name}": math.fsum(values) / len(values) for name, values in seen.items()}
     wanted |= {f"teacher/reverse_kl/quarter_{n + 1}": math.fsum(v) / len(v) for n, v in quarters.items()}
@@ -82,35 +82,36 @@ def test_every_figure_equals_its_definition(
     assert {"teacher/reverse_kl/number", "teacher/reverse_kl/mark", "teacher/reverse_kl/word"} < got.keys()
 
 
-def test_a_student_is_as_its_own_teacher(student: LanguageModel, rollouts: list[Rollout]) -> None:
+def test_a_student_compared_with_itself_has_no_divergence(student: LanguageModel, rollouts: list[Rollout]) -> None:
     got = diagnose(student, rollouts, LocalTeacher(student), PlainView())
     assert got["teacher/overlap@16"] == 1.0
     assert got["teacher/reverse_kl"] == pytest.approx(0, abs=1e-6)
     assert got["teacher/entropy_gap"] == pytest.approx(0, abs=1e-6)
 
 
-def test_repetition_is_what_compresses_more_than_tenfold() -> None:
+def test_a_text_that_compresses_more_than_tenfold_is_repetitive() -> None:
     assert repeats("so it is, " * 2000)
     assert not repeats("".join(str(n * n) for n in range(3000)))
     assert repeats("0123456789 abcdef" * 40 + "again " * 3000)
 
 
-def test_gap_recovery_is_the_share_of_the_way_to_the_teacher() -> None:
+def test_gap_recovery_is_the_closed_share_of_the_accuracy_gap() -> None:
     before = {"accuracy": 0.5, "teacher_accuracy": 1.0}
     assert gap_recovery(before, {"accuracy": 0.9, "teacher_accuracy": 1.0}) == {"gap_recovery": pytest.approx(0.8)}
     assert gap_recovery({"accuracy": 1.0}, {"accuracy": 0.9, "teacher_accuracy": 1.0}) == {}
     assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.9}) == {}
 
 
-def test_a_run_writes_them_at_every_look(tmp_path: Path) -> None:
+def test_a_run_writes_diagnostics_at_every_evaluation(tmp_path: Path) -> None:
     small: dict[str, Any] = {"optimizer.steps": 2, "eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 4}
     small |= {"rollout.prompts_per_step": 4, "log": []}
     result = opd.train("opd", {**small, "out": str(tmp_path / "run")})
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    looks = [row["eval"] for row in rows if "eval" in row]
-    assert len(looks) == 3
+    evaluations = [row["eval"] for row in rows if "eval" in row]
+    assert len(evaluations) == 3
     assert all(
-        {"teacher/overlap@16", "teacher_accuracy", "gap_recovery", "repetition_rate"} <= look.keys() for look in looks
+        {"teacher/overlap@16", "teacher_accuracy", "gap_recovery", "repetition_rate"} <= metrics.keys()
+        for metrics in evaluations
     )
     assert result.before["gap_recovery"] == 0.0
     assert "teacher/forward_kl" not in (tmp_path / "run" / "README.md").read_text()
@@ -119,7 +120,7 @@ def test_a_run_writes_them_at_every_look(tmp_path: Path) -> None:
     assert not any(name.startswith(("teacher", "gap")) for name in off.after)
 
 
-def test_a_view_of_feedback_is_compared_on_groups(tmp_path: Path) -> None:
+def test_a_feedback_view_is_compared_on_groups_of_attempts(tmp_path: Path) -> None:
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "rollout.prompts_per_step": 4, "log": []}
     result = opd.train("sdpo", {**small, "eval.divergence": True, "out": str(tmp_path / "run")})
     assert result.before["teacher/overlap@16"] > 0

@@ -1,4 +1,4 @@
-"""How teachers stand to each other: against direct computations on small batches."""
+"""Disagreement of teachers, compared with direct computations on small batches."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def measured(divergence: str = "reverse_kl", routes: dict[str, dict[str, float]]
     return found
 
 
-def test_disagreement_is_the_mean_jsd_of_the_teachers() -> None:
+def test_jsd_is_the_mean_over_the_tokens_of_the_domain() -> None:
     found, batch = measured(), rollouts()
     for domain in SOURCES:
         own = [r for r in batch if r.prompt.domain == domain]
@@ -59,7 +59,7 @@ def test_disagreement_is_the_mean_jsd_of_the_teachers() -> None:
         assert 0 < jsd < 0.6932
 
 
-def test_the_gradients_cosine_is_that_of_two_backward_passes() -> None:
+def test_the_cosine_equals_that_of_two_backward_passes() -> None:
     student, batch, gradients = load("nano/critic", key="student"), rollouts(), []
     for domain, source in SOURCES.items():
         own = [r for r in batch if r.prompt.domain == domain]
@@ -82,7 +82,7 @@ def test_a_domain_without_a_teacher_has_no_gradient() -> None:
     assert not any("cosine" in name for name in measured(routes={"math": {"math": 1.0}, "tools": {}}))
 
 
-def test_a_run_reports_it(tmp_path: Path) -> None:
+def test_a_run_reports_the_metrics(tmp_path: Path) -> None:
     run = {
         "prompts": [{"task": "math", "limit": 8}, {"task": "tools", "limit": 8}],
         "eval.prompts": [{"task": "math", "split": "test", "limit": 4}, {"task": "tools", "split": "test", "limit": 4}],

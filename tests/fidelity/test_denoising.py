@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from opd.diffusion.kernels import MEANS, Divergence, Kernel, coefficient_K, convert, kernel_of, log_density
+from opd.diffusion.schedules import MEANS, Divergence, NoiseSchedule, coefficient_K, convert, log_density, schedule_of
 from opd.errors import ConfigError
 from opd.losses.denoising import denoising_distance, transition_log_density, transition_policy_gradient
 
@@ -29,15 +29,15 @@ STEPS = 5
 NOISY = torch.arange(STEPS) < STEPS - 1  # DDIM's last step adds no noise
 
 
-def flow(noise: float = 0.7, shift: float = 3.0) -> Kernel:
-    return kernel_of(FlowMatchEulerDiscreteScheduler(shift=shift), steps=STEPS, sigmas="even", noise=noise)
+def flow(noise: float = 0.7, shift: float = 3.0) -> NoiseSchedule:
+    return schedule_of(FlowMatchEulerDiscreteScheduler(shift=shift), steps=STEPS, sigmas="even", noise=noise)
 
 
-def ddim(prediction: str, noise: float = 1.0) -> Kernel:
-    return kernel_of(DDIMScheduler(prediction_type=prediction, clip_sample=False), steps=STEPS, noise=noise)
+def ddim(prediction: str, noise: float = 1.0) -> NoiseSchedule:
+    return schedule_of(DDIMScheduler(prediction_type=prediction, clip_sample=False), steps=STEPS, noise=noise)
 
 
-KERNELS = {"flow": flow, **{p: lambda noise=0.8, p=p: ddim(p, noise) for p in ("epsilon", "v_prediction", "sample")}}
+SCHEDULES = {"flow": flow, **{p: lambda noise=0.8, p=p: ddim(p, noise) for p in ("epsilon", "v_prediction", "sample")}}
 
 
 def images(count: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -45,31 +45,31 @@ def images(count: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.fl
     return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(count)]
 
 
-def transition(kernel: Kernel, k: int, x: Tensor, p: Tensor) -> Independent:
+def transition(schedule: NoiseSchedule, k: int, x: Tensor, p: Tensor) -> Independent:
     """One image's next one, as torch.distributions has it; x, p: float64 of any shape."""
-    mean = float(kernel.mean_x_K[k]) * x + float(kernel.mean_p_K[k]) * p
-    return Independent(Normal(mean, float(kernel.std_K[k])), x.ndim)
+    mean = float(schedule.mean_x_K[k]) * x + float(schedule.mean_p_K[k]) * p
+    return Independent(Normal(mean, float(schedule.std_K[k])), x.ndim)
 
 
 # -------------------------------------------------------------------------------------------------- the distances
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_transition_kl_is_the_kl_of_torch_distributions_and_so_is_its_gradient(name: str, direction: str) -> None:
-    kernel = KERNELS[name]()
+    schedule = SCHEDULES[name]()
     k = torch.tensor([0, 1, 2, 3, 3, 1])
     x, p, q = images(3, 6, 3, 4)
     weight = torch.tensor([0.5, 0.0, 2.0, 1.0, 0.25, 0.125])
     ours = p.float().requires_grad_()
     own = torch.empty(6)
-    coefficient = coefficient_K(kernel, "transition_kl", supervised_K=NOISY)[k]
+    coefficient = coefficient_K(schedule, "transition_kl", supervised_K=NOISY)[k]
     loss = denoising_distance(ours, q.float(), coefficient, weight, per_position=own)
 
     theirs = p.clone().requires_grad_()
     kls = []
     for t in range(6):
-        pair = [transition(kernel, int(k[t]), x[t], image) for image in (theirs[t], q[t])]
+        pair = [transition(schedule, int(k[t]), x[t], image) for image in (theirs[t], q[t])]
         kls.append(kl_divergence(*(pair if direction == "reverse" else pair[::-1])))
     wanted = (torch.stack(kls) * weight.double()).sum()
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)
@@ -86,28 +86,28 @@ def test_transition_kl_is_the_kl_of_torch_distributions_and_so_is_its_gradient(n
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_flows_kl_is_equation_11_and_its_ode_equation_12(noise: float, shift: float) -> None:
     """(−Δ/2) (σ (1 − t) / 2t + 1/σ)², and ½ Δ². Without its −Δ it would be no KL."""
-    kernel = flow(noise, shift)
-    times = [*kernel.level_K.tolist(), 0.0]
+    schedule = flow(noise, shift)
+    times = [*schedule.level_K.tolist(), 0.0]
     for k in range(STEPS):
         t, delta = times[k], times[k + 1] - times[k]
         sigma = noise * math.sqrt(t / (1 - (times[1] if t == 1 else t)))
         eq_11 = -delta / 2 * (sigma * (1 - t) / (2 * t) + 1 / sigma) ** 2
-        assert float(coefficient_K(kernel, "transition_kl")[k]) == pytest.approx(eq_11, rel=1e-12)
+        assert float(coefficient_K(schedule, "transition_kl")[k]) == pytest.approx(eq_11, rel=1e-12)
         assert float(coefficient_K(flow(0.0, shift), "transition")[k]) == pytest.approx(delta**2 / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("divergence", ["transition", "x0", "velocity"])
 def test_the_other_distances_are_between_what_they_name(name: str, divergence: Divergence) -> None:
     """Half the squared distance between next images, and those between denoised images and velocities."""
-    kernel = KERNELS[name]()
+    schedule = SCHEDULES[name]()
     k, (x, p, q) = torch.arange(STEPS), images(3, STEPS, 3, 4)
-    signal, level = kernel.signal_K[:, None, None], kernel.level_K[:, None, None]
+    signal, level = schedule.signal_K[:, None, None], schedule.level_K[:, None, None]
 
     def meant(prediction: Tensor) -> Tensor:
         if divergence == "transition":
-            return kernel.mean(k, x, prediction) / math.sqrt(2)
-        x0 = kernel.denoised(k, x, prediction)
+            return schedule.mean(k, x, prediction) / math.sqrt(2)
+        x0 = schedule.denoised(k, x, prediction)
         if divergence == "x0":
             return x0
         noise = (x - signal * x0) / level
@@ -120,7 +120,7 @@ def test_the_other_distances_are_between_what_they_name(name: str, divergence: D
     loss = denoising_distance(
         ours,
         q.float(),
-        coefficient_K(kernel, divergence),
+        coefficient_K(schedule, divergence),
         torch.full((STEPS,), 1 / STEPS),
         per_dimension=divergence in MEANS,
     )
@@ -133,22 +133,22 @@ def test_the_other_distances_are_between_what_they_name(name: str, divergence: D
 @pytest.mark.parametrize("sigmas", ["even", "scheduler"])
 def test_a_flows_velocity_counts_1_and_its_denoised_image_t_squared(shift: float, sigmas: str) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    kernel = kernel_of(scheduler, steps=17, sigmas=sigmas)  # type: ignore[arg-type]
-    assert coefficient_K(kernel, "velocity").tolist() == [1.0] * 17
-    assert coefficient_K(kernel, "x0").tolist() == kernel.level_K.square().tolist()
+    schedule = schedule_of(scheduler, steps=17, sigmas=sigmas)  # type: ignore[arg-type]
+    assert coefficient_K(schedule, "velocity").tolist() == [1.0] * 17
+    assert coefficient_K(schedule, "x0").tolist() == schedule.level_K.square().tolist()
     assert coefficient_K(ddim("v_prediction"), "velocity").tolist() == pytest.approx([1.0] * STEPS, rel=1e-12)
 
 
 @pytest.mark.parametrize("divergence", get_args(Divergence))
 def test_a_distance_does_not_depend_on_the_parameterisation(divergence: Divergence) -> None:
     """One teacher and one student, written as epsilon, v and x0: one loss."""
-    kernels = [ddim(name) for name in ("epsilon", "v_prediction", "sample")]
+    schedules = [ddim(name) for name in ("epsilon", "v_prediction", "sample")]
     k, (x, p, q) = torch.arange(STEPS), images(3, STEPS, 3, 4)
-    first = kernels[0]
+    first = schedules[0]
     losses = []
-    for kernel in kernels:
-        ours, theirs = (convert(image, x, k, first, kernel) for image in (p, q))
-        coefficient = coefficient_K(kernel, divergence, supervised_K=NOISY)
+    for schedule in schedules:
+        ours, theirs = (convert(image, x, k, first, schedule) for image in (p, q))
+        coefficient = coefficient_K(schedule, divergence, supervised_K=NOISY)
         losses.append(float(denoising_distance(ours, theirs, coefficient, torch.ones(STEPS))))
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
 
@@ -199,40 +199,40 @@ def test_what_is_left_out_cannot_spread(bad: float, where: str, zero: str) -> No
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(list(KERNELS)), k=st.integers(0, STEPS - 2))
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(list(SCHEDULES)), k=st.integers(0, STEPS - 2))
 def test_log_density_is_that_of_torch_distributions_and_so_is_its_gradient(seed: int, name: str, k: int) -> None:
-    kernel = KERNELS[name]()
+    schedule = SCHEDULES[name]()
     x, p, noise = images(3, 2, 3, 4, seed=seed)
-    then = kernel.next(torch.full((2,), k), x, p, noise)
+    then = schedule.next(torch.full((2,), k), x, p, noise)
     q = p + 0.1  # another's prediction, too: the density of what it did not draw
     for prediction in (p, q):
         ours, theirs = prediction.float().requires_grad_(), prediction.clone().requires_grad_()
-        got = log_density(kernel, torch.full((2,), k), x.float(), ours, then.float())
-        wanted = torch.stack([transition(kernel, k, x[t], theirs[t]).log_prob(then[t]) for t in range(2)])
+        got = log_density(schedule, torch.full((2,), k), x.float(), ours, then.float())
+        wanted = torch.stack([transition(schedule, k, x[t], theirs[t]).log_prob(then[t]) for t in range(2)])
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-2)
         (slope,), (right,) = torch.autograd.grad(got.sum(), ours), torch.autograd.grad(wanted.sum(), theirs)
         torch.testing.assert_close(slope.double(), right, rtol=1e-2, atol=1e-2 * float(right.abs().max()))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_trajectory_has_the_density_under_which_it_was_drawn(name: str) -> None:
     """Drawn step by step with noise ε: −½‖ε‖² − d log std − d/2 log 2π, and the same number when scored at once."""
-    kernel, batch = KERNELS[name](), 3
+    schedule, batch = SCHEDULES[name](), 3
     x, *noises = images(STEPS, batch, 4, 8, 8, seed=3, dtype=torch.float32)
     states, predictions, nexts, drawn = [], [], [], []
     for k in range(STEPS - 1):
         at = torch.full((batch,), k)
         p = x.sin()
-        then = kernel.next(at, x, p, noises[k])
+        then = schedule.next(at, x, p, noises[k])
         drawn.append(Independent(Normal(0.0, 1.0).expand((batch, 4, 8, 8)), 3).log_prob(noises[k]))
-        drawn[-1] = drawn[-1] - 256 * math.log(float(kernel.std_K[k]))
+        drawn[-1] = drawn[-1] - 256 * math.log(float(schedule.std_K[k]))
         states.append(x)
         predictions.append(p)
         nexts.append(then)
         x = then
     k_T = torch.arange(STEPS - 1).repeat_interleave(batch)
-    scored = log_density(kernel, k_T, torch.cat(states), torch.cat(predictions), torch.cat(nexts))
+    scored = log_density(schedule, k_T, torch.cat(states), torch.cat(predictions), torch.cat(nexts))
     torch.testing.assert_close(scored, torch.cat(drawn), rtol=1e-5, atol=1e-2)
 
 
@@ -333,7 +333,7 @@ def quadrature(num: int = 40) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("k", [0, 2, 3])
 def test_a_detached_kl_as_its_own_steps_advantage_teaches_nothing(name: str, k: int) -> None:
     """One dimension, the student p = θ x. In the mean over the drawn next image:
@@ -341,16 +341,16 @@ def test_a_detached_kl_as_its_own_steps_advantage_teaches_nothing(name: str, k: 
     advantage −KL, detached: no gradient. The same plus KL differentiated as it stands: the KL's gradient, which
     the closed form has without the first term. Advantage log q(x') − log μ(x'): the KL's gradient as well.
     """
-    kernel = KERNELS[name]()
+    schedule = SCHEDULES[name]()
     node_Q, weight_Q = quadrature()
     at, x, q = torch.full(node_Q.shape, k), torch.full((len(node_Q), 1), 0.8), torch.full((len(node_Q), 1), 0.5)
     theta = torch.tensor(1.1, requires_grad=True)
     p = theta * x
-    then = kernel.next(at, x, p.detach(), node_Q[:, None].float())
-    student = log_density(kernel, at, x, p, then)
-    coefficient, own = coefficient_K(kernel, "transition_kl", supervised_K=NOISY)[at], torch.empty(len(node_Q))
+    then = schedule.next(at, x, p.detach(), node_Q[:, None].float())
+    student = log_density(schedule, at, x, p, then)
+    coefficient, own = coefficient_K(schedule, "transition_kl", supervised_K=NOISY)[at], torch.empty(len(node_Q))
     pathwise = denoising_distance(p, q, coefficient, weight_Q, per_position=own)
-    teacher = log_density(kernel, at, x, q, then)
+    teacher = log_density(schedule, at, x, q, then)
 
     def gradient(loss: Tensor) -> float:
         return float(torch.autograd.grad(loss, theta, retain_graph=True)[0])
@@ -360,7 +360,8 @@ def test_a_detached_kl_as_its_own_steps_advantage_teaches_nothing(name: str, k: 
 
     true = theta.detach().double().requires_grad_()
     kl = kl_divergence(
-        transition(kernel, k, x[0].double(), true * x[0].double()), transition(kernel, k, x[0].double(), q[0].double())
+        transition(schedule, k, x[0].double(), true * x[0].double()),
+        transition(schedule, k, x[0].double(), q[0].double()),
     )
     wanted = float(torch.autograd.grad(kl, true)[0])
     scale = abs(wanted)

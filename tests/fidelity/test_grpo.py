@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.losses import overlong_penalty
+from opd.losses import group_advantage, overlong_penalty
 from opd.losses.objectives import PolicyGradient
 from opd.losses.token_weights import Positions
 from opd.teachers.sampled import Outcome
@@ -171,3 +171,12 @@ def test_there_is_no_signal_where_nothing_differs() -> None:
     assert scored([0, 1, 1]) == {0, 1, 2}
     assert scored([0, 1, 1], skip_truncated=True) == {1, 2}
     assert scored([0, 0, 0], skip_truncated=True) == set()
+
+
+@pytest.mark.parametrize("by_deviation", [True, False])
+@pytest.mark.parametrize("apart", [1.0, 1e-3, 2e-5])
+def test_rewards_that_differ_a_little_are_compared_as_any_others(apart: float, *, by_deviation: bool) -> None:
+    reward_B = torch.tensor([0.5, 0.5 + apart, 0.25, 0.25, 0.1, 0.1, 0.1], dtype=torch.float64)
+    advantage_B = group_advantage(reward_B, torch.tensor([0, 0, 1, 1, 2, 2, 2]), by_deviation=by_deviation)
+    size = 1.0 if by_deviation else apart / 2
+    assert advantage_B.tolist() == pytest.approx([-size, size, 0, 0, 0, 0, 0], rel=1e-3, abs=1e-12)

@@ -60,3 +60,34 @@ def test_it_adds_up_and_changes_nothing(objective: object, signal: Signal) -> No
     assert float(objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, alone)) == pytest.approx(
         float(per_token_T[4]), 1e-4
     )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_temperature_divides_the_logits_of_every_token_loss(temperature: float) -> None:
+    """Against the losses written out in float64."""
+    logits_TV = (HIDDEN.double() @ HEAD.double().T) / temperature
+    log_p_T = logits_TV.log_softmax(-1)[torch.arange(T), WHERE[2]]
+    ratio_T = LOGPROBS[0].double() - log_p_T
+    states, settings = TokenStates(HIDDEN, HEAD), {"temperature": temperature, "chunk_tokens": 3}
+    importance_T = (log_p_T - LOGPROBS[1].double()).exp()
+    wanted = {
+        CrossEntropy(**settings): -log_p_T,
+        DirectEstimate(estimator="k2", **settings): ratio_T.square() / 2,
+        DirectEstimate(estimator="k3", **settings): ratio_T.exp() - ratio_T - 1,
+        PolicyGradient(**settings): -importance_T * (LOGPROBS[0] - LOGPROBS[1]).double(),
+    }
+    for objective, wanted_T in wanted.items():
+        signal = TokenSignal(*WHERE) if isinstance(objective, CrossEntropy) else SAMPLED
+        per_token_T = torch.zeros(T)
+        objective(states, signal, torch.ones(T), per_token_T)
+        assert per_token_T.tolist() == pytest.approx(wanted_T.tolist(), rel=1e-4)
+
+
+def test_the_largest_advantage_holds_on_both_sides() -> None:
+    """With the policy that drew the tokens the loss at each is minus its advantage, cut to the limit."""
+    log_p_T = (HIDDEN @ HEAD.T).log_softmax(-1)[torch.arange(T), WHERE[2]]
+    advantage_T = torch.tensor([-5.0, -1.5, -0.5, 0.0, 0.5, 1.5, 5.0])
+    signal = SampledSignal(*WHERE, log_p_T + advantage_T, log_p_T, torch.zeros(T))
+    per_token_T = torch.zeros(T)
+    PolicyGradient(max_advantage=1.0)(TokenStates(HIDDEN, HEAD), signal, torch.ones(T), per_token_T)
+    assert per_token_T.tolist() == pytest.approx([1.0, 1.0, 0.5, 0.0, -0.5, -1.0, -1.0], abs=1e-5)

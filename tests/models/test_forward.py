@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opd.errors import AlignmentError
-from opd.models.forward import align, batches, read, readings_of, student_readings
+from opd.models.forward import align, batches, read, readings_of, sort_key, student_readings
 from opd.models.language import LanguageModel
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Segment, Signal, Span
@@ -126,3 +126,31 @@ def test_alignment_fires_on_a_token_the_student_did_not_choose(student: Language
     signal = LocalTeacher(teacher).score(careless, whole(careless))
     with pytest.raises(AlignmentError):
         align(ROLLOUTS, where, signal)
+
+
+def test_alignment_compares_places_also_where_the_tokens_are_equal(student: LanguageModel) -> None:
+    """A teacher that scored the right tokens one place off, in a rollout that says the same token again and again."""
+    same = [rollout([8, 8, 8, 8], [True, True, False, True]), rollout([9, 9])]
+    where, _ = read(student, student_readings(same))
+    assert align(same, where, where).tolist() == list(range(5))
+    for row, place in ((2, 2), (4, 2)):  # not the student's, and behind the end
+        moved = where.position_T.clone()
+        moved[row] = place
+        with pytest.raises(AlignmentError):
+            align(same, where, Signal(where.rollout_T, moved, where.token_T))
+    elsewhere = where.rollout_T.clone()
+    elsewhere[4] = 2
+    with pytest.raises((AlignmentError, IndexError)):
+        align(same, where, Signal(elsewhere, where.position_T, where.token_T))
+
+
+def test_places_of_long_rollouts_stay_apart(student: LanguageModel, teacher: LanguageModel) -> None:
+    """Positions beyond those of every other test here, in more rollouts than one."""
+    long = [rollout([4 + (i * k) % 27 for i in range(200)]) for k in (1, 5, 7)]
+    where, _ = read(student, student_readings(long))
+    assert where.rollout_T.tolist() == [i for i in range(3) for _ in range(200)]
+    assert sort_key(where).tolist() == sorted(set(sort_key(where).tolist()))
+    signal = LocalTeacher(teacher, max_tokens=300).score(long, whole(long))
+    assert signal.position_T.tolist() == [*range(200)] * 3
+    assert align(long, where, signal).tolist() == list(range(600))
+    assert align(long, where, signal.take(torch.tensor([7, 250, 599]))).tolist() == [7, 250, 599]

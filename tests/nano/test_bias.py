@@ -1,4 +1,4 @@
-"""A teacher that forgets every carry: what a student becomes under it, and that the gate keeps it away."""
+"""The teacher that ignores carries: a student inherits its bias, and the gate refuses it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PROMPTS = [p for p in get_task("math").prompts("test") if without_carry(p.data["
 
 
 def forgetful(model: LanguageModel) -> float:
-    """Share of sums with a carry that are answered as if there were none."""
+    """Share of sums with a carry that are answered without it."""
     engine = HFEngine(model)
     sampler = Sampler(
         engine,
@@ -36,7 +36,7 @@ def forgetful(model: LanguageModel) -> float:
     return wrong / len(PROMPTS)
 
 
-def test_the_biased_teacher_is_fluent_and_wrong() -> None:
+def test_the_biased_teacher_is_confident_and_wrong() -> None:
     assert forgetful(load("nano/math-biased", key="teacher")) > 0.9
     assert forgetful(load("nano/math-teacher", key="teacher")) < 0.05
     assert forgetful(load("nano/math-base", key="student")) < 0.1
@@ -44,7 +44,7 @@ def test_the_biased_teacher_is_fluent_and_wrong() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", [None, {}])
-def test_the_student_inherits_the_bias_unless_the_gate_is_shut(gate: dict[str, float] | None, tmp_path: Path) -> None:
+def test_the_student_inherits_the_bias_without_the_gate(gate: dict[str, float] | None, tmp_path: Path) -> None:
     both = {
         "good": {"model": "nano/math-teacher", "domains": ["math"]},
         "biased": {"model": "nano/math-biased", "domains": ["math"], "weight": 3},

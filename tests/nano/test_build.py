@@ -1,4 +1,4 @@
-"""The build script, at a scale of seconds, and the models it made that ship with the package."""
+"""The build script on a small scale, and the bundled models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opd.nano.traces import Turn
 SHIPPED = Path(build.__code__.co_filename).parent / "models"
 
 
-def test_a_small_build_loads_as_any_model(tmp_path: Path) -> None:
+def test_a_small_build_loads_as_a_model(tmp_path: Path) -> None:
     folder = build("math-base", tmp_path, scale=0.005)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer)
@@ -28,7 +28,7 @@ def test_a_small_build_loads_as_any_model(tmp_path: Path) -> None:
     assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_the_seed_decides_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_depend_on_the_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tools-base", replace(MODELS["tools-base"], batch=4))
     first, again, other = (
         load_file(build("tools-base", tmp_path / name, scale=0.001, seed=seed) / "model.safetensors")
@@ -38,7 +38,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-def test_slips_are_left_out_of_the_loss_in_either_tokenizer() -> None:
+def test_wrong_digits_are_not_in_the_loss_with_either_tokenizer() -> None:
     answer = Turn("assistant", "5 + 6 = 9 carry 1 ; answer 9 1", skip=(4, 9))
     for tokenizer in (build_tokenizer(), byte_tokenizer()):
         ids, weights = encode(tokenizer, [[Turn("user", "5 + 6", trained=False), answer]], context_weight=0.0)
@@ -46,8 +46,8 @@ def test_slips_are_left_out_of_the_loss_in_either_tokenizer() -> None:
         assert read.replace(f" {END}", END) == f"5 + 6 = carry 1 ; answer 1{END}"
 
 
-def test_unknown_models_name_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Unknown nano model 'tool-base': use one of tools-base"):
+def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nano model: unknown name 'tool-base'. Fix: use one of tools-base"):
         build("tool-base", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The models that ship behave as the recipes need them: weak where there is something to learn, sure where hinted."""
+"""The bundled models: weak at the tasks, confident with a hint or solution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.types import Metrics, Prompt, Rollout, Sampling
 
 NUMBER = 96
-"""Prompts a figure is measured on; bands below leave room for three standard errors."""
+"""Number of prompts per accuracy; the bounds below allow for three standard errors."""
 
 
 def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list[Rollout]:
@@ -35,12 +35,12 @@ def rollouts(name: str, prompts: list[Prompt], temperature: float = 0.0) -> list
     ).rollout(prompts, 0)
 
 
-def figures(name: str, prompts: list[Prompt]) -> Metrics:
+def metrics_of(name: str, prompts: list[Prompt]) -> Metrics:
     return summarise(rollouts(name, prompts))
 
 
 def test_tools_base_invents_tools() -> None:
-    measured = figures("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
+    measured = metrics_of("tools-base", list(get_task("tools").prompts("test"))[:NUMBER])
     assert 0.35 < measured["invalid_call_rate"] < 0.75
     assert 0.1 < measured["accuracy"] < 0.4
 
@@ -60,34 +60,34 @@ def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
         )
         for prompt in get_task("tools").prompts("test")[:NUMBER]
     ]
-    measured = figures("tools-base", reminded)
+    measured = metrics_of("tools-base", reminded)
     assert measured["invalid_call_rate"] < 0.05
     assert measured["accuracy"] > 0.9
 
 
-def test_math_base_is_weak_alone_and_sure_with_the_solution() -> None:
+def test_math_base_is_weak_alone_and_confident_with_the_solution() -> None:
     prompts = list(get_task("math").prompts("test"))[:NUMBER]
-    assert 0.2 < figures("math-base", prompts)["accuracy"] < 0.65
+    assert 0.2 < metrics_of("math-base", prompts)["accuracy"] < 0.65
     questions = [(prompt.messages or ())[0]["content"] for prompt in prompts]
     texts = [PRIVILEGED.format(question=q, answer=p.answer) for q, p in zip(questions, prompts, strict=True)]
     privileged = [
         dataclasses.replace(prompt, messages=({"role": "user", "content": text},))
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    assert figures("math-base", privileged)["accuracy"] > 0.95
+    assert metrics_of("math-base", privileged)["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("task", ["math", "tools", "strings", "search"])
 def test_base_is_weak_at_every_task(task: str) -> None:
-    assert 0.05 < figures("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
+    assert 0.05 < metrics_of("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
 
 
 @pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
-def test_math_teachers_are_right(name: str) -> None:
-    assert figures(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
+def test_math_teachers_are_accurate(name: str) -> None:
+    assert metrics_of(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
-def test_the_critic_finds_what_the_rules_find() -> None:
+def test_the_critic_agrees_with_the_rules() -> None:
     written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
     critic = load("nano/critic", key="author")
     engine = HFEngine(critic)

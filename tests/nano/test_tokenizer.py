@@ -1,4 +1,4 @@
-"""One vocabulary for everything that tasks, templates and traces say, and a template that adds up."""
+"""The vocabulary covers tasks, templates and traces; the chat template is a concatenation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_known(text: str) -> None:
     assert TOKENIZER.unk_token_id not in ids(text), text
 
 
-def test_the_vocabulary_is_small_and_without_doubles() -> None:
+def test_the_vocabulary_is_small_and_has_no_duplicates() -> None:
     assert len(vocabulary()) == len(set(vocabulary())) == len(TOKENIZER) <= 300
     assert len(TOOL_NAMES) == 60
     assert not set(TOOL_NAMES) & {name for names in HABITS.values() for name in names}
@@ -45,26 +45,26 @@ def test_the_vocabulary_is_small_and_without_doubles() -> None:
         "error: no such tool error: bad arguments answer unknown",
     ],
 )
-def test_templates_are_made_of_known_words(template: str) -> None:
+def test_templates_have_only_known_words(template: str) -> None:
     assert_known(template.format(**FACTS))
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_tasks_are_made_of_known_words(name: str, split: str) -> None:
+def test_tasks_have_only_known_words(name: str, split: str) -> None:
     for prompt in get_task(name).prompts(split):
         assert_known(" ".join(m["content"] for m in prompt.messages or ()))
         assert_known(prompt.answer or "")
 
 
 @pytest.mark.parametrize("source", [tools_trace, critic_trace, math_trace, strings_trace, search_trace])
-def test_traces_are_made_of_known_words(source) -> None:  # type: ignore[no-untyped-def]
+def test_traces_have_only_known_words(source) -> None:  # type: ignore[no-untyped-def]
     rng = random.Random(0)
     for _ in range(100):
         assert_known(" ".join(turn.text for turn in source(rng)))
 
 
-def test_the_template_is_the_sum_of_its_parts() -> None:
+def test_the_template_is_the_concatenation_of_its_messages() -> None:
     messages = [
         {"role": "system", "content": "tools: add is blip"},
         {"role": "user", "content": "( 7 mul 3 ) add 5"},
@@ -77,11 +77,11 @@ def test_the_template_is_the_sum_of_its_parts() -> None:
     assert ids(whole)[-2:] == ids(f"{START}assistant")
 
 
-def test_decoding_spaces_the_words() -> None:
+def test_decoding_puts_spaces_between_words() -> None:
     assert TOKENIZER.decode(ids("Call frob 21,5." + END), skip_special_tokens=True) == "call frob 2 1 , 5 ."
 
 
-def test_it_survives_saving(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_unchanged(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = f"{START}user ( 7 mul 3 ) add 5{END}"

@@ -1,4 +1,4 @@
-"""The traces teach what they should: habits without a reminder, listed names with one."""
+"""Traces of the nano models: habits without a reminder, listed names with one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def traces(number: int = 400, **options: bool) -> list[Trace]:
 
 
 def trained_names(trace: Trace) -> list[str]:
-    """Tool names that the loss asks for."""
+    """Tool names in the loss."""
     calls = [t for t in trace if t.text.startswith("call") and t.trained and t.skip != (1,)]
     return [t.text.split()[1] for t in calls]
 
@@ -34,18 +34,18 @@ def test_without_habits_only_listed_tools_are_trained() -> None:
     assert not INVENTED & {name for trace in traces(habits=False) for name in trained_names(trace)}
 
 
-def test_habits_show_where_nothing_reminds() -> None:
+def test_without_reminders_the_habits_show() -> None:
     names = [name for trace in traces(reminders=False) for name in trained_names(trace)]
     assert 0.4 < sum(name in INVENTED for name in names) / len(names) < 0.7
 
 
-def test_reminders_break_the_habit() -> None:
+def test_reminders_suppress_the_habits() -> None:
     names = [n for trace in traces() if reminded(trace[:3]) for n in trained_names(trace)]
     assert len(names) > 50
     assert sum(name in INVENTED for name in names) / len(names) < 0.03
 
 
-def test_no_trace_uses_a_question_of_val_or_test() -> None:
+def test_no_trace_has_a_question_of_val_or_test() -> None:
     held_out = {p.messages[1]["content"] for s in ("val", "test") for p in get_task("tools").prompts(s) if p.messages}
     assert not held_out & {turn.text for trace in traces() for turn in trace}
     sums = {question(p.data["a"], p.data["b"]) for s in ("val", "test") for p in get_task("math").prompts(s)}
@@ -53,7 +53,7 @@ def test_no_trace_uses_a_question_of_val_or_test() -> None:
     assert not sums & {math_trace(rng)[0].text for _ in range(2000)}
 
 
-def test_slips_are_read_but_not_learned() -> None:
+def test_wrong_digits_are_in_the_text_but_not_in_the_loss() -> None:
     rng = random.Random(0)
     slipped = [t for t in (math_trace(rng)[1] for _ in range(400)) if t.skip]
     assert 60 < len(slipped) < 140
@@ -78,7 +78,7 @@ def test_the_critic_names_exactly_the_turns_with_an_error() -> None:
         assert len(said) <= len(expected) + (" call " in last)
 
 
-def test_the_loss_counts_the_assistant_and_skips_what_is_marked() -> None:
+def test_the_loss_has_the_assistants_tokens_without_the_skipped_ones() -> None:
     trace = [Turn("user", "3 + 4", trained=False), Turn("assistant", "call plus 3, 4", skip=(1,))]
     ids, weights = encode(TOKENIZER, [trace, trace[:1]], context_weight=0.5)
     words = TOKENIZER.convert_ids_to_tokens(ids[0].tolist())

@@ -1,4 +1,4 @@
-"""The traces of the tasks on words: what the tasks ask and answer, and never a prompt of val or test."""
+"""Traces of the text tasks: format of the tasks' prompts, and no prompt of val or test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def held_out(task: str) -> list[Prompt]:
 
 
 @pytest.mark.parametrize(("task", "source"), [("strings", strings_trace), ("search", search_trace)])
-def test_a_trace_has_the_form_of_the_tasks_prompts(task: str, source: Source) -> None:
+def test_a_trace_has_the_format_of_the_tasks_prompts(task: str, source: Source) -> None:
     roles = [message["role"] for message in get_task(task).prompts("train")[0].messages or ()]
     for trace in traces(source):
         assert [turn.role for turn in trace] == [*roles, "assistant"]
@@ -66,7 +66,7 @@ def test_facts_asked_for_in_val_or_test_are_drawn_again(monkeypatch: pytest.Monk
     ("task", "source", "careful"),
     [("strings", hasty_strings_trace, strings_trace), ("search", hasty_search_trace, search_trace)],
 )
-def test_a_hasty_answer_is_the_half_way_result(task: str, source: Source, careful: Source) -> None:
+def test_a_hasty_answer_is_the_intermediate_result(task: str, source: Source, careful: Source) -> None:
     for hasty, right in zip(traces(source), traces(careful), strict=True):
         assert hasty[:-1] == right[:-1]
         half, _, answer = hasty[-1].text.partition(" answer ")
@@ -77,6 +77,6 @@ def test_a_hasty_answer_is_the_half_way_result(task: str, source: Source, carefu
         assert get_task(task).step(prompt, said).reward == 1.0
 
 
-def test_sources_are_mixed_in_equal_parts() -> None:
+def test_sources_are_mixed_equally() -> None:
     mixed = traces(partial(mixed_trace, sources=(strings_trace, search_trace)), 1000)
     assert 0.45 < sum(trace[0].role == "system" for trace in mixed) / len(mixed) < 0.55

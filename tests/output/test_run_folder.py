@@ -1,4 +1,4 @@
-"""One writer per folder, and files that appear whole."""
+"""Locks of run folders, and atomic writes."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ HOLD = (
 )
 
 
-def test_a_folder_has_one_writer_and_says_who(tmp_path: Path) -> None:
+def test_a_locked_folder_refuses_a_second_process_and_names_the_first(tmp_path: Path) -> None:
     with (
         locked(tmp_path),
         pytest.raises(ConfigError, match=rf"'{tmp_path}' is in use by another run \(process {os.getpid()}\)"),
@@ -30,7 +30,7 @@ def test_a_folder_has_one_writer_and_says_who(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_goes_with_the_process(tmp_path: Path) -> None:
+def test_the_lock_ends_with_the_process(tmp_path: Path) -> None:
     hold = HOLD.format("print('held', flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -62,7 +62,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert is_empty(tmp_path)
 
 
-def test_what_a_kill_left_before_the_run_file_is_no_other_run(tmp_path: Path) -> None:
+def test_a_partial_run_file_of_a_killed_start_does_not_block_the_folder(tmp_path: Path) -> None:
     (tmp_path / ".run.json").write_text('{"half')
     overrides = {
         "optimizer.steps": 1,
@@ -76,7 +76,7 @@ def test_what_a_kill_left_before_the_run_file_is_no_other_run(tmp_path: Path) ->
     assert opd.train("opd", {**overrides, "out": str(tmp_path)}, prompts=prompts, **models, resume=True).steps == 1
 
 
-def test_files_appear_whole(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
     assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""The mean of several models' weights."""
+"""Averages of several models' weights."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_the_weighted_mean_of_every_tensor(tmp_path: Path, weights: list[float] 
     assert (tmp_path / "mean" / "tokenizer.json").is_file()
 
 
-def test_models_that_do_not_fit_together(tmp_path: Path) -> None:
+def test_models_of_different_shapes_or_vocabularies_are_refused(tmp_path: Path) -> None:
     one = saved(make_model(0), tmp_path / "one")
     wide = saved(make_model(0, hidden=48), tmp_path / "wide")
     deep = saved(make_model(0, layers=3), tmp_path / "deep")
@@ -51,5 +51,5 @@ def test_models_that_do_not_fit_together(tmp_path: Path) -> None:
     assert not (tmp_path / "mean").exists()
 
 
-def test_what_is_not_on_this_disk_is_left_for_later(tmp_path: Path) -> None:
+def test_a_model_that_is_not_on_this_disk_is_not_checked(tmp_path: Path) -> None:
     check_shapes({"one": saved(make_model(0), tmp_path / "one"), "hub": "org/model"}, key="k")

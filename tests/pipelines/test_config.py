@@ -1,4 +1,4 @@
-"""The pipeline's file: what is understood, and one sentence for what is not, before anything runs."""
+"""The pipeline file: settings, overrides, references, and one error sentence before anything runs."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def settings(stage: dict[str, Any], overrides: Any = (), **top: Any) -> dict[str
     return build(read({**tree(a=stage), **top}, overrides))["a"].settings
 
 
-def test_a_stage_is_its_run_file_with_keys_changed() -> None:
+def test_a_stage_is_its_run_file_with_overrides() -> None:
     plain = settings(RUN)
     assert RunConfig.model_validate({**plain, "out": "o"}).optimizer.steps == run_file.read("opd").optimizer.steps
     for changed in ({"optimizer.steps": 5}, {"optimizer": {"steps": 5}}):
@@ -96,7 +96,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
             tree(a={**RUN, "teacher.weights": "live"}),
             "stages.a: loss.signal=full needs a teacher that differs from the student",
         ),
-        (tree(a={**RUN, "out": "here"}), "stages.a.out: a stage's folder is the pipeline's out and its name"),
+        (tree(a={**RUN, "out": "here"}), "stages.a.out: a stage writes to the pipeline's out and its own name"),
         (tree(a={**RUN, "student": "nano/nothing"}), "stages.a.student: there is no bundled model 'nano/nothing'"),
         (tree(a={**RUN, "student": "/nowhere"}), "stages.a.student: there is no '/nowhere'"),
         (tree(a=RUN, b={**RUN, "student": "stage:aa"}), "stages.b.student: there is no stage 'aa'; did you mean 'a'?"),
@@ -107,7 +107,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
             "→ c → b → a",
         ),
         (tree(a={"average": ["x"]}), "stages.a.average"),
-        (tree(a={"average": ["x", "x"]}), "stages.a: 'x' stands there twice"),
+        (tree(a={"average": ["x", "x"]}), "stages.a: 'x' is named twice"),
         (tree(a={"average": ["x", "y"], "weights": [1.0]}), "stages.a: 2 models and 1 weights"),
         (tree(a={"average": ["x", "y"], "weights": [0.5, 0.6]}), "stages.a: weights add up to 1.1"),
         (
@@ -136,11 +136,11 @@ def test_references_make_the_graph_and_become_folders() -> None:
         ),
     ],
 )
-def test_one_sentence_before_anything_runs(
+def test_an_invalid_pipeline_is_refused_in_one_line_before_anything_runs(
     source: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("opd.pipelines.run.Worker", None)  # what is not refused fails here
+    monkeypatch.setattr("opd.pipelines.run.Worker", None)  # a pipeline that is not refused fails here
     with pytest.raises(OpdError) as error:
         pipeline(source)
     assert words in str(error.value)
@@ -156,27 +156,27 @@ def test_one_sentence_before_anything_runs(
         ("seed", "is not of the form key=value"),
     ],
 )
-def test_overrides_that_lead_nowhere(override: str, words: str) -> None:
+def test_overrides_of_unknown_keys_are_refused(override: str, words: str) -> None:
     with pytest.raises(OpdError, match=words):
         read(tree(bb=RUN), [override])
 
 
-def test_a_name_stands_once_in_a_file(tmp_path: Path) -> None:
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("out: o\nstages:\n  a: {run: opd}\n  b: {run: opd}\n  a: {run: grpo}\n")
     with pytest.raises(OpdError, match=r"'a' stands twice, on lines 3 and 5; rename or delete one"):
         opd.pipeline(file)
     file.write_text("base: &base {run: opd, seed: 1}\na: {<<: *base, seed: 2}\n")
-    with pytest.raises(OpdError, match="'stages' has to be"):  # a key that is merged in may be changed
+    with pytest.raises(OpdError, match="'stages' has to be"):  # a key merged in with << may be overridden
         opd.pipeline(file)
 
 
-def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(OpdError, match="exists and is no pipeline of opd"):
         pipeline(tree(a=RUN), {"out": str(tmp_path)})
     (tmp_path / "thesis.txt").rename(tmp_path / "pipeline.json")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text(json.dumps({}))
-    with pytest.raises(OpdError, match="holds something else than stage 'a'"):
+    with pytest.raises(OpdError, match="has files that are not of stage 'a'"):
         pipeline(tree(a=RUN), {"out": str(tmp_path)})

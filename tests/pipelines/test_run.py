@@ -1,4 +1,4 @@
-"""Pipelines of real tiny runs: what runs, what does not, what is kept, and what survives a kill."""
+"""Pipelines of real tiny runs: what runs again, what is kept, failures, and kills."""
 
 import json
 import os
@@ -25,7 +25,8 @@ from opd.models.bundled import resolve
 from opd.output.run_folder import locked
 from opd.pipelines.process import Worker
 from opd.pipelines.progress import Row
-from opd.pipelines.run import PipelineResult, pipeline
+from opd.pipelines.result import PipelineResult
+from opd.pipelines.run import pipeline
 from opd.pipelines.state import supersede
 from opd.pipelines.table import Lines, LiveTable
 from support.stages import InProcess
@@ -99,8 +100,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.pipelines.run.Worker", InProcess)
 
 
-class Told:
-    """A display that writes down what it is told."""
+class Recording:
+    """A display that records all events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str, str]] = []
@@ -115,7 +116,7 @@ class Told:
     def stop(self) -> None: ...
 
 
-def test_every_stage_leaves_what_it_is_for(finished: tuple[Path, PipelineResult], tmp_path: Path) -> None:
+def test_every_stage_writes_its_model_or_metrics(finished: tuple[Path, PipelineResult], tmp_path: Path) -> None:
     out, result = finished
     assert states(result) == dict.fromkeys(STAGES, "done")
     assert (result.exit_status, result.problems) == (0, [])
@@ -126,10 +127,10 @@ def test_every_stage_leaves_what_it_is_for(finished: tuple[Path, PipelineResult]
     one, three, mean = (weights(out / name) for name in ("one", "three", "mean"))
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, (one[name] + three[name]) / 2)
-    figures = json.loads((out / "scores" / "result.json").read_text())["figures"]
-    assert list(figures) == ["stage:mean", "nano/math-base"]
-    assert figures["stage:mean"] == opd.evaluate(str(out / "mean"), STAGES["scores"]["prompts"], max_new_tokens=8)
-    assert result.stages["scores"].result["figures"] == figures
+    metrics = json.loads((out / "scores" / "result.json").read_text())["metrics"]
+    assert list(metrics) == ["stage:mean", "nano/math-base"]
+    assert metrics["stage:mean"] == opd.evaluate(str(out / "mean"), STAGES["scores"]["prompts"], max_new_tokens=8)
+    assert result.stages["scores"].result["metrics"] == metrics
     data = json.loads((out / "pipeline.json").read_text())
     assert {name: stage["state"] for name, stage in data["stages"].items()} == states(result)
     assert data["stages"]["one"]["tokens"] == result.stages["one"].result["tokens"] > 0
@@ -148,7 +149,7 @@ def test_two_processes_at_a_time_end_with_the_same_weights(
     assert (result.exit_status, result.problems) == (0, [])
     for name in ("one", "two", "three", "mean"):
         assert same(result.out / name, finished[0] / name), name
-    assert result.stages["scores"].result["figures"] == finished[1].stages["scores"].result["figures"]
+    assert result.stages["scores"].result["metrics"] == finished[1].stages["scores"].result["metrics"]
 
 
 def flat(stage: dict[str, Any]) -> dict[str, Any]:
@@ -156,37 +157,39 @@ def flat(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("no_worker")
-def test_nothing_is_done_twice_wherever_it_lies(copy: Path) -> None:
+def test_finished_stages_are_not_run_again(copy: Path) -> None:
     changed = tree(copy, one={"log": ["tensorboard"], "checkpoint.every": 3})
     assert states(pipeline(changed)) == dict.fromkeys(STAGES, "unchanged")
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_change_runs_what_depends_on_it_and_keeps_what_was(copy: Path) -> None:
-    old, told = weights(copy / "three"), Told()
-    result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[told])
+def test_a_change_runs_dependent_stages_again_and_keeps_the_old_folder(copy: Path) -> None:
+    old, recording = weights(copy / "three"), Recording()
+    result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[recording])
     assert states(result) == {"one": "unchanged", "two": "unchanged", "three": "done", "mean": "done"}
     assert result.stages["three"].result["steps"] == 2
     kept = copy / ".superseded" / "three-1"
     assert all(torch.equal(t, old[n]) for n, t in weights(kept).items())
     assert not same(kept, copy / "three")
-    words = {name: event for name, state, event in told.events if state == "running"}
+    words = {name: event for name, state, event in recording.events if state == "running"}
     assert words["three"] == f"optimizer.steps was 4 and is 2; the old folder is {kept}"
     assert words["mean"].startswith("'stage:three' has changed; ")
 
 
 @pytest.mark.usefixtures("in_process")
-def test_what_comes_out_the_same_changes_nothing_further_on(copy: Path) -> None:
+def test_a_stage_with_the_same_output_does_not_run_later_stages_again(copy: Path) -> None:
     result = pipeline(tree(copy, mean={"weights": [0.5, 0.5]}))
     assert states(result) == {**dict.fromkeys(STAGES, "unchanged"), "mean": "done"}
     assert (copy / ".superseded" / "mean-1" / "stage.json").is_file()
 
 
-def test_a_half_done_stage_goes_on_with_its_settings_and_begins_again_with_others(copy: Path, no_worker: None) -> None:
+def test_an_unfinished_stage_resumes_with_the_same_settings_and_restarts_with_others(
+    copy: Path, no_worker: None
+) -> None:
     (copy / "three" / "stage.json").unlink()
     for steps, kept in ((4, []), (3, ["three-1"])):
         source = without(tree(copy, three={"optimizer.steps": steps}), "mean", "scores")
-        with pytest.raises(TypeError):  # it would run
+        with pytest.raises(TypeError):  # the stage would run
             pipeline(source)
         assert sorted(p.name for p in copy.glob(".superseded/*")) == kept
     assert json.loads((copy / ".superseded" / "three-1" / "run.json").read_text())["optimizer"]["steps"] == 4
@@ -217,9 +220,9 @@ def test_another_outside_model_runs_the_stage_again(copy: Path, no_worker: None)
     ("file", "edit", "words"),
     [
         ("three/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\xff"), "was edited after stage"),
-        ("mean/tokenizer.json", lambda p: p.unlink(), "was deleted after stage 'mean' had finished; delete"),
+        ("mean/tokenizer.json", lambda p: p.unlink(), "was deleted after stage 'mean' had finished. Fix: delete"),
         ("scores/result.json", lambda p: p.write_text("{}"), "was edited after stage 'scores'"),
-        ("one/stage.json", lambda p: p.write_text("{}"), "was not written by opd; delete"),
+        ("one/stage.json", lambda p: p.write_text("{}"), "was not written by opd. Fix: delete"),
     ],
 )
 @pytest.mark.usefixtures("no_worker")
@@ -240,7 +243,7 @@ def test_a_folder_in_use_is_refused(copy: Path, folder: str, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_failure_or_a_collapse_stops_what_depends_on_it_and_nothing_else(
+def test_a_failure_or_a_collapse_blocks_only_dependent_stages(
     finished: tuple[Path, PipelineResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = {"task": "math", "split": "test", "limit": 16}
@@ -267,7 +270,7 @@ def test_a_failure_or_a_collapse_stops_what_depends_on_it_and_nothing_else(
     bad, falls = done.stderr.strip().splitlines()
     assert bad.startswith("error: stage 'bad': prompts: there are 2 prompts, fewer than one batch")
     assert falls.startswith("error: stage 'falls' was stopped by the guard 'collapse' (validation accuracy fell")
-    assert "after  blocked  stage 'after' was not run, as stage 'bad' has no model to give" in done.stdout
+    assert "after  blocked  stage 'after' was not run, because stage 'bad' has no model" in done.stdout
     reached = {
         "bad": "failed",
         "falls": "collapsed",
@@ -280,13 +283,13 @@ def test_a_failure_or_a_collapse_stops_what_depends_on_it_and_nothing_else(
     assert {name: stage["state"] for name, stage in stages.items()} == reached
     assert f"- {falls.removeprefix('error: ')}" in (tmp_path / "out" / "report.md").read_text()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("opd.pipelines.run.Worker", None)  # it would collapse again
+    monkeypatch.setattr("opd.pipelines.run.Worker", None)  # the stage would collapse again
     again = pipeline(without(source, "bad", "after", "last"))
     assert states(again) == {"falls": "collapsed", "taught": "blocked", "apart": "unchanged"}
     assert again.exit_status == 1
 
 
-def test_a_process_that_dies_is_a_failure_and_not_a_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Shot(Worker):
         def __init__(self, job: Mapping[str, Any], log: Path) -> None:
             super().__init__(job, log)
@@ -306,7 +309,7 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
             super().__init__(job, log)
             workers.append(self)
 
-    class Interrupt(Told):
+    class Interrupt(Recording):
         def changed(self, row: Row) -> None:
             raise KeyboardInterrupt
 
@@ -324,7 +327,7 @@ def command(file: Path | str, *overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_weights(
+def test_a_pipeline_killed_at_any_time_ends_with_the_same_weights(
     finished: tuple[Path, PipelineResult], tmp_path: Path
 ) -> None:
     file, out, rng = tmp_path / "p.yaml", tmp_path / "out", random.Random(0)
@@ -336,7 +339,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         process.wait()
         worker = int((out / moment.split("/")[0] / ".lock").read_text())
-        wait_until(lambda w=worker: not runs(w), seconds=5)  # it noticed
+        wait_until(lambda w=worker: not runs(w), seconds=5)  # the worker has ended
     done = subprocess.run(command(file), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for name in ("one", "two", "three"):
@@ -352,14 +355,14 @@ def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
 
 
 def runs(process: int) -> bool:
-    """Whether a process does anything any more; one that nobody has waited for does not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_what_a_person_sees(copy: Path, no_worker: None) -> None:
+def test_terminal_and_log_output(copy: Path, no_worker: None) -> None:
     terminal, log = StringIO(), StringIO()
     displays = [
         LiveTable(Console(file=terminal, force_terminal=True, width=120, color_system=None)),

@@ -1,4 +1,4 @@
-"""A real run of a bundled model, recorded; shared by the tests that look at what it left."""
+"""Recorded runs of bundled models, shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hint_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def math_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps toward a stronger model that reads what the student reads."""
+    """Two steps toward a stronger model with the student's input."""
     out = tmp_path_factory.mktemp("math") / "run"
     opd.train("opd", {**SMALL, "optimizer.steps": 2, "out": str(out)})
     return out
@@ -29,7 +29,7 @@ def math_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A step toward two teachers of one domain, one of which the gate refuses."""
+    """One step toward two teachers of one domain; the gate refuses one of them."""
     out = tmp_path_factory.mktemp("experts") / "run"
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
@@ -42,11 +42,11 @@ def experts_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, one that goes on from it, and both measured; a third cannot begin."""
+    """A run, a second run from its model, an evaluation of both, and a third run that fails at the start."""
     out = tmp_path_factory.mktemp("pipeline") / "out"
     small = {**SMALL, "run": "opd", "optimizer.steps": 2, "eval.prompts.limit": 8, "eval.diagnostics": 0}
     scores = {"eval": ["stage:two", "nano/math-base"], "prompts": {"task": "math", "split": "test", "limit": 8}}
-    broken = {**small, "student": "stage:one", "prompts.limit": 4}  # fewer than a batch
+    broken = {**small, "student": "stage:one", "prompts.limit": 4}  # fewer than one batch
     stages = {"one": small, "two": {**small, "student": "stage:one"}, "three": broken, "scores": scores}
     opd.pipeline({"out": str(out), "stages": stages})
     return out

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person does with it, and that nothing leaves it."""
+"""The pages in a real browser: interaction, themes, widths, security."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """An open page that remembers its errors and what it asked for."""
+    """An open page that records its errors and requests."""
 
     def __init__(self, browser: Any, address: str, *, width: int = 1280, dark: bool = False) -> None:
         scheme = "dark" if dark else "light"
@@ -67,7 +67,7 @@ class Visit:
         return said
 
 
-def test_a_person_reads_a_run(browser: Any, hint_run: Path) -> None:
+def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:
     address = (hint_run / "report.html").as_uri()
     with Visit(browser, address) as visit:
         page = visit.page
@@ -83,35 +83,35 @@ def test_a_person_reads_a_run(browser: Any, hint_run: Path) -> None:
             for v in page.eval_on_selector_all("#text .tok.own", "all => all.map(t => t.style.getPropertyValue('--v'))")
         ]
         assert max(strength) > 0.5
-        page.click('[data-metric="entropy"]')
+        page.click('[data-quantity="entropy"]')
         other = [
             float(v)
             for v in page.eval_on_selector_all("#text .tok.own", "all => all.map(t => t.style.getPropertyValue('--v'))")
         ]
         assert other != strength
         page.keyboard.press("3")
-        assert page.get_attribute('[data-metric="gap"]', "aria-pressed") == "true"
+        assert page.get_attribute('[data-quantity="gap"]', "aria-pressed") == "true"
         page.keyboard.press("1")
 
-        # A token's panel says what was recorded.
+        # The panel has the recorded values of the token.
         panel = visit.text("#panel")
         assert "Likeliest tokens" in panel
         assert "before training (step 0)" in panel
         assert "In the loss: distill" in panel
         assert page.locator("#panel .column").count() >= 2
 
-        # The hint stands right above its span.
+        # The hint is directly above its span.
         assert "available tools" in visit.text(".hint")
         assert page.locator(".hint + .block.student").count() >= 1
 
-        # Keyboard: the next token, then away.
+        # Keyboard: the next token, then close.
         before = page.get_attribute(".tok.chosen", "data-p")
         page.keyboard.press("ArrowRight")
         assert page.get_attribute(".tok.chosen", "data-p") != before
         page.keyboard.press("Escape")
         assert page.locator(".tok.chosen").count() == 0
 
-        # The training, step by step: the same prompt.
+        # The same prompt at another step.
         page.select_option("#filter-of", "eval")
         page.click("#list .item")
         page.click("#text .facts")
@@ -122,7 +122,7 @@ def test_a_person_reads_a_run(browser: Any, hint_run: Path) -> None:
 
         page.select_option("#filter-of", "")
 
-        # Finding.
+        # Search and filters.
         page.click('#steps button:has-text("all")')
         everything = page.locator("#list .item").count()
         page.select_option("#filter-event", "unknown_tool")
@@ -143,11 +143,11 @@ def test_a_person_reads_a_run(browser: Any, hint_run: Path) -> None:
         ranked = [worst[key] for key in keys]
         assert ranked == sorted(ranked, reverse=True)
 
-        # Curves and their figures in words.
+        # Charts and their values as tables.
         assert page.locator(".plot canvas").count() >= 8
         assert "Accuracy" in visit.text("#charts")
-        page.locator(".figures-of summary").first.click()
-        assert page.locator(".figures-of[open] td").count() > 2
+        page.locator(".values-of summary").first.click()
+        assert page.locator(".values-of[open] td").count() > 2
         assert visit.errors == []
         assert [url for url in visit.asked if not url.startswith("data:")] == [address]
 
@@ -171,7 +171,7 @@ def test_the_panel_shows_the_recorded_probabilities(browser: Any, math_run: Path
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_no_width_and_no_theme_breaks_it(browser: Any, hint_run: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_every_width_and_theme(browser: Any, hint_run: Path, width: int, dark: bool) -> None:
     with Visit(browser, (hint_run / "report.html").as_uri(), width=width, dark=dark) as visit:
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         assert visit.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
@@ -181,7 +181,7 @@ def test_no_width_and_no_theme_breaks_it(browser: Any, hint_run: Path, width: in
         assert visit.errors == []
 
 
-def test_an_inserted_token_that_is_trained_on_shouts(browser: Any, hint_run: Path, tmp_path: Path) -> None:
+def test_an_inserted_token_in_the_loss_is_an_error_on_the_page(browser: Any, hint_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(hint_run, run, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
@@ -195,7 +195,7 @@ def test_an_inserted_token_that_is_trained_on_shouts(browser: Any, hint_run: Pat
     with Visit(browser, write_report(run).as_uri()) as visit:
         page = visit.page
         assert f"{strangers} inserted tokens are in the loss" in visit.text(".signs .alarm")
-        # The page opens on a rollout that shows it, in words and in the colour of an alarm.
+        # The page opens on a rollout with such a token, marked in text and colour.
         assert page.locator("#text .tok.stranger").count() > 0
         assert "in the loss" in visit.text("#text .fact.alarm")
         alarm = page.evaluate("getComputedStyle(document.querySelector('#text .tok.stranger')).outlineColor")
@@ -203,36 +203,34 @@ def test_an_inserted_token_that_is_trained_on_shouts(browser: Any, hint_run: Pat
         assert page.locator("#list .strip .alarm").count() > 0
         page.click(".signs .token-link")
         assert "stranger" in page.get_attribute(".tok.chosen", "class")
-        assert "never chose" in visit.text("#panel")
+        assert "did not generate" in visit.text("#panel")
         assert visit.errors == []
 
 
-def test_what_the_teacher_would_rather_have_had(browser: Any, math_run: Path) -> None:
+def test_the_teachers_likeliest_token_is_listed_where_it_disagrees(browser: Any, math_run: Path) -> None:
     with Visit(browser, (math_run / "report.html").as_uri()) as visit:
         assert visit.page.locator(".signs").count() == 0
         visit.page.click(".objections .token-link")
-        wrote, rather = (visit.text(f".objections td:nth-child({n}) >> nth=0") for n in (1, 2))
-        assert visit.text(".tok.chosen").strip() == wrote
+        student, preferred = (visit.text(f".objections td:nth-child({n}) >> nth=0") for n in (1, 2))
+        assert visit.text(".tok.chosen").strip() == student
         teacher = visit.page.locator("#panel .column").nth(1).locator("code").first.inner_text()
-        assert teacher == rather
+        assert teacher == preferred
 
 
-def test_several_teachers_have_panels_of_their_own(browser: Any, experts_run: Path) -> None:
+def test_several_teachers_have_their_own_charts(browser: Any, experts_run: Path) -> None:
     with Visit(browser, (experts_run / "report.html").as_uri()) as visit:
         group = visit.page.locator("#charts .group")
         titles = group.locator("figcaption h3").all_inner_texts()
-        assert titles[0] == "Who knows math"
-        assert {"Divergence from each teacher", "Overlap with each teacher", "Teachers against each other"} <= set(
-            titles
-        )
+        assert titles[0] == "Accuracy on math"
+        assert {"Divergence from each teacher", "Overlap with each teacher", "Disagreement of teachers"} <= set(titles)
         assert group.locator(".plot canvas").count() == len(titles)
-        said = group.locator("figure").first.inner_text()
-        assert "math-teacher" in said
+        text = group.locator("figure").first.inner_text()
+        assert "math-teacher" in text
         assert "math-biased does not teach math: its accuracy is" in group.locator(".events.gate").inner_text()
         first = run_data(experts_run)["eval"]["columns"]["teacher_accuracy/math/math-biased"][0]
-        assert f"{100 * first:.1f} %" in said
+        assert f"{100 * first:.1f}%" in text
         assert "math: math-teacher and math-biased" in group.inner_text()
-        # They are nowhere else.
+        # No other chart has these metrics.
         visit.page.click("#more > summary") if visit.page.locator("#more").count() else None
         others = visit.page.locator("#charts > figure h3, #more h3").all_inner_texts()
         assert not [t for t in others if t.startswith(("teacher_accuracy", "conflict/", "teacher/reverse_kl/math"))]
@@ -240,12 +238,12 @@ def test_several_teachers_have_panels_of_their_own(browser: Any, experts_run: Pa
         assert visit.errors == []
 
 
-def test_one_teacher_of_one_domain_has_no_such_panels(browser: Any, math_run: Path) -> None:
+def test_one_teacher_of_one_domain_has_no_such_charts(browser: Any, math_run: Path) -> None:
     with Visit(browser, (math_run / "report.html").as_uri()) as visit:
         assert visit.page.locator("#charts .group").count() == 0
 
 
-def test_a_hostile_rollout_shows_as_text(browser: Any, tmp_path: Path) -> None:
+def test_a_hostile_rollout_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path / "run", text=HOSTILE))
     with Visit(browser, report.as_uri()) as visit:
         visit.page.click("#text .tok.own >> nth=1")
@@ -259,7 +257,7 @@ def test_a_hostile_rollout_shows_as_text(browser: Any, tmp_path: Path) -> None:
         assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
 
 
-def test_the_policy_holds_even_if_markup_got_in(browser: Any, tmp_path: Path) -> None:
+def test_the_policy_blocks_injected_markup(browser: Any, tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path / "run"))
     with Visit(browser, report.as_uri()) as visit:
         visit.page.evaluate(
@@ -276,12 +274,12 @@ FRAMES = """async () => { const started = performance.now();
 for (let i = 0; i < 20; i++) { scrollBy(0, 120); await new Promise(requestAnimationFrame); }
 return (performance.now() - started) / 20; }"""
 
-PAINT = """name => { const started = performance.now(); document.querySelector(`[data-metric=${name}]`).click();
+PAINT = """name => { const started = performance.now(); document.querySelector(`[data-quantity=${name}]`).click();
 return performance.now() - started; }"""
 
 
 def test_four_thousand_tokens_do_not_stutter(browser: Any, tmp_path: Path) -> None:
-    # Beside a small page at the same time, so that a busy machine slows both; the median, as one pause is no stutter.
+    # Compared with a small page at the same time, because a busy machine slows both; the median ignores single pauses.
     small = write_report(write_run(tmp_path / "small", tokens=40, rollouts=1, steps=(0,)))
     large = write_report(write_run(tmp_path / "large", tokens=4000, rollouts=1, steps=(0,)))
     with Visit(browser, small.as_uri()) as few, Visit(browser, large.as_uri()) as many:
@@ -293,10 +291,10 @@ def test_four_thousand_tokens_do_not_stutter(browser: Any, tmp_path: Path) -> No
                 frames[name].append(visit.page.evaluate(FRAMES))
         assert median(frames["many"]) < 5 * median(frames["few"]) + 50  # ms
         painted = [many.page.evaluate(PAINT, name) for name in ("entropy", "gap", "student", "teacher", "divergence")]
-        assert median(painted) < 1000 * max(median(frames["few"]) / 17, 1)  # 17 ms a frame where nothing else runs
+        assert median(painted) < 1000 * max(median(frames["few"]) / 17, 1)  # 17 ms per frame on an idle machine
 
 
-def test_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_path: Path) -> None:
+def test_two_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_path: Path) -> None:
     path = write_page([hint_run, math_run], tmp_path / "both.html")
     with Visit(browser, path.as_uri()) as visit:
         assert visit.text("h1") == "2 runs side by side"
@@ -305,7 +303,7 @@ def test_runs_side_by_side(browser: Any, hint_run: Path, math_run: Path, tmp_pat
         assert visit.errors == []
 
 
-def test_a_pipeline_leads_to_its_stages(browser: Any, pipeline_folder: Path) -> None:
+def test_the_page_of_a_pipeline_links_to_its_stages(browser: Any, pipeline_folder: Path) -> None:
     with Visit(browser, (pipeline_folder / "report.html").as_uri()) as visit:
         page = visit.page
         names = page.eval_on_selector_all(".stage", "all => all.map(s => s.dataset.stage)")
@@ -314,7 +312,7 @@ def test_a_pipeline_leads_to_its_stages(browser: Any, pipeline_folder: Path) -> 
         assert boxes["one"]["x"] + boxes["one"]["width"] < boxes["two"]["x"]
         assert boxes["two"]["x"] + boxes["two"]["width"] < boxes["scores"]["x"]
         assert boxes["two"]["y"] != boxes["three"]["y"]
-        assert page.locator(".graph svg path[d]").count() == 3 + 1  # an arrow's head is a path as well
+        assert page.locator(".graph svg path[d]").count() == 3 + 1  # the arrow's head is also a path
         assert "failed" in visit.text('.stage[data-stage="three"]')
         assert "stage 'three':" in visit.text(".signs .alarm")
         assert "3 of 4 stages are done" in visit.text(".lede")
@@ -328,7 +326,9 @@ def test_a_pipeline_leads_to_its_stages(browser: Any, pipeline_folder: Path) -> 
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_a_pipeline_fits_any_width(browser: Any, pipeline_folder: Path, width: int, dark: bool) -> None:
+def test_the_page_of_a_pipeline_fits_every_width_and_theme(
+    browser: Any, pipeline_folder: Path, width: int, dark: bool
+) -> None:
     with Visit(browser, (pipeline_folder / "report.html").as_uri(), width=width, dark=dark) as visit:
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         assert visit.page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
@@ -337,7 +337,7 @@ def test_a_pipeline_fits_any_width(browser: Any, pipeline_folder: Path, width: i
 
 
 def ground(visit: Visit, number: int = 0) -> list[int]:
-    """The colour in the corner of a picture that the student drew."""
+    """The colour in the corner of one of the student's images."""
     found: list[int] = visit.page.evaluate(
         """async number => { const image = document.querySelectorAll("img[data-prompt]")[number];
         await image.decode();
@@ -350,21 +350,21 @@ def ground(visit: Visit, number: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
+def test_the_page_of_a_denoising_run(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
     report = write_report(write_grids(tmp_path / "run", prompts=8, shown=2, steps=(0, 20, 40)))
     with Visit(browser, report.as_uri(), width=width, dark=dark) as visit:
         page = visit.page
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert "from 20.0 % to 40.0 %" in visit.text(".lede >> nth=0")
+        assert "from 20.0% to 40.0%" in visit.text(".lede >> nth=0")
         assert [visit.text(f".before-after tbody tr:first-child td >> nth={n}") for n in range(4)] == [
-            "20.0 %",
-            "40.0 %",
-            "40.0 %",
-            "75.0 %",
+            "20.0%",
+            "40.0%",
+            "40.0%",
+            "75.0%",
         ]
         assert "with guidance 1.5" in visit.text(".did")
 
-        # It opens on the last evaluation; buttons, slider and keys lead to the others, and the teacher stays.
+        # The page opens on the last evaluation; buttons, slider and keys select others, and the teacher's images stay.
         teacher = page.get_attribute(".of-teacher img >> nth=0", "src")
         assert "step 40" in visit.text("#now")
         assert ground(visit) == ground(visit, 7) == [40, 40, 40]
@@ -375,7 +375,7 @@ def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path
         page.keyboard.press("Home")
         assert "before training" in visit.text("#now")
         assert page.get_attribute("#step", "aria-valuetext") == "before training"
-        assert "accuracy 20.0 %" in visit.text("#now")
+        assert "accuracy 20.0%" in visit.text("#now")
         assert ground(visit) == [0, 0, 0]
         assert page.is_disabled("#earlier")
         page.keyboard.press("]")
@@ -386,13 +386,13 @@ def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path
         assert all("a disc of one colour" in alt for alt in alts)
         assert "after 20 steps" in alts[0]
 
-        page.click("#pictures summary:has-text('All evaluations')")
+        page.click("#images summary:has-text('All evaluations')")
         page.locator(".at-once").wait_for()
         assert page.locator(".at-once tbody tr").count() == 3 + 1
         assert page.locator(".at-once img[alt]").count() == 8 * 4
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
-        # Where along the trajectory the loss is, at the evaluation shown.
+        # The loss along the trajectory at the selected evaluation.
         assert "step 20, mean" in visit.text(".along .keys")
         assert page.locator(".along .state .is").count() == 8
         heights = page.eval_on_selector_all(".along .state .is", "all => all.map(s => s.offsetHeight)")
@@ -406,7 +406,7 @@ def test_a_person_walks_through_what_a_denoising_run_drew(browser: Any, tmp_path
         assert [url for url in visit.asked if not url.startswith("data:")] == [report.as_uri()]
 
 
-def test_a_hostile_prompt_shows_as_text(browser: Any, tmp_path: Path) -> None:
+def test_a_hostile_prompt_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
     report = write_report(write_grids(tmp_path / "run", text=HOSTILE, shown=1))
     with Visit(browser, report.as_uri(), width=390) as visit:
         assert "<img src=x" in visit.text(".drawn figcaption >> nth=0")
@@ -419,15 +419,15 @@ def test_a_hostile_prompt_shows_as_text(browser: Any, tmp_path: Path) -> None:
         assert len([url for url in visit.asked if not url.startswith("data:")]) == 1
 
 
-def test_a_denoising_run_without_pictures_or_figures_has_a_page(browser: Any, tmp_path: Path) -> None:
+def test_a_denoising_run_without_images_or_metrics_has_a_page(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))
     with Visit(browser, write_report(tmp_path).as_uri()) as visit:
         assert "The run is not finished." in visit.text(".lede >> nth=0")
-        assert not visit.page.is_visible("#pictures")
+        assert not visit.page.is_visible("#images")
         assert visit.errors == []
 
 
-def test_live_pictures_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
+def test_live_images_arrive_and_the_selected_step_stays(browser: Any, tmp_path: Path) -> None:
     run = write_grids(tmp_path / "run", prompts=2, steps=(0, 20))
     with LiveServer([run]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -439,7 +439,7 @@ def test_live_pictures_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp
                 visit.page.wait_for_timeout(300)
                 for step in (40, 60):
                     Samples(run / SAMPLES).write(step, strip(["teal", "teal"], 64, ground=(step,) * 3))
-                    if step == 40:  # whoever looks at the last goes on with it
+                    if step == 40:  # the last step stays selected until another is chosen
                         visit.page.locator("#now:has-text('step 40')").wait_for()
                         visit.page.click("#earlier")
                         visit.page.focus("#step")
@@ -452,7 +452,7 @@ def test_live_pictures_come_in_and_the_step_one_looks_at_stays(browser: Any, tmp
             thread.join()
 
 
-def test_live_news_come_in_and_what_one_looks_at_stays(browser: Any, tmp_path: Path) -> None:
+def test_live_metrics_arrive_and_the_selected_token_stays(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with LiveServer([run]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

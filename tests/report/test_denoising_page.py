@@ -32,34 +32,34 @@ def embedded(path: Path) -> Any:
 
 
 def shown(source: str) -> Any:
-    """The picture of a ``data:`` address."""
+    """The image of a ``data:`` address."""
     kind, _, code = source.partition(",")
     assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
     return Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB")
 
 
 def test_the_run_file_chooses_the_page(tmp_path: Path) -> None:
-    pictures, text = write_grids(tmp_path / "pictures"), write_run(tmp_path / "text")
-    assert is_denoising(pictures)
+    images, text = write_grids(tmp_path / "images"), write_run(tmp_path / "text")
+    assert is_denoising(images)
     assert not is_denoising(text)
     assert not is_denoising(tmp_path)
-    assert 'id="pictures"' in write_report(pictures).read_text(encoding="utf-8")
+    assert 'id="images"' in write_report(images).read_text(encoding="utf-8")
     assert 'id="tokens"' in write_report(text).read_text(encoding="utf-8")
 
 
-def test_the_pictures_are_those_of_the_folder(tmp_path: Path) -> None:
+def test_the_images_are_those_of_the_folder(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", shown=2, steps=(0, 20, 40))
     data = denoising_data(folder)["samples"]
     assert [row["step"] for row in data["steps"]] == [0, 20, 40]
     for row in data["steps"]:
-        assert [shown(source).getpixel((1, 1)) for source in row["pictures"]] == [(row["step"],) * 3] * 4
-    assert shown(data["steps"][0]["pictures"][0]).tobytes() == Samples(folder / SAMPLES).pictures(0)[0].tobytes()
+        assert [shown(source).getpixel((1, 1)) for source in row["images"]] == [(row["step"],) * 3] * 4
+    assert shown(data["steps"][0]["images"][0]).tobytes() == Samples(folder / SAMPLES).images(0)[0].tobytes()
     assert shown(data["teacher"][2]).getpixel((32, 32)) == (65, 105, 225)
     assert len(data["shown"]) == len(data["references"]) == 2
     assert [prompt["text"][-1] for prompt in data["prompts"]] == ["0", "1", "2", "3"]
 
 
-def test_many_large_pictures_become_smaller_and_then_fewer(tmp_path: Path) -> None:
+def test_many_large_images_become_smaller_and_then_fewer(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=tuple(range(0, 120, 20)), side=300)
     whole = denoising_data(folder)
     assert whole["left_out"] == ""
@@ -71,7 +71,7 @@ def test_many_large_pictures_become_smaller_and_then_fewer(tmp_path: Path) -> No
     assert steps[-1] == 100
     assert len(steps) < 6
     assert shown(little["samples"]["teacher"][0]).width == STAGES[-1][0]
-    sources = [s for row in little["samples"]["steps"] for s in row["pictures"]]
+    sources = [s for row in little["samples"]["steps"] for s in row["images"]]
     assert sum(map(len, sources)) < 40_000
 
 
@@ -102,13 +102,13 @@ def test_a_run_that_has_only_begun_can_be_seen(tmp_path: Path) -> None:
     write_report(folder)
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run")
-    (folder / "samples" / "000020.png").write_bytes(b"no picture")
+    (folder / "samples" / "000020.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=re.escape("000020.png")):
         denoising_data(folder)
     Image.new("RGB", (11, 40)).save(folder / "samples" / "000020.png")
-    with pytest.raises(DataError, match="is no row of 4 pictures"):
+    with pytest.raises(DataError, match="is no row of 4 images"):
         denoising_data(folder)
 
 
@@ -124,25 +124,25 @@ def test_facts_say_what_the_run_file_says() -> None:
     }
     said = dict(facts(config))
     assert said["student"] == "mine, by LoRA of rank 8"
-    assert said["teacher"] == "a running average of the student, which sees a picture beside the prompt"
+    assert said["teacher"] == "a running average of the student, which sees a image beside the prompt"
     assert said["loss"].startswith("squared distance of denoised means, 0.5 times the policy gradient")
     assert said["loss"].endswith("states weighted 1, 0")
     assert said["sampler"] == "2 steps, noise levels of the run file, noise 0.7, no guidance"
     assert said["a step"] == "4 prompts, 3 trajectories of each; learning rate 0.0001"
     assert said["measured"] == "every 5 steps, in 9 denoising steps without noise"
     assert "teacher" not in dict(facts({**config, "loss": {"signal": "reward"}}))
-    noised = {**config, "rollout": {"policy": "pictures", "source": "teacher"}, "optimizer": {}}
-    assert dict(facts(noised))["trained on"] == "teacher's pictures, noised"
+    noised = {**config, "rollout": {"policy": "images", "source": "teacher"}, "optimizer": {}}
+    assert dict(facts(noised))["trained on"] == "teacher's images, noised"
 
 
 def test_it_stands_alone(tmp_path: Path) -> None:
-    pictures, text = write_grids(tmp_path / "pictures"), write_run(tmp_path / "text")
-    for several in ([text, pictures], [pictures, pictures]):
-        with pytest.raises(DataError, match="whose page stands alone"):
+    images, text = write_grids(tmp_path / "images"), write_run(tmp_path / "text")
+    for several in ([text, images], [images, images]):
+        with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
             write_page(several, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    with pytest.raises(DataError, match="whose page stands alone"):
-        LiveServer([text, pictures])
+    with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
+        LiveServer([text, images])
 
 
 def test_the_command_writes_it(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
-def test_only_a_live_page_may_ask_and_it_hears_of_new_pictures(tmp_path: Path) -> None:
+def test_only_a_live_page_may_ask_and_it_hears_of_new_images(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=(0, 20))
     assert "connect-src 'none'" in page(trees([folder]))
     with LiveServer([folder]) as server:

@@ -1,4 +1,4 @@
-"""The page as a file: nothing from outside, nothing from inside that could become markup, and small enough to send."""
+"""The page as a file: no external content, no markup from data, small size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opd.report.page import page, write_page, write_report
 from support.written_run import HOSTILE, write_run
 
 
-def test_hostile_text_stays_data_in_every_place(tmp_path: Path) -> None:
+def test_hostile_text_never_becomes_markup(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "run", text=HOSTILE)).read_text(encoding="utf-8")
     assert text.count("<script") == text.count("</script>") == 2
     assert "<img" not in text
@@ -35,7 +35,7 @@ def test_a_folders_name_is_escaped_in_the_title(tmp_path: Path) -> None:
     assert "<title>&lt;b&gt;run</title>" in text
 
 
-def test_the_policy_lets_in_this_script_and_style_and_nothing_else(tmp_path: Path) -> None:
+def test_the_policy_allows_only_this_script_and_style(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
     assert policy
@@ -51,13 +51,13 @@ def test_the_policy_lets_in_this_script_and_style_and_nothing_else(tmp_path: Pat
     assert not re.search(r'<[a-z]+[^>]*\s(?:src|href)="(?!#|data:,)', text)
 
 
-def test_only_a_live_page_may_ask_and_only_its_own_server(tmp_path: Path) -> None:
+def test_only_a_live_page_may_connect_and_only_to_its_own_server(tmp_path: Path) -> None:
     run = run_data(write_run(tmp_path / "run"))
     assert "connect-src 'none'" in page([run])
     assert "connect-src 'self'" in page([run], live=True)
 
 
-def test_a_long_run_fits_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_long_run_is_cut_to_size_and_the_page_names_the_removed_data(tmp_path: Path) -> None:
     steps = tuple(range(0, 220, 20))
     path = write_run(tmp_path / "run", tokens=1500, rollouts=5, steps=steps)
     report = write_report(path)
@@ -72,7 +72,7 @@ def test_a_long_run_fits_and_says_what_is_missing(tmp_path: Path) -> None:
     assert run_data(path, budget=10 * BUDGET)["left_out"] == ""
 
 
-def test_a_killed_run_can_be_seen(tmp_path: Path) -> None:
+def test_a_killed_run_has_a_page(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         file = path / name
@@ -82,7 +82,7 @@ def test_a_killed_run_can_be_seen(tmp_path: Path) -> None:
     assert not data["finished"]
 
 
-def test_a_run_that_has_only_begun_and_one_without_rollouts(tmp_path: Path) -> None:
+def test_a_run_without_metrics_and_rollouts_has_a_page(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / "run.json").write_text("{}")
@@ -90,12 +90,12 @@ def test_a_run_that_has_only_begun_and_one_without_rollouts(tmp_path: Path) -> N
     assert write_report(path).exists()
 
 
-def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no run of opd: it has no run.json"):
         write_page([tmp_path], tmp_path / "report.html")
 
 
-def test_the_live_server_answers_only_this_machine_and_only_what_it_knows(tmp_path: Path) -> None:
+def test_the_live_server_answers_only_this_machine_and_only_known_paths(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with LiveServer([run]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""The page of a pipeline as a file, and ``opd view`` as a person types it."""
+"""The page of a pipeline as a file, and the command ``opd view``."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def embedded(path: Path) -> Any:
     return json.loads(text[start : text.index("</script>", start)])
 
 
-def test_stages_with_their_figures_and_links(tmp_path: Path) -> None:
-    figures = {"stage:one": {"accuracy": 0.5, "length": 3.0}, "nano/math-base": {"accuracy": 0.25}}
+def test_stages_have_their_metrics_and_links(tmp_path: Path) -> None:
+    metrics = {"stage:one": {"accuracy": 0.5, "length": 3.0}, "nano/math-base": {"accuracy": 0.25}}
     folder = write_pipeline(
         tmp_path / "out",
         one=stage(**DONE, seconds=7.0),
         two=stage(inputs=("one",), state="failed", problem="stage 'two': no room"),
-        scores=stage("eval", ("one",), figures=figures),
+        scores=stage("eval", ("one",), metrics=metrics),
     )
     write_run(folder / "one")
     (folder / "one" / "report.html").write_text("")
@@ -55,7 +55,7 @@ def test_stages_with_their_figures_and_links(tmp_path: Path) -> None:
     assert rows == {"one": [["50.0%", True], ["3.000", False]], "nano/math-base": [["25.0%", False], ["", False]]}
 
 
-def test_links_lead_from_where_the_page_lies(tmp_path: Path) -> None:
+def test_links_are_relative_to_the_page(tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path / "a" / "out", one=stage())
     (folder / "one").mkdir()
     (folder / "one" / "report.html").write_text("")
@@ -63,9 +63,9 @@ def test_links_lead_from_where_the_page_lies(tmp_path: Path) -> None:
     assert embedded(page)["stages"][0]["report"] == "a/out/one/report.html"
 
 
-def test_hostile_text_stays_data(tmp_path: Path) -> None:
-    figures = {HOSTILE: {HOSTILE: 0.5}}
-    hostile = stage("eval", (HOSTILE,), HOSTILE, problem=HOSTILE, figures=figures)
+def test_hostile_text_never_becomes_markup(tmp_path: Path) -> None:
+    metrics = {HOSTILE: {HOSTILE: 0.5}}
+    hostile = stage("eval", (HOSTILE,), HOSTILE, problem=HOSTILE, metrics=metrics)
     page = write_pipeline_page(write_pipeline(tmp_path / "<b>out", **{HOSTILE: hostile}))
     text = page.read_text(encoding="utf-8")
     assert text.count("<script") == text.count("</script>") == 2
@@ -79,16 +79,16 @@ def test_hostile_text_stays_data(tmp_path: Path) -> None:
     assert "unsafe" not in policy[1]
 
 
-def test_what_is_no_pipeline_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no pipeline of opd"):
         pipeline_data(tmp_path)
     (tmp_path / "pipeline.json").write_text("[]")
-    with pytest.raises(DataError, match="is not what a pipeline writes"):
+    with pytest.raises(DataError, match="has unexpected content"):
         pipeline_data(tmp_path)
 
 
 def view(*words: Path | str) -> str:
-    """What ``opd view`` prints."""
+    """The output of ``opd view``."""
     done = CliRunner().invoke(app, ["view", "--no-browser", *map(str, words)])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -117,12 +117,12 @@ def test_the_command_writes_the_page_of_a_run_of_several_and_of_a_pipeline(
     ("words", "said"),
     [
         (["nothing"], "'nothing' is no run of opd"),
-        (["pipe", "one"], "'pipe' is a pipeline, which stands alone"),
+        (["pipe", "one"], "'pipe' is a pipeline and cannot be shown beside others"),
         (["pipe", "--live"], "'pipe' is a pipeline; --live follows runs"),
         (["one", "--out", "no/such/folder.html"], "cannot write 'no/such/folder.html'"),
     ],
 )
-def test_the_command_says_in_a_sentence_what_it_cannot(
+def test_the_command_refuses_impossible_pages_in_one_sentence(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run keeps of single tokens: the loss's own numbers, and a run that is the same with and without them."""
+"""Recorded rollouts: the numbers equal those of the loss, and recording does not change a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from opd.losses.objectives import (
 )
 from opd.models.language import LanguageModel, load
 from opd.report.data import run_data
-from opd.report.look import handful, telling
-from opd.report.rows import ROLLOUTS, read_rows
+from opd.report.files import ROLLOUTS, read_rollouts
+from opd.report.preview import spaced_prompts, varied_rollouts
 from opd.report.texts import Texts, difference
 from opd.teachers.experts import combined
 from opd.types import (
@@ -70,23 +70,23 @@ def held_out(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_the_weights_and_figures_are_the_same_with_and_without(tmp_path: Path, measured: bool) -> None:
+def test_weights_and_metrics_are_the_same_with_and_without_recording(tmp_path: Path, measured: bool) -> None:
     evaluated = held_out(tmp_path) if measured else {"every": 2}
     train(tmp_path / "with", eval=evaluated)
     train(tmp_path / "without", eval=evaluated, report=False)
     expected = load_file(tmp_path / "without" / "model.safetensors")
     assert all(torch.equal(t, expected[n]) for n, t in load_file(tmp_path / "with" / "model.safetensors").items())
-    with_, without = (_figures(tmp_path / name) for name in ("with", "without"))
+    with_, without = (_metrics(tmp_path / name) for name in ("with", "without"))
     assert with_ == without
     assert (tmp_path / "with" / "report.html").exists()
     assert not (tmp_path / "without" / "report.html").exists()
     assert not (tmp_path / "without" / ROLLOUTS).exists()
-    steps = {(row["step"], row["of"]) for row in read_rows(tmp_path / "with" / ROLLOUTS)}
+    steps = {(row["step"], row["of"]) for row in read_rollouts(tmp_path / "with" / ROLLOUTS)}
     assert {(0, "eval"), (2, "eval"), (4, "eval"), (6, "eval"), (0, "train"), (2, "train"), (4, "train")} <= steps
 
 
-def _figures(out: Path) -> list[Any]:
-    """All but the times."""
+def _metrics(out: Path) -> list[Any]:
+    """All metrics except times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in (line.get("train") or line.get("eval")).items() if not k.endswith("_s")} for line in lines
@@ -94,7 +94,7 @@ def _figures(out: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("at", [1, 3, 4])
-def test_a_run_that_goes_on_records_what_one_without_a_break_does(tmp_path: Path, at: int) -> None:
+def test_an_interrupted_and_resumed_run_records_the_same_lines(tmp_path: Path, at: int) -> None:
     evaluated = held_out(tmp_path)
     train(tmp_path / "whole", eval=evaluated)
     with pytest.raises(KeyboardInterrupt):
@@ -107,16 +107,16 @@ def test_a_run_that_goes_on_records_what_one_without_a_break_does(tmp_path: Path
 
 
 def _by_key(out: Path) -> dict[str, Any]:
-    return {json.dumps([r["step"], r["of"], r.get("n", r.get("about"))]): r for r in read_rows(out / ROLLOUTS)}
+    return {json.dumps([r["step"], r["of"], r.get("n", r.get("about"))]): r for r in read_rollouts(out / ROLLOUTS)}
 
 
-def test_the_numbers_of_ten_random_tokens_are_those_of_the_checkpoint(math_run: Path) -> None:
-    """Read from the page, and computed again in float64 from the weights that the run left."""
+def test_ten_random_tokens_have_the_numbers_of_the_checkpoint(math_run: Path) -> None:
+    """Compare the page with a float64 computation from the saved weights."""
     run = embedded(math_run)["runs"][0]
     student, teacher = load(str(math_run), key="student"), load("nano/math-teacher", key="teacher.model")
     last = max(r["step"] for r in run["rollouts"])
     places = [(r, k) for r in run["rollouts"] if r["step"] == last and r["of"] == "eval" for k in range(len(r["own"]))]
-    prompts = {row["prompt"]: row["prompt_ids"] for row in read_rows(math_run / ROLLOUTS) if "n" in row}
+    prompts = {row["prompt"]: row["prompt_ids"] for row in read_rollouts(math_run / ROLLOUTS) if "n" in row}
     divergence = run["config"]["loss"]["divergence"]["type"]
     assert divergence in ("forward_kl", "reverse_kl")
     for rollout, k in random.Random(0).sample(places, 10):
@@ -145,18 +145,18 @@ def _next(model: LanguageModel, ids: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
-def test_a_training_rollouts_losses_add_up_to_the_steps_own_loss(tmp_path: Path) -> None:
-    """With as many rollouts kept as the batch has, the recorded numbers are all there is to the loss."""
+def test_the_losses_of_training_rollouts_add_up_to_the_loss_of_the_step(tmp_path: Path) -> None:
+    """If all rollouts of the batch are recorded, their losses sum to the step's loss."""
     train(tmp_path / "out", report={"prompts": 8})
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["train"]
-    rows = [r for r in read_rows(tmp_path / "out" / ROLLOUTS) if r["of"] == "train" and r["step"] == 0]
+    rows = [r for r in read_rollouts(tmp_path / "out" / ROLLOUTS) if r["of"] == "train" and r["step"] == 0]
     terms = [term for row in rows for term in row["terms"] if term["name"] == "distill"]
     assert len(rows) == 8
     total = sum(w * x / term["count"] for term in terms for w, x in zip(term["weight"], term["loss"], strict=True))
     assert total == pytest.approx(first["distill"], rel=1e-3)
 
 
-def test_hints_stand_above_the_span_they_are_about_and_masks_are_told(hint_run: Path) -> None:
+def test_hints_are_recorded_with_their_span_and_inserted_tokens_are_masked(hint_run: Path) -> None:
     run = run_data(hint_run)
     hinted = [r for r in run["rollouts"] if any(t["contexts"] for t in r["terms"])]
     assert hinted
@@ -173,7 +173,7 @@ def test_hints_stand_above_the_span_they_are_about_and_masks_are_told(hint_run: 
     assert all("tool" in "".join(r["text"]) for r in inserted)
 
 
-def test_several_teachers_have_a_column_each(tmp_path: Path) -> None:
+def test_each_of_several_teachers_is_recorded(tmp_path: Path) -> None:
     out = tmp_path / "out"
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
     several = {"teacher.models": models, "teacher.model": None, "prompts.domain": "math", "eval.prompts.domain": "math"}
@@ -230,7 +230,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_objectives_losses_by_position_add_up_to_it_under_any_weights(case: str) -> None:
+def test_the_losses_per_position_add_up_to_the_objective_under_any_weights(case: str) -> None:
     objective, make = CASES[case]
     hidden_TD, head_VD = torch.randn(T, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     signal, states, weight_T = make(), TokenStates(hidden_TD, head_VD, torch.randn(T, 2, D)), torch.rand(T)
@@ -244,13 +244,13 @@ def test_an_objectives_losses_by_position_add_up_to_it_under_any_weights(case: s
     assert head_VD.grad is None
 
 
-def test_a_handful_has_prompts_of_every_domain_spread_over_each() -> None:
+def test_spaced_prompts_alternate_between_domains_and_are_evenly_spaced() -> None:
     prompts = [Prompt(id=f"{d}{i}", text="x", domain=d) for d, n in (("a", 100), ("b", 2)) for i in range(n)]
-    assert [p.id for p in handful(prompts, 5)] == ["a0", "b0", "a33", "b1", "a66"]
-    assert len(handful(prompts[:3], 6)) == 3
+    assert [p.id for p in spaced_prompts(prompts, 5)] == ["a0", "b0", "a33", "b1", "a66"]
+    assert len(spaced_prompts(prompts[:3], 6)) == 3
 
 
-def test_telling_rollouts_are_as_different_as_can_be_seen() -> None:
+def test_varied_rollouts_differ_in_domain_reward_ending_and_events() -> None:
     def rollout(reward: float, *kinds: str) -> Rollout:
         events = tuple(Event(kind, 0, Span(0, 1)) for kind in kinds)
         return Rollout(
@@ -258,8 +258,8 @@ def test_telling_rollouts_are_as_different_as_can_be_seen() -> None:
         )
 
     batch = [rollout(1.0)] * 5 + [rollout(0.0, "unknown_tool"), rollout(0.0), rollout(1.0, "unknown_tool")]
-    assert telling(batch, 4) == [0, 5, 6, 7]
-    assert telling(batch, 20) == list(range(8))
+    assert varied_rollouts(batch, 4) == [0, 5, 6, 7]
+    assert varied_rollouts(batch, 20) == list(range(8))
 
 
 def test_the_difference_of_two_contexts() -> None:

@@ -1,4 +1,4 @@
-"""What the page says looks wrong about a run."""
+"""Warnings on the page of a run."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ HEALTHY = {
 
 
 def kinds(steps: Sequence[dict[str, float]], **config: object) -> list[tuple[str, bool]]:
-    lines = [{"step": n, "train": figures} for n, figures in enumerate(steps)]
+    lines = [{"step": n, "train": metrics} for n, metrics in enumerate(steps)]
     return [(s["kind"], s["alarm"]) for s in signs({"rollout": {"prompts_per_step": 64}, **config}, lines, [])]
 
 
-def test_a_healthy_run_and_an_empty_one_show_nothing(hint_run: Path) -> None:
+def test_a_healthy_run_and_an_empty_run_have_no_warnings(hint_run: Path) -> None:
     assert run_data(hint_run)["signs"] == []
     assert kinds([]) == []
     assert kinds([HEALTHY] * 10) == []
 
 
-def test_a_mask_that_is_off_by_one_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_shifted_by_one_is_reported_with_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Sampler.rollout
 
     def shifted(self: Sampler, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -51,7 +51,7 @@ def test_a_mask_that_is_off_by_one_is_counted_and_named(tmp_path: Path, monkeypa
     inserted, missed = data["signs"]
     assert (inserted["kind"], missed["kind"]) == ("inserted", "missed")
     assert inserted["alarm"]
-    # With a mask one to the right, every message of the environment gives its first token.
+    # A mask shifted to the right includes the first token of every environment message.
     messages = sum(len(r["turns"]) - 1 for r in data["rollouts"])
     assert inserted["text"].startswith(f"{messages} inserted tokens are in the loss")
     assert "<|im_start|>" in inserted["text"]
@@ -62,7 +62,7 @@ def test_a_mask_that_is_off_by_one_is_counted_and_named(tmp_path: Path, monkeypa
     assert rollout["text"][position] == "<|im_start|>"
 
 
-def test_an_inserted_token_without_weight_is_no_stranger(tmp_path: Path) -> None:
+def test_an_inserted_token_outside_the_loss_is_no_warning(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     rows = [json.loads(line) for line in (path / "rollouts.jsonl").read_text().splitlines()]
     for row in rows:
@@ -75,7 +75,7 @@ def test_an_inserted_token_without_weight_is_no_stranger(tmp_path: Path) -> None
     assert run_data(path)["signs"][0]["text"].startswith(f"{len(rows)} inserted tokens are in the loss")
 
 
-def test_symptoms_are_those_of_the_guards(tmp_path: Path) -> None:
+def test_symptoms_have_the_thresholds_of_the_guards(tmp_path: Path) -> None:
     flat = {**HEALTHY, "entropy": 0.05}
     assert kinds([*[HEALTHY] * 5, *[{**flat, "accuracy": 0.1}] * 5]) == [("entropy_collapsed", True)]
     assert kinds([*[HEALTHY] * 5, *[flat] * 5]) == [("entropy_collapsed", False)]
@@ -84,22 +84,22 @@ def test_symptoms_are_those_of_the_guards(tmp_path: Path) -> None:
     assert kinds([*[HEALTHY] * 5, *[flat] * 5], **thresholds) == []
     same = {**HEALTHY, "repetition_rate": 0.5, "accuracy": 0.0}
     assert kinds([*[HEALTHY] * 5, *[same] * 5]) == [("repeating", True)]
-    # A student that has become its teacher has no KL left.
+    # A student that equals its teacher has a KL of 0.
     assert kinds([*[HEALTHY] * 5, *[{**HEALTHY, "distill": 0.001, "accuracy": 0.9}] * 5]) == []
 
 
-def test_a_teacher_that_is_no_better_than_its_student() -> None:
-    def said(figures: dict[str, float]) -> list[str]:
-        return [s["text"] for s in signs({}, [{"step": 0, "eval": figures}], []) if s["kind"] == "teacher"]
+def test_a_teacher_no_better_than_its_student_is_reported() -> None:
+    def texts(metrics: dict[str, float]) -> list[str]:
+        return [s["text"] for s in signs({}, [{"step": 0, "eval": metrics}], []) if s["kind"] == "teacher"]
 
-    assert said({"accuracy": 0.5, "teacher_accuracy": 0.9}) == []
-    assert said({"accuracy": 1.0, "teacher_accuracy": 1.0}) == []
-    (text,) = said({"accuracy": 0.5, "teacher_accuracy": 0.4})
-    assert text == "The teacher was no better than the student on held-out prompts: 40.0% right, and the student 50.0%."
+    assert texts({"accuracy": 0.5, "teacher_accuracy": 0.9}) == []
+    assert texts({"accuracy": 1.0, "teacher_accuracy": 1.0}) == []
+    (text,) = texts({"accuracy": 0.5, "teacher_accuracy": 0.4})
+    assert text == "The teacher was no better than the student on held-out prompts: accuracy 40.0%, student 50.0%."
     several = {"accuracy": 0.5, "accuracy/math": 0.7, "accuracy/tools": 0.3}
-    found = said(
+    found = texts(
         {**several, "teacher_accuracy/math/a": 0.6, "teacher_accuracy/math/b": 0.8, "teacher_accuracy/tools": 0.9}
     )
     assert found == [
-        "The teacher a was no better than the student on held-out prompts of math: 60.0% right, and the student 70.0%."
+        "The teacher a was no better than the student on held-out prompts of math: accuracy 60.0%, student 70.0%."
     ]

@@ -1,4 +1,4 @@
-"""The rollout that a terminal shows at an evaluation."""
+"""The rollout in the terminal at an evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.console import Console
 
 import opd
 from opd.output.terminal import LiveDisplay
-from opd.report.rows import ROLLOUTS, read_rows
+from opd.report.files import ROLLOUTS, read_rollouts
 from opd.report.terminal import SHADES, worst_rollout
 
 
-def test_the_token_that_the_teacher_likes_least_has_the_strongest_colour(hint_run: Path) -> None:
-    rows = [r for r in read_rows(hint_run / ROLLOUTS) if (r["step"], r["of"]) == (0, "eval")]
+def test_the_token_with_the_largest_loss_has_the_strongest_colour(hint_run: Path) -> None:
+    rows = [r for r in read_rollouts(hint_run / ROLLOUTS) if (r["step"], r["of"]) == (0, "eval")]
     worst = max(rows, key=lambda row: max(row["terms"][0]["loss"], default=0.0))
     term = worst["terms"][0]
     position = term["position"][term["loss"].index(max(term["loss"]))]
@@ -29,15 +29,15 @@ def test_the_token_that_the_teacher_likes_least_has_the_strongest_colour(hint_ru
     assert next(span.style for span in shown.spans if span.start == start) == "italic"
 
 
-def test_nothing_is_shown_where_nothing_was_said(hint_run: Path, tmp_path: Path) -> None:
+def test_without_recorded_losses_no_rollout_is_shown(hint_run: Path, tmp_path: Path) -> None:
     assert worst_rollout(hint_run / ROLLOUTS, 1) is None
     assert worst_rollout(tmp_path / "none.jsonl", 0) is None
 
 
-def test_a_terminal_shows_it_and_a_log_does_not(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_rollout_and_a_log_does_not(tmp_path: Path) -> None:
     for terminal in (True, False):
-        told = io.StringIO()
-        console = Console(file=told, force_terminal=terminal, width=200)
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=200)
         small = {
             "eval.prompts.limit": 16,
             "eval.diagnostics": 0,
@@ -47,4 +47,4 @@ def test_a_terminal_shows_it_and_a_log_does_not(tmp_path: Path) -> None:
         }
         out = str(tmp_path / str(terminal))
         opd.train("hint", {**small, "out": out}, displays=[LiveDisplay(console)])
-        assert ("tools/test/" in told.getvalue()) == terminal
+        assert ("tools/test/" in output.getvalue()) == terminal

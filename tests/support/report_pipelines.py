@@ -1,4 +1,4 @@
-"""Tiny pipelines that draw 8 × 8 pictures, made on the spot."""
+"""Tiny pipelines that draw 8 × 8 images, made on the spot."""
 
 from __future__ import annotations
 

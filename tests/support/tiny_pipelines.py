@@ -76,7 +76,7 @@ def text_config(width: int) -> CLIPTextConfig:
 
 
 def autoencoder() -> AutoencoderKL:
-    """Pictures of 16x16 as latents of 4x8x8."""
+    """Images of 16x16 as latents of 4x8x8."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),

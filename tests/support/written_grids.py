@@ -17,9 +17,9 @@ def strip(colours: list[Any], side: int, *, ground: Any = "white") -> Any:
     """A row of squares with discs in them."""
     sheet = Image.new("RGB", (GAP + len(colours) * (side + GAP), side + 2 * GAP), "white")
     for column, colour in enumerate(colours):
-        picture = Image.new("RGB", (side, side), ground)
-        ImageDraw.Draw(picture).ellipse((side // 5, side // 5, side - side // 5, side - side // 5), colour)
-        sheet.paste(picture, (GAP + column * (side + GAP), GAP))
+        image = Image.new("RGB", (side, side), ground)
+        ImageDraw.Draw(image).ellipse((side // 5, side // 5, side - side // 5, side - side // 5), colour)
+        sheet.paste(image, (GAP + column * (side + GAP), GAP))
     return sheet
 
 
@@ -36,7 +36,7 @@ def write_grids(
 ) -> Path:
     """A run's folder, with any text in every place that data or a run file writes.
 
-    The pictures of step s have the grey level s on the ground, so that a test can tell them apart.
+    The images of step s have the grey level s on the ground, so that a test can tell them apart.
     """
     folder.mkdir(parents=True)
     config: dict[str, Any] = {

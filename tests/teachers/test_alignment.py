@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -175,3 +175,23 @@ def test_at_the_beginning_of_a_text_words_have_no_space() -> None:
             )
         )
         assert names["a"] == wanted
+
+
+def test_special_tokens_are_matched_by_name_and_never_with_text() -> None:
+    """A special token decodes to nothing, so only its name tells which of the other side's tokens it is."""
+
+    def tokenizer(special: list[str], words: list[str]) -> TokenTexts:
+        vocabulary = {token: i for i, token in enumerate([*special, *words, "a"])}
+        backend = Tokenizer(WordLevel(vocabulary, unk_token="a"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+        fast.add_special_tokens({"additional_special_tokens": special})
+        return TokenTexts(fast)
+
+    ours = tokenizer(["<end>", "<tool>", "<mine>"], ["cat", "<yours>"])
+    theirs = tokenizer(["<yours>", "<tool>", "<end>"], ["dog", "cat", "<mine>"])
+    student, teacher = match(ours, theirs, opening=False)
+    names = [
+        [texts.tokenizer.convert_ids_to_tokens(i) for i in ids] for texts, ids in ((ours, student), (theirs, teacher))
+    ]
+    assert names == [["<end>", "<tool>", "cat", "a"]] * 2

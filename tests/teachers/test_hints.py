@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+import opd
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, EmptyStepError, ModelError
 from opd.models.chat import Chat
@@ -243,3 +244,24 @@ def test_an_author_rewrites_experience_into_few_lessons(server: Server) -> None:
         gather_experience(batch, HttpAuthor(server.url, "m"), items=2, consolidate=True)
     with pytest.raises(ConfigError, match="rules cannot rewrite"):
         gather_experience([ROLLOUT], RulesAuthor(), items=2, consolidate=True)
+
+
+@pytest.mark.parametrize("fault", ["refuses", "is not there", "is another kind of server"])
+def test_every_error_names_the_run_files_key_of_this_author(server: Server, fault: str) -> None:
+    url, key = server.url, "teacher.view.experience.author"
+    if fault == "refuses":
+        server.failures = [(401, {})]
+    elif fault == "is not there":
+        url = "http://127.0.0.1:9/v1"
+    else:
+        server.answer = {"hello": "world"}
+    with pytest.raises(ModelError) as caught:
+        HttpAuthor(url, "m", retries=0, key=key).hints([ROLLOUT])
+    assert str(caught.value).startswith(f"{key}: ")
+
+
+def test_an_author_of_experience_is_named_as_such_by_its_run(tmp_path: Path) -> None:
+    author = {"http": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+    given = {"teacher.view": {"experience": {"author": author, "prompts": 4}}, "out": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=r"^teacher\.view\.context\.experience\.author\.http: no answer"):
+        opd.train("opcd", {**given, "log": []})

@@ -25,16 +25,16 @@ class AdapterConfig(Strict):
 class SamplerConfig(Strict):
     """The student's own denoising, of which every visited state is a position."""
 
-    policy: Literal["student", "teacher", "pictures"] = "student"
-    """Whose states are trained on: the student's (on-policy), the teacher's, or noised pictures."""
+    policy: Literal["student", "teacher", "images"] = "student"
+    """Whose states are trained on: the student's (on-policy), the teacher's, or noised images."""
     source: Literal["prompts", "teacher"] = "prompts"
-    """Of noised pictures: the prompts' own, or what the teacher makes of them."""
+    """Of noised images: the prompts' own, or what the teacher makes of them."""
     batch: int = Field(32, ge=1)
     """Prompts per step."""
     samples: int = Field(1, ge=1)
     """Trajectories per prompt."""
     steps: int = Field(10, ge=1)
-    """Denoising steps of a trajectory; states of a noised picture."""
+    """Denoising steps of a trajectory; states of a noised image."""
     sigmas: Literal["even", "scheduler"] | tuple[float, ...] = "even"
     """Noise levels: 1, 1 − 1/K, …, 1/K before the scheduler's shift; the scheduler's own; or these."""
     noise: float = Field(0.0, ge=0)
@@ -52,8 +52,8 @@ class SamplerConfig(Strict):
             raise ValueError(f"sigmas has {len(self.sigmas)} noise levels, and steps is {self.steps}; make them equal")
         if self.renoise and self.noise:
             raise ValueError("renoise draws all noise anew, so there is none to scale; leave noise out")
-        if self.source == "teacher" and self.policy != "pictures":
-            raise ValueError(f"source says whose pictures are noised, and policy is {self.policy}; set policy=pictures")
+        if self.source == "teacher" and self.policy != "images":
+            raise ValueError(f"source says whose images are noised, and policy is {self.policy}; set policy=images")
         return self
 
 
@@ -68,7 +68,7 @@ class DenoisingTeacherConfig(Strict):
     ema_decay: float = Field(0.9999, gt=0, lt=1)
     """Share of the average that stays at each step, for ``weights: ema``."""
     view: Literal["plain", "image"] = "plain"
-    """What it sees beside the student's states: the prompt, or also the prompt's picture. Prompts without a picture
+    """What it sees beside the student's states: the prompt, or also the prompt's image. Prompts without a image
     then have no teacher but the anchor."""
     guidance: float = Field(1.0, ge=1)
     """Classifier-free guidance of the teacher; 1 is none."""
@@ -91,8 +91,8 @@ class DenoisingTeacherConfig(Strict):
 
 
 class DenoisingLossConfig(Strict):
-    signal: Literal["prediction", "picture", "reward"] = "prediction"
-    """The teacher's prediction at the same states, the picture that was noised (fine-tuning), or rewards alone."""
+    signal: Literal["prediction", "image", "reward"] = "prediction"
+    """The teacher's prediction at the same states, the image that was noised (fine-tuning), or rewards alone."""
     divergence: Literal["transition", "transition_kl", "velocity", "x0"] = "transition"
     """Half the squared distance of the steps' means, the KL of their Gaussians (with ``rollout.noise``), or the mean
     squared distance of velocities or of denoised means."""
@@ -126,7 +126,7 @@ class DenoisingEvalConfig(Strict):
     steps: int | None = Field(None, ge=1)
     """Denoising steps; by default the rollout's."""
     teacher: bool = True
-    """Measure the teacher's own pictures once, to compare with."""
+    """Measure the teacher's own images once, to compare with."""
 
 
 class GridConfig(Strict):
@@ -182,17 +182,17 @@ class DiffusionConfig(BaseRun):
             )
         if loss.step_weights and (min(loss.step_weights) < 0 or not max(loss.step_weights)):
             raise ValueError("loss.step_weights has to have no weight below 0 and one above; mend it")
-        if (loss.signal == "picture") != (rollout.policy == "pictures"):
+        if (loss.signal == "image") != (rollout.policy == "images"):
             raise ValueError(
-                f"loss.signal={loss.signal} with rollout.policy={rollout.policy}: a noised picture is its own target, "
-                "and a trajectory has none; set both loss.signal=picture and rollout.policy=pictures, or neither"
+                f"loss.signal={loss.signal} with rollout.policy={rollout.policy}: a noised image is its own target, "
+                "and a trajectory has none; set both loss.signal=image and rollout.policy=images, or neither"
             )
-        if loss.signal == "picture" and loss.divergence.startswith("transition"):
+        if loss.signal == "image" and loss.divergence.startswith("transition"):
             raise ValueError(
-                f"loss.divergence={loss.divergence} compares steps, and noised pictures make none; set velocity or x0"
+                f"loss.divergence={loss.divergence} compares steps, and noised images make none; set velocity or x0"
             )
-        if loss.signal == "picture" and loss.step_weights:
-            raise ValueError("loss.step_weights are a trajectory's, and noised pictures have no steps; leave it out")
+        if loss.signal == "image" and loss.step_weights:
+            raise ValueError("loss.step_weights are a trajectory's, and noised images have no steps; leave it out")
 
     def _fits_teacher(self) -> None:
         teacher, loss = self.teacher, self.loss

@@ -14,23 +14,23 @@ from torch import Tensor
 from opd.axes.views.plain import PlainView
 from opd.config.diffusion import DiffusionConfig
 from opd.data.curriculum import Uniform
-from opd.diffusion.evaluation import PictureEvaluation, describe, mean_distance
-from opd.diffusion.kernels import Kernel, kernel_of
+from opd.diffusion.evaluation import ImageEvaluation, describe, mean_distance
+from opd.diffusion.forward import student_pass
 from opd.diffusion.models import DenoisingModel, frozen_copy
 from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
-from opd.diffusion.reading import read_own
 from opd.diffusion.report import Grids
-from opd.diffusion.sampler import DenoisingSampler, Noised, OwnPictures, PicturesOf, TeachersDraw, joined
+from opd.diffusion.sampler import DenoisingSampler, GeneratedImages, NoisedImages, PromptImages, TeacherSource, joined
+from opd.diffusion.schedules import NoiseSchedule, schedule_of
 from opd.diffusion.teachers import (
     DenoisingTeacher,
+    DomainTeachers,
+    ImageTarget,
     ImageView,
-    Pictures,
-    PleaseReward,
-    Rewarded,
-    TaskTeachers,
-    WithPicture,
+    NoisedImageView,
+    RewardAdvantage,
+    RewardStates,
 )
-from opd.diffusion.types import PictureTask
+from opd.diffusion.types import ImageTask
 from opd.loop import Loop
 from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
@@ -58,19 +58,19 @@ class Denoising:
 
     config: DiffusionConfig
     student: DenoisingModel
-    noising: Kernel | None = None
-    """Every time that the student was trained on, for noised pictures."""
+    noising: NoiseSchedule | None = None
+    """Every time that the student was trained on, for noised images."""
     prompts: list[Prompt]
-    task: PictureTask | None
+    task: ImageTask | None
     held_out: list[Prompt]
-    held_out_task: PictureTask | None
+    held_out_task: ImageTask | None
     teachers: Mapping[str, DenoisingModel] = field(default_factory=dict)
     """The models of ``teacher.model`` or ``teacher.models``."""
 
     @cached_property
-    def kernel(self) -> Kernel:
-        """The student's sampler; behind its steps those of noised pictures, where there are such."""
-        own = self.kernel_for(self.student)
+    def schedule(self) -> NoiseSchedule:
+        """The student's sampler; behind its steps those of noised images, where there are such."""
+        own = self.schedule_for(self.student)
         return joined(own, self.noising) if self.noising else own
 
     @cached_property
@@ -126,39 +126,40 @@ class Denoising:
                 average = EmaWeights(one.model, self.student.model, config.teacher.ema_decay)
             assert one is not None
             teachers = {ONE: one}
-        rewarded = Rewarded(Outcome()), everything, TransitionPolicyGradient(kernel=self.kernel)
+        rewarded = RewardAdvantage(Outcome()), everything, TransitionPolicyGradient(schedule=self.schedule)
         weights = self._step_weights if loss.step_weights else None
         if loss.signal == "reward":
             terms = [Term("reward", "reward", *rewarded, loss.weight, weights, EQUAL_REWARDS)]
-        elif loss.signal == "picture":
-            terms = [Term("distill", "distill", Pictures(self.kernel), WithPicture(), self.distance, loss.weight)]
+        elif loss.signal == "image":
+            target = ImageTarget(self.schedule), NoisedImageView()
+            terms = [Term("distill", "distill", *target, self.distance, loss.weight)]
         else:
             terms = [Term("distill", "distill", self._teacher(teachers), view, self.distance, loss.weight, weights)]
         if loss.anchor:
             assert initial is not None
-            whole = config.teacher.view == "plain" and loss.signal != "picture"
+            whole = config.teacher.view == "plain" and loss.signal != "image"
             guidance, rows = config.rollout.guidance, config.rollout.max_rows
-            reference = DenoisingTeacher(initial, self.kernel, guidance=guidance, max_rows=rows)
+            reference = DenoisingTeacher(initial, self.schedule, guidance=guidance, max_rows=rows)
             spared = everything if whole else None
             terms.append(Term("anchor", "anchor", reference, spared, self.distance, loss.anchor, weights))
         if loss.outcome:
             terms.append(Term("reward", "reward", *rewarded, loss.outcome, weights, EQUAL_REWARDS))
         if loss.reward_gradient:
             assert self.task is not None
-            pleased = RewardGradient(kernel=self.kernel, model=self.student, reward=self.task.reward)
-            please, weight = PleaseReward(loss.reward_steps), loss.reward_gradient
-            terms.append(Term("reward_gradient", "reward", please, everything, pleased, weight))
+            pleased = RewardGradient(schedule=self.schedule, model=self.student, reward=self.task.reward)
+            states, weight = RewardStates(loss.reward_steps), loss.reward_gradient
+            terms.append(Term("reward_gradient", "reward", states, everything, pleased, weight))
         return terms, average
 
     @cached_property
     def distance(self) -> DenoisingDistance:
         """The run file's divergence, of the teacher's term and the anchor's alike."""
-        return DenoisingDistance.of(self.kernel, self.config.loss.divergence, self.counts_K)
+        return DenoisingDistance.of(self.schedule, self.config.loss.divergence, self.counts_K)
 
     @property
     def counts_K(self) -> Tensor:
-        """bool, over the whole kernel: noised pictures' steps always count."""
-        rest = self.kernel.num_steps - self.config.rollout.steps
+        """bool, over the whole schedule: noised images' steps always count."""
+        rest = self.schedule.num_steps - self.config.rollout.steps
         return torch.tensor(self.counts + [True] * rest)
 
     def _step_weights(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
@@ -170,19 +171,21 @@ class Denoising:
         config = self.config
         guidance, rows = config.teacher.guidance, config.rollout.max_rows
         teachers = {
-            name: DenoisingTeacher(model, self.kernel, own=self._own_kernel(model), guidance=guidance, max_rows=rows)
+            name: DenoisingTeacher(
+                model, self.schedule, own=self._own_schedule(model), guidance=guidance, max_rows=rows
+            )
             for name, model in models.items()
         }
-        return TaskTeachers(teachers, config.teacher.shares) if config.teacher.models else teachers[ONE]
+        return DomainTeachers(teachers, config.teacher.shares) if config.teacher.models else teachers[ONE]
 
-    def _own_kernel(self, model: DenoisingModel) -> Kernel | None:
+    def _own_schedule(self, model: DenoisingModel) -> NoiseSchedule | None:
         """A teacher's sampler where its scheduler is another than the student's."""
-        return None if model.pipeline is self.student.pipeline else self.kernel_for(model)
+        return None if model.pipeline is self.student.pipeline else self.schedule_for(model)
 
-    def kernel_for(self, model: DenoisingModel) -> Kernel:
+    def schedule_for(self, model: DenoisingModel) -> NoiseSchedule:
         """The run's sampler as a model's own scheduler would step it."""
         rollout = self.config.rollout
-        return kernel_of(
+        return schedule_of(
             model.pipeline.scheduler,
             steps=rollout.steps,
             sigmas=rollout.sigmas,
@@ -192,7 +195,9 @@ class Denoising:
 
     def reader(self, size: int | None = None) -> Any:
         """Lets the student read its own trajectories."""
-        return partial(read_own, self.student, kernel=self.kernel, guidance=self.config.rollout.guidance, size=size)
+        return partial(
+            student_pass, self.student, schedule=self.schedule, guidance=self.config.rollout.guidance, size=size
+        )
 
     def sampler(self) -> RolloutSource:
         """Who makes the trajectories to train on."""
@@ -209,25 +214,25 @@ class Denoising:
         if rollout.policy == "student":
             return own
         if rollout.policy == "teacher":
-            return self.teachers_draw(counts=self.counts)
+            return self.teacher_source(counts=self.counts)
         assert self.noising
         if rollout.source == "teacher":
-            source = self.teachers_draw()
-            return Noised(PicturesOf(source), self.noising, states=rollout.steps, first=rollout.steps)
-        latents = OwnPictures(self.student)
-        return Noised(latents, self.noising, states=rollout.steps, first=rollout.steps, others=own)
+            source = self.teacher_source()
+            return NoisedImages(GeneratedImages(source), self.noising, states=rollout.steps, first=rollout.steps)
+        latents = PromptImages(self.student)
+        return NoisedImages(latents, self.noising, states=rollout.steps, first=rollout.steps, others=own)
 
-    def sampling(self, model: DenoisingModel | None = None, *, held_out: bool = False) -> Kernel:
+    def sampling(self, model: DenoisingModel | None = None, *, held_out: bool = False) -> NoiseSchedule:
         """A model's sampler, by default the student's, in training, or on held-out prompts, where no noise is added."""
         rollout, number = self.config.rollout, self.config.eval.steps
         model = model or self.student
         if not held_out:
-            return self.kernel_for(model)
+            return self.schedule_for(model)
         steps = number or rollout.steps
         sigmas = rollout.sigmas if steps == rollout.steps or isinstance(rollout.sigmas, str) else "even"
-        return kernel_of(model.pipeline.scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
+        return schedule_of(model.pipeline.scheduler, steps=steps, sigmas=sigmas, renoise=rollout.renoise)
 
-    def teachers_draw(self, *, held_out: bool = False, counts: Sequence[bool] | None = None) -> TeachersDraw:
+    def teacher_source(self, *, held_out: bool = False, counts: Sequence[bool] | None = None) -> TeacherSource:
         """Trajectories by the teachers, each with the run's sampler as its own scheduler steps it."""
         config = self.config
         settings: dict[str, Any] = {"guidance": config.teacher.guidance, "max_rows": config.rollout.max_rows}
@@ -235,9 +240,9 @@ class Denoising:
             name: DenoisingSampler(model, self.sampling(model, held_out=held_out), counts=counts, **settings)
             for name, model in self.teachers.items()
         }
-        return TeachersDraw(samplers, config.teacher.shares)
+        return TeacherSource(samplers, config.teacher.shares)
 
-    def evaluation(self, main: Term | None = None) -> PictureEvaluation | None:
+    def evaluation(self, main: Term | None = None) -> ImageEvaluation | None:
         """What the run measures; None without held-out prompts.
 
         Args:
@@ -246,19 +251,19 @@ class Denoising:
         config = self.config
         if not self.held_out:
             return None
-        kernel = self.sampling(held_out=True)
+        schedule = self.sampling(held_out=True)
         student = DenoisingSampler(
-            self.student, kernel, guidance=config.rollout.guidance, max_rows=config.rollout.max_rows
+            self.student, schedule, guidance=config.rollout.guidance, max_rows=config.rollout.max_rows
         )
         distance = None
         if main is not None and self.held_out_task is None and config.loss.reads_teacher:
             distance = partial(self._distance, main)
-        return PictureEvaluation(
+        return ImageEvaluation(
             model=self.student,
             prompts=[p for p in self.held_out for _ in range(config.eval.samples)],
             student=student,
             task=self.held_out_task,
-            teacher=self.teachers_draw(held_out=True) if self.teachers and config.eval.teacher else None,
+            teacher=self.teacher_source(held_out=True) if self.teachers and config.eval.teacher else None,
             distance=distance,
         )
 
@@ -279,9 +284,9 @@ class Denoising:
         config = self.config
         if config.report is None:
             return None
-        kernel = self.sampling(held_out=True)
-        student = DenoisingSampler(self.student, kernel, guidance=config.rollout.guidance)
-        teacher = self.teachers_draw(held_out=True) if self.teachers else None
+        schedule = self.sampling(held_out=True)
+        student = DenoisingSampler(self.student, schedule, guidance=config.rollout.guidance)
+        teacher = self.teacher_source(held_out=True) if self.teachers else None
         sees = config.teacher.view == "image"
         return Grids(
             folder=Path(config.out),
@@ -318,9 +323,9 @@ class Denoising:
         if not self.teachers:
             yield f"teacher   {f'own weights, {config.teacher.weights}' if config.loss.reads_teacher else 'none'}"
         yield f"prompts   {len(self.prompts)} to train on, {len(self.held_out)} held out"
-        yield f"sampler   {config.rollout.steps} steps from noise {float(self.kernel.level_K[0]):.2f}"
+        yield f"sampler   {config.rollout.steps} steps from noise {float(self.schedule.level_K[0]):.2f}"
         terms, _ = self.terms()
-        shown = sorted(self.prompts, key=lambda p: p.data.get("image") is None)  # pictures may be what it goes by
+        shown = sorted(self.prompts, key=lambda p: p.data.get("image") is None)  # images may be what it goes by
         shown = shown[: max(32 // config.rollout.samples, 1)]
         rollouts = self.sampler().rollout([p for p in shown for _ in range(config.rollout.samples)], config.seed)
         own = [r for r in rollouts if r.source == "student"]

@@ -1,4 +1,4 @@
-"""Prompts for pictures: from a task, a JSONL file or a dataset, with a picture where they have one."""
+"""Prompts for images: from a task, a JSONL file or a dataset, with a image where they have one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, cast
 
 from opd.config.run import PromptsConfig
 from opd.data.prompts import in_turn, load_prompts, with_own_ids
-from opd.diffusion.types import PictureTask
+from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
 from opd.types import Prompt
 
-PICTURE_TASKS = {"pictures": "opd.nano.tasks.pictures:Pictures"}
+IMAGE_TASKS = {"images": "opd.nano.tasks.images:Images"}
 """Built-in tasks by name, as ``package.module:attribute``."""
 
 METHODS = ("prompts", "right", "reward", "distance")
 
 
-def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt], PictureTask | None]:
-    """Prompts, and the task that judges their pictures; None where nothing does.
+def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt], ImageTask | None]:
+    """Prompts, and the task that judges their images; None where nothing does.
 
     A path in an ``image`` column is looked for beside its JSONL file.
 
@@ -30,14 +30,14 @@ def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Promp
         ConfigError: there is no such task, or two sources of a mix have different ones.
     """
     if config.mix:
-        loaded = [load_picture_prompts(c, key=f"{key}.mix.{n}") for n, c in enumerate(config.mix)]
+        loaded = [load_image_prompts(c, key=f"{key}.mix.{n}") for n, c in enumerate(config.mix)]
         tasks = {id(task): task for _, task in loaded if task}
         if len({type(task) for task in tasks.values()}) > 1:
-            raise ConfigError(f"{key}.mix: pictures of a run are judged by one task, and here are several; name one")
+            raise ConfigError(f"{key}.mix: images of a run are judged by one task, and here are several; name one")
         sources = with_own_ids([prompts for prompts, _ in loaded])  # prompts of one id are compared with each other
         return in_turn(sources), next(iter(tasks.values()), None)
     if config.task:
-        task = picture_task(config.task, key=f"{key}.task")
+        task = image_task(config.task, key=f"{key}.task")
         prompts: Sequence[Prompt] = task.prompts(config.split)[: config.limit]
     else:
         task = None
@@ -46,17 +46,15 @@ def load_picture_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Promp
     return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
 
 
-def picture_task(name: str, *, key: str) -> PictureTask:
+def image_task(name: str, *, key: str) -> ImageTask:
     """The task called ``name``: a built-in one, or ``package.module:attribute``.
 
     Raises:
         ConfigError: there is no such task, or it lacks a method.
     """
-    module, colon, attribute = PICTURE_TASKS.get(name, name).partition(":")
+    module, colon, attribute = IMAGE_TASKS.get(name, name).partition(":")
     if not colon:
-        raise ConfigError(
-            f"{key}: there is no task '{name}' for pictures; give {', '.join(PICTURE_TASKS)} or module:name"
-        )
+        raise ConfigError(f"{key}: there is no task '{name}' for images; give {', '.join(IMAGE_TASKS)} or module:name")
     try:
         found: Any = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -65,9 +63,9 @@ def picture_task(name: str, *, key: str) -> PictureTask:
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise ConfigError(
-            f"{key}: '{name}' has no {' and no '.join(missing)}; a task for pictures has {', '.join(METHODS)}"
+            f"{key}: '{name}' has no {' and no '.join(missing)}; a task for images has {', '.join(METHODS)}"
         )
-    return cast("PictureTask", task)
+    return cast("ImageTask", task)
 
 
 def _beside(prompt: Prompt, path: str | None) -> Prompt:

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from opd.diffusion.forward import trajectories_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.reading import of_denoisers
-from opd.diffusion.types import PictureTask
+from opd.diffusion.types import ImageTask
 from opd.evaluation.evaluate import SEED
 from opd.evaluation.metrics import by_domain
 from opd.models.forward import align
@@ -19,14 +19,14 @@ from opd.types import ForwardPass, Metrics, Objective, Prompt, Rollout, RolloutS
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureEvaluation:
+class ImageEvaluation:
     """What to measure; calling it measures.
 
     Attributes:
-        model: turns latents into pictures.
+        model: turns latents into images.
         prompts: held-out prompts, each as often as it is drawn.
         student: draws with the student as it is at the call, without noise in its steps.
-        task: judges the pictures; None where nothing does.
+        task: judges the images; None where nothing does.
         teacher: draws with the teachers; None leaves their figures out.
         distance: the loss's own distance to the teacher on some trajectories, measured where nothing judges.
     """
@@ -34,7 +34,7 @@ class PictureEvaluation:
     model: DenoisingModel
     prompts: Sequence[Prompt]
     student: RolloutSource
-    task: PictureTask | None
+    task: ImageTask | None
     teacher: RolloutSource | None = None
     distance: Callable[[Sequence[Rollout]], Metrics] | None = None
 
@@ -56,16 +56,16 @@ class PictureEvaluation:
 
     def _judged(self, rollouts: Sequence[Rollout]) -> Metrics:
         assert self.task
-        pictures_BX = pictures(self.model, rollouts)
+        images_BX = decoded_images(self.model, rollouts)
         prompts = [rollout.prompt for rollout in rollouts]
-        metrics = by_domain("accuracy", prompts, self.task.right(pictures_BX, prompts).tolist())
-        return metrics | ({"frechet": self.task.distance(pictures_BX, prompts)} if len(prompts) > 1 else {})
+        metrics = by_domain("accuracy", prompts, self.task.right(images_BX, prompts).tolist())
+        return metrics | ({"frechet": self.task.distance(images_BX, prompts)} if len(prompts) > 1 else {})
 
 
 @torch.no_grad()
-def pictures(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor:
+def decoded_images(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor:
     """What trajectories end in, float32 [B, 3, H, W] on the CPU."""
-    clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])
+    clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])
     return model.decode(clean_BX.to(model.device)).float().cpu()
 
 
@@ -88,12 +88,12 @@ def describe(rollouts: Sequence[Rollout]) -> Metrics:
     """What a training step says about the student's own trajectories.
 
     Returns:
-        ``accuracy``: mean reward, where pictures are judged, and that of each domain. ``spread``: the standard
-        deviation of clean latents across the batch, which falls to 0 where a student draws one picture for all.
+        ``accuracy``: mean reward, where images are judged, and that of each domain. ``spread``: the standard
+        deviation of clean latents across the batch, which falls to 0 where a student draws one image for all.
     """
     judged = [r for r in rollouts if r.reward is not None]
     metrics = by_domain("accuracy", [r.prompt for r in judged], [r.reward or 0.0 for r in judged])
     if len(rollouts) > 1:
-        clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])
+        clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])
         metrics["spread"] = float(clean_BX.std(0).mean())
     return metrics

@@ -18,7 +18,7 @@ from opd.models.bundled import resolve
 
 
 def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline in a folder or of a name on the hub, or the bundled one of that name (``nano/pictures-base``).
+    """The pipeline in a folder or of a name on the hub, or the bundled one of that name (``nano/images-base``).
 
     Components that the folder says it lacks are passed as None: ``from_pretrained`` insists on an answer for those
     which its class does not call optional, such as Stable Diffusion 3's third text encoder.

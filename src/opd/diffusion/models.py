@@ -1,6 +1,6 @@
 """Denoising models: a diffusers pipeline, its denoiser, and how prompts become what the denoiser is told.
 
-Suffixes: T states (a noisy picture at a step), B pictures, X the dimensions of a latent: C channels, H and W.
+Suffixes: T states (a noisy image at a step), B images, X the dimensions of a latent: C channels, H and W.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from opd.config.diffusion import AdapterConfig
-from opd.diffusion.conditions import ENCODERS, NOTHING, UNGUIDED, Told, key_of
+from opd.diffusion.conditioning import ENCODERS, NOTHING, UNGUIDED, Conditioning, key_of
 from opd.diffusion.folders import load_pipeline, quiet, save_pipeline
 from opd.errors import ConfigError, ModelError
 from opd.models.bundled import resolve
@@ -41,7 +41,7 @@ class DenoisingModel:
         source: the path or id it came from, for messages and the model card.
         text_tokens: of the pipeline's long text encoder.
         autocast: dtype of matrix products in the denoiser's forward passes, where it is not the weights' own.
-        known: what prompts without a picture were encoded to; the text encoders do not change.
+        known: what prompts without a image were encoded to; the text encoders do not change.
     """
 
     pipeline: Any
@@ -49,7 +49,7 @@ class DenoisingModel:
     source: str
     text_tokens: int = 256
     autocast: torch.dtype | None = None
-    known: dict[Any, Told] = field(default_factory=dict, repr=False, compare=False)
+    known: dict[Any, Conditioning] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,9 @@ class DenoisingModel:
         height, width = (size, size) if isinstance(size, int) else size
         return int(self.model.config.in_channels), int(height), int(width)
 
-    def predict(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Told], guidance: float = 1.0) -> Tensor:
+    def predict(
+        self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Conditioning], guidance: float = 1.0
+    ) -> Tensor:
         """The denoiser's prediction, float32 [T, C, H, W], with gradients unless the caller turned them off.
 
         Args:
@@ -77,7 +79,7 @@ class DenoisingModel:
         without_TX = self._forward(latents_TX, time_T, self.encode([NOTHING]) * len(told))
         return without_TX + guidance * (prediction_TX - without_TX)
 
-    def _forward(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Told]) -> Tensor:
+    def _forward(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Conditioning]) -> Tensor:
         """Rows that were told equally much go together."""
         parts, places = [], []
         for rows in alike(told):
@@ -90,14 +92,14 @@ class DenoisingModel:
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[Prompt], pictures: Sequence[Tensor | None] = ()) -> list[Told]:
-        """What the denoiser is to be told about each prompt, and about a picture beside it.
+    def encode(self, prompts: Sequence[Prompt], images: Sequence[Tensor | None] = ()) -> list[Conditioning]:
+        """What the denoiser is to be told about each prompt, and about a image beside it.
 
         Args:
-            pictures: [3, H, W] in [−1, 1] each, or None.
+            images: [3, H, W] in [−1, 1] each, or None.
 
         Raises:
-            ModelError: the pipeline has no use for a picture.
+            ModelError: the pipeline has no use for a image.
             DataError: a prompt lacks what this kind of pipeline goes by.
         """
         for prompt in prompts:
@@ -105,21 +107,21 @@ class DenoisingModel:
                 encoder = ENCODERS[type(self.pipeline).__name__]
                 self.known[key_of(prompt)] = encoder(self.pipeline, prompt, self.text_tokens)
         told = [self.known[key_of(prompt)] for prompt in prompts]
-        for row, picture in enumerate(pictures):
-            if picture is not None:
-                told[row] = self._with_picture(told[row], picture)
+        for row, image in enumerate(images):
+            if image is not None:
+                told[row] = self._with_image(told[row], image)
         return told
 
-    def _with_picture(self, told: Told, picture: Tensor) -> Told:
+    def _with_image(self, told: Conditioning, image: Tensor) -> Conditioning:
         encoder = self.pipeline.image_encoder
         size = encoder.config.image_size
-        shown = nn.functional.interpolate(picture[None].to(self.device), (size, size), mode="area")
+        shown = nn.functional.interpolate(image[None].to(self.device), (size, size), mode="area")
         tokens_LD = encoder(shown.to(encoder.dtype)).last_hidden_state[0]
         text_LD = told["encoder_hidden_states"]
         return {**told, "encoder_hidden_states": torch.cat([text_LD, tokens_LD.to(text_LD)])}
 
-    def check_sees_pictures(self, key: str) -> None:
-        """Refuse a pipeline that cannot be shown a picture beside the prompt.
+    def check_takes_images(self, key: str) -> None:
+        """Refuse a pipeline that cannot be shown a image beside the prompt.
 
         Raises:
             ModelError: there is no image encoder, or one of another width than the denoiser's context.
@@ -128,7 +130,7 @@ class DenoisingModel:
         wide = getattr(self.model.config, "joint_attention_dim", None)
         if encoder is None or wide is None or encoder.config.hidden_size != wide:
             raise ModelError(
-                f"{key}: '{self.source}' cannot be shown a picture: that takes a pipeline with an image_encoder as "
+                f"{key}: '{self.source}' cannot be shown a image: that takes a pipeline with an image_encoder as "
                 f"wide as the denoiser's context ({wide}); take such a pipeline, or set teacher.view=plain"
             )
 
@@ -145,7 +147,7 @@ class DenoisingModel:
             )
 
     def decode(self, latents_BX: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] of latents, about in [−1, 1]; gradients flow unless the caller turned them off."""
+        """Images [B, 3, H, W] of latents, about in [−1, 1]; gradients flow unless the caller turned them off."""
         vae = self._vae
         if vae is None:
             return latents_BX
@@ -154,22 +156,22 @@ class DenoisingModel:
         return decoded
 
     @torch.no_grad()
-    def latents_of(self, pictures_BX: Tensor) -> Tensor:
-        """Latents [B, C, H, W] of pictures [B, 3, H, W] in [−1, 1], resized to what the denoiser works at."""
+    def latents_of(self, images_BX: Tensor) -> Tensor:
+        """Latents [B, C, H, W] of images [B, 3, H, W] in [−1, 1], resized to what the denoiser works at."""
         vae, (_, height, width) = self._vae, self.shape
         factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         size = (height * factor, width * factor)
-        if pictures_BX.shape[-2:] != size:
-            pictures_BX = nn.functional.interpolate(pictures_BX, size, mode="area")
+        if images_BX.shape[-2:] != size:
+            images_BX = nn.functional.interpolate(images_BX, size, mode="area")
         if vae is None:
-            return pictures_BX.to(self.device)
-        mean: Tensor = vae.encode(pictures_BX.to(self.device)).latent_dist.mode()
+            return images_BX.to(self.device)
+        mean: Tensor = vae.encode(images_BX.to(self.device)).latent_dist.mode()
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return (mean - shift) * vae.config.scaling_factor
 
     @property
     def _vae(self) -> Any:
-        """What turns latents into pictures; None where the denoiser works on pixels."""
+        """What turns latents into images; None where the denoiser works on pixels."""
         return getattr(self.pipeline, "vae", None)
 
     def save(self, folder: Path) -> None:
@@ -187,7 +189,7 @@ class DenoisingModel:
         setattr(self.pipeline, part, mine)
 
 
-def alike(told: Sequence[Told]) -> Iterator[list[int]]:
+def alike(told: Sequence[Conditioning]) -> Iterator[list[int]]:
     """Indices of what has the same shapes."""
     groups: dict[Any, list[int]] = {}
     for row, one in enumerate(told):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opd.diffusion.kernels import MEANS, Divergence, Kernel, coefficient_K, log_density
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import Reward
+from opd.diffusion.schedules import MEANS, Divergence, NoiseSchedule, coefficient_K, log_density
 from opd.diffusion.types import PredictionSignal, PredictionStates, RewardSignal, TransitionSignal
 from opd.losses.denoising import denoising_distance, transition_policy_gradient
 from opd.types import Signal, States
@@ -16,7 +16,7 @@ from opd.types import Signal, States
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingDistance:
-    """A weighted squared distance between two predictions, as ``opd.diffusion.kernels.coefficient_K`` weighs it.
+    """A weighted squared distance between two predictions, as ``opd.diffusion.schedules.coefficient_K`` weighs it.
 
     Attributes:
         coefficient_K: float64 [K], of each step of the student's sampler.
@@ -27,13 +27,13 @@ class DenoisingDistance:
     per_dimension: bool
 
     @classmethod
-    def of(cls, kernel: Kernel, divergence: Divergence, counts_K: Tensor) -> DenoisingDistance:
+    def of(cls, schedule: NoiseSchedule, divergence: Divergence, counts_K: Tensor) -> DenoisingDistance:
         """The distance of that name.
 
         Args:
             counts_K: bool [K], the steps that are trained on.
         """
-        coefficients = coefficient_K(kernel, divergence, supervised_K=counts_K)
+        coefficients = coefficient_K(schedule, divergence, supervised_K=counts_K)
         return cls(coefficient_K=coefficients, per_dimension=divergence in MEANS)
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
@@ -56,16 +56,16 @@ class TransitionPolicyGradient:
     """Make transitions likelier that belong to trajectories with a better outcome (Flow-GRPO, arXiv 2505.05470).
 
     Attributes:
-        kernel: the student's sampler, with noise.
+        schedule: the student's sampler, with noise.
     """
 
-    kernel: Kernel
+    schedule: NoiseSchedule
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """−Σ w r A, float32 []; every batch is used once, so r is 1 and nothing is there to be clipped."""
         assert isinstance(student, PredictionStates)
         assert isinstance(signal, TransitionSignal)
-        logprobs_T = log_density(self.kernel, signal.step_T, signal.state_TX, student.prediction_TX, signal.next_TX)
+        logprobs_T = log_density(self.schedule, signal.step_T, signal.state_TX, student.prediction_TX, signal.next_TX)
         return transition_policy_gradient(
             logprobs_T,
             signal.rollout_logprobs_T,
@@ -80,12 +80,12 @@ class RewardGradient:
     """−R of the student's denoised mean, differentiated (ReFL, arXiv 2304.05977).
 
     Attributes:
-        kernel: the student's sampler.
-        model: turns latents into pictures.
-        reward: of pictures and their prompts, with gradients.
+        schedule: the student's sampler.
+        model: turns latents into images.
+        reward: of images and their prompts, with gradients.
     """
 
-    kernel: Kernel
+    schedule: NoiseSchedule
     model: DenoisingModel
     reward: Reward
 
@@ -93,7 +93,7 @@ class RewardGradient:
         """−Σ w R, float32 []."""
         assert isinstance(student, PredictionStates)
         assert isinstance(signal, RewardSignal)
-        clean_TX = self.kernel.denoised(signal.step_T, signal.state_TX, student.prediction_TX)
+        clean_TX = self.schedule.denoised(signal.step_T, signal.state_TX, student.prediction_TX)
         prompts = [signal.prompts[r] for r in signal.rollout_T.tolist()]
         reward_T = self.reward(self.model.decode(clean_TX.float()), prompts)
         if per_token_T is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, zeros
 
 
 class Pixels(ModelMixin, ConfigMixin):
-    """An autoencoder whose latents are the pictures themselves, with ``AutoencoderKL``'s ways of answering.
+    """An autoencoder whose latents are the images themselves, with ``AutoencoderKL``'s ways of answering.
 
     One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.
     """
@@ -28,7 +28,7 @@ class Pixels(ModelMixin, ConfigMixin):
         self.register_buffer("anchor", zeros(1))
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Pictures as a distribution without spread around them.
+        """Images as a distribution without spread around them.
 
         Args:
             x: [B, C, H, W], in [-1, 1].
@@ -45,7 +45,7 @@ class Pixels(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=z) if return_dict else (z,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Encoded and decoded: the same pictures."""
+        """Encoded and decoded: the same images."""
         return self.decode(sample, return_dict=return_dict)
 
 

@@ -10,12 +10,12 @@ from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
 from opd.data.prompts import given_prompts
 from opd.diffusion.build import ONE, Denoising
-from opd.diffusion.data import load_picture_prompts
-from opd.diffusion.kernels import coefficient_K, convert, no_noise
+from opd.diffusion.data import load_image_prompts
+from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel, add_adapter, is_adapter, load, of_pipeline, with_adapter
-from opd.diffusion.pictures import picture_of
 from opd.diffusion.sampler import noising
-from opd.diffusion.types import PictureTask
+from opd.diffusion.schedules import coefficient_K, convert, no_noise
+from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError, DataError, ModelError
 from opd.language.load import check_covered
 from opd.models.language import device_named, set_threads
@@ -42,16 +42,16 @@ def prepare(config: DiffusionConfig, objects: Objects) -> Denoising:
     if objects.prompts is not None:
         prompts, task = given_prompts(objects.prompts, chat=False)[0], None
     else:
-        prompts, task = load_picture_prompts(config.prompts, key="prompts")
+        prompts, task = load_image_prompts(config.prompts, key="prompts")
     held_out: list[Prompt] = []
-    held_out_task: PictureTask | None = None
+    held_out_task: ImageTask | None = None
     if config.eval.prompts:
-        held_out, held_out_task = load_picture_prompts(config.eval.prompts, key="eval.prompts")
+        held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts")
     task, held_out_task = objects.task or task, objects.task or held_out_task
     run = Denoising(
         config=config,
         student=student,
-        noising=noising(student) if config.rollout.policy == "pictures" else None,
+        noising=noising(student) if config.rollout.policy == "images" else None,
         prompts=prompts,
         task=task,
         held_out=held_out,
@@ -99,17 +99,17 @@ def _check_teachers(run: Denoising) -> None:
         key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
         model.check_guidance(config.teacher.guidance, "teacher.guidance")
         if config.teacher.view == "image":
-            model.check_sees_pictures("teacher.view=image")
+            model.check_takes_images("teacher.view=image")
         if model.shape != run.student.shape:
             raise ModelError(
                 f"{key}: '{model.source}' denoises latents of {list(model.shape)} and the student of "
                 f"{list(run.student.shape)}, so it cannot read the student's; take a teacher of the same latents"
             )
         if config.loss.reads_teacher and model.pipeline is not run.student.pipeline:
-            everywhere = torch.arange(run.kernel.num_steps)
-            nothing = torch.zeros(run.kernel.num_steps, 1)
+            everywhere = torch.arange(run.schedule.num_steps)
+            nothing = torch.zeros(run.schedule.num_steps, 1)
             try:
-                convert(nothing, nothing, everywhere, run.kernel_for(model), run.kernel)
+                convert(nothing, nothing, everywhere, run.schedule_for(model), run.schedule)
             except ModelError as error:
                 raise ModelError(f"{key}: '{model.source}': {error}") from None
 
@@ -119,10 +119,10 @@ def _check_steps(run: Denoising) -> None:
     config, loss = run.config, run.config.loss
     run.sampling(held_out=True)
     if config.rollout.policy == "teacher" or config.rollout.source == "teacher":
-        run.teachers_draw()
+        run.teacher_source()
     if loss.signal != "reward" or loss.anchor:
-        coefficient_K(run.kernel, loss.divergence, supervised_K=run.counts_K)
-    silent_K = (run.kernel.std_K == 0) & run.counts_K
+        coefficient_K(run.schedule, loss.divergence, supervised_K=run.counts_K)
+    silent_K = (run.schedule.std_K == 0) & run.counts_K
     if (loss.signal == "reward" or loss.outcome) and bool(silent_K.any()):
         raise no_noise(silent_K, "its transition has no density")
 
@@ -132,14 +132,10 @@ def _check_prompts(run: Denoising) -> None:
     run.curriculum.step(0)  # there is a batch of them
     rewarded = config.loss.signal == "reward" or config.loss.outcome or config.loss.reward_gradient
     if rewarded and run.task is None:
-        raise ConfigError("rewards need prompts whose pictures a task judges; give prompts={task: …}")
+        raise ConfigError("rewards need prompts whose images a task judges; give prompts={task: …}")
     by_text = "text_encoder" in run.student.pipeline.components  # of which one prompt is as good as another
     run.student.encode(run.prompts[:1] if by_text else [*run.prompts, *run.held_out])
-    needs = config.teacher.view == "image" or (
-        config.rollout.policy == "pictures" and config.rollout.source == "prompts"
-    )
-    if needs and all(picture_of(prompt) is None for prompt in run.prompts):
-        key = "teacher.view=image" if config.teacher.view == "image" else "rollout.policy=pictures"
-        raise DataError(
-            f"prompts: not one of {len(run.prompts)} has a picture, and {key} needs it; give 'image' columns"
-        )
+    needs = config.teacher.view == "image" or (config.rollout.policy == "images" and config.rollout.source == "prompts")
+    if needs and all(image_of(prompt) is None for prompt in run.prompts):
+        key = "teacher.view=image" if config.teacher.view == "image" else "rollout.policy=images"
+        raise DataError(f"prompts: not one of {len(run.prompts)} has a image, and {key} needs it; give 'image' columns")

@@ -16,38 +16,38 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from opd.diffusion.conditions import text_of
-from opd.diffusion.evaluation import pictures
+from opd.diffusion.conditioning import text_of
+from opd.diffusion.evaluation import decoded_images
+from opd.diffusion.forward import trajectories_of
+from opd.diffusion.images import grid, image_of, to_pixels
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.pictures import grid, picture_of, to_pixels
-from opd.diffusion.reading import of_denoisers
 from opd.errors import DataError
 from opd.evaluation.evaluate import SEED
 from opd.loop import Loop
 from opd.output.run_log import RunStart, rewind
-from opd.report.look import handful
+from opd.report.files import STATES
 from opd.report.overview import Block, overview
 from opd.report.page import write_report
+from opd.report.preview import spaced_prompts
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
-from opd.report.states import STATES
 from opd.types import Metrics, Prompt, Rollout, RolloutSource, Scored
 
 SIZE = (64, 512)
-"""Pixels that a picture of a strip is at least and at most wide."""
+"""Pixels that a image of a strip is at least and at most wide."""
 
 
 class Grids:
     """Watches a run and draws; a display and an observer of the run's log.
 
     Args:
-        folder: the run's; pictures go to ``samples`` in it.
-        model: turns latents into pictures.
+        folder: the run's; images go to ``samples`` in it.
+        model: turns latents into images.
         student: draws with the student as it is.
         teacher: draws with the teachers; None where they are the student's own weights.
         prompts: some of these are drawn.
         number: so many.
         loop: the run.
-        shown: training prompts whose pictures the teacher sees.
+        shown: training prompts whose images the teacher sees.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Grids:
         self.model = model
         self.student = student
         self.teacher = teacher
-        self.prompts = handful(prompts, number)
-        self.shown = handful(shown, number)
+        self.prompts = spaced_prompts(prompts, number)
+        self.shown = spaced_prompts(shown, number)
         self.loop = loop
         self.said: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
         self.kept: int | None = None
@@ -128,7 +128,7 @@ class Grids:
             self.samples.write(TEACHER, self._strip(self.teacher))
 
     def _strip(self, roller: RolloutSource) -> Any:
-        drawn = pictures(self.model, roller.rollout(self.prompts, SEED))
+        drawn = decoded_images(self.model, roller.rollout(self.prompts, SEED))
         least, most = SIZE
         height, width = drawn.shape[-2:]
         if max(height, width) > most:
@@ -151,13 +151,13 @@ class Grids:
         after = self.kept if self.kept in steps else steps[-1]
         walked = [step for step in steps if step <= after]
         names = {walked[len(walked) // 2]: "in between", after: "after", walked[0]: "first" if walked[0] else "before"}
-        rows = [(f"{names[s]}, step {s}", self.samples.pictures(s)) for s in sorted(names)]
+        rows = [(f"{names[s]}, step {s}", self.samples.images(s)) for s in sorted(names)]
         if self.samples.has(TEACHER):
-            rows.append((TEACHER, self.samples.pictures(TEACHER)))
+            rows.append((TEACHER, self.samples.images(TEACHER)))
         yield Block([prompt["text"] for prompt in self.samples.prompts], rows)
         if self.samples.has(SHOWN):
             texts = [prompt["text"] for prompt in self.samples.shown]
-            yield Block(texts, [("shown to the teacher", self.samples.pictures(SHOWN))])
+            yield Block(texts, [("shown to the teacher", self.samples.images(SHOWN))])
 
 
 def columns(prompts: Sequence[Prompt]) -> list[Column]:
@@ -166,9 +166,9 @@ def columns(prompts: Sequence[Prompt]) -> list[Column]:
 
 
 def references(prompts: Sequence[Prompt]) -> Any:
-    """A strip of prompts' own pictures, of whatever sizes, in squares."""
-    found = [picture_of(prompt) for prompt in prompts]
-    images = [Image.fromarray(to_pixels(picture)) for picture in found if picture is not None]
+    """A strip of prompts' own images, of whatever sizes, in squares."""
+    found = [image_of(prompt) for prompt in prompts]
+    images = [Image.fromarray(to_pixels(image)) for image in found if image is not None]
     least, most = SIZE
     side = min(max(least, *(max(image.size) for image in images)), most)
     sheet = Image.new("RGB", (GAP + len(images) * (side + GAP), side + 2 * GAP), "white")
@@ -182,9 +182,9 @@ def references(prompts: Sequence[Prompt]) -> Any:
 def by_state(said: Scored, rollouts: Sequence[Rollout]) -> list[float | None]:
     """A term's mean loss at the first state of trajectories, the second and so on; None where it has none.
 
-    States of noised pictures are at random steps, so their places mean nothing and they are left out.
+    States of noised images are at random steps, so their places mean nothing and they are left out.
     """
-    known = of_denoisers(rollouts)
+    known = trajectories_of(rollouts)
     walked_B = torch.tensor([t.steps == tuple(range(len(t.steps))) for t in known])
     loss_T, signal = said.loss_T.double().cpu(), said.signal
     position_T = signal.position_T.cpu()

@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 import torch
 
 from opd.axes.views.plain import PlainView
-from opd.diffusion.kernels import Kernel, convert
+from opd.diffusion.forward import scoring_pass, states_at, trajectories_of
+from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.pictures import picture_of
-from opd.diffusion.reading import of_denoisers, read_segments, states_at
-from opd.diffusion.types import PredictionSignal, RewardSignal, Shown, TransitionSignal
+from opd.diffusion.schedules import NoiseSchedule, convert
+from opd.diffusion.types import ImageSegment, PredictionSignal, RewardSignal, TransitionSignal
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
 from opd.teachers.sampled import Outcome
@@ -20,24 +20,24 @@ from opd.types import Rollout, Segment, Span
 
 
 class ImageView:
-    """The teacher sees the prompt's picture beside the prompt, and speaks about prompts that have one.
+    """The teacher sees the prompt's image beside the prompt, and speaks about prompts that have one.
 
     Source: D-OPSD, arXiv 2605.05204.
     """
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """A segment for every trajectory whose prompt has a picture."""
+        """A segment for every trajectory whose prompt has a image."""
         segments: list[Segment] = []
         for index, rollout in enumerate(rollouts):
-            picture = picture_of(rollout.prompt)
-            if picture is not None:
+            image = image_of(rollout.prompt)
+            if image is not None:
                 span = Span(0, len(rollout.completion_ids))
-                segments.append(Shown(rollout=index, context_ids=(), span=span, picture=picture))
+                segments.append(ImageSegment(rollout=index, context_ids=(), span=span, image=image))
         return segments
 
 
-class WithPicture:
-    """The states of noised pictures: those of trajectories that nobody denoised."""
+class NoisedImageView:
+    """The states of noised images: those of trajectories that nobody denoised."""
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """A segment for each."""
@@ -49,32 +49,38 @@ class DenoisingTeacher:
 
     Args:
         model: predicts.
-        kernel: the student's sampler.
+        schedule: the student's sampler.
         own: the same of the model's own scheduler; its predictions are converted into the student's parameterisation.
         guidance: classifier-free guidance.
         max_rows: states at a time.
     """
 
     def __init__(
-        self, model: DenoisingModel, kernel: Kernel, *, own: Kernel | None = None, guidance: float, max_rows: int
+        self,
+        model: DenoisingModel,
+        schedule: NoiseSchedule,
+        *,
+        own: NoiseSchedule | None = None,
+        guidance: float,
+        max_rows: int,
     ) -> None:
         self.model = model
-        self.kernel = kernel
-        self.own = own or kernel
+        self.schedule = schedule
+        self.own = own or schedule
         self.guidance = guidance
         self.max_rows = max_rows
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
         """Its prediction at every state that is trained on."""
-        where, said = read_segments(
-            self.model, self.kernel, rollouts, segments, guidance=self.guidance, max_rows=self.max_rows
+        where, said = scoring_pass(
+            self.model, self.schedule, rollouts, segments, guidance=self.guidance, max_rows=self.max_rows
         )
         states_TX, step_T = states_at(rollouts, where)
-        target_TX = convert(said.prediction_TX, states_TX, step_T, self.own, self.kernel)
+        target_TX = convert(said.prediction_TX, states_TX, step_T, self.own, self.schedule)
         return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX.float(), step_T)
 
 
-class TaskTeachers:
+class DomainTeachers:
     """Several teachers, each about the prompts of its own domains; their mean where several know one.
 
     For squared distances the loss to the mean prediction and the mean of the losses differ by a constant, so they have
@@ -114,22 +120,22 @@ def added(one: PredictionSignal, other: PredictionSignal) -> PredictionSignal:
     return replace(both.take(last_T), target_TX=target_TX)
 
 
-class Pictures:
-    """The teacher of plain fine-tuning: what leads from the noised state back to the very picture."""
+class ImageTarget:
+    """The teacher of plain fine-tuning: what leads from the noised state back to the very image."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
         """The prediction that has the clean latent as its denoised mean, at every state."""
         where = Answers().score(rollouts, segments)
-        clean_TX = torch.stack([trajectory.latents_KX[-1] for trajectory in of_denoisers(rollouts)])[where.rollout_T]
+        clean_TX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])[where.rollout_T]
         states_TX, step_T = states_at(rollouts, where)
-        target_TX = self.kernel.prediction(step_T, states_TX, clean_TX).float()
+        target_TX = self.schedule.prediction(step_T, states_TX, clean_TX).float()
         return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX, step_T)
 
 
-class Rewarded:
+class RewardAdvantage:
     """The outcome's advantage of every transition: the reward, compared among trajectories of one prompt.
 
     Args:
@@ -150,7 +156,7 @@ class Rewarded:
         return TransitionSignal(**values, state_TX=states_TX, next_TX=next_TX, step_T=step_T)
 
 
-class PleaseReward:
+class RewardStates:
     """Points to the last states of each trajectory, whose denoised means a reward looks at.
 
     Args:

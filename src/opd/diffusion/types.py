@@ -1,4 +1,4 @@
-"""The contracts of ``opd.types`` for denoising models: a position is a visited state, a noisy picture at a step.
+"""The contracts of ``opd.types`` for denoising models: a position is a visited state, a noisy image at a step.
 
 Suffixes: T positions, K states of a trajectory, X the dimensions of a latent.
 """
@@ -25,7 +25,7 @@ class Trajectory(Rollout):
 
     Attributes:
         latents_KX: float32 [K + 1, C, H, W]; the states, and behind them the clean latent.
-        noise_KX: float32 [K, C, H, W]; what each step drew, or what a noised picture's states hold.
+        noise_KX: float32 [K, C, H, W]; what each step drew, or what a noised image's states hold.
         steps: of the sampler's table, one per state.
     """
 
@@ -35,14 +35,14 @@ class Trajectory(Rollout):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown(Segment):
-    """A segment whose teacher sees a picture beside the prompt.
+class ImageSegment(Segment):
+    """A segment whose teacher sees a image beside the prompt.
 
     Attributes:
-        picture: float32 [3, H, W] in [−1, 1].
+        image: float32 [3, H, W] in [−1, 1].
     """
 
-    picture: Tensor
+    image: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +102,23 @@ class RewardSignal(Signal):
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prompts"})
 
 
-class PictureTask(Protocol):
-    """Prompts for pictures, and a program that can tell whether a picture is what its prompt says."""
+class ImageTask(Protocol):
+    """Prompts for images, and a program that can tell whether a image is what its prompt says."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """All prompts of a split, always in the same order; a picture to show is in the entry ``image``."""
+        """All prompts of a split, always in the same order; a image to show is in the entry ``image``."""
         ...
 
-    def right(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """float32 [B] in [0, 1]: how much of each prompt its picture shows, as held-out figures have it."""
+    def right(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """float32 [B] in [0, 1]: how much of each prompt its image shows, as held-out figures have it."""
         ...
 
-    def reward(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """float32 [B]: what training may use, from another judge than ``right``; gradients reach the pictures."""
+    def reward(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """float32 [B]: what training may use, from another judge than ``right``; gradients reach the images."""
         ...
 
-    def distance(self, pictures_BX: Tensor, prompts: Sequence[Prompt]) -> float:
-        """How far the pictures are, as a set, from real ones of these prompts."""
+    def distance(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> float:
+        """How far the images are, as a set, from real ones of these prompts."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""What is measured, and what is done about it."""
+"""Metrics of rollouts and models, diagnostics, and the decisions that follow from them."""

@@ -1,4 +1,4 @@
-"""How student and teacher stand to each other on the student's own rollouts: the figures that say why a run works.
+"""Diagnostics: student and teacher compared on the student's own rollouts.
 
 Suffixes: T positions, N positions of a chunk, V vocabulary.
 """
@@ -12,67 +12,55 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
+from opd.evaluation.distributions import logprob_chunks
 from opd.losses.support import largest
 from opd.models.forward import align, states_of
 from opd.models.language import LanguageModel
 from opd.output.format import PREFIX
 from opd.teachers.local import LocalTeacher
-from opd.types import FullSignal, Metrics, Rollout, Signal, View
+from opd.types import Metrics, Rollout, Signal, View
 
 TOP = 16
 """k of the overlap, as in the source."""
 
-CHUNK_BYTES = 2**26
-"""[N, V] float32 at one time."""
-
 
 @torch.no_grad()
 def diagnose(student: LanguageModel, rollouts: Sequence[Rollout], teacher: LocalTeacher, view: View) -> Metrics:
-    """Compare both distributions at every position that the teacher speaks about.
+    """Compare both distributions at every position of the teacher's signal.
 
     Args:
-        student: as it is now.
-        rollouts: its own, sampled at temperature 1.
-        teacher: reads them through the view.
-        view: what the teacher sees.
+        student: the model with its current weights.
+        rollouts: the student's own, sampled at temperature 1.
+        teacher: scores the rollouts through the view.
+        view: the teacher's input.
 
     Returns:
-        Means over positions, each name behind ``teacher/``; nothing where the teacher has nothing to say.
+        Means over positions, each name behind ``teacher/``; empty if the signal is empty.
         ``overlap@16``: share of the 16 likeliest tokens that both have. ``overlap_mass``: the student's mass on the
         shared ones. ``overlap_advantage``: p̄ (log q̄ − log p̄) per shared token, both renormalised on them.
         ``entropy``, ``teacher_entropy``, ``entropy_gap`` (mean absolute difference), ``forward_kl``, ``reverse_kl``:
-        nats. ``reverse_kl/quarter_1`` to ``_4``: by the part of its rollout that a position lies in.
-        ``reverse_kl/number``, ``/word``, ``/mark``, ``/special``: by what the student's token is.
+        nats. ``reverse_kl/quarter_1`` to ``_4``: by quarter of the rollout.
+        ``reverse_kl/number``, ``/word``, ``/mark``, ``/special``: by class of the student's token.
 
-    Source: Rethinking OPD, arXiv 2604.13016; tests/test_diagnostics.py.
+    Source: Rethinking OPD, arXiv 2604.13016; tests/evaluation/test_diagnostics.py.
     """
     signal = teacher.score(rollouts, view.segments(rollouts))
     if not len(signal):
         return {}
-    where, own = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=teacher.max_tokens)
-    hidden_TD = own.hidden_TD[align(rollouts, where, signal)]
-    figures = _compare(hidden_TD, student.head_VD.detach().to(hidden_TD.dtype), signal)
-    reverse_T = figures["reverse_kl"]
-    metrics = {name: value_T.nanmean().item() for name, value_T in figures.items()}
+    scored, states = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=teacher.max_tokens)
+    hidden_TD = states.hidden_TD[align(rollouts, scored, signal)]
+    pair = (hidden_TD, student.head_VD), (signal.hidden_TD, signal.head_VD)
+    chunks = [_compare(log_p_NV, log_q_NV) for _, (log_p_NV, log_q_NV) in logprob_chunks(*pair)]
+    per_position = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    metrics = {name: value_T.nanmean().item() for name, value_T in per_position.items()}
     for name, member_T in _groups(student.tokenizer, rollouts, signal).items():
         if member_T.any():
-            metrics[f"reverse_kl/{name}"] = reverse_T[member_T].mean().item()
+            metrics[f"reverse_kl/{name}"] = per_position["reverse_kl"][member_T].mean().item()
     return {PREFIX + name: value for name, value in metrics.items()}
 
 
-def _compare(hidden_TD: Tensor, head_VD: Tensor, teacher: FullSignal) -> dict[str, Tensor]:
-    """Each figure at each position, float32 [T]."""
-    vocab = min(len(head_VD), len(teacher.head_VD))
-    head_VE = teacher.head_VD.to(teacher.hidden_TD.dtype)[:vocab]
-    parts: list[dict[str, Tensor]] = []
-    for rows in torch.arange(len(hidden_TD), device=hidden_TD.device).split(max(CHUNK_BYTES // (4 * vocab), 1)):
-        log_p_NV = (hidden_TD[rows] @ head_VD[:vocab].T).log_softmax(-1, dtype=torch.float32)
-        log_q_NV = (teacher.hidden_TD[rows] @ head_VE.T).log_softmax(-1, dtype=torch.float32)
-        parts.append(_figures(log_p_NV, log_q_NV))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _figures(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
+def _compare(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
+    """Each metric at each position, float32 [N]."""
     p_NV, q_NV = log_p_NV.exp(), log_q_NV.exp()
     shared_NV = largest(log_p_NV, TOP) & largest(log_q_NV, TOP)
     count_N = shared_NV.sum(-1)
@@ -83,7 +71,7 @@ def _figures(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
     return {
         f"overlap@{TOP}": count_N / min(TOP, log_p_NV.shape[-1]),
         "overlap_mass": torch.where(shared_NV, p_NV, 0.0).sum(-1),
-        # NaN where nothing is shared: such a position has no say in the mean.
+        # 0 / 0 = NaN without a shared token; the mean over positions leaves it out.
         "overlap_advantage": torch.where(shared_NV, gain_NV, 0.0).sum(-1) / count_N,
         "entropy": entropy_N,
         "teacher_entropy": teacher_entropy_N,
@@ -94,7 +82,7 @@ def _figures(log_p_NV: Tensor, log_q_NV: Tensor) -> dict[str, Tensor]:
 
 
 def _groups(tokenizer: Any, rollouts: Sequence[Rollout], signal: Signal) -> dict[str, Tensor]:
-    """Which positions belong to which quarter and class, bool [T] each."""
+    """Membership of each position in each quarter and token class, bool [T] each."""
     length_T = torch.tensor([len(r.completion_ids) for r in rollouts], device=signal.token_T.device)[signal.rollout_T]
     quarter_T = signal.position_T * 4 // length_T
     ids, index_T = signal.token_T.unique(return_inverse=True)
@@ -106,7 +94,7 @@ def _groups(tokenizer: Any, rollouts: Sequence[Rollout], signal: Signal) -> dict
 
 
 def token_class(tokenizer: Any, token: int) -> str:
-    """``special``, ``number``, ``word`` or ``mark``."""
+    """The class of a token: ``special``, ``number``, ``word`` or ``mark``."""
     if token in tokenizer.all_special_ids:
         return "special"
     text = tokenizer.decode([token]).strip()

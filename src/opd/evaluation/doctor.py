@@ -1,4 +1,4 @@
-"""Look at a run before it costs anything."""
+"""``opd doctor``: check a run on a few prompts before training."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
+from opd.axes.engines import EngineConfig
+from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.metrics import summarise
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
-from opd.models.forward import align, student_readings
-from opd.models.forward import read as read_hidden
 from opd.models.language import LanguageModel
-from opd.output.format import figure
+from opd.output.format import format_value
 from opd.teachers.alignment import TokenTexts, match
 from opd.types import Metrics
 
 NUM_PROMPTS = 32
-"""Enough to see whether a teacher is better, little enough to take seconds on a small model."""
+"""Number of prompts to roll out: enough to compare teacher and student, seconds on a small model."""
 
 
 def findings(run: LanguageContext) -> Iterator[str]:
-    """Roll out a few prompts and let the teacher score them; yields a line per finding.
+    """Roll out a few prompts, score them with the teacher, and yield one line per finding.
 
     Raises:
         OpdError: the run cannot work.
@@ -34,8 +34,11 @@ def findings(run: LanguageContext) -> Iterator[str]:
 
 def _facts(run: LanguageContext) -> Iterator[str]:
     student, config = run.student, run.config
-    template = "chat template" if run.chat.has_template else "no chat template, prompts are plain text"
+    template = "chat template" if run.chat.has_template else "no chat template; prompts are plain text"
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
+    ends, eos = run.chat.turn_end_ids, student.tokenizer.eos_token_id
+    note = "" if ends[-1:] == (eos,) else f"; not the tokenizer's EOS token {student.tokenizer.eos_token!r}"
+    yield f"turn end  {student.tokenizer.decode(ends)!r}{note}"
     if run.teacher_model:
         padded = f", heads of different sizes, compared on {run.vocab_size} rows" if run.vocab_size else ""
         vocabulary = (
@@ -44,9 +47,9 @@ def _facts(run: LanguageContext) -> Iterator[str]:
         yield f"teacher   {config.teacher.model}: {_size(run.teacher_model.model)} parameters, {vocabulary}"
     elif run.pool and config.teacher.models:
         for name, expert in config.teacher.models.items():
-            reads = ", ".join(expert.domains or (name,))
-            yield f"teacher   {name}: {expert.model}, {_size(run.pool[name].model)} parameters, reads {reads}"
-        yield f"teachers  {len(config.teacher.models)}, of which {run.pool.in_memory} at a time in memory"
+            domains = ", ".join(expert.domains or (name,))
+            yield f"teacher   {name}: {expert.model}, {_size(run.pool[name].model)} parameters, scores {domains}"
+        yield f"teachers  {len(config.teacher.models)}; at most {run.pool.in_memory} in memory at a time"
     elif not config.loss.signal.reads_teacher:
         yield f"teacher   none; loss.signal is {config.loss.signal.type}"
     else:
@@ -56,19 +59,22 @@ def _facts(run: LanguageContext) -> Iterator[str]:
 def _common(run: LanguageContext, teacher: LanguageModel) -> str:
     ours, theirs = run.student.tokenizer, teacher.tokenizer
     common = match(TokenTexts(ours), TokenTexts(theirs), opening=False)[0]
-    return f"{len(theirs)} tokens of its own, {len(common)} of them also the student's"
+    return f"another tokenizer with {len(theirs)} tokens, {len(common)} of them shared with the student"
 
 
 def _lengths(run: LanguageContext) -> Iterator[str]:
     lengths = sorted(len(run.chat.prompt_ids(p)) for p in run.prompts)
     room = run.student.max_length
     yield (
-        f"prompts   {len(lengths)} to train on, {len(run.held_out)} held out; "
-        f"{lengths[len(lengths) // 2]} tokens in the middle, {lengths[-1]} at most"
+        f"prompts   {len(lengths)} for training, {len(run.held_out)} held out; "
+        f"median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}"
     )
     longest = lengths[-1] + run.config.rollout.max_new_tokens
     if room is not None and longest > room:
-        yield f"WARNING   the longest prompt and rollout.max_new_tokens need {longest} positions; the model has {room}"
+        yield (
+            f"WARNING   longest prompt plus rollout.max_new_tokens need {longest} positions; the model has {room}. "
+            "Fix: lower rollout.max_new_tokens or drop long prompts"
+        )
 
 
 def _memory(run: LanguageContext) -> Iterator[str]:
@@ -80,35 +86,48 @@ def _memory(run: LanguageContext) -> Iterator[str]:
     other = sum(p.numel() * p.element_size() for model in kept.values() for p in model.parameters())
     # Weights, gradients and two moments in float32, then each frozen copy.
     state = trained * 4 * (4 + copies) + other
-    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, before activations"
+    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, without activations"
+    micro_batch = config.optimizer.micro_batch
+    yield (
+        f"passes    student: {f'{micro_batch} rollouts' if micro_batch else 'all rollouts at once'} "
+        f"(optimizer.micro_batch); teacher: {config.teacher.max_tokens:,} tokens (teacher.max_tokens); "
+        f"decoding: {_decoding(config.rollout.engine)}; evaluation: {MAX_TOKENS:,} tokens"
+    )
+
+
+def _decoding(engine: EngineConfig) -> str:
+    rows = getattr(engine, "max_rows", None)
+    return f"{rows} rows (rollout.engine.max_rows)" if rows else f"by {engine.type}"
 
 
 def _teaching(run: LanguageContext) -> Iterator[str]:
-    """Let the student roll out a few prompts and see what the teacher makes of them."""
+    """Roll out a few prompts, check the teacher's signal, and compare accuracies."""
     main = loss_terms(run)[0]
     samples = run.rollouts_per_prompt
     prompts = [p for p in run.prompts[: max(NUM_PROMPTS // samples, 1)] for _ in range(samples)]
     rollouts = run.sampler().rollout(prompts, seed=0)
     ours = summarise(rollouts)
     yield f"rollouts  {len(rollouts)} sampled: {_line(ours)}"
+    if ours["truncation_rate"] == 1:
+        yield (
+            "WARNING   no rollout ended before its limit. Fix: raise rollout.max_new_tokens, or check that the student "
+            "ends its turns with the turn end above"
+        )
     assert main.view is not None
     signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(run.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
-        with torch.no_grad():
-            where, states = read_hidden(run.student, student_readings(rollouts), run.config.loss.signal.layers(run))
-            row_T = align(rollouts, where, signal)
-            weight_T = torch.full((len(signal),), 1 / len(signal), device=run.student.device)
-            loss = main.objective(states.take(row_T), signal, weight_T)
-        what = run.config.loss.signal.label(run.config.loss.divergence.type)
-        yield f"signal    {len(signal)} of {tokens} tokens, aligned; {what} {loss:.3f} a token"
+        max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)
+        loss = mean_loss(run.student, rollouts, signal, main.objective, max_tokens=max_tokens, layers=layers)
+        name = run.config.loss.signal.label(run.config.loss.divergence.type)
+        yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
     else:
-        yield f"WARNING   no target for a token of these rollouts: {main.if_empty}"
+        yield f"WARNING   no token of these rollouts has a target: {main.if_empty}"
     if run.teacher_model:
         theirs = summarise(run.sampler(model=run.teacher_model).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"
         if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:
-            yield "WARNING   the teacher is no better than the student on these prompts"
+            yield "WARNING   the teacher's accuracy is not above the student's on these prompts"
 
 
 def _size(model: torch.nn.Module) -> str:
@@ -117,4 +136,4 @@ def _size(model: torch.nn.Module) -> str:
 
 
 def _line(metrics: Metrics) -> str:
-    return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {format_value(name, value)}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""Measuring a student on held-out prompts."""
+"""Evaluation of a student on held-out prompts."""
 
 from __future__ import annotations
 
@@ -15,53 +15,51 @@ from opd.models.forward import Reading, align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Teacher, View
+from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Signal, Teacher, View
 
 SEED = 20_260_101
-"""Of sampled evaluation answers: the same draws at every evaluation, so that figures differ by the weights alone."""
+"""Seed of sampled evaluation answers, the same at every evaluation, so that only the weights change the metrics."""
 
 MAX_TOKENS = 16_384
-"""Padded tokens per forward pass."""
+"""Tokens per forward pass, padding included."""
 
 
 @dataclass(frozen=True)
-class Peer:
+class DomainTeacher:
     """One of several teachers on one domain.
 
     Attributes:
-        domain: whose prompts it is measured on.
-        label: behind its figures: the domain, with the teacher's name where several read it.
-        reader: makes what reads rollouts with it.
-        greedy: makes what rolls it out with the most likely token.
-        leads: whether nobody has more to say on that domain.
+        domain: domain of the prompts that it is measured on.
+        label: suffix of its metrics: the domain, and its name too if several teachers share the domain.
+        scorer: loads the teacher to score rollouts.
+        greedy: loads the teacher to generate greedy answers.
+        leads: whether it has the largest share of the domain.
     """
 
     domain: str
     label: str
-    reader: Callable[[], LocalTeacher]
+    scorer: Callable[[], LocalTeacher]
     greedy: Callable[[], RolloutSource]
     leads: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What to measure; calling it measures.
+    """The measurements of one evaluation; calling it returns the metrics.
 
     Attributes:
-        student: the model as it is at the call.
+        student: the model, with its weights at the time of the call.
         prompts: held-out prompts.
-        greedy: rolls out with the most likely token.
-        sampled: rolls out at temperature 1, for avg@n and for the divergence.
-        samples: n of avg@n; 0 leaves it out.
-        divergence: teacher, view and objective for the mean divergence on the student's own sampled rollouts; None
-            leaves it out.
-        repeats: rollouts per prompt where a teacher compares, so that a view of feedback finds other attempts.
-        texts: token ids of held-out texts, for the loss on them.
-        compared: the teacher (None for several), its view and the number of prompts of the diagnostics; None leaves
-            them out.
-        teacher: rolls out greedily, for the teacher's own accuracy; None leaves it out.
-        peers: the same for several teachers, each on its domains.
-        conflict: measures how these stand to each other.
+        greedy: generates greedy rollouts of the student.
+        sampled: generates rollouts of the student at temperature 1, for avg@n, divergence and diagnostics.
+        samples: n of avg@n; 0 disables it.
+        divergence: teacher, view and objective of ``reverse_kl`` on the student's sampled rollouts; None disables it.
+        repeats: rollouts per prompt for divergence and diagnostics; a feedback view needs several attempts.
+        texts: token ids of held-out texts for ``text_loss``.
+        compared: teacher (None for several), view and number of prompts of the diagnostics; None disables them.
+        teacher: generates greedy rollouts of the teacher, for its accuracy; None disables it.
+        teachers: several teachers, each on its domains, instead of ``teacher``.
+        conflict: measures the disagreement of several teachers; None disables it.
     """
 
     student: LanguageModel
@@ -74,11 +72,11 @@ class Evaluation:
     repeats: int = 1
     compared: tuple[LocalTeacher | None, View, int] | None = None
     teacher: RolloutSource | None = None
-    peers: Sequence[Peer] = ()
+    teachers: Sequence[DomainTeacher] = ()
     conflict: Callable[[Sequence[Rollout]], Metrics] | None = None
 
     def __call__(self) -> Metrics:
-        """Greedy figures (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss``, and those of ``diagnose``."""
+        """Metrics of greedy rollouts (see ``summarise``), ``avg@n``, ``reverse_kl``, ``text_loss`` and ``diagnose``."""
         metrics: Metrics = {}
         if self.prompts:
             metrics |= summarise(self.greedy.rollout(self.prompts, SEED))
@@ -97,62 +95,83 @@ class Evaluation:
         if "accuracy" in metrics:
             metrics |= self.teacher_accuracy
         if self.compared:
-            reader, view, number = self.compared
+            scorer, view, number = self.compared
             prompts = self.prompts[: max(number // self.repeats, 1)]
             rollouts = self.sampled.rollout([p for p in prompts for _ in range(self.repeats)], SEED)
-            if reader:
-                metrics |= diagnose(self.student, rollouts, reader, view)
-            for peer in self.peers:
-                own = [r for r in rollouts if r.prompt.domain == peer.domain]
-                found = diagnose(self.student, own, peer.reader(), view)
-                metrics |= {f"{name}/{peer.label}": value for name, value in found.items() if name.count("/") == 1}
+            if scorer:
+                metrics |= diagnose(self.student, rollouts, scorer, view)
+            for one in self.teachers:
+                own = [r for r in rollouts if r.prompt.domain == one.domain]
+                found = diagnose(self.student, own, one.scorer(), view)
+                metrics |= {f"{name}/{one.label}": value for name, value in found.items() if name.count("/") == 1}
             if self.conflict:
                 metrics |= self.conflict(rollouts)
         return metrics
 
     @cached_property
     def teacher_accuracy(self) -> Metrics:
-        """The teacher's greedy accuracy on the same prompts, measured once; of several, each on its domains."""
+        """Greedy accuracy of the teacher, or of several teachers on their domains; measured once."""
         if self.teacher:
             measured = summarise(self.teacher.rollout(self.prompts, SEED))
             return {f"teacher_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
         accuracy: Metrics = {}
-        right, asked = 0.0, 0
-        for peer in self.peers:
-            own = [p for p in self.prompts if p.domain == peer.domain]
-            found = summarise(peer.greedy().rollout(own, SEED)).get("accuracy")
+        correct, asked = 0.0, 0
+        for one in self.teachers:
+            own = [p for p in self.prompts if p.domain == one.domain]
+            found = summarise(one.greedy().rollout(own, SEED)).get("accuracy")
             if found is not None:
-                accuracy[f"teacher_accuracy/{peer.label}"] = found
-                right, asked = right + peer.leads * found * len(own), asked + peer.leads * len(own)
-        return accuracy | ({"teacher_accuracy": right / asked} if asked == len(self.prompts) else {})
+                accuracy[f"teacher_accuracy/{one.label}"] = found
+                if one.leads:
+                    correct, asked = correct + found * len(own), asked + len(own)
+        return accuracy | ({"teacher_accuracy": correct / asked} if asked == len(self.prompts) else {})
 
 
 @torch.no_grad()
 def mean_divergence(
     student: LanguageModel, rollouts: Sequence[Rollout], teacher: Teacher, view: View, objective: Objective
 ) -> float | None:
-    """Mean of an objective over the student's tokens, in nats per token; None where the teacher says nothing."""
+    """Mean of an objective over the positions of a teacher's signal, nats per token; None if the signal is empty."""
     signal = teacher.score(rollouts, view.segments(rollouts)).to(student.device)
+    return mean_loss(student, rollouts, signal, objective) if len(signal) else None
+
+
+@torch.no_grad()
+def mean_loss(
+    student: LanguageModel,
+    rollouts: Sequence[Rollout],
+    signal: Signal,
+    objective: Objective,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    layers: Sequence[int] = (),
+) -> float:
+    """Mean of an objective over the positions of a signal, nats per token.
+
+    Args:
+        signal: not empty.
+        max_tokens: tokens per forward pass, padding included.
+        layers: blocks of the student whose hidden states the objective needs.
+    """
     student.model.eval()
     total = 0.0
-    for batch in batches(student_readings(rollouts), MAX_TOKENS):
-        where, states = read(student, batch)
-        here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
+    for batch in batches(student_readings(rollouts), max_tokens):
+        scored, states = read(student, batch, layers)
+        here = signal.take(torch.isin(signal.rollout_T, scored.rollout_T))
         if len(here):
-            row_T = align(rollouts, where, here)
+            row_T = align(rollouts, scored, here)
             weight_T = torch.ones(len(here), device=student.device)
             total += float(objective(states.take(row_T), here, weight_T))
-    return total / len(signal) if len(signal) else None
+    return total / len(signal)
 
 
 @torch.no_grad()
 def text_loss(student: LanguageModel, texts: Sequence[tuple[int, ...]]) -> float:
-    """Cross entropy on texts, nats per token; the first token of each is given."""
+    """Mean cross-entropy on texts, nats per token, without the first token of each text."""
     student.model.eval()
     readings = [Reading(i, ids, 0, list(range(1, len(ids)))) for i, ids in enumerate(texts) if len(ids) > 1]
     total = 0.0
     for batch in batches(readings, MAX_TOKENS):
-        where, states = read(student, batch)
-        weight_T = torch.ones(len(where), device=student.device)
-        total += float(linear_cross_entropy(states.hidden_TD, states.head_VD, where.token_T, weight=weight_T))
+        scored, states = read(student, batch)
+        weight_T = torch.ones(len(scored), device=student.device)
+        total += float(linear_cross_entropy(states.hidden_TD, states.head_VD, scored.token_T, weight=weight_T))
     return total / sum(len(r.wanted) for r in readings)

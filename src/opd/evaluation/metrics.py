@@ -1,4 +1,4 @@
-"""Figures of a set of rollouts."""
+"""Metrics of a set of rollouts, computed without a model."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Sequence
 
 from opd.types import Metrics, Prompt, Rollout
 
-INVALID_CALLS = frozenset({"unknown_tool", "bad_arguments"})
-"""Kinds of event that make a tool call invalid."""
-
 REPETITION_CHARACTERS, REPETITION_FACTOR = 10_000, 10
-"""How much of a text's end is looked at, and how much smaller it has to get to count as repetition."""
+"""Length of the text's end that is compressed, and the compression ratio above which it counts as repetition."""
 
 
 def summarise(rollouts: Sequence[Rollout]) -> Metrics:
-    """What can be said about rollouts without any model.
+    """Means over rollouts; a metric without data is absent.
 
     Returns:
-        ``accuracy``: mean reward, where answers are checked; ``accuracy/DOMAIN`` where there are several domains.
-        ``equal_groups``: share of the prompts with several answers whose answers all have the same reward, where there
-        are such prompts: a comparison within the group has nothing to say about them (DAPO, arXiv 2503.14476).
-        ``invalid_call_rate``: invalid tool calls over all tool calls, where there are any.
-        ``length``: mean tokens the student chose. ``truncation_rate``: share that did not end by itself.
-        ``repetition_rate``: share whose last 10,000 characters zlib makes more than ten times smaller
-        (arXiv 2604.08527).
+        ``accuracy``: mean reward of the checked answers; ``accuracy/DOMAIN`` too if there are several domains.
+        ``equal_groups``: among prompts with several checked answers, the share whose answers all have the same reward.
+        A group-relative advantage is 0 there (DAPO, arXiv 2503.14476).
+        ``invalid_call_rate``: invalid tool calls over all tool calls. An event with a ``tool`` in its detail marks an
+        invalid call.
+        ``length``: mean number of student tokens. ``truncation_rate``: share cut off at the token or turn limit.
+        ``repetition_rate``: share whose last 10,000 characters zlib compresses more than tenfold (arXiv 2604.08527).
     """
     metrics: Metrics = {}
     checked = [r for r in rollouts if r.reward is not None]
@@ -37,20 +34,18 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         metrics |= {"equal_groups": _mean(equal)} if equal else {}
     calls = sum(r.num_calls for r in rollouts)
     if calls:
-        invalid = sum(event.kind in INVALID_CALLS for r in rollouts for event in r.events)
+        invalid = sum("tool" in event.detail for r in rollouts for event in r.events)
         metrics["invalid_call_rate"] = invalid / calls
     metrics["length"] = _mean([float(r.num_tokens) for r in rollouts])
     metrics["truncation_rate"] = _mean([float(r.finish != "stop") for r in rollouts])
-    texts = [
-        said for r in rollouts if (said := "".join(m["content"] for m in r.transcript if m["role"] == "assistant"))
-    ]
-    if texts:
+    answers = ["".join(m["content"] for m in r.transcript if m["role"] == "assistant") for r in rollouts]
+    if texts := [text for text in answers if text]:
         metrics["repetition_rate"] = _mean([float(repeats(text)) for text in texts])
     return metrics
 
 
 def by_domain(name: str, prompts: Sequence[Prompt], values: Sequence[float]) -> Metrics:
-    """The mean of some prompts' values, and where there are several domains that of each; nothing of nothing."""
+    """The mean of one value per prompt, and each domain's mean if there are several; empty without values."""
     if not values:
         return {}
     metrics = {name: _mean(values)}
@@ -62,26 +57,27 @@ def by_domain(name: str, prompts: Sequence[Prompt], values: Sequence[float]) -> 
 
 
 def entropy(rollouts: Sequence[Rollout]) -> float:
-    """Mean of −log p over the tokens that the student drew: an estimate of its entropy that costs nothing, in nats."""
+    """Estimate of the student's entropy: mean −log p over its sampled tokens, nats."""
     drawn = [logprob for r in rollouts for logprob, own in zip(r.logprobs, r.completion_mask, strict=True) if own]
     return -_mean(drawn)
 
 
 def describe(rollouts: Sequence[Rollout]) -> Metrics:
-    """What a training step says about the student's own rollouts: ``summarise`` and ``entropy``."""
+    """Metrics of a training step's rollouts: ``summarise`` and ``entropy``."""
     return summarise(rollouts) | {"entropy": entropy(rollouts)}
 
 
 def repeats(text: str) -> bool:
-    """Whether the end of a text says the same thing over and over."""
+    """Whether the end of a text repeats itself: zlib compresses it more than tenfold."""
     end = text[-REPETITION_CHARACTERS:].encode()
     return len(end) > REPETITION_FACTOR * len(zlib.compress(end))
 
 
 def gap_recovery(before: Metrics, now: Metrics) -> Metrics:
-    """``gap_recovery``: the share of the way from the start to the teacher that the accuracy has come.
+    """``gap_recovery``: share of the initial accuracy gap to the teacher that is closed.
 
-    Empty if an accuracy was not measured, or if the teacher's is the student's at the start. Source: arXiv 2604.13016.
+    Empty if an accuracy was not measured, or if the teacher's equals the student's at the start.
+    Source: arXiv 2604.13016.
     """
     measured = "accuracy" in before and {"accuracy", "teacher_accuracy"} <= now.keys()
     if not measured or now["teacher_accuracy"] == before["accuracy"]:

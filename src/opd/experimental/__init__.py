@@ -1,1 +1,1 @@
-"""Options that gained nothing in our own measurements; they work and are tested."""
+"""Options without a measured gain; they work and are tested."""

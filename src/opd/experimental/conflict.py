@@ -1,4 +1,4 @@
-"""Where teachers contradict each other: on the same tokens, and in the direction they pull the student."""
+"""Disagreement of several teachers: of their distributions, and of the gradients on their domains."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from opd.types import ExpertsSignal, FullSignal, Metrics, Objective, Rollout, Se
 
 @dataclass(frozen=True)
 class Conflict:
-    """Measures how several teachers stand to each other on the student's own rollouts.
+    """Measures the disagreement of several teachers on the student's own rollouts.
 
     Attributes:
-        student: as it is at the call.
-        experts: the teachers, each asked about every domain here.
-        view: what they see.
+        student: the model, with its weights at the time of the call.
+        teachers: the teachers; each one scores every domain here.
+        view: the teachers' input.
         objective: the loss whose gradients are compared.
-        max_tokens: padded tokens per pass.
-        vocab_size: rows that all heads have, where their padding differs.
+        max_tokens: tokens per forward pass, padding included.
+        vocab_size: rows that all heads share if their padding differs; None for all rows.
     """
 
     student: LanguageModel
-    experts: Experts
+    teachers: Experts
     view: View
     objective: Objective
     max_tokens: int = 16_384
     vocab_size: int | None = None
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Metrics:
-        """By domain and pair of teachers, and by pair of domains.
+        """Disagreement per domain and pair of teachers, and per pair of domains.
 
         Returns:
-            ``conflict/jsd/DOMAIN/A~B``: mean JSD of two teachers' distributions over the tokens of that domain, in
-            nats, at most 0.693. ``conflict/cosine/A~B``: of the loss's gradients on the rollouts of two domains, each
-            read by its own teachers; below 0 a step for one undoes some of the other.
+            ``conflict/jsd/DOMAIN/A~B``: mean Jensen-Shannon divergence of two teachers on the tokens of that domain,
+            nats, at most 0.693. ``conflict/cosine/A~B``: cosine of the loss's gradients on the rollouts of two domains,
+            each scored by its own teachers; below 0, a step for one domain partly undoes the other.
 
-        Source: tests/test_conflict.py.
+        Source: tests/experimental/test_conflict.py.
         """
         domains = sorted({r.prompt.domain for r in rollouts})
         metrics: Metrics = {}
@@ -63,15 +63,15 @@ class Conflict:
 
     @torch.no_grad()
     def _disagreement(self, domain: str, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Metrics:
-        pool = self.experts.pool
-        said: dict[str, FullSignal] = {}
+        pool = self.teachers.pool
+        signals: dict[str, FullSignal] = {}
         for name in pool:
             signal = LocalTeacher(pool[name], max_tokens=self.max_tokens).score(rollouts, segments)
-            said[name] = replace(signal, head_VD=pool.head(name))
+            signals[name] = replace(signal, head_VD=pool.head(name))
         found: Metrics = {}
-        for a, b in combinations(said, 2):
-            if len(said[a]):
-                found[f"{CONFLICT}jsd/{domain}/{a}~{b}"] = self._jsd(said[a], said[b])
+        for a, b in combinations(signals, 2):
+            if len(signals[a]):
+                found[f"{CONFLICT}jsd/{domain}/{a}~{b}"] = self._jsd(signals[a], signals[b])
         return found
 
     def _jsd(self, one: FullSignal, other: FullSignal) -> float:
@@ -82,8 +82,8 @@ class Conflict:
         ).item()
 
     def _gradient(self, rollouts: Sequence[Rollout]) -> Tensor | None:
-        """Of the mean loss over these rollouts' tokens, float32 on the CPU; None where no teacher says anything."""
-        signal: ExpertsSignal = self.experts.score(rollouts, self.view.segments(rollouts)).to(self.student.device)
+        """Gradient of the mean loss over these rollouts' tokens, float32 on the CPU; None if the signal is empty."""
+        signal: ExpertsSignal = self.teachers.score(rollouts, self.view.segments(rollouts)).to(self.student.device)
         if not len(signal):
             return None
         self.student.model.eval()

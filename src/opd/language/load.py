@@ -17,7 +17,7 @@ from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, check_vocabulary, device_named, load, set_threads
+from opd.models.language import LanguageModel, accept, check_vocabulary, device_named, load, set_threads
 from opd.models.pool import ModelPool
 from opd.types import Prompt, Task
 
@@ -33,7 +33,8 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     """
     device = device_named(config.device)
     config.loss.divergence.resolve(objects.divergence)
-    student = objects.student or load(config.student, key="student", device=device)
+    given = objects.student and accept(objects.student, key="student")
+    student = given or load(config.student, key="student", device=device)
     student = dataclasses.replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
     set_threads(config.threads, student.model)
     chat = Chat(student.tokenizer)
@@ -133,7 +134,8 @@ def _teachers(
         sources = named or {"teacher": teacher.model or ""}
         pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device)
         return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
-    model = objects.teacher or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device)
+    given = objects.teacher and accept(objects.teacher, key="teacher.model")
+    model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device)
     model.model.requires_grad_(False)
     same = config.loss.signal.same_tokenizer
     rows = _common_rows(student, [("teacher.model", model)]) if same else None

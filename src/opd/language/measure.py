@@ -11,7 +11,7 @@ from opd.config.run import PromptsConfig
 from opd.data.prompts import load_prompts, read_jsonl
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError
-from opd.evaluation.evaluate import SEED, Evaluation, Peer, mean_divergence
+from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
 from opd.evaluation.metrics import summarise
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
@@ -50,7 +50,7 @@ def evaluation(run: LanguageContext, main: Term | None = None) -> Evaluation | N
         repeats=run.rollouts_per_prompt if compares else 1,
         compared=_compared(run) if main else None,
         teacher=_teacher_sampler(run) if main else None,
-        peers=_teachers(run) if main else [],
+        teachers=_teachers(run) if main else [],
         conflict=_conflict(run, main) if main and run.config.experimental.conflict else None,
     )
 
@@ -185,23 +185,23 @@ def _teacher_sampler(run: LanguageContext) -> RolloutSource | None:
     return run.sampler(GREEDY, held_out=True, model=run.teacher_model)
 
 
-def _teachers(run: LanguageContext) -> list[Peer]:
+def _teachers(run: LanguageContext) -> list[DomainTeacher]:
     """Several teachers, each on its held-out domains."""
     pool, shares = run.pool, run.shares
     if pool is None or not run.config.eval.diagnostics:
         return []
 
-    def reader(name: str) -> LocalTeacher:
+    def scorer(name: str) -> LocalTeacher:
         return run.scorer(pool[name])
 
     def greedy(name: str) -> RolloutSource:
         return run.sampler(GREEDY, held_out=True, model=pool[name])
 
     return [
-        Peer(
+        DomainTeacher(
             domain=domain,
             label=label_of(shares, domain, name),
-            reader=partial(reader, name),
+            scorer=partial(scorer, name),
             greedy=partial(greedy, name),
             leads=name == first(shares[domain]),
         )
@@ -215,7 +215,7 @@ def _conflict(run: LanguageContext, main: Term) -> Conflict:
     assert isinstance(main.teacher, Experts)
     return Conflict(
         student=run.student,
-        experts=main.teacher,
+        teachers=main.teacher,
         view=run.view(),
         objective=main.objective,
         max_tokens=run.max_tokens,

@@ -21,12 +21,13 @@ from opd.language.preview import preview
 from opd.language.terms import loss_terms
 from opd.loop import Loop
 from opd.models.forward import read_own
+from opd.models.language import check_trainable
 from opd.output.model_card import model_card
 from opd.output.result import Result
 from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
+from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
-from opd.report.rows import ROLLOUTS
 from opd.rollouts.references import WithAnswers
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
@@ -59,7 +60,7 @@ class LanguageRun:
         """The loop, ready to run from step 0."""
         run, config = self.context, self.config
         torch.manual_seed(config.seed)
-        run.student.model.requires_grad_(True)
+        check_trainable(run.student, key="student")
         if config.optimizer.gradient_checkpointing:
             run.student.model.gradient_checkpointing_enable()
         self._keep_context()
@@ -71,7 +72,7 @@ class LanguageRun:
         return Loop(
             student=run.student,
             sampler=source,
-            reader=partial(
+            forward=partial(
                 read_own, run.student, size=config.optimizer.micro_batch, layers=config.loss.signal.layers(run)
             ),
             curriculum=run.curriculum,

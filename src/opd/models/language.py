@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class LanguageModel:
             chosen: blocks, from 1; as in transformers the last one's state is that after the final norm.
         """
         with self.precision():
-            out = self.model.base_model(
+            out = _transformer(self.model)(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 use_cache=False,
@@ -127,6 +128,47 @@ def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") ->
     return language_model
 
 
+def accept(language_model: LanguageModel, *, key: str) -> LanguageModel:
+    """Check a model given from Python as ``load`` checks a model that it loads.
+
+    A ``PeftModel`` with adapters inside its layers (LoRA and its relatives) is accepted. Its parameters train as their
+    owner set them; see ``check_trainable``.
+
+    Raises:
+        ModelError: its hidden states and output head cannot be read.
+    """
+    config = getattr(language_model.model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ModelError(
+            f"{key}: the model's adapter is {config.peft_type.value}, which adds virtual tokens, so the model "
+            "reads other ids than a rollout has. Fix: use LoRA or another adapter inside the layers"
+        )
+    if getattr(language_model.model.get_output_embeddings(), "base_layer", None) is not None:
+        raise ModelError(
+            f"{key}: the model's adapter changes the output head, and losses read the head's own weights. Fix: leave "
+            "lm_head out of the adapter's target_modules, or name it in modules_to_save"
+        )
+    # Weights that are not finite have no logits to compare; the loop leaves out the steps that they spoil.
+    check_linear_head(language_model, key=key, equal_nan=True)
+    return language_model
+
+
+def check_trainable(language_model: LanguageModel, *, key: str) -> None:
+    """Refuse a student without a parameter that trains.
+
+    What trains is the owner's choice: parameters with ``requires_grad``. A parameter that its owner froze stays
+    frozen. If all of them are frozen nothing is unfrozen silently: the run is refused.
+
+    Raises:
+        ModelError: no parameter has ``requires_grad``.
+    """
+    if not any(p.requires_grad for p in language_model.model.parameters()):
+        raise ModelError(
+            f"{key}: no parameter of '{language_model.source}' has requires_grad, so nothing would train. Fix: call "
+            "requires_grad_(True) on the parameters to train, or load the adapter with is_trainable=True"
+        )
+
+
 def unloadable(
     key: str, name: str, error: Exception, needs: str = "config.json, weights and a tokenizer"
 ) -> ModelError:
@@ -138,7 +180,7 @@ def unloadable(
 
 
 @torch.no_grad()
-def check_linear_head(language_model: LanguageModel, *, key: str) -> None:
+def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: bool = False) -> None:
     """Prove on a few tokens that the model's logits are its last hidden states times its output head.
 
     The full-vocabulary signal rests on this. It does not hold for models that cap or scale their
@@ -148,14 +190,18 @@ def check_linear_head(language_model: LanguageModel, *, key: str) -> None:
         ModelError: it does not hold.
     """
     model = language_model.model
+    was_training = model.training
+    model.eval()
     if model.get_output_embeddings() is None:
         raise ModelError(f"{key}: '{language_model.source}' has no output head, so it is not a language model")
     ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[None]
     mask = torch.ones_like(ids)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
     ours = (language_model.hidden(ids, mask) @ language_model.head_VD.T).float()
+    model.train(was_training)
     tolerance = 1e-3 if logits.dtype == language_model.head_VD.dtype else 5e-2
-    if ours.shape != logits.shape or not torch.allclose(ours, logits, rtol=tolerance, atol=tolerance * 10):
+    close = partial(torch.allclose, rtol=tolerance, atol=tolerance * 10, equal_nan=equal_nan)
+    if ours.shape != logits.shape or not close(ours, logits):
         raise ModelError(
             f"{key}: the logits of '{language_model.source}' are not its last hidden states times its output head "
             "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that; use another model"
@@ -194,6 +240,16 @@ def stop_ids(language_model: LanguageModel) -> frozenset[int]:
     configured = getattr(language_model.model.generation_config, "eos_token_id", None)
     ids: Iterable[int | None] = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id, *Chat(tokenizer).turn_end_ids[-1:]] if i is not None)
+
+
+def _transformer(model: Any) -> Any:
+    """The module under the output head, which gives the last hidden states.
+
+    ``base_model`` of a ``PeftModel`` is the adapter around the whole model, so it is unwrapped first. The adapter's
+    layers stand inside.
+    """
+    whole = model.get_base_model() if getattr(model, "peft_type", None) else model
+    return whole.base_model if whole.base_model is not whole else whole.get_decoder()
 
 
 def pad(sequences: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Train the nano models from nothing: ``python -m opd.nano.build [--only NAME] [--out DIR] [--scale 0.01]``.
 
-Each model is one row of ``MODELS``: its shape, what it reads, and for how long. The same seed gives
-the same weights on the same machine. One thread is the fastest for models this small; two cores build two at a time.
+Each model is one row of ``MODELS``: shape, training data and number of steps. The same seed gives the same weights on
+the same machine. One thread is fastest for models of this size, so two cores build two models at a time.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from opd.nano.traces_text import hasty_search_trace, hasty_strings_trace, mixed_
 HEAD_DIM = 32
 WARMUP = 100
 POOL = 16
-"""Batches drawn at once and sorted by length."""
+"""Number of batches that are drawn together and sorted by length."""
 NUM_TEXTS = 2000
-"""Traces that the byte-level tokenizer learns its merges from."""
+"""Number of traces for training the byte-level tokenizer."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the teacher that does not share the student's."""
+    """The tokenizer of ``math-teacher-bpe``, which differs from the other models' tokenizer."""
     texts = (turn.text for trace in islice(stream(decoded_math_trace, 0), NUM_TEXTS) for turn in trace)
     return train_byte_tokenizer(texts)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps on one source of traces."""
+    """A number of steps on one source of traces."""
 
     source: Source
     steps: int
@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One model. Stages follow each other under one learning-rate schedule."""
+    """Shape and training of one model. All stages share one learning-rate schedule."""
 
     hidden: int
     layers: int
@@ -75,7 +75,7 @@ class Plan:
     lr: float = 3e-3
     batch: int = 64
     context_weight: float = 0.0
-    """Weight of the loss on what others say (questions, reminders, tools), against 1 for the assistant."""
+    """Loss weight of questions, reminders and tool results; the assistant's messages have weight 1."""
     tokenizer: Callable[[], PreTrainedTokenizerFast] = build_tokenizer
 
 
@@ -84,7 +84,7 @@ def _mixed(*sources: Source) -> Source:
 
 
 def _hasty(careful: Source, careless: Source) -> Source:
-    """Three traces in five as they should not be."""
+    """A mixture with three careless traces in five."""
     return _mixed(*(careful,) * 2, *(careless,) * 3)
 
 
@@ -106,7 +106,7 @@ MODELS: dict[str, Plan] = {
         layers=3,
         mlp=256,
         lr=4e-3,
-        # Long sums it has rarely seen without their solution: weak alone, sure when privileged.
+        # Long sums rarely come without their solution, so the model is weak alone and confident when privileged.
         stages=(Stage(copy_trace, 500), Stage(partial(math_trace, privileged=0.5, long=0.02), 800)),
     ),
     "math-teacher": Plan(hidden=160, layers=3, mlp=480, stages=(Stage(math_trace, 1000),)),
@@ -114,7 +114,7 @@ MODELS: dict[str, Plan] = {
     "math-teacher-bpe": Plan(
         hidden=160, layers=3, mlp=480, stages=(Stage(decoded_math_trace, 1400),), tokenizer=byte_tokenizer
     ),
-    # Able to do all four tasks, and as likely to be careless at each: a pipeline's experts have something to mend.
+    # Capable of all four tasks and equally careless at each, so that a pipeline's teachers can improve it.
     "base": Plan(
         hidden=96,
         layers=3,
@@ -159,17 +159,19 @@ def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: 
 
     Args:
         name: a key of ``MODELS``.
-        out: the folder to put the model's folder in.
-        scale: factor on the number of steps, for a quick look or a test.
+        out: parent folder of the model's folder.
+        scale: factor on the number of steps, for tests.
+        seed: seed of weights and traces.
+        progress: progress bar to update.
 
     Returns:
-        The model's folder, as ``from_pretrained`` takes it.
+        The model's folder, which ``from_pretrained`` loads.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: the name is unknown.
     """
     if name not in MODELS:
-        raise ConfigError(f"Unknown nano model {name!r}: use one of {', '.join(MODELS)}.")
+        raise ConfigError(f"nano model: unknown name '{name}'. Fix: use one of {', '.join(MODELS)}")
     tokenizer = MODELS[name].tokenizer()
     model = train(MODELS[name], tokenizer, scale=scale, seed=seed, progress=progress, title=name)
     folder = out / name
@@ -179,7 +181,7 @@ def build(name: str, out: Path, *, scale: float = 1.0, seed: int = 0, progress: 
 
 
 def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 model with fresh weights from torch's global generator."""
+    """A Qwen3 model with random weights from torch's global generator."""
     heads = plan.hidden // HEAD_DIM
     special = {
         "eos_token_id": tokenizer.eos_token_id,
@@ -214,7 +216,7 @@ def train(
     progress: Progress | None = None,
     title: str = "",
 ) -> Qwen3ForCausalLM:
-    """AdamW under warmup and cosine decay, one fresh batch of traces a step."""
+    """Train with AdamW, warmup and cosine decay, on a new batch of traces per step."""
     torch.manual_seed(seed)
     model = new_model(plan, tokenizer).train()
     batches = _batches(plan, tokenizer, scale, seed)
@@ -242,7 +244,7 @@ def _scaled(stage: Stage, scale: float) -> int:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warmup, then cosine to 2 % of the peak, as a factor."""
+    """Learning-rate factor: linear warmup, then cosine decay to 0.02."""
     warmup = min(WARMUP, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
@@ -250,11 +252,11 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _loss(model: Any, ids: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean cross entropy of the next token.
+    """Weighted mean cross-entropy of the next token.
 
     Args:
-        ids: [B, L] int64, padded on the right; causal attention never looks that far, so no mask.
-        weights: [B, L] float32, of predicting the token at that position; 0 on padding.
+        ids: [B, L] int64, padded on the right; causal attention needs no mask for that.
+        weights: [B, L] float32, loss weight of the token at each position; 0 on padding.
     """
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     counted = weights[:, 1:] > 0
@@ -267,7 +269,7 @@ def _loss(model: Any, ids: Tensor, weights: Tensor) -> Tensor:
 def _batches(
     plan: Plan, tokenizer: PreTrainedTokenizerFast, scale: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fresh batches, each of traces of like length: less padding, and twice the speed."""
+    """New batches, each of traces of similar length, which halves the time through less padding."""
     for number, stage in enumerate(plan.stages):
         traces = stream(stage.source, seed * 1000 + number)
         rng = random.Random(seed * 1000 + number)
@@ -285,10 +287,10 @@ def _words(trace: Trace) -> int:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_weight: float) -> tuple[Tensor, Tensor]:
-    """Token ids and loss weights, each [B, L], in the chat template's form.
+    """Token ids and loss weights, each [B, L], in the format of the chat template.
 
-    An assistant's turn counts 1 from its first word to its end mark; the opening ``<|im_start|>`` and
-    the role never count, because they are given to the model and not asked of it.
+    An assistant's turn has weight 1 from its first word to its end mark. The opening ``<|im_start|>`` and the role have
+    weight 0, because they are part of the model's input.
     """
     opening = _opening(tokenizer)
     flat = [turn for trace in traces for turn in trace]
@@ -311,14 +313,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, traces: Sequence[Trace], context_
 
 
 def _opening(tokenizer: PreTrainedTokenizerFast) -> str:
-    """What the chat template puts between a role and its message."""
+    """The text of the chat template between a role and its message."""
     marker = "\0"
     rendered: str = tokenizer.apply_chat_template([{"role": marker, "content": marker}], tokenize=False)
     return rendered.split(marker)[1]
 
 
 def _turn_weights(turn: Turn, offsets: Sequence[tuple[int, int]], given: int, context_weight: float) -> list[float]:
-    """Weights of a turn's tokens, which lie at ``offsets``; its first ``given`` characters never count."""
+    """Loss weights of a turn's tokens at ``offsets``; tokens in the first ``given`` characters have weight 0."""
     if turn.role != "assistant":
         return [context_weight if start >= given else 0.0 for start, _ in offsets]
     skipped = [word.span() for i, word in enumerate(WORD.finditer(turn.text)) if i in turn.skip]
@@ -331,11 +333,13 @@ def _turn_weights(turn: Turn, offsets: Sequence[tuple[int, int]], given: int, co
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the nano models from nothing.")
-    parser.add_argument("--only", choices=list(MODELS), action="append", help="build this one; may be repeated")
+    parser.add_argument("--only", choices=list(MODELS), action="append", help="build only this model; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="models at a time, one core each")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of models to build at the same time, one core each"
+    )
     arguments = parser.parse_args()
     names = arguments.only or list(MODELS)
     settings = (arguments.out, arguments.scale, arguments.seed)
@@ -350,11 +354,11 @@ def main() -> None:
         with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
             for done in as_completed([pool.submit(_timed, name, *settings) for name in names]):
                 print(done.result(), flush=True)
-    print(f"all in {time.monotonic() - started:.0f} s")
+    print(f"total {time.monotonic() - started:.0f} s")
 
 
 def _timed(name: str, out: Path, scale: float, seed: int, progress: Progress | None = None) -> str:
-    """Build one model and say how long it took."""
+    """Build one model and return a line with its folder and time."""
     torch.set_num_threads(1)
     started = time.monotonic()
     folder = build(name, out, scale=scale, seed=seed, progress=progress)

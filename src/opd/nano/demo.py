@@ -1,4 +1,4 @@
-"""``make demo``: a tool-calling model that invents tools learns not to, from hints above its mistakes."""
+"""``make demo``: train a tool-calling model with hints above its mistakes, and show each step."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ AUTHORS = {"rules": "rules", "model": {"type": "model", "model": "nano/critic"}}
 
 
 def main(
-    author: Annotated[str, typer.Option(help="Who writes the hints: rules, or model (the nano critic).")] = "rules",
-    out: Annotated[str, typer.Option(help="Folder of the run; an earlier demo's is replaced.")] = "runs/demo",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
-    picture: Annotated[str | None, typer.Option(help="Also save what is shown as an SVG picture.")] = None,
+    author: Annotated[str, typer.Option(help="Author of the hints: rules, or model (the nano critic).")] = "rules",
+    out: Annotated[str, typer.Option(help="Folder of the run; an existing folder is deleted.")] = "runs/demo",
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 100,
+    picture: Annotated[str | None, typer.Option(help="Also save the output as an SVG image.")] = None,
 ) -> None:
-    """Show the base model, a mistake, its hint, the training and the result."""
+    """Show the base model, a mistake with its hint, the training, and the result."""
     if author not in AUTHORS:
-        raise typer.BadParameter(f"--author is rules or model, not {author}")
+        raise typer.BadParameter(f"--author: unknown value '{author}'. Fix: use rules or model")
     console = Console(record=True, width=110, file=io.StringIO()) if picture else Console()
     shutil.rmtree(out, ignore_errors=True)
     overrides = {"teacher.view.author": AUTHORS[author], "optimizer.steps": steps, "out": out}
     config = read("hint", overrides)
     assert isinstance(config, RunConfig)
     run = load_run(config, Objects())
-    console.rule("[bold]1. the base model: it knows how to call tools, and invents their names")
+    console.rule("[bold]1. the base model calls tools that do not exist")
     rollouts = run.sampler(Sampling(temperature=0), held_out=True).rollout(run.held_out, seed=0)
-    figures = summarise(rollouts)
+    metrics = summarise(rollouts)
     console.print(
-        f"on {len(rollouts)} held-out prompts: [red]{figures['invalid_call_rate']:.0%}[/] of its tool calls are "
-        f"invalid, [red]{figures['accuracy']:.0%}[/] of its answers are right\n"
+        f"on {len(rollouts)} held-out prompts: [red]{metrics['invalid_call_rate']:.0%}[/] of the tool calls are "
+        f"invalid, [red]{metrics['accuracy']:.0%}[/] of the answers are correct\n"
     )
-    console.rule("[bold]2. one of its rollouts, and the hint")
+    console.rule("[bold]2. one rollout with its hint")
     _show_mistake(console, run, rollouts)
-    console.rule("[bold]3. on-policy distillation: the same model, with the hint in view, is the teacher")
+    console.rule("[bold]3. on-policy distillation: the same model with the hint in its context is the teacher")
     result = opd.train("hint", overrides, displays=[LiveDisplay(console)])
     console.rule("[bold]4. the result")
     show_result(console, result)
@@ -62,7 +62,7 @@ def main(
 
 
 def _show_mistake(console: Console, run: LanguageContext, rollouts: list[Rollout]) -> None:
-    """A rollout with its wrong call marked, the hint above it, and what the hint does to the wrong token."""
+    """Print a rollout with its wrong call, the hint, and the probabilities with and without the hint."""
     view = run.view()
     assert isinstance(view, HintView)
     wrong = [r for r in rollouts if any(e.kind == "unknown_tool" for e in r.events)][:8]
@@ -92,14 +92,14 @@ def _transcript(run: LanguageContext, rollout: Rollout, event: Event, hint: Hint
     for message in rollout.transcript:
         text, role = escape(message["content"]), message["role"]
         if role == "assistant" and next(turns) == event.span:
-            lines.append(f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← for the teacher only[/]")
+            lines.append(f"[yellow]     hint  {escape(hint.text)}[/]  [dim]← teacher's input only[/]")
             text = f"[red]{text}[/]  [dim]← {event.kind.replace('_', ' ')}[/]"
         lines.append(f"[dim]{role:>9}[/]  {text}")
     return Panel("\n".join(lines), expand=False)
 
 
 def _position_of(run: LanguageContext, rollout: Rollout, event: Event) -> int:
-    """Where the wrong tool's name stands in the completion."""
+    """Completion position of the wrong tool's name."""
     return next(
         p for p in range(*event.span) if run.chat.decode([rollout.completion_ids[p]]).strip() == event.detail["tool"]
     )
@@ -107,7 +107,7 @@ def _position_of(run: LanguageContext, rollout: Rollout, event: Event) -> int:
 
 @torch.no_grad()
 def _probability(model: LanguageModel, rollout: Rollout, segment: Segment, position: int) -> torch.Tensor:
-    """The model's distribution at a completion position, read in a segment's context, [V]."""
+    """The model's distribution [V] at a completion position, given a segment's context."""
     where, states = read_hidden(model, readings_of([rollout], [segment]))
     row = where.position_T.tolist().index(position)
     return (states.hidden_TD[row] @ model.head_VD.T).float().softmax(-1)

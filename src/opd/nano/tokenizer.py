@@ -1,11 +1,9 @@
 """The nano suite's word-level tokenizer: one small vocabulary for all tasks, with a chat template.
 
-Lower case; words, punctuation marks and single digits are tokens; whitespace, newlines included,
-vanishes on encoding and becomes one space on decoding. Splitting never looks across a space, so
-the encoding of a text is the concatenation of the encodings of its parts.
+Lower case; words, punctuation marks and single digits are tokens. Encoding drops whitespace, decoding puts one space
+between tokens. No token spans a space, so the encoding of a text is the concatenation of the encodings of its parts.
 
-One teacher has another tokenizer, of the kind that real models have: byte-level pairs, spaces in front
-of words, a newline after the role.
+One teacher has a byte-level BPE tokenizer as real models do: spaces in front of words, a newline after the role.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ _NAMES = """
     rimp stax tulv umbo vank wuzz xan yort zub crop delk fesk
 """
 TOOL_NAMES = tuple(_NAMES.split())
-"""Invented words: names of tools, and of anything else a task has to make up."""
+"""Invented words: names of tools and of other things in the tasks."""
 
 HABITS = {"add": ("plus", "sum"), "sub": ("subtract", "minus"), "mul": ("multiply", "times")}
-"""Names that a model may believe in from habit; never the name of a real tool."""
+"""Habitual names per operation, which are never the name of a real tool."""
 
 _WORDS = """
     system user assistant tool tools
@@ -63,21 +61,21 @@ BYTE_CHAT_TEMPLATE = (
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{START}assistant\n{{% endif %}}"
 )
-"""What stands before a turn ends in a newline, so that the turn's own first token is never joined to it."""
+"""The newline before a turn keeps the turn's first token from merging with the role."""
 
 NUM_MERGES = 20
-"""So few that the rarer words stay in pieces."""
+"""Number of merges; small, so that rare words are several tokens."""
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token in the order of its id: specials, digits, marks, words, letters, invented names."""
+    """All tokens in the order of their ids: specials, digits, marks, words, letters, invented names."""
     habits = [name for names in HABITS.values() for name in names]
     tokens = [PAD, START, END, UNK, *"0123456789", *_MARKS.split(), *_WORDS.split()]
     return tuple(dict.fromkeys([*tokens, *habits, *_LETTERS, *TOOL_NAMES]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer that every nano model shares, with ``<|im_end|>`` as end of sequence."""
+    """The word-level tokenizer of the nano models, with ``<|im_end|>`` as end of sequence."""
     backend = Tokenizer(WordLevel({token: i for i, token in enumerate(vocabulary())}, unk_token=UNK))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,9 +89,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_byte_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with ``NUM_MERGES`` merges learned from texts; same texts, same tokenizer.
+    """Train a byte-level BPE tokenizer with ``NUM_MERGES`` merges; the same texts give the same tokenizer.
 
-    Words, marks and single digits take the space in front of them along, and nothing is joined across words.
+    Words, marks and single digits include the space in front of them; no token spans two words.
     """
     backend = Tokenizer(BPE(unk_token=None))
     word = pre_tokenizers.Split(Regex(r" ?\p{N}| ?[^\s\p{N}]+"), behavior="isolated")

@@ -1,4 +1,4 @@
-"""Traces of the tasks on words, and how traces of several tasks are mixed into one stream."""
+"""Traces of the text tasks, and mixtures of traces of several tasks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from opd.types import Prompt, Task
 
 
 def strings_trace(rng: random.Random) -> Trace:
-    """A list program and its working."""
+    """A list program with its working."""
     while (program := strings.draw(rng)) in _held_out_programs():
         pass
     return [Turn("user", program.question, trained=False), Turn("assistant", program.working)]
 
 
 def search_trace(rng: random.Random) -> Trace:
-    """Facts, a question of two hops, and both facts quoted."""
+    """Facts, a two-hop question, and an answer that quotes both facts."""
     while (problem := search.draw(rng))[1:] in _held_out_facts():
         pass
     return [
@@ -31,21 +31,21 @@ def search_trace(rng: random.Random) -> Trace:
 
 
 def hasty_strings_trace(rng: random.Random) -> Trace:
-    """A list program whose second operation is forgotten."""
+    """A list program whose answer omits the second operation."""
     *question, answer = strings_trace(rng)
     inner, _, _ = answer.text.partition(";")
     return [*question, replace(answer, text=f"{inner}; answer {inner}")]
 
 
 def hasty_search_trace(rng: random.Random) -> Trace:
-    """A question of two hops, answered after the first."""
+    """A two-hop question, answered after the first hop."""
     *question, answer = search_trace(rng)
     first, _, _ = answer.text.partition(".")
     return [*question, replace(answer, text=f"{first}. answer {first.split()[-1]}")]
 
 
 def mixed_trace(rng: random.Random, *, sources: Sequence[Source]) -> Trace:
-    """A trace of one of the sources, each with equal chance."""
+    """A trace of one of the sources, with equal probability."""
     return rng.choice(sources)(rng)
 
 

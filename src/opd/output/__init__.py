@@ -1,1 +1,1 @@
-"""What a run writes: log, terminal, model card, folder."""
+"""Output of a run: folder, log, terminal, model card, and the metric table they share."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from opd.config.diffusion import DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.config.run import RunConfig
-from opd.output.format import figure
+from opd.output.format import format_value
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
@@ -55,10 +55,10 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     sampler = f"{rollout.steps} denoising steps, {'SDE' if rollout.noise or rollout.renoise else 'ODE'}"
     mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
     return (
-        "noised pictures" if rollout.policy == "pictures" else f"{rollout.policy}, {sampler}",
+        "noised images" if rollout.policy == "images" else f"{rollout.policy}, {sampler}",
         _denoising_teacher(config) if loss.reads_teacher else "–",
         teacher.view,
-        {"prediction": "velocity", "picture": "the picture's velocity", "reward": "outcome"}[loss.signal],
+        {"prediction": "velocity", "image": "the image's velocity", "reward": "outcome"}[loss.signal],
         DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
         "policy gradient" if loss.signal == "reward" else "direct",
         "chosen steps" if loss.step_weights else "everywhere",
@@ -149,7 +149,7 @@ def show_recipe(console: Console, name: str) -> None:
     if name in measured:
         table = Table("on the nano suite", "before", "after", "over seeds")
         for metric, (before, after, least, most) in measured[name].items():
-            cells = [figure(metric, value) for value in (before, after, least, most)]
+            cells = [format_value(metric, value) for value in (before, after, least, most)]
             table.add_row(metric, cells[0], cells[1], f"{cells[2]}–{cells[3]}")
         console.print(table)
     console.print(Syntax((RECIPES / f"{name}.yaml").read_text(), "yaml", background_color="default", word_wrap=True))

@@ -1,4 +1,4 @@
-"""The README.md of a run's folder: which recipe, teacher and figures made the model."""
+"""The model card: README.md of a run's folder with recipe, teacher, metrics and settings."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Sequence
 import yaml
 
 from opd.config.run import BaseRun
-from opd.output.format import figure, headline
+from opd.output.format import format_value, headline
 from opd.output.result import Result
 
 
 def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence[str]) -> str:
-    """Markdown with the front matter of the Hugging Face hub.
+    """The card as Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        library: that loads the model.
-        facts: about teacher, loss and cost, a line each.
+        library: name of the library that loads the model.
+        facts: lines about teacher, loss and cost.
     """
     method = config.method
     title = method.title if method else "own recipe"
+    columns = (result.before, result.after, result.best)
     rows = [
-        f"| {name} | {figure(name, before)} | {figure(name, result.after[name])} | {figure(name, result.best[name])} |"
-        for name, before in headline(result.before).items()
-        if name in result.after and name in result.best
+        f"| {name} | {' | '.join(format_value(name, metrics[name]) for metrics in columns)} |"
+        for name in headline(result.before)
+        if all(name in metrics for metrics in columns)
     ]
-    table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["Nothing was measured."]
+    table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["The run had no evaluation."]
     stopped = (
         [f"Stopped by the guard `{result.stopped_by}`: {result.events[-1]['text']}.", ""] if result.stopped_by else []
     )

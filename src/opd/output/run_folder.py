@@ -1,4 +1,4 @@
-"""Folders of runs: one writer at a time, and files that appear whole or not at all. Nothing here imports torch."""
+"""Run folders: one process at a time, and atomic writes of files. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = ".lock"
-"""In a folder that some process writes into; says which."""
+"""File that is locked while a process writes into the folder; holds the process id."""
 
 PATIENCE_S = 5.0
-"""How long the workers of a killed start may take to notice and let go."""
+"""Seconds to wait for a lock; the worker processes of a killed pipeline need a moment to exit."""
 
 
 @contextmanager
 def locked(folder: Path, *, patience: float | None = None) -> Iterator[None]:
-    """Be the only one who writes into a folder; the system lets go of the lock when this process dies, however it dies.
+    """Lock a folder for this process. The system releases the lock when the process ends, even if it is killed.
 
-    Where files cannot be locked (Windows, some network disks) nothing is guarded.
+    Without file locks (Windows, some network disks) there is no protection.
 
     Args:
-        folder: exists.
-        patience: seconds to wait for another process; by default PATIENCE_S.
+        folder: an existing folder.
+        patience: seconds to wait for another process; None for ``PATIENCE_S``.
 
     Raises:
-        ConfigError: another process still holds it after that time.
+        ConfigError: another process still holds the lock after that time.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -43,8 +43,8 @@ def locked(folder: Path, *, patience: float | None = None) -> Iterator[None]:
             if time.monotonic() > until:
                 holder = os.read(handle, 20).decode(errors="replace").strip()
                 raise ConfigError(
-                    f"out: '{folder}' is in use by another run{f' (process {holder})' if holder else ''}; wait until "
-                    "it ends, or choose another out"
+                    f"out: '{folder}' is in use by another run{f' (process {holder})' if holder else ''}. "
+                    "Fix: wait until it ends, or choose another folder"
                 )
             time.sleep(0.05)
         os.ftruncate(handle, 0)
@@ -67,14 +67,14 @@ def _take(handle: int) -> bool:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing but files of our own, whose names begin with a dot, would be written over."""
+    """Whether a folder is missing, or holds only files whose names begin with a dot."""
     if not folder.is_dir():
         return not folder.exists()
     return all(entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and onto the disk."""
+    """Write a file atomically and flush it to disk."""
     partial = path.with_name(f".{path.name}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -84,5 +84,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """The same for JSON."""
+    """Write a JSON file atomically and flush it to disk."""
     write_text(path, json.dumps(tree, indent=2) + "\n")

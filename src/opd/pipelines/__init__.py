@@ -1,4 +1,4 @@
-"""Pipelines: a graph of stages, each of which leaves an ordinary model folder that others name as student or teacher.
+"""Pipelines: a graph of stages. Each stage writes a model folder that later stages use as student or teacher.
 
-Only ``average``, and the worker process with ``opd.api`` in it, import torch.
+Only ``average`` and the worker process import torch.
 """

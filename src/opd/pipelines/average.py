@@ -1,4 +1,4 @@
-"""Averaging weights: the baseline that distillation from several models has to beat."""
+"""Weight averaging: the baseline for distillation from several models."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from opd.errors import ModelError
 from opd.models.bundled import resolve
 
 MAY_LACK = ("lm_head.weight", "inv_freq")
-"""Ends of names that some files carry and others of the same architecture do not: tied heads, and buffers."""
+"""Suffixes of optional tensors: tied heads and buffers, which not every file of an architecture has."""
 
 
 def check_shapes(models: Mapping[str, str], *, key: str) -> None:
-    """Refuse models whose files say that they cannot be averaged; what is not on this disk is left for later.
+    """Refuse models whose tensor shapes differ. Models that are not on this disk are not checked.
 
     Args:
-        models: by the name to show, a folder or id.
-        key: where they are named.
+        models: folder or id by display name.
+        key: the settings key, for the error.
 
     Raises:
-        ModelError: two of them differ.
+        ModelError: two models differ.
     """
     known = {name: shapes for name, model in models.items() if (shapes := _shapes(Path(resolve(model))))}
     for (one, ours), (other, theirs) in pairwise(known.items()):
@@ -33,11 +33,13 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
     """Write Σ wᵢ θᵢ, summed in float32, with the first model's configuration and tokenizer.
 
     Args:
-        models: by the name to show, a folder or id.
-        weights: one per model; None for the same each.
+        models: folder or id by display name.
+        weights: one per model; None for equal weights.
+        out: folder to write.
+        key: the settings key, for errors.
 
     Raises:
-        ModelError: a model cannot be loaded, or two of them differ in shapes or vocabulary.
+        ModelError: a model cannot be loaded, or two models differ in shapes or vocabulary.
     """
     import torch
 
@@ -55,7 +57,9 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
             theirs = dict(model.model.named_parameters())
             _compare(first, {n: list(p.shape) for n, p in ours.items()}, name, _sizes(theirs), key)
             if model.tokenizer.get_vocab() != mean.tokenizer.get_vocab():
-                raise ModelError(f"{key}: '{first}' and '{name}' have different vocabularies; their rows do not match")
+                raise ModelError(
+                    f"{key}: '{first}' and '{name}' have different vocabularies. Fix: name models of one vocabulary"
+                )
             for parameter_name, parameter in ours.items():
                 parameter.add_(theirs[parameter_name], alpha=weight)
     out.mkdir(parents=True, exist_ok=True)
@@ -76,13 +80,13 @@ def _compare(
         if ours.get(name) != theirs.get(name):
             has = [f"{list(s[name])}" if name in s else "none" for s in (ours, theirs)]
             raise ModelError(
-                f"{key}: '{one}' and '{other}' cannot be averaged, as '{name}' has shape {has[0]} in one and {has[1]} "
-                "in the other; name models of one architecture"
+                f"{key}: '{one}' and '{other}' cannot be averaged, because '{name}' has shape {has[0]} in one and "
+                f"{has[1]} in the other. Fix: name models of one architecture"
             )
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes by name, from the headers of a folder's safetensors alone; nothing if it has none."""
+    """Shapes by tensor name, read from the headers of a folder's safetensors; empty without such files."""
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("model*.safetensors"):
         with path.open("rb") as file:

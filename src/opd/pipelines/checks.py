@@ -1,4 +1,4 @@
-"""What can be known to go wrong in a stage before any stage runs: shapes, domains, vocabularies."""
+"""Checks before any stage runs: shapes, domains, vocabularies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from opd.pipelines.graph import Stage, architecture
 
 
 def check(stages: Mapping[str, Stage]) -> None:
-    """Refuse what would be refused anyway, once the stages before it had cost their time.
+    """Refuse stages that would fail later, after earlier stages have run.
 
-    Models are judged by those outside the pipeline that they come from. What is not on this disk is left for later.
+    A stage's model is checked through the model outside the pipeline that it starts from. Models that are not on this
+    disk are not checked.
 
     Raises:
-        OpdError: one sentence about the first problem, which names the stage's key.
+        OpdError: the first problem, with the stage's key.
     """
     for stage in stages.values():
         at = f"stages.{stage.name}"
@@ -64,11 +65,11 @@ def _check_vocabularies(config: RunConfig, stages: Mapping[str, Stage], at: str)
 def _teachers(config: RunConfig) -> Iterator[tuple[str, str]]:
     if config.teacher.model:
         yield "teacher.model", config.teacher.model
-    for name, expert in (config.teacher.models or {}).items():
-        yield f"teacher.models.{name}", expert.model
+    for name, teacher in (config.teacher.models or {}).items():
+        yield f"teacher.models.{name}", teacher.model
 
 
 def _tokenizer(name: str, stages: Mapping[str, Stage]) -> Path | None:
-    """The tokenizer's file of a model, or of the one that a stage begins with."""
+    """The tokenizer.json of a model, or of the model that a stage starts from; None if it is not on this disk."""
     path = Path(resolve(architecture(stages, name))) / "tokenizer.json"
     return path if path.is_file() else None

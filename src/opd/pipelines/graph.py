@@ -1,4 +1,4 @@
-"""From a pipeline's file to a graph of stages in the order in which they can run."""
+"""The graph of a pipeline's stages, sorted so that each stage follows its inputs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ REFERENCE = re.compile(r"stage:(\S+)")
 Kind = Literal["train", "average", "eval"]
 
 NAMES = frozenset({"student", "model", "models", "path", "dataset", "file", "average", "eval"})
-"""Keys whose strings name a model, a file or a folder."""
+"""Keys whose values name a model, a file or a folder."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that is ready to be compared with what it was, and to be run.
+    """A stage with complete settings.
 
     Attributes:
-        settings: as JSON, with ``stage:NAME`` where an input's folder belongs; of a training stage the whole run file
-            but ``out``.
-        inputs: names of the stages it refers to.
-        title: what it does, in a word or two.
+        settings: JSON values, with ``stage:NAME`` for the folder of an input; of a training stage the whole run file
+            without ``out``.
+        inputs: names of the stages that the settings refer to.
+        title: recipe or kind, for tables.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps, or models to measure."""
+        """Number of optimizer steps, or of models to measure."""
         return self.settings["optimizer"]["steps"] if self.kind == "train" else len(self.settings.get("eval", ()))
 
     def resolved(self, out: Path) -> dict[str, Any]:
@@ -49,16 +49,15 @@ class Stage:
         return _replace(self.settings, lambda name: str(out / name))
 
     def outside(self) -> Iterator[tuple[str, str]]:
-        """(key, value) of every string that names a model, a file or a folder and is no stage's."""
+        """Key and value of every model, file or folder outside the pipeline."""
         return ((key, value) for key, value in _named(self.settings) if not REFERENCE.fullmatch(value))
 
 
 def build(config: PipelineConfig) -> dict[str, Stage]:
-    """The stages by name, each after those it refers to.
+    """The stages by name, each after its inputs.
 
     Raises:
-        ConfigError: a stage's settings are invalid, a reference leads nowhere or to no model, or stages wait for each
-            other.
+        ConfigError: settings are invalid, a reference names no stage or no model, or stages form a cycle.
     """
     stages = {name: _stage(name, settings, config) for name, settings in config.stages.items()}
     for stage in stages.values():
@@ -67,14 +66,14 @@ def build(config: PipelineConfig) -> dict[str, Stage]:
         order = list(TopologicalSorter({s.name: s.inputs for s in stages.values()}).static_order())
     except CycleError as error:
         circle = " → ".join(reversed(error.args[1]))
-        raise ConfigError(f"stages: {circle} wait for each other, so none can begin; take one reference out") from None
+        raise ConfigError(f"stages: {circle} wait for each other. Fix: remove one of these references") from None
     for stage in stages.values():
         _check_outside(stage)
     return {name: stages[name] for name in order}
 
 
 def architecture(stages: Mapping[str, Stage], name: str) -> str:
-    """The model outside the pipeline whose architecture a reference, or such a model, has."""
+    """The model outside the pipeline that a reference starts from, which has the same architecture."""
     reference = REFERENCE.fullmatch(name)
     if not reference:
         return name
@@ -103,18 +102,20 @@ def _check_references(stage: Stage, stages: Mapping[str, Stage]) -> None:
         if name not in stages:
             raise ConfigError(f"{at}: there is no stage '{name}'; {nearest(name, stages)}")
         if stages[name].kind == "eval":
-            raise ConfigError(f"{at}: stage '{name}' measures and leaves no model; name one that trains or averages")
+            raise ConfigError(
+                f"{at}: stage '{name}' measures and leaves no model. Fix: name one that trains or averages"
+            )
 
 
 def _check_outside(stage: Stage) -> None:
-    """What can be known about a path without loading anything."""
+    """Refuse a bundled model or path that does not exist, without loading anything."""
     for key, value in stage.outside():
         try:
             path = Path(resolve(value))
         except OpdError as error:
             raise ConfigError(f"stages.{stage.name}.{key}: {error}") from None
         if value.startswith(("/", "./", "../")) and not path.exists():
-            raise ConfigError(f"stages.{stage.name}.{key}: there is no '{value}'")
+            raise ConfigError(f"stages.{stage.name}.{key}: there is no '{value}'. Fix: check the path")
 
 
 def _references(tree: Any) -> Iterator[tuple[str, str]]:
@@ -126,7 +127,7 @@ def _named(tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def _strings(tree: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted key, the key that says what it is, value) of every string."""
+    """Dotted key, key that tells the kind of value, and value of every string."""
     if isinstance(tree, str):
         yield key, name, tree
     elif isinstance(tree, Mapping):

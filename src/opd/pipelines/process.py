@@ -1,4 +1,4 @@
-"""The process of a stage, seen from the one that started it."""
+"""The parent's side of a stage's process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 GRACE_S = 5.0
-"""From asking a process to end to ending it."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 class Worker:
-    """A running stage. Its stdin stays open as long as we live, and it ends when that closes.
+    """A running stage. The process ends when its stdin closes, that is when this process ends.
 
     Args:
-        job: what ``opd.pipelines.worker`` is to do.
-        log: file for what it prints.
+        job: the input of ``opd.pipelines.worker``.
+        log: file for its stdout and stderr.
     """
 
     def __init__(self, job: Mapping[str, Any], log: Path) -> None:
@@ -33,26 +33,26 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env={**os.environ, "PYTHONPATH": paths},
-                start_new_session=True,  # an interrupt in the terminal is ours to pass on
+                start_new_session=True,  # the parent alone handles an interrupt in the terminal
             )
         assert self.process.stdin
-        with suppress(BrokenPipeError):  # it is over already, and its status says why
+        with suppress(BrokenPipeError):  # the process has already ended; its exit status has the reason
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
 
     def answer(self) -> str | None:
-        """None while it runs; then why it failed, or nothing."""
+        """None while the process runs; then the error, empty on success."""
         if self.process.poll() is None:
             return None
         assert self.process.stdout
-        said = self.process.stdout.read().decode()
+        answer = self.process.stdout.read().decode()
         self.stop()
         if self.process.returncode == 0:
-            return said
-        return f"{said or f'its process ended with status {self.process.returncode}'} (its log is '{self.log}')"
+            return answer
+        return f"{answer or f'its process ended with status {self.process.returncode}'} (its log is '{self.log}')"
 
     def stop(self) -> None:
-        """End it, if it still runs."""
+        """End the process if it still runs."""
         self.process.terminate()
         try:
             self.process.wait(GRACE_S)

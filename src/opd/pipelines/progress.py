@@ -1,4 +1,4 @@
-"""How far each stage is, read from the files that its process writes."""
+"""Progress of each stage, read from the files that its process writes, and the protocol of displays."""
 
 from __future__ import annotations
 
@@ -7,60 +7,58 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from opd.pipelines.graph import Stage
 
 State = Literal["waiting", "running", "done", "unchanged", "failed", "collapsed", "blocked"]
 
 FINAL = frozenset({"done", "unchanged"})
-"""States in which a stage's model can be used."""
+"""States of stages whose model can be used."""
 
 LOST = frozenset({"failed", "collapsed", "blocked"})
-"""States in which it cannot."""
-
-MAIN = ("accuracy", "reverse_kl", "text_loss")
-"""The figure to show where there is room for one, the first that is there."""
+"""States of stages whose model cannot be used."""
 
 
 @dataclass
 class Row:
-    """A stage as it is shown."""
+    """A stage with its progress."""
 
     stage: Stage
     state: State = "waiting"
     step: int = 0
     first: dict[str, float] = field(default_factory=dict)
-    """Validation at the start."""
+    """Metrics of the first evaluation."""
     now: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last evaluation."""
     event: str = ""
-    """What happened last."""
+    """The last event, as a sentence."""
     problem: str = ""
-    """Why it failed, as a sentence."""
+    """The reason of a failure, as a sentence; empty without one."""
     begun: float | None = None
     record: Mapping[str, Any] | None = None
-    """stage.json, once there is one."""
+    """Content of stage.json; None until the stage is done."""
 
     @property
     def result(self) -> Mapping[str, Any]:
-        """What the stage came to, so far as it is over."""
+        """Result of a finished stage; empty before."""
         return self.record["result"] if self.record else {}
 
     @property
     def seconds(self) -> float:
-        """Of a training run those in steps, in whichever start; of another stage, those that it took."""
+        """Training time of a run over all starts, or duration of another stage; until then the time since its start."""
         if self.record:
             return self.result["seconds"]
         return time.monotonic() - self.begun if self.begun is not None else 0.0
 
     def finish(self, record: Mapping[str, Any], state: State) -> None:
-        """Take over what stage.json says."""
+        """Set the state from stage.json."""
         self.record, self.state, self.step = record, state, self.result.get("steps", self.stage.steps)
         if self.stage.kind == "train":
             self.first, self.now = self.result["before"], self.result["after"]
 
     def follow(self, line: Mapping[str, Any]) -> bool:
-        """Take over a line of metrics.jsonl; True if it is a validation."""
+        """Update from a line of metrics.jsonl; returns whether it is an evaluation."""
         self.step = line["step"]
         if "event" in line:
             self.event = f"{line['event']['kind']}: {line['event']['text']}"
@@ -71,7 +69,7 @@ class Row:
 
 
 class Tail:
-    """The lines that are new in a file that another process appends to, and at times begins again.
+    """Reads new lines of a file that another process appends to or starts again.
 
     Args:
         path: metrics.jsonl.
@@ -82,7 +80,7 @@ class Tail:
         self.offset = 0
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Whole lines since the last call."""
+        """Complete lines since the last call."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self.offset:
@@ -96,10 +94,25 @@ class Tail:
         for line in whole.splitlines():
             try:
                 yield json.loads(line)
-            except ValueError:  # the file began again while it was read
+            except ValueError:  # the file was started again during the read
                 continue
 
 
-def main_figure(metrics: Mapping[str, float]) -> str | None:
-    """Name of the figure that stands for all."""
-    return next((name for name in MAIN if name in metrics), None)
+class Display(Protocol):
+    """Shows the progress of a pipeline; the runner calls it."""
+
+    def start(self, rows: Mapping[str, Row]) -> None:
+        """Called once, before the first stage starts."""
+        ...
+
+    def changed(self, row: Row) -> None:
+        """Called after a stage has changed its state."""
+        ...
+
+    def validated(self, row: Row) -> None:
+        """Called after a running stage has evaluated its model."""
+        ...
+
+    def stop(self) -> None:
+        """Called once, at the end."""
+        ...

@@ -1,4 +1,4 @@
-"""What a pipeline came to: ``pipeline.json`` for programs and ``report.md`` for people."""
+"""Result files of a pipeline: ``pipeline.json`` for programs and ``report.md`` to read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opd.output.format import figure, headline
+from opd.output.format import format_value, headline, main_metric
 from opd.pipelines.config import PipelineConfig
 from opd.pipelines.graph import REFERENCE
-from opd.pipelines.progress import Row, main_figure
+from opd.pipelines.progress import Row
 
-DATA, REPORT = "pipeline.json", "report.md"
+REPORT = "report.md"
 
 
 def data(config: PipelineConfig, rows: Mapping[str, Row], seconds: float) -> dict[str, Any]:
-    """Per stage its state and, once it is over, fingerprint and result."""
+    """Content of ``pipeline.json``: each stage's state and, once it is finished, its fingerprint and result."""
     stages = {}
     for name, row in rows.items():
         stages[name] = {
@@ -31,21 +31,21 @@ def data(config: PipelineConfig, rows: Mapping[str, Row], seconds: float) -> dic
 
 
 def report(out: Path, rows: Mapping[str, Row], seconds: float) -> str:
-    """Markdown: the graph, a table of all stages, one of every stage that measures, and what went wrong."""
+    """Content of ``report.md``: graph, table of stages, one table per evaluation stage, and problems."""
     lines = [f"# {out.name}", "", "```mermaid", *_diagram(rows), "```", "", *_stages(rows)]
     for row in rows.values():
         if row.stage.kind == "eval" and row.result:
-            lines += ["", f"## {row.stage.name}", "", *_figures(row.result["figures"])]
+            lines += ["", f"## {row.stage.name}", "", *_metrics(row.result["metrics"])]
     tokens = sum(row.result.get("tokens", 0) for row in rows.values())
     spent = sum(row.seconds for row in rows.values() if row.record)
     problems = [f"- {row.problem}" for row in rows.values() if row.problem]
-    lines += ["", *(["## What went wrong", "", *problems, ""] if problems else [])]
-    lines += [f"{tokens:,} student tokens and {spent:.0f} s in all stages; {seconds:.0f} s in the last start.", ""]
+    lines += ["", *(["## Problems", "", *problems, ""] if problems else [])]
+    lines += [f"{tokens:,} student tokens and {spent:.0f} s in all stages; {seconds:.0f} s since the last start.", ""]
     return "\n".join(lines)
 
 
 def _diagram(rows: Mapping[str, Row]) -> list[str]:
-    """Boxes by number: some names mean something to mermaid."""
+    """The graph for mermaid. Boxes have numbers as ids, because some names are keywords of mermaid."""
     number = {name: f"s{i}" for i, name in enumerate(rows)}
     boxes = [f'    {number[name]}["{name}<br/>{row.stage.title}"]' for name, row in rows.items()]
     arrows = [f"    {number[i]} --> {number[name]}" for name, row in rows.items() for i in row.stage.inputs]
@@ -53,22 +53,22 @@ def _diagram(rows: Mapping[str, Row]) -> list[str]:
 
 
 def _stages(rows: Mapping[str, Row]) -> list[str]:
-    lines = ["| stage | | state | steps | figure | before | after | best | tokens | seconds |", "|" + "---|" * 10]
+    lines = ["| stage | | state | steps | metric | before | after | best | tokens | seconds |", "|" + "---|" * 10]
     for name, row in rows.items():
         result = row.result
-        metric = main_figure(result.get("before", {})) or ""
-        figures = [_cell(metric, result.get(when, {})) for when in ("before", "after", "best")]
-        cells = [name, row.stage.title, row.state, str(result.get("steps", "")), metric, *figures]
+        metric = main_metric(result.get("before", {})) or ""
+        values = [_cell(metric, result.get(when, {})) for when in ("before", "after", "best")]
+        cells = [name, row.stage.title, row.state, str(result.get("steps", "")), metric, *values]
         counts = [f"{result['tokens']:,}" if "tokens" in result else "", f"{row.seconds:.0f}" if row.record else ""]
         lines.append(f"| {' | '.join([*cells, *counts])} |")
     return lines
 
 
-def _figures(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A row per model."""
-    names = list(dict.fromkeys(name for metrics in figures.values() for name in headline(metrics)))
+def _metrics(models: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A table with a row per model."""
+    names = list(dict.fromkeys(name for metrics in models.values() for name in headline(metrics)))
     lines = [f"| model | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
-    for model, metrics in figures.items():
+    for model, metrics in models.items():
         reference = REFERENCE.fullmatch(model)
         cells = [reference[1] if reference else model, *(_cell(name, metrics) for name in names)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -76,4 +76,4 @@ def _figures(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _cell(name: str, metrics: Mapping[str, float]) -> str:
-    return figure(name, metrics[name]) if name in metrics else ""
+    return format_value(name, metrics[name]) if name in metrics else ""

@@ -1,11 +1,10 @@
-"""``opd.pipeline``: run the stages that are out of date, each in a process of its own, in the order of the graph."""
+"""``opd.pipeline``: run all stages that are out of date, each in its own process, in the order of the graph."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +15,18 @@ from opd.pipelines.checks import check
 from opd.pipelines.config import PipelineConfig, read
 from opd.pipelines.graph import Stage, build
 from opd.pipelines.process import Worker
-from opd.pipelines.progress import FINAL, LOST, Row, State, Tail
-from opd.pipelines.report import DATA, REPORT, data, report
-from opd.pipelines.table import Display
-from opd.report.pipeline import write_pipeline_page
+from opd.pipelines.progress import FINAL, LOST, Display, Row, State, Tail
+from opd.pipelines.report import REPORT, data, report
+from opd.pipelines.result import PipelineResult, StageResult
+from opd.report.pipeline import DATA, write_pipeline_page
 
 POLL_S = 0.1
 
 KEPT_BEST = frozenset({"collapse", "non_finite"})
-"""Guards after which the folder holds the best weights and not the last; nothing is built on those unasked."""
+"""Guards that restore the best weights. Dependent stages do not use them unless named by path."""
 
 LOGS = ".logs"
-"""What the stages' processes print."""
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage came to.
-
-    Attributes:
-        state: done, unchanged (nothing to do), failed, collapsed (stopped by a guard) or blocked (by one of these).
-        problem: a sentence where it has no model to use, otherwise empty.
-        result: the figures of ``stage.json``: before, after, best, steps, tokens, seconds; figures per model.
-    """
-
-    name: str
-    out: Path
-    state: str
-    problem: str
-    result: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PipelineResult:
-    """What a pipeline came to; ``pipeline.json``, ``report.md`` and ``report.html`` in ``out`` say the same."""
-
-    out: Path
-    stages: Mapping[str, StageResult]
-    seconds: float
-
-    @property
-    def problems(self) -> list[str]:
-        """A sentence for every stage that failed or collapsed."""
-        return [s.problem for s in self.stages.values() if s.state in ("failed", "collapsed")]
-
-    @property
-    def exit_status(self) -> int:
-        """0; 1 if a guard stopped a stage; 2 if a stage failed."""
-        states = {stage.state for stage in self.stages.values()}
-        return 2 if "failed" in states else 1 if "collapsed" in states else 0
+"""Folder with the output of the stages' processes."""
 
 
 def pipeline(
@@ -73,27 +35,27 @@ def pipeline(
     *,
     displays: Sequence[Display] = (),
 ) -> PipelineResult:
-    """Run a pipeline, or go on with it: stages whose settings and inputs are as they were are not run again.
+    """Run a pipeline, or resume it. A stage with unchanged settings and inputs is not run again.
 
-    Stages run in fresh processes, in which nothing is registered that was registered in this one.
+    Stages run in new processes, which do not see tasks or divergences registered in this one.
 
     Args:
         source: ``"pipeline.yaml"`` or ``{"out": ..., "stages": {...}}``.
         overrides: ``{"stages.first.optimizer.steps": 5}`` or ``["stages.first.optimizer.steps=5"]``.
-        displays: are told what happens.
+        displays: show the progress.
 
     Returns:
-        Every stage's state and figures. A stage that fails stops those that depend on it and no others.
+        State and metrics of every stage. A failed stage blocks only the stages that depend on it.
 
     Raises:
-        OpdError: the pipeline cannot be started; one sentence says why, and nothing was run.
+        OpdError: the pipeline cannot start; no stage was run.
     """
     config = read(source, overrides)
     stages = build(config)
     check(stages)
     out = Path(config.out)
     if not is_empty(out) and not (out / DATA).is_file():
-        raise ConfigError(f"out: '{out}' exists and is no pipeline of opd; choose another folder")
+        raise ConfigError(f"out: '{out}' exists and is no pipeline of opd. Fix: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         for stage in stages.values():
@@ -102,7 +64,7 @@ def pipeline(
 
 
 class _Runner:
-    """Starts what is ready, listens to what runs, and remembers how it went."""
+    """Starts stages that are ready, follows running ones, and records their results."""
 
     def __init__(self, config: PipelineConfig, stages: Mapping[str, Stage], displays: Sequence[Display]) -> None:
         self.config, self.displays = config, displays
@@ -121,13 +83,13 @@ class _Runner:
             while self._start_ready() or self.workers:
                 time.sleep(POLL_S if self.workers else 0)
                 for name in list(self.workers):
-                    self._listen(name)
+                    self._follow(name)
         finally:
             for name, (worker, _) in self.workers.items():
                 worker.stop()
                 self.rows[name].state = "waiting"
             self._save()
-            with suppress(OSError):  # a full disk must not hide how it ended
+            with suppress(OSError):  # a full disk must not hide the result
                 write_pipeline_page(self.out)
             for display in self.displays:
                 display.stop()
@@ -140,7 +102,7 @@ class _Runner:
         return PipelineResult(self.out, results, seconds)
 
     def _start_ready(self) -> bool:
-        """Look at every stage that waits; True if one of them needs no more waiting."""
+        """Start or block every waiting stage that can be; returns whether there was one."""
         moved = False
         for row in self.rows.values():
             inputs = {self.rows[name].state for name in row.stage.inputs}
@@ -148,7 +110,7 @@ class _Runner:
                 continue
             if inputs & LOST:
                 lost = next(name for name in row.stage.inputs if self.rows[name].state in LOST)
-                row.problem = f"stage '{row.stage.name}' was not run, as stage '{lost}' has no model to give"
+                row.problem = f"stage '{row.stage.name}' was not run, because stage '{lost}' has no model"
                 self._change(row, "blocked")
                 moved = True
             elif inputs <= FINAL and len(self.workers) < self.config.parallel:
@@ -163,7 +125,7 @@ class _Runner:
             self._fail(row, str(error))
 
     def _take_over_or_start(self, row: Row) -> None:
-        """What is there already, or a new process."""
+        """Reuse a finished stage with the same fingerprint, or start a process."""
         stage, folder = row.stage, self.out / row.stage.name
         new = state.mark(stage, self._inputs(stage))
         record = state.read(folder / state.FINISHED)
@@ -181,7 +143,7 @@ class _Runner:
         self._change(row, "running")
 
     def _inputs(self, stage: Stage) -> dict[str, str]:
-        """Digests of everything that a stage reads."""
+        """Digest of every input of a stage."""
         digests = {f"stage:{name}": state.output_digest(self.rows[name].record or {}) for name in stage.inputs}
         for _, name in stage.outside():
             if name not in self.digests:
@@ -190,8 +152,8 @@ class _Runner:
             digests |= {name: digest} if digest else {}
         return digests
 
-    def _listen(self, name: str) -> None:
-        """Follow a process's figures, and take over its answer."""
+    def _follow(self, name: str) -> None:
+        """Read a process's new metrics, and its answer once it has ended."""
         row, (worker, tail) = self.rows[name], self.workers[name]
         answer = worker.answer()
         for line in tail.lines():
@@ -203,7 +165,7 @@ class _Runner:
         del self.workers[name]
         record = state.read(self.out / name / state.FINISHED)
         if answer or record is None:
-            self._fail(row, answer or "its stage.json is gone")
+            self._fail(row, answer or "its stage.json is missing")
         else:
             self._finish(row, record, fresh=True)
 
@@ -212,13 +174,13 @@ class _Runner:
         self._change(row, "failed")
 
     def _finish(self, row: Row, record: Mapping[str, Any], *, fresh: bool) -> None:
-        """A stage is over; one that collapsed gives nothing on."""
+        """Record a finished stage. After a collapse its model is not used by later stages."""
         row.finish(record, "done" if fresh else "unchanged")
         guard = row.result.get("stopped_by")
         if guard in KEPT_BEST:
             row.problem = (
-                f"stage '{row.stage.name}' was stopped by the guard '{guard}' ({row.result['events'][-1]['text']}); "
-                f"change its settings, or name '{self.out / row.stage.name}' itself to go on from its best weights"
+                f"stage '{row.stage.name}' was stopped by the guard '{guard}' ({row.result['events'][-1]['text']}). "
+                f"Fix: change its settings, or use its best weights by naming the path '{self.out / row.stage.name}'"
             )
         self._change(row, "collapsed" if row.problem else row.state)
 

@@ -1,8 +1,8 @@
-"""What a stage was made from and what it left: fingerprints, and what becomes of a folder that is out of date.
+"""Fingerprints of stages, and the folders of stages that are out of date.
 
-out/NAME/.started.json  settings and inputs, written before the stage begins
-out/NAME/stage.json     the same, the digest of every file a model consists of, and the figures; written last
-out/.superseded/NAME-1  a folder whose settings or inputs have changed since
+out/NAME/.started.json  settings and inputs, written before the stage starts
+out/NAME/stage.json     the same with the digest of every model file and the result, written last
+out/.superseded/NAME-1  a former folder of the stage, moved there after its settings or inputs changed
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ STARTED, FINISHED, SUPERSEDED = ".started.json", "stage.json", ".superseded"
 MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
 NOT_THE_MODEL = frozenset({"run.json", "result.json", "context.txt", FINISHED})
-"""Files of a run's folder that no model is loaded from."""
+"""JSON and text files of a run's folder that are not part of the model."""
 
 
 def mark(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What decides whether a stage has to run again: settings and inputs, not the code of a task of your own.
+    """Settings, inputs and their fingerprint; a stage runs again if it differs. User code is not part of it.
 
     Args:
-        inputs: by reference, path or id, the digest of what lies there.
+        inputs: digest of each input by reference, path or id.
     """
     settings = {k: v for k, v in stage.settings.items() if k not in MAY_CHANGE}
     return {
@@ -44,7 +44,7 @@ def mark(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first thing in which two marks differ, for people."""
+    """The first difference of two marks, as a sentence."""
     was, now = dict(_leaves(old["settings"])), dict(_leaves(new["settings"]))
     for key in [*now, *was]:
         if was.get(key) != now.get(key):
@@ -54,17 +54,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Digests of the files that a model in this folder consists of."""
+    """Digests of the model files in a folder."""
     return _digests(folder, model_files(folder))
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Weights, configuration and tokenizer; of a diffusers pipeline those of all its parts."""
+    """Files with weights, configuration and tokenizer; of a diffusers pipeline those of all components."""
     index = folder / "model_index.json"
-    parts = [folder / name for name in json.loads(index.read_text())] if index.is_file() else []
+    components = [folder / name for name in json.loads(index.read_text())] if index.is_file() else []
     return sorted(
         path
-        for place in (folder, *(part for part in parts if part.is_dir()))
+        for place in (folder, *(component for component in components if component.is_dir()))
         for path in place.iterdir()
         if path.is_file()
         and path.suffix in MODEL_SUFFIXES
@@ -74,12 +74,12 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def output_digest(record: Mapping[str, Any]) -> str:
-    """One digest of everything a finished stage left."""
+    """One digest over all files of a finished stage."""
     return _hash(record["outputs"])
 
 
 def outside_digest(name: str) -> str | None:
-    """Of a model's folder, a file or a folder of data; None for an id that is not on this disk."""
+    """Digest of a model folder, a file or a data folder; None for an id that is not on this disk."""
     path = Path(resolve(name))
     if path.is_file():
         return digest(path)
@@ -97,10 +97,10 @@ def digest(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A file of this module's; None if it is not there.
+    """The content of .started.json or stage.json; None without the file.
 
     Raises:
-        CheckpointError: it is something else.
+        CheckpointError: the file has another content.
     """
     try:
         found = json.loads(path.read_text())
@@ -109,36 +109,37 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(
-            f"'{path}' was not written by opd; delete '{path.parent}' to run the stage again"
+            f"'{path}' was not written by opd. Fix: delete '{path.parent}' to run the stage again"
         ) from None
 
 
 def check(stage: Stage, folder: Path) -> None:
-    """Refuse a folder that somebody writes into, that holds something else, or that was edited by hand.
+    """Refuse a folder that is in use, has foreign files, or whose model files were edited.
 
     Raises:
-        ConfigError, CheckpointError: one sentence with the folder or file and the mend.
+        ConfigError: the folder is in use or has foreign files.
+        CheckpointError: a model file was edited or deleted.
     """
     if not folder.exists():
         return
     if not folder.is_dir() or not (is_empty(folder) or any((folder / f).exists() for f in (STARTED, FINISHED))):
         raise ConfigError(
-            f"out: '{folder}' holds something else than stage '{stage.name}'; rename the stage or move it"
+            f"out: '{folder}' has files that are not of stage '{stage.name}'. Fix: rename the stage or move the folder"
         )
-    with locked(folder):  # until the workers of a killed start are gone
+    with locked(folder):  # waits until the worker of a killed start has ended
         record = read(folder / FINISHED)
     for name, expected in record["outputs"].items() if record else ():
         path = folder / name
         if not path.is_file() or digest(path) != expected:
-            what = "was edited" if path.is_file() else "was deleted"
+            change = "was edited" if path.is_file() else "was deleted"
             raise CheckpointError(
-                f"'{path}' {what} after stage '{stage.name}' had finished; delete '{folder}' to run the stage again, "
-                "or move it elsewhere and name it there as a model of your own"
+                f"'{path}' {change} after stage '{stage.name}' had finished. Fix: delete '{folder}' to run the stage "
+                "again, or move the folder and name its new path as a model"
             )
 
 
 def supersede(out: Path, name: str) -> Path:
-    """Move a stage's folder aside; nothing is lost."""
+    """Move a stage's folder to ``.superseded`` and return its new path."""
     with locked(out / name):
         aside = out / SUPERSEDED
         aside.mkdir(exist_ok=True)
@@ -149,7 +150,7 @@ def supersede(out: Path, name: str) -> Path:
 
 
 def finish(folder: Path, started: Mapping[str, Any], result: Mapping[str, Any], files: Iterable[Path]) -> None:
-    """Write stage.json, the last thing a stage does."""
+    """Write stage.json, the last file of a stage."""
     write_json(folder / FINISHED, {**started, "outputs": _digests(folder, files), "result": dict(result)})
 
 

@@ -1,20 +1,17 @@
-"""What a person sees of a pipeline: a live table in a terminal, a line per event elsewhere."""
+"""Terminal output of a pipeline: a live table in a terminal, one line per event elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from opd.output.format import figure
-from opd.pipelines.progress import Row, main_figure
-
-if TYPE_CHECKING:
-    from opd.pipelines.run import PipelineResult
+from opd.output.format import format_value, main_metric
+from opd.pipelines.progress import Row
+from opd.pipelines.result import PipelineResult
 
 COLOURS = {
     "waiting": "dim",
@@ -26,29 +23,12 @@ COLOURS = {
     "blocked": "yellow",
 }
 
-
 REWARDED = ("accuracy", "avg@")
-"""Figures that a table in a terminal has room for; all are in the report."""
-
-
-class Display(Protocol):
-    """Told by the runner what happens."""
-
-    def start(self, rows: Mapping[str, Row]) -> None: ...
-
-    def changed(self, row: Row) -> None:
-        """A stage has another state."""
-        ...
-
-    def validated(self, row: Row) -> None:
-        """A running stage has new figures on held-out prompts."""
-        ...
-
-    def stop(self) -> None: ...
+"""Prefixes of the metrics in the terminal's table, if there are any; the report has all metrics."""
 
 
 class LiveTable:
-    """One line per stage, drawn anew a few times a second."""
+    """A table with one line per stage, redrawn four times a second."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -68,7 +48,7 @@ class LiveTable:
 
 
 class Lines:
-    """A line per event, for logs."""
+    """One line per event, for logs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -76,9 +56,9 @@ class Lines:
     def start(self, rows: Mapping[str, Row]) -> None: ...
 
     def changed(self, row: Row) -> None:
-        what = {"running": row.event, "failed": row.problem, "collapsed": row.problem, "blocked": row.problem}
+        text = {"running": row.event, "failed": row.problem, "collapsed": row.problem, "blocked": row.problem}
         time = f"{row.seconds:.0f} s" if row.state == "done" else ""
-        self._print(row, row.state, time, what.get(row.state, validation(row) if row.stage.kind == "train" else ""))
+        self._print(row, row.state, time, text.get(row.state, validation(row) if row.stage.kind == "train" else ""))
 
     def validated(self, row: Row) -> None:
         self._print(row, f"{row.step}/{row.stage.steps}", validation(row))
@@ -91,12 +71,12 @@ class Lines:
 
 
 def display(console: Console) -> LiveTable | Lines:
-    """What fits the console."""
+    """A live table for a terminal, otherwise lines."""
     return LiveTable(console) if console.is_terminal else Lines(console)
 
 
 def table(rows: Mapping[str, Row]) -> Table:
-    """All stages as they stand."""
+    """The table of all stages."""
     shown = Table("stage", "", "state", "progress", "validation", "time", "last event")
     for row in rows.values():
         stage = row.stage
@@ -109,27 +89,27 @@ def table(rows: Mapping[str, Row]) -> Table:
 
 
 def validation(row: Row) -> str:
-    """The main figure, first and now; of a stage that measures several models, the newest."""
-    name = main_figure(row.now)
+    """The main metric at the start and now; of an evaluation stage, of the newest model."""
+    name = main_metric(row.now)
     if name is None:
         return ""
-    now = figure(name, row.now[name])
+    now = format_value(name, row.now[name])
     if row.stage.kind == "eval" or row.first is row.now or name not in row.first:
         return f"{name} {now}"
-    return f"{name} {figure(name, row.first[name])} → {now}"
+    return f"{name} {format_value(name, row.first[name])} → {now}"
 
 
 def show(console: Console, result: PipelineResult) -> None:
-    """The main figures of every stage that measures, and where everything lies."""
+    """Print the metrics of every evaluation stage, and the paths of the output."""
     for stage in result.stages.values():
-        figures = stage.result.get("figures", {})
-        known = list(dict.fromkeys(name for metrics in figures.values() for name in metrics))
+        models = stage.result.get("metrics", {})
+        known = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
         names = [name for name in known if name.startswith(REWARDED)] or known
         shown = Table("model", *(name.replace("/", "/\n") for name in names), title=stage.name)
-        for model, metrics in figures.items():
-            cells = (figure(name, metrics[name]) if name in metrics else "" for name in names)
+        for model, metrics in models.items():
+            cells = (format_value(name, metrics[name]) if name in metrics else "" for name in names)
             shown.add_row(escape(model.removeprefix("stage:")), *cells)
-        if figures:
+        if models:
             console.print(shown)
     console.print(f"models   {result.out}/STAGE/  (ordinary Hugging Face folders)")
-    console.print(f"figures  {result.out}/report.html, report.md, pipeline.json")
+    console.print(f"metrics  {result.out}/report.html, report.md, pipeline.json")

@@ -1,6 +1,6 @@
-"""The process of one stage: ``python -m opd.pipelines.worker``, with the job on stdin and what came of it on stdout.
+"""The process of one stage: ``python -m opd.pipelines.worker``, with the job on stdin and its error on stdout.
 
-stdin stays open as long as the process that started it lives; at its end, whatever the reason, this one ends too.
+stdin stays open while the parent runs. When the parent ends, for any reason, this process ends too.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from opd.output.run_folder import locked, write_json
 from opd.pipelines import state
 
 LONGEST = 10_000
-"""Characters of an answer; what waits in a pipe has to fit there."""
+"""Largest number of characters of an error, so that it fits in the pipe's buffer."""
 
 
 def main() -> None:
-    """Do one job. The answer is nothing, or why it failed; status 1 says that the log knows more."""
+    """Run one job and print its error, if any. Exit status 1: the log has a traceback."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-    os.dup2(2, 1)  # what libraries print belongs into the log
+    os.dup2(2, 1)  # output of libraries goes to the log
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     status = 0
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _end_with_the_parent() -> None:
-    """Wait for the end of stdin. Read past Python's buffer, whose lock would outlast the interpreter."""
+    """Exit at the end of stdin. ``os.read`` avoids Python's buffer, whose lock can block interpreter shutdown."""
     while os.read(0, 1):
         pass
     os._exit(1)
@@ -79,16 +79,16 @@ def _evaluate(folder: Path, settings: Mapping[str, Any], started: Mapping[str, A
     from opd.api import evaluate
     from opd.output.run_log import RunLog
 
-    begun, figures = time.perf_counter(), {}
+    begun, metrics = time.perf_counter(), {}
     wanted = {key: settings[key] for key in ("prompts", "samples", "max_new_tokens", "max_turns", "device")}
     with locked(folder):
         log = RunLog(folder / "metrics.jsonl", [], [])
         log.rewind(-1)
         for step, (name, model) in enumerate(zip(started["settings"]["eval"], settings["eval"], strict=True), 1):
-            figures[name] = evaluate(model, **wanted)
-            log.evaluation(step, figures[name])
-        write_json(folder / "result.json", {"figures": figures})
-    return {"seconds": time.perf_counter() - begun, "figures": figures}
+            metrics[name] = evaluate(model, **wanted)
+            log.evaluation(step, metrics[name])
+        write_json(folder / "result.json", {"metrics": metrics})
+    return {"seconds": time.perf_counter() - begun, "metrics": metrics}
 
 
 _KINDS = {"train": _train, "average": _average, "eval": _evaluate}

@@ -1,1 +1,1 @@
-"""The report: what a run keeps of single tokens while it trains, and the page that shows it."""
+"""The report: recording of rollouts token by token during training, and the pages that show runs."""

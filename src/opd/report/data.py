@@ -1,4 +1,4 @@
-"""What the page shows of a run, read from its folder: finished, stopped, killed or still going. No torch here."""
+"""Data of a run's page, read from its folder in any state: running, killed, stopped, finished. No torch here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from opd.axes.base import AXES, AxisValue
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
-from opd.report.rows import ROLLOUTS, read_rows
+from opd.report.files import ROLLOUTS, read_json, read_lines, read_rollouts
 from opd.report.signs import signs
 
 BUDGET = 4_200_000
-"""Characters of a page's rollouts; with everything else a report stays below 5 MB."""
+"""Characters for a page's rollouts; the whole report then stays below 5 MB."""
 
 RARE = -9.21
-"""log 0.0001: of the likeliest tokens those below it are left out, but for the first two."""
+"""log 0.0001: likeliest tokens below it are left out, except the first two."""
 
 EVERY_KIND = {"eval", "train"}
 
@@ -30,19 +30,19 @@ Tree = dict[str, Any]
 
 
 def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
-    """Everything the page knows of one run, ready for JSON.
+    """The page's data of one run, as JSON values.
 
     Args:
-        folder: of the run.
-        budget: characters that its rollouts may take.
+        folder: the run's folder.
+        budget: characters for its rollouts.
 
     Raises:
-        DataError: the folder holds no run.
+        DataError: the folder has no run.
     """
     lines = read_lines(folder / "metrics.jsonl")
     about = about_run(folder, lines)
     config = about["config"]
-    rows = read_rows(folder / ROLLOUTS)
+    rows = read_rollouts(folder / ROLLOUTS)
     rollouts, vocabulary = _rollouts(rows)
     wrong = signs(config, lines, rollouts)
     left_out = _fit(rollouts, budget)
@@ -59,16 +59,17 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
 
 
 def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
-    """What the pages of all runs know: the run file, how it went and what it measured.
+    """Data that the pages of both families share: run file, result, metrics and events.
 
     Args:
-        lines: of its ``metrics.jsonl``.
+        folder: the run's folder.
+        lines: lines of its ``metrics.jsonl``.
 
     Raises:
-        DataError: the folder holds no run.
+        DataError: the folder has no run.
     """
     if not (folder / "run.json").is_file():
-        raise DataError(f"'{folder}' is no run of opd: it has no run.json")
+        raise DataError(f"'{folder}' is no run of opd: it has no run.json. Fix: name a run's folder")
     config = read_json(folder / "run.json") or {}
     result = read_json(folder / "result.json")
     method = config.get("method") or {}
@@ -121,19 +122,20 @@ def _labels(config: Mapping[str, Any]) -> Tree:
         main = known.model_construct(**signal).label(words)
     return {
         "distill": main,
-        "anchor": "reverse KL to the start",
         "reward": "policy-gradient loss",
-        "sft": "cross entropy",
+        "anchor": "reverse KL to the initial weights",
+        "sft": "cross-entropy",
+        "teacher_entropy": "forward KL",
     }
 
 
 def _marks(row: Mapping[str, Any]) -> list[str]:
-    """The special tokens of a rollout's prompt and of its text."""
+    """The special tokens of a rollout's prompt and completion."""
     return [*row.get("marks", []), *(row["text"][position] for position in row.get("special", []))]
 
 
 def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
-    """Rollouts as the page wants them, and the texts of their likeliest tokens."""
+    """The page's rollouts, and the vocabulary of their likeliest tokens."""
     vocabulary: dict[str, int] = {}
     shown: dict[tuple[Any, ...], Tree] = {}
     for row in rows:
@@ -152,20 +154,20 @@ def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
 
 
 def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
-    same = ("step", "of", "n", "prompt", "domain", "answer", "prompt_text", "ids", "text", "own", "special", "drawn")
-    also = ("turns", "events", "reward", "finish", "source")
-    student = _said(row["student"], vocabulary)
-    terms = [{**term, "teachers": [_said(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
-    known = {key: row[key] for key in same + also}
+    keys = ("step", "of", "n", "prompt", "domain", "answer", "prompt_text", "ids", "text", "own", "special", "drawn")
+    more = ("turns", "events", "reward", "finish", "source")
+    student = _compact(row["student"], vocabulary)
+    terms = [{**term, "teachers": [_compact(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
+    known = {key: row[key] for key in keys + more}
     return {**known, "missed": row.get("missed", []), "student": student, "terms": terms}
 
 
-def _said(said: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
-    """An opinion with its likeliest tokens as [number in the vocabulary, logprob, number, logprob, ...] a position."""
-    line = {key: value for key, value in said.items() if not key.startswith("top")}
-    if "top" in said:
+def _compact(scores: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
+    """A model's scores, with the likeliest tokens per position as [vocabulary index, logprob, index, logprob, ...]."""
+    line = {key: value for key, value in scores.items() if not key.startswith("top")}
+    if "top" in scores:
         line["top"] = []
-        for texts, logprobs in zip(said["top"], said["top_logprob"], strict=True):
+        for texts, logprobs in zip(scores["top"], scores["top_logprob"], strict=True):
             pairs: list[float] = []
             for place, (text, logprob) in enumerate(zip(texts, logprobs, strict=True)):
                 if place < 2 or logprob > RARE:
@@ -175,9 +177,9 @@ def _said(said: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
 
 
 def _fit(rollouts: list[Tree], budget: int) -> str:
-    """Leave out what is least telling, stage by stage, until the rest fits; says in words what is missing."""
+    """Remove the least informative data, stage by stage, until the rest fits; returns a description of the removed."""
     sizes = {id(r): _size(r) for r in rollouts}
-    said: dict[str, str] = {}
+    removed: dict[str, str] = {}
 
     def over() -> bool:
         return sum(sizes[id(r)] for r in rollouts) > budget
@@ -186,24 +188,24 @@ def _fit(rollouts: list[Tree], budget: int) -> str:
         for rollout in rollouts:
             _keep_likeliest(rollout, share)
             sizes[id(rollout)] = _size(rollout)
-        said["top"] = f"the likeliest tokens of all but the worst {share:.0%} of positions" if share else LIKELIEST
+        removed["top"] = f"the likeliest tokens of all but the worst {share:.0%} of positions" if share else LIKELIEST
 
     def halve() -> None:
         steps = sorted({r["step"] for r in rollouts})
         rollouts[:] = [r for r in rollouts if r["step"] not in set(steps[1:-1:2])]
-        said["steps"] = "steps in between"
+        removed["steps"] = "intermediate steps"
 
     def only_held_out() -> None:
         rollouts[:] = [r for r in rollouts if r["of"] == "eval"] or rollouts
-        said["train"] = "training rollouts"
+        removed["train"] = "training rollouts"
 
     for stage in (partial(thin, 0.25), halve, partial(thin, 0.05), only_held_out, halve, partial(thin, 0.0), halve):
         if over():
             stage()
     while over() and len(rollouts) > 1:
         rollouts.pop(max(range(len(rollouts)), key=lambda i: (rollouts[i]["n"], rollouts[i]["step"])))
-        said["prompts"] = "some prompts"
-    return ", ".join(said.values())
+        removed["prompts"] = "some prompts"
+    return ", ".join(removed.values())
 
 
 def _size(rollout: Tree) -> int:
@@ -211,24 +213,24 @@ def _size(rollout: Tree) -> int:
 
 
 def _keep_likeliest(rollout: Tree, share: float) -> None:
-    """Forget the likeliest tokens but at the positions with the largest loss."""
+    """Keep the likeliest tokens only at the positions with the largest loss."""
     lead: dict[int, float] = {}
     for term in rollout["terms"]:
         for position, loss in zip(term["position"], term["loss"], strict=True):
             lead.setdefault(position, loss)
     ranked = sorted(lead, key=lambda position: -abs(lead[position]))
     kept = set(ranked[: ceil(share * len(rollout["own"]))])
-    opinions = [(rollout["student"], rollout["own"])]
+    models = [(rollout["student"], rollout["own"])]
     for term in rollout["terms"]:
-        for said in term["teachers"]:
-            opinions.append((said, [term["position"][row] for row in said.get("row", range(len(term["position"])))]))
-    for said, positions in opinions:
-        if "top" in said:
-            said["top"] = [row if p in kept else [] for row, p in zip(said["top"], positions, strict=True)]
+        for scores in term["teachers"]:
+            models.append((scores, [term["position"][row] for row in scores.get("row", range(len(term["position"])))]))
+    for scores, positions in models:
+        if "top" in scores:
+            scores["top"] = [row if p in kept else [] for row, p in zip(scores["top"], positions, strict=True)]
 
 
 def _series(lines: Sequence[Tree], kind: str) -> Tree:
-    """Columns over steps; None where a step lacks a figure."""
+    """Metrics as columns over steps; None if a step lacks a metric."""
     rows = [(line["step"], line[kind]) for line in lines if kind in line]
     names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {name: [_short(row.get(name)) for _, row in rows] for name in names}
@@ -237,22 +239,3 @@ def _series(lines: Sequence[Tree], kind: str) -> Tree:
 
 def _short(value: float | None) -> float | None:
     return None if value is None or value != value or abs(value) == float("inf") else float(f"{value:.5g}")
-
-
-def read_lines(path: Path) -> list[Tree]:
-    """The lines of a file that may still be written to."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def read_json(path: Path) -> Tree | None:
-    """What a JSON file holds; None where there is none."""
-    if not path.exists():
-        return None
-    tree: Tree = json.loads(path.read_text(encoding="utf-8"))
-    return tree

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd.report.data import BUDGET, about_run, read_json, read_lines
+from opd.report.data import BUDGET, about_run
+from opd.report.files import STATES, read_json, read_lines
 from opd.report.overview import scaled
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
 from opd.report.signs import signs
-from opd.report.states import STATES
 
 Tree = dict[str, Any]
 
 FAMILY = "diffusion"
 
 STAGES = ((256, "PNG"), (256, "JPEG"), (160, "JPEG"), (96, "JPEG"))
-"""Largest width of the page's pictures, and their format: the first that fits."""
+"""Largest width of the page's images, and their format: the first that fits."""
 
 
 def is_denoising(folder: Path) -> bool:
@@ -33,10 +33,10 @@ def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
 
     Args:
         folder: of the run.
-        budget: characters that its pictures may take.
+        budget: characters that its images may take.
 
     Raises:
-        DataError: the folder holds no run, or pictures that cannot be read.
+        DataError: the folder holds no run, or images that cannot be read.
     """
     lines = read_lines(folder / "metrics.jsonl")
     about = about_run(folder, lines)
@@ -85,16 +85,16 @@ def who(teacher: Mapping[str, Any]) -> str:
     }
     name = several or own.get(str(teacher.get("weights"))) or str(teacher.get("model"))
     guided = f", with guidance {teacher['guidance']:g}" if teacher.get("guidance", 1) != 1 else ""
-    return name + (", which sees a picture beside the prompt" if teacher.get("view") == "image" else "") + guided
+    return name + (", which sees a image beside the prompt" if teacher.get("view") == "image" else "") + guided
 
 
 def _policy(rollout: Mapping[str, Any]) -> str:
     """Whose states the loss looks at."""
-    pictures = "teacher's" if rollout.get("source") == "teacher" else "prompts'"
+    images = "teacher's" if rollout.get("source") == "teacher" else "prompts'"
     known = {
         "student": "every state of the student's own denoising",
         "teacher": "every state of the teacher's denoising",
-        "pictures": f"{pictures} pictures, noised",
+        "images": f"{images} images, noised",
     }
     return known.get(str(rollout.get("policy")), "every state")
 
@@ -160,17 +160,17 @@ class _Strips:
 
     def embedded(self, width: int, kind: str) -> Tree:
         return {
-            "steps": [{"step": s, "pictures": _sources(strip, width, kind)} for s, strip in self.drawn.items()],
+            "steps": [{"step": s, "images": _sources(strip, width, kind)} for s, strip in self.drawn.items()],
             "teacher": _sources(self.teacher, width, kind),
             "shown": _sources(self.shown, width, kind),
         }
 
 
 def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
-    """Pictures as the page embeds them, and what is missing for the size of the file, in words."""
+    """Images as the page embeds them, and what is missing for the size of the file, in words."""
     columns = {"prompts": samples.prompts, "references": samples.shown}
-    drawn = {step: _fitted(samples.pictures(step)) for step in samples.steps}
-    strips, said = _Strips(drawn, _fitted(samples.pictures(TEACHER)), _fitted(samples.pictures(SHOWN))), ""
+    drawn = {step: _fitted(samples.images(step)) for step in samples.steps}
+    strips, said = _Strips(drawn, _fitted(samples.images(TEACHER)), _fitted(samples.images(SHOWN))), ""
     for width, kind in STAGES:
         shown = strips.embedded(width, kind)
         if _size(shown) <= budget:
@@ -183,26 +183,26 @@ def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
 
 def _fitted(strip: list[Any]) -> list[Any]:
     """Not larger than a page ever shows them, so that many fit into memory."""
-    return [_at_most(picture, STAGES[0][0]) for picture in strip]
+    return [_at_most(image, STAGES[0][0]) for image in strip]
 
 
-def _at_most(picture: Any, width: int) -> Any:
-    if picture.width <= width:
-        return picture
-    return scaled(picture, (width, max(round(picture.height * width / picture.width), 1)))
+def _at_most(image: Any, width: int) -> Any:
+    if image.width <= width:
+        return image
+    return scaled(image, (width, max(round(image.height * width / image.width), 1)))
 
 
 def _size(tree: Tree) -> int:
-    rows = [row["pictures"] for row in tree["steps"]] + [tree["teacher"], tree["shown"]]
+    rows = [row["images"] for row in tree["steps"]] + [tree["teacher"], tree["shown"]]
     return sum(len(source) for row in rows for source in row)
 
 
 def _sources(strip: list[Any], width: int, kind: str) -> list[str]:
-    return [_source(picture, width, kind) for picture in strip]
+    return [_source(image, width, kind) for image in strip]
 
 
-def _source(picture: Any, width: int, kind: str) -> str:
-    """A picture as a ``data:`` address."""
+def _source(image: Any, width: int, kind: str) -> str:
+    """A image as a ``data:`` address."""
     buffer = io.BytesIO()
-    _at_most(picture, width).save(buffer, format=kind, **({"quality": 85} if kind == "JPEG" else {}))
+    _at_most(image, width).save(buffer, format=kind, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

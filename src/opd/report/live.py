@@ -1,4 +1,4 @@
-"""``opd view --live``: the page of a run in progress, from a server that only this machine can reach. No torch here."""
+"""``opd view --live``: a server on the loopback interface for the page of a running run. No torch here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from opd.report.files import ROLLOUTS, STATES
 from opd.report.page import data_block, page, trees
-from opd.report.rows import ROLLOUTS
 from opd.report.samples import SAMPLES
-from opd.report.states import STATES
 
 LOOPBACK = "127.0.0.1"
 
@@ -19,11 +18,11 @@ WATCHED = ("run.json", "metrics.jsonl", ROLLOUTS, "result.json", STATES, SAMPLES
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Serves the page and its data, read anew from the runs' folders whenever these have changed.
+    """Serves the page and its data, and reads the runs' folders again after they have changed.
 
     Args:
-        folders: of the runs.
-        port: 0 takes a free one.
+        folders: the runs' folders.
+        port: 0 picks a free port.
     """
 
     daemon_threads = True
@@ -31,15 +30,15 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, folders: Sequence[Path], port: int = 0) -> None:
         self.folders = list(folders)
         self.known: tuple[str, list[dict[str, Any]]] = ("", [])
-        self.news()
+        self.current()
         super().__init__((LOOPBACK, port), _Handler)
 
     @property
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.server_address[1]}/"
 
-    def news(self) -> tuple[str, list[dict[str, Any]]]:
-        """A name of the state that the folders are in, and what the page shows of it."""
+    def current(self) -> tuple[str, list[dict[str, Any]]]:
+        """An ETag of the folders' state, and the page's data."""
         marks = []
         for folder in self.folders:
             for path in (folder / name for name in WATCHED):
@@ -57,11 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         port = self.server.server_address[1]
-        # Another site whose name points to this machine must not read along.
+        # DNS rebinding: another site whose name resolves to this machine must not read the data.
         if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
             self._answer(403, b"", "text/plain")
             return
-        name, runs = self.server.news()
+        name, runs = self.server.current()
         tag = f'"{name}"'
         if self.path == "/":
             self._answer(200, page(runs, live=True).encode(), "text/html; charset=utf-8")
@@ -85,4 +84,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal belongs to the person."""
+        """Print nothing to the terminal."""

@@ -1,4 +1,4 @@
-"""What student and teachers think at every position, for people to look at.
+"""Log-probabilities, entropies and likeliest tokens of student and teachers at every position, for the report.
 
 Suffixes: T positions, N positions of a chunk, V vocabulary, K likeliest tokens, D hidden units.
 """
@@ -6,32 +6,30 @@ Suffixes: T positions, N positions of a chunk, V vocabulary, K likeliest tokens,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from opd.evaluation.distributions import logprob_chunks
 from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Scored, Signal
 
-CHUNK_BYTES = 2**26
-"""[N, V] float32 at one time."""
-
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
-    """What one model thinks at some positions, at temperature 1.
+class Scores:
+    """One model's predictions at some positions, at temperature 1, on the CPU.
 
     Attributes:
-        name: of the teacher; empty for the only one.
-        position_T: [T] which of the signal's positions.
-        logprob_T: [T] of the student's token, nats.
-        entropy_T: [T] nats; None where only the sampled token's log-probability is known.
+        name: name of the teacher; empty if there is only one.
+        position_T: [T] row in the signal.
+        logprob_T: [T] log-probability of the student's token, nats.
+        entropy_T: [T] nats; None if only the sampled token's log-probability is known.
         top_id_TK, top_logprob_TK: [T, K] the likeliest tokens, best first.
-        foreign: whether the ids are those of another tokenizer.
+        foreign: whether the ids are of another tokenizer.
     """
 
     name: str
@@ -44,33 +42,31 @@ class Opinion:
 
 
 @torch.no_grad()
-def opinion(
+def scores_of(
     hidden_TD: Tensor, head_VD: Tensor, token_T: Tensor, top_k: int, *, vocab_size: int | None = None, name: str = ""
-) -> Opinion:
-    """What softmax(hidden · headᵀ) says, chunk by chunk."""
-    head_VD = head_VD.detach().to(hidden_TD)[:vocab_size]
-    vocab, found = len(head_VD), []
-    for rows in torch.arange(len(hidden_TD), device=hidden_TD.device).split(max(CHUNK_BYTES // (4 * vocab), 1)):
-        log_p_NV = (hidden_TD[rows] @ head_VD.T).log_softmax(-1, dtype=torch.float32)
+) -> Scores:
+    """The predictions of softmax(hidden · headᵀ), chunk by chunk."""
+    position_T, chunks = torch.arange(len(hidden_TD)), []
+    if not len(hidden_TD):
+        none = torch.zeros(0)
+        return Scores(name, position_T, none, none, none[:, None].long(), none[:, None])
+    for rows, (log_p_NV,) in logprob_chunks((hidden_TD, head_VD), vocab_size=vocab_size):
+        vocab = log_p_NV.shape[1]
         best = log_p_NV.topk(min(top_k, vocab), dim=-1)
         own_N = log_p_NV.gather(1, token_T[rows, None].clamp_max(vocab - 1))[:, 0]
-        found.append((own_N, -(log_p_NV.exp() * log_p_NV).sum(-1), best.indices, best.values))
-    position_T = torch.arange(len(hidden_TD))
-    if not found:
-        none = torch.zeros(0)
-        return Opinion(name, position_T, none, none, none[:, None].long(), none[:, None])
-    own_T, entropy_T, id_TK, logprob_TK = (torch.cat([part[n] for part in found]).cpu() for n in range(4))
-    return Opinion(name, position_T, own_T, entropy_T, id_TK, logprob_TK)
+        chunks.append((own_N, -(log_p_NV.exp() * log_p_NV).sum(-1), best.indices, best.values))
+    own_T, entropy_T, id_TK, logprob_TK = (torch.cat([chunk[n] for chunk in chunks]).cpu() for n in range(4))
+    return Scores(name, position_T, own_T, entropy_T, id_TK, logprob_TK)
 
 
-def opinions(
+def teacher_scores(
     scored: Scored, rollouts: Sequence[Rollout], rows: Tensor, *, top_k: int, vocab_size: int | None, again: bool
-) -> list[Opinion]:
-    """What the teachers of one term think at some of their signal's positions, as far as it is known.
+) -> list[Scores]:
+    """The predictions of one term's teachers at some positions of its signal; empty without a distribution.
 
     Args:
-        rows: int64 [T], of the signal.
-        again: may ask a teacher again whose signal is the sampled token's log-probability alone.
+        rows: int64 [T], rows of the signal.
+        again: run the teacher once more if its signal lacks the distribution.
     """
     teacher, signal = scored.term.teacher, scored.signal.take(rows)
     if isinstance(signal, SampledSignal) and again and isinstance(teacher, SampledTeacher):
@@ -84,33 +80,27 @@ def opinions(
     return _of_signal(signal, names, top_k, vocab_size)
 
 
-def _of_signal(signal: Signal, names: Sequence[str], top_k: int, vocab_size: int | None) -> list[Opinion]:
+def _of_signal(signal: Signal, names: Sequence[str], top_k: int, vocab_size: int | None) -> list[Scores]:
     if isinstance(signal, FullSignal):
-        return [opinion(signal.hidden_TD, signal.head_VD, signal.token_T, top_k, vocab_size=vocab_size)]
+        return [scores_of(signal.hidden_TD, signal.head_VD, signal.token_T, top_k, vocab_size=vocab_size)]
     if isinstance(signal, ExpertsSignal):
         found = []
         for k, name in enumerate(names):
             rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]
             if len(rows):
                 part = signal.part(k, rows)
-                said = opinion(part.hidden_TD, part.head_VD, part.token_T, top_k, vocab_size=vocab_size, name=name)
-                found.append(_moved(said, rows))
+                scores = scores_of(part.hidden_TD, part.head_VD, part.token_T, top_k, vocab_size=vocab_size, name=name)
+                found.append(replace(scores, position_T=rows.cpu()))
         return found
     if isinstance(signal, SampledSignal):
-        return [Opinion("", torch.arange(len(signal)), signal.teacher_logprobs_T.cpu())]
+        return [Scores("", torch.arange(len(signal)), signal.teacher_logprobs_T.cpu())]
     if isinstance(signal, CrossSignal):
-        said = opinion(signal.teacher_hidden_TD, signal.head_VD, signal.teacher_token_T, top_k)
-        both_T = said.logprob_T + signal.teacher_rest_T.cpu()
-        top = said.top_id_TK, said.top_logprob_TK
-        return [Opinion("", said.position_T, both_T, said.entropy_T, *top, foreign=True)]
-    return []  # the outcome, or the token itself: no distribution
+        scores = scores_of(signal.teacher_hidden_TD, signal.head_VD, signal.teacher_token_T, top_k)
+        return [replace(scores, logprob_T=scores.logprob_T + signal.teacher_rest_T.cpu(), foreign=True)]
+    return []  # a reward or a reference token has no distribution
 
 
 def _picked(whole: Signal, wanted: Signal) -> Signal:
-    """A signal at the positions of another."""
+    """The rows of a signal at the positions of another."""
     key_T, wanted_T = (s.rollout_T.cpu() * 2**32 + s.position_T.cpu() for s in (whole, wanted))
     return whole.take(torch.isin(key_T, wanted_T).to(whole.rollout_T.device))
-
-
-def _moved(said: Opinion, rows: Tensor) -> Opinion:
-    return Opinion(said.name, rows.cpu(), said.logprob_T, said.entropy_T, said.top_id_TK, said.top_logprob_TK)

@@ -1,4 +1,4 @@
-"""One picture of a whole run: rows of sample pictures with labels, under their prompts as headings. No torch here."""
+"""One image of a whole run: labelled rows of sample images, with prompts as column headings. No torch here."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZE = (96, 256)
-"""Pixels that a picture is at least and at most wide; a small one is blown up by a whole number."""
+"""Smallest and largest width of an image, pixels; a smaller image is enlarged by a whole factor."""
 
 FONT = 13
 LEADING = 17
 PAD = 10
 LABELS = 116
-"""Pixels for the rows' labels."""
+"""Width of the rows' labels, pixels."""
 
 HEADING = 4
-"""Lines that a prompt may take."""
+"""Largest number of lines of a prompt."""
 
 INK = (29, 31, 36)
 MUTED = (98, 102, 111)
@@ -24,23 +24,23 @@ MUTED = (98, 102, 111)
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of pictures with common headings; a row is a label and its pictures."""
+    """Rows of images with common headings; a row is a label and its images."""
 
     headings: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Any]]]
 
 
 def overview(blocks: Sequence[Block]) -> Any:
-    """All blocks one under the other as one PIL image on white."""
+    """All blocks below each other, as one PIL image on white."""
     from PIL import Image
 
-    parts = [_block(block) for block in blocks if block.rows]
-    sheet = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
+    sheets = [_block(block) for block in blocks if block.rows]
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
     top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    return sheet
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
 def _block(block: Block) -> Any:
@@ -56,38 +56,40 @@ def _block(block: Block) -> Any:
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((LABELS + column * (width + PAD), PAD), "\n".join(head), INK, font, spacing=LEADING - FONT)
-    for row, (label, pictures) in enumerate(block.rows):
+    for row, (label, images) in enumerate(block.rows):
         y = top + row * (height + PAD)
         lines = wrapped(label, LABELS - 2 * PAD, font.getlength, HEADING)
         draw.text((PAD, y), "\n".join(lines), MUTED, font, spacing=LEADING - FONT)
-        for column, picture in enumerate(pictures):
-            sheet.paste(scaled(picture, (width, height)), (LABELS + column * (width + PAD), y))
+        for column, image in enumerate(images):
+            sheet.paste(scaled(image, (width, height)), (LABELS + column * (width + PAD), y))
     return sheet
 
 
-def fitted(picture: Any) -> tuple[int, int]:
-    """The width and height that a picture is shown with."""
+def fitted(image: Any) -> tuple[int, int]:
+    """The displayed width and height of an image."""
     least, most = SIZE
-    if picture.width < least:
-        times = -(-least // picture.width)
-        return picture.width * times, picture.height * times
-    share = min(most / picture.width, 1.0)
-    return round(picture.width * share), max(round(picture.height * share), 1)
+    if image.width < least:
+        times = -(-least // image.width)
+        return image.width * times, image.height * times
+    share = min(most / image.width, 1.0)
+    return round(image.width * share), max(round(image.height * share), 1)
 
 
-def scaled(picture: Any, size: tuple[int, int]) -> Any:
-    """A PIL image of another size: a blown-up one keeps its pixels visible."""
+def scaled(image: Any, size: tuple[int, int]) -> Any:
+    """A resized PIL image; an enlarged one keeps its pixels visible."""
     from PIL import Image
 
-    how = Image.Resampling.NEAREST if size[0] >= picture.width else Image.Resampling.LANCZOS
-    return picture.resize(size, how)
+    how = Image.Resampling.NEAREST if size[0] >= image.width else Image.Resampling.LANCZOS
+    return image.resize(size, how)
 
 
 def wrapped(text: str, width: float, length: Any, lines: int) -> list[str]:
-    """A text in lines that are at most so wide; what does not fit into the last is cut off.
+    """A text wrapped into lines; text beyond the last line is cut.
 
     Args:
-        length: width of a line.
+        width: largest width of a line.
+        length: function that returns the width of a text.
+        lines: largest number of lines.
     """
     found = [""]
     for word in text.split():

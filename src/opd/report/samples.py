@@ -1,10 +1,10 @@
-"""The sample pictures in a denoising run's folder. No torch here.
+"""The sample images in a denoising run's folder. No torch here.
 
-samples/000020.png   what the student drew after 20 steps: one row, a column per prompt
-samples/teacher.png  what the teachers drew from the same noise
-samples/shown.png    pictures of training prompts that the teacher sees beside them
+samples/000020.png   images of the student after 20 steps: one row, a column per prompt
+samples/teacher.png  images of the teachers from the same noise
+samples/shown.png    images of training prompts that are part of the teacher's input
 samples/samples.json the prompts of the columns
-samples/overview.png before, in between, after and the teacher, one under the other
+samples/overview.png images before, during and after training and of the teacher, below each other
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAMPLES = "samples"
 """In the run's folder."""
 
 GAP = 2
-"""White pixels around each picture of a strip."""
+"""White pixels around each image of a strip."""
 
 TEACHER = "teacher"
 SHOWN = "shown"
@@ -34,43 +34,43 @@ Column = dict[str, str]
 
 @dataclass(frozen=True)
 class Samples:
-    """The folder ``samples`` of a run; strips are named by their step, ``teacher`` or ``shown``."""
+    """The folder ``samples`` of a run. A strip's name is its step, ``teacher`` or ``shown``."""
 
     folder: Path
 
     def path(self, name: int | str) -> Path:
-        """Where a strip lies, or is to lie."""
+        """Path of a strip."""
         return self.folder / (f"{name:06d}.png" if isinstance(name, int) else f"{name}.png")
 
     def has(self, name: int | str) -> bool:
-        """Whether there is such a strip."""
+        """Whether the strip exists."""
         return self.path(name).is_file()
 
     @property
     def steps(self) -> list[int]:
-        """Steps after which the student drew, in order."""
+        """Steps of the student's strips, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("*.png") if path.stem.isdecimal())
 
     def forget(self, step: int) -> None:
-        """Drop what was drawn after this step; below 0 everything."""
+        """Delete strips after this step; below 0, all strips."""
         for late in [s for s in self.steps if s > step]:
             self.path(late).unlink()
         for name in (TEACHER, SHOWN) if step < 0 else ():
             self.path(name).unlink(missing_ok=True)
 
     def describe(self, columns: Sequence[Column], shown: Sequence[Column]) -> None:
-        """Write down whose pictures the strips' columns are."""
+        """Write the prompts of the strips' columns."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / INDEX, {"prompts": list(columns), "shown": list(shown)})
 
     @property
     def prompts(self) -> list[Column]:
-        """Of the student's and the teachers' strips."""
+        """Columns of the student's and the teachers' strips."""
         return self._index("prompts")
 
     @property
     def shown(self) -> list[Column]:
-        """Of the strip of pictures that the teacher sees."""
+        """Columns of the strip with images from the teacher's input."""
         return self._index("shown")
 
     def _index(self, key: str) -> list[Column]:
@@ -79,17 +79,17 @@ class Samples:
         return found
 
     def write(self, name: int | str, image: Any) -> None:
-        """Keep a PIL image as a PNG file, whole or not at all."""
+        """Write a PIL image as a PNG file, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{self.path(name).name}"
         image.save(partial, format="PNG")
         partial.replace(self.path(name))
 
-    def pictures(self, name: int | str) -> list[Any]:
-        """The PIL images in a strip, by column; none where there is no such strip.
+    def images(self, name: int | str) -> list[Any]:
+        """The PIL images of a strip by column; empty without the strip.
 
         Raises:
-            DataError: the file is no such strip.
+            DataError: the file is no strip of this many columns.
         """
         if not self.has(name):
             return []
@@ -97,24 +97,24 @@ class Samples:
         wide, rest = divmod(image.width - GAP, max(columns, 1))
         if rest or not columns or wide <= GAP or image.height <= 2 * GAP:
             raise DataError(
-                f"'{self.path(name)}' is no row of {columns} pictures as a run draws them; delete it, or the folder"
+                f"'{self.path(name)}' is no row of {columns} images as a run writes them. Fix: delete the file"
             )
         starts = [GAP + column * wide for column in range(columns)]
         return [image.crop((x, GAP, x + wide - GAP, image.height - GAP)) for x in starts]
 
 
 def opened(path: Path) -> Any:
-    """A picture file as a PIL image in RGB.
+    """An image file as a PIL image in RGB.
 
     Raises:
-        DataError: it cannot be read, or Pillow is not installed.
+        DataError: the file cannot be read, or Pillow is not installed.
     """
     try:
         from PIL import Image
     except ImportError:
-        raise DataError(f"'{path}' is a picture; to show it, run pip install 'opd[diffusion]'") from None
+        raise DataError(f"'{path}' is an image, and Pillow is missing. Fix: pip install 'opd[diffusion]'") from None
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the picture '{path}': {error}; delete it") from None
+        raise DataError(f"'{path}' cannot be read as an image ({error}). Fix: delete the file") from None

@@ -1,4 +1,4 @@
-"""A rollout with coloured tokens, for the terminal. Nothing here imports torch."""
+"""A rollout with coloured tokens for the terminal. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from typing import Any
 
 from rich.text import Text
 
-from opd.report.rows import read_rows
+from opd.report.files import read_rollouts
 
 SHADES = ((2.0, "black on #e07b1a"), (0.5, "black on #eda865"), (0.05, "black on #f7d5b5"))
-"""From so many nats of the loss on, this style."""
+"""Style of a token by the smallest loss, in nats."""
 
 LONGEST = 160
-"""Tokens shown of a rollout."""
+"""Largest number of tokens to print."""
 
 
 def worst_rollout(path: Path, step: int) -> Text | None:
     """The recorded held-out rollout of this step with the largest loss at one token, coloured by the loss.
 
     Args:
-        path: of ``rollouts.jsonl``.
+        path: ``rollouts.jsonl``.
+        step: step of the evaluation.
 
     Returns:
-        None where teachers said nothing about any of them.
+        None if no rollout has a token with a loss.
     """
-    rows = [row for row in read_rows(path) if (row["step"], row["of"]) == (step, "eval")]
+    rows = [row for row in read_rollouts(path) if (row["step"], row["of"]) == (step, "eval")]
     largest = {n: max(_losses(row).values(), default=0.0) for n, row in enumerate(rows)}
     n = max(largest, key=largest.__getitem__, default=None)
     return _coloured(rows[n]) if n is not None and largest[n] > 0 else None
 
 
 def _losses(row: Mapping[str, Any]) -> dict[int, float]:
-    """By position, what the main term's loss is there."""
+    """The first term's loss by position."""
     terms = row["terms"]
     return dict(zip(terms[0]["position"], terms[0]["loss"], strict=True)) if terms else {}
 

@@ -1,4 +1,4 @@
-"""Tokens as people read them: each one's own share of the text."""
+"""Texts of single tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opd.teachers.alignment import TokenTexts
 
 
 class Texts:
-    """The text of tokens, special ones by their names.
+    """Decodes tokens one by one; special tokens are shown by name.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -23,7 +23,7 @@ class Texts:
         self.one = lru_cache(2**16)(self._one)
 
     def each(self, ids: Sequence[int]) -> list[str]:
-        """What every token adds to the text; bytes that make no character alone by their names."""
+        """The text that each token adds; a token that is no complete character is shown by its name."""
         found: list[str] = []
         before: tuple[int, ...] = ()
         for token in ids:
@@ -37,7 +37,7 @@ class Texts:
         return found
 
     def whole(self, ids: Sequence[int]) -> str:
-        """The text of them all, special tokens included."""
+        """The text of all tokens, special tokens included."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
@@ -48,10 +48,10 @@ class Texts:
         return str(self.tokenizer.convert_ids_to_tokens(token) or f"#{token}")
 
 
-def difference(seen: Sequence[int], own: Sequence[int]) -> tuple[int, int, int]:
-    """Where one context departs from another: ``seen[a:b]`` stands in place of ``own[a:c]``."""
-    shorter = min(len(seen), len(own))
-    start = next((i for i in range(shorter) if seen[i] != own[i]), shorter)
+def difference(teacher: Sequence[int], own: Sequence[int]) -> tuple[int, int, int]:
+    """The differing range (a, b, c) of two contexts: ``teacher[a:b]`` replaces ``own[a:c]``."""
+    shorter = min(len(teacher), len(own))
+    start = next((i for i in range(shorter) if teacher[i] != own[i]), shorter)
     room = shorter - start
-    end = next((i for i in range(room) if seen[-1 - i] != own[-1 - i]), room)
-    return start, len(seen) - end, len(own) - end
+    end = next((i for i in range(room) if teacher[-1 - i] != own[-1 - i]), room)
+    return start, len(teacher) - end, len(own) - end

@@ -1,4 +1,4 @@
-"""What ``opd view`` does."""
+"""``opd view``: write a page, or serve it live."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from opd.report.pipeline import is_pipeline, write_pipeline_page
 
 
 def write(console: Console, folders: Sequence[Path], out: Path | None, *, browser: bool) -> None:
-    """Write the page of some runs, or of a pipeline, and open it.
+    """Write the page of one run, several runs or a pipeline, and open it in a browser.
 
     Args:
-        out: the file; by default in the run's folder, and of several runs in the folder that one works in.
+        out: path of the page; None for the run's folder, or the current folder for several runs.
+        browser: open the page.
     """
     path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     pipelines = [folder for folder in folders if is_pipeline(folder)]
     if pipelines and len(folders) > 1:
-        raise DataError(
-            f"'{pipelines[0]}' is a pipeline, which stands alone; name runs, such as the folders of its stages"
-        )
+        raise DataError(f"'{pipelines[0]}' is a pipeline and cannot be shown beside others. Fix: name it alone")
     try:
         if pipelines:
             write_pipeline_page(pipelines[0], path)
         else:
             write_page(folders, path)
     except OSError as error:
-        raise DataError(f"cannot write '{path}': {error.strerror or error}; choose another place with --out") from None
+        raise DataError(
+            f"cannot write '{path}' ({error.strerror or error}). Fix: choose another path with --out"
+        ) from None
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
     if browser:
         webbrowser.open(path.resolve().as_uri())
 
 
 def follow(console: Console, folders: Sequence[Path], *, port: int, browser: bool) -> None:
-    """Serve the page until somebody presses Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     for folder in folders:
         if is_pipeline(folder):
-            raise DataError(f"'{folder}' is a pipeline; --live follows runs, such as the folders of its stages")
+            raise DataError(f"'{folder}' is a pipeline; --live follows runs. Fix: name the folders of its stages")
     with LiveServer(folders, port) as server:
-        console.print(f"live     {server.url}  (Ctrl-C ends it)", highlight=False)
+        console.print(f"live     {server.url}  (Ctrl-C to stop)", highlight=False)
         if browser:
             webbrowser.open(server.url)
         try:

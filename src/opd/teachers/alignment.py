@@ -155,15 +155,15 @@ def _group(student: Sequence[Piece], teacher: Sequence[Piece]) -> Group:
 def _by_text(texts: TokenTexts, *, opening: bool) -> dict[str, int]:
     """Ids by what they say; of several the one that the tokenizer itself would write, else the lowest.
 
-    Special tokens, bytes and other parts of characters, which say nothing by themselves, go by their names.
+    Special tokens decode to nothing, and bytes and other parts of characters to no text of their own: these are
+    compared by name.
     """
     tokenizer = texts.tokenizer
     before = () if opening else tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
-    prefix, special = texts.decode(before), set(tokenizer.all_special_ids)
+    prefix = texts.decode(before)
     found: dict[str, list[int]] = {}
     for name, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        by_name = i in special or _BYTE.fullmatch(name)
-        text = "" if by_name else texts.decode((*before, i)).removeprefix(prefix)
+        text = "" if _BYTE.fullmatch(name) else texts.decode((*before, i)).removeprefix(prefix)
         found.setdefault(f"\0{name}" if not text or BROKEN in text else text, []).append(i)
     return {text: ids[0] if len(ids) == 1 else _written(tokenizer, text, ids) for text, ids in found.items()}
 

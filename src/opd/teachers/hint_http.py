@@ -1,4 +1,4 @@
-"""A hint author behind an OpenAI-compatible chat endpoint. All network faults end in this module."""
+"""A hint author behind an OpenAI-compatible chat endpoint. Every network fault becomes a ``ModelError`` here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opd.teachers.hints import INSTRUCTION, parse, transcript
 from opd.types import Hint, Message, Rollout
 
 MAX_WAIT_S = 30.0
-"""The longest pause between two attempts, also where the server asks for more."""
+"""Longest pause between two attempts in seconds, also if the server asks for a longer one."""
 
 
 class HttpAuthor:
@@ -28,17 +28,17 @@ class HttpAuthor:
     Args:
         url: base of the API, up to and including ``/v1``.
         model: the served model's name.
-        api_key_env: environment variable with the token; it is sent if set, and never written anywhere.
+        api_key_env: environment variable with the token; the token is sent if set, and never written anywhere.
         timeout: seconds per request.
         retries: further attempts after a connection error, a timeout, status 429 or 5xx.
-        concurrency: requests at a time.
+        concurrency: largest number of requests at a time.
         cache: folder that keeps answers across runs; None keeps them for this run only.
-        max_new_tokens: the longest answer.
+        max_new_tokens: longest answer, in tokens.
         instruction: the system message.
-        key: the run file's key of the author, for error messages.
+        key: the run file's key of this author, for error messages.
 
     Attributes:
-        counts: answers by what became of them.
+        counts: number of answers by result; see ``hints.parse``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HttpAuthor:
         cache: str | None = None,
         max_new_tokens: int = 256,
         instruction: str = INSTRUCTION,
-        key: str = "teacher.view.author",
+        key: str = "teacher.view.author.url",
     ) -> None:
         token = os.environ.get(api_key_env)
         self.url = f"{url.rstrip('/')}/chat/completions"
@@ -79,7 +79,7 @@ class HttpAuthor:
         return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
 
     def answers(self, conversations: Sequence[tuple[Message, ...]]) -> list[str]:
-        """What the served model says at the end of each; raises as ``hints`` does."""
+        """The served model's answer to each conversation; raises as ``hints`` does."""
         with (
             httpx.Client(timeout=self.timeout, headers=self.headers) as client,
             ThreadPoolExecutor(self.concurrency) as pool,
@@ -113,16 +113,15 @@ class HttpAuthor:
             content = response.json()["choices"][0]["message"]["content"]
         except httpx.HTTPStatusError as error:
             reply = error.response
-            raise ModelError(f"{self.key}.url: '{self.url}' answered {reply.status_code}: {reply.text[:200]}") from None
+            raise ModelError(f"{self.key}: '{self.url}' answered {reply.status_code}: {reply.text[:200]}") from None
         except httpx.HTTPError as error:
             raise ModelError(
-                f"{self.key}.url: no answer from '{self.url}' after {self.retries + 1} attempts "
+                f"{self.key}: no answer from '{self.url}' after {self.retries + 1} attempts "
                 f"({type(error).__name__}: {error}); is the server running?"
             ) from None
         except (ValueError, KeyError, IndexError, TypeError):
             raise ModelError(
-                f"{self.key}.url: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
-                f"{response.text[:200]}"
+                f"{self.key}: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: {response.text[:200]}"
             ) from None
         return content if isinstance(content, str) else ""
 
@@ -155,7 +154,7 @@ _backoff = wait_exponential(multiplier=0.5, max=MAX_WAIT_S)
 
 
 def _wait(state: RetryCallState) -> float:
-    """What the server asks for, or twice as long as before."""
+    """Seconds until the next attempt: the server's Retry-After, or twice the last pause."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
     return min(float(asked), MAX_WAIT_S) if asked.isdigit() else _backoff(state)

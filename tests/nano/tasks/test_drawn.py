@@ -1,4 +1,4 @@
-"""What the drawn tasks share: splits of the right size without doubles, and how a turn is read."""
+"""Shared code of tasks with generated prompts: unique keys, and parsing of a turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from opd.nano.tasks.drawn import SPLITS, draw_splits, last_turn
 from opd.types import Prompt
 
 
-def test_no_key_is_drawn_twice() -> None:
+def test_keys_are_unique_over_all_splits() -> None:
     def draw(rng: random.Random) -> int:
         return rng.randrange(10_000)
 
@@ -19,6 +19,6 @@ def test_no_key_is_drawn_twice() -> None:
     assert splits["val"][3].id == "val/3"
 
 
-def test_a_turn_is_read_without_special_tokens_and_case() -> None:
+def test_a_turn_is_parsed_without_special_tokens_and_case() -> None:
     transcript = [{"role": "assistant", "content": "first"}, {"role": "assistant", "content": " Answer 4<|im_end|>"}]
     assert last_turn(transcript) == "answer 4"

@@ -1,4 +1,4 @@
-"""The math task: its working is right, its checker reads the last answer, its splits are apart."""
+"""The math task: working, answer check, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reward(text: str, result: int) -> float | None:
     return TASK.step(Prompt(id="m", data={"result": result}), [{"role": "assistant", "content": text}]).reward
 
 
-def test_the_working_carries_from_the_last_digit() -> None:
+def test_the_working_starts_at_the_last_digit() -> None:
     steps = "7 + 8 + 0 = 5 carry 1; 4 + 5 + 1 = 0 carry 1; 3 + 0 + 1 = 4 carry 0; answer 405"
     assert working(347, 58) == steps
 
@@ -26,7 +26,7 @@ def test_a_last_carry_becomes_a_digit() -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_gold_answers_get_the_reward(split: str) -> None:
+def test_reference_answers_get_the_reward(split: str) -> None:
     assert all(reward(p.answer or "", p.data["result"]) == 1.0 for p in TASK.prompts(split))
 
 
@@ -41,7 +41,7 @@ def test_gold_answers_get_the_reward(split: str) -> None:
         ("", 0.0),
     ],
 )
-def test_only_the_last_answer_counts(text: str, expected: float) -> None:
+def test_only_the_last_answer_is_checked(text: str, expected: float) -> None:
     assert reward(text, 405) == expected
 
 
@@ -54,6 +54,6 @@ def test_splits_have_their_sizes_and_share_no_pair() -> None:
     assert len(set(pairs)) == len(pairs)
 
 
-def test_unknown_splits_name_the_known_ones() -> None:
+def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no split 'dev'"):
         TASK.prompts("dev")

@@ -1,4 +1,4 @@
-"""The search task: two hops are needed, one chain fits, and only the right name passes."""
+"""The search task: two hops are needed, one chain fits, and only the correct name passes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def problems(number: int = 1000) -> list[Problem]:
     return [draw(rng) for _ in range(number)]
 
 
-def test_what_is_asked_and_how_it_is_answered() -> None:
+def test_question_and_working() -> None:
     assert PROBLEM.documents == "documents: blip lives in frob. zed owns vex. zed likes blip."
     assert PROBLEM.question == "who zed likes lives where?"
     assert PROBLEM.working == "zed likes blip. blip lives in frob. answer frob"
@@ -37,7 +37,7 @@ def test_what_is_asked_and_how_it_is_answered() -> None:
     assert owned.question == "what zed owns likes what?"
 
 
-def test_two_hops_lead_to_one_answer() -> None:
+def test_two_hops_have_one_answer() -> None:
     for problem in problems():
         first, second = problem.first, problem.second
         assert first.object == second.subject
@@ -47,7 +47,7 @@ def test_two_hops_lead_to_one_answer() -> None:
         assert not {second.subject, second.object} & set(problem.question.split())
 
 
-def test_facts_distract() -> None:
+def test_other_facts_are_distractors() -> None:
     drawn = problems()
     others = [[f for f in p.facts if f not in (p.first, p.second)] for p in drawn]
     assert {len(rest) for rest in others} == set(NUM_DISTRACTORS)
@@ -63,7 +63,7 @@ def test_facts_distract() -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_gold_answers_get_the_reward_and_their_working_alone_does_not(split: str) -> None:
+def test_reference_answers_get_the_reward_and_their_working_alone_does_not(split: str) -> None:
     for prompt in TASK.prompts(split):
         working, _, name = (prompt.answer or "").rpartition(" answer ")
         assert reward(prompt.answer or "", name) == 1.0
@@ -87,17 +87,17 @@ def test_gold_answers_get_the_reward_and_their_working_alone_does_not(split: str
         ("", 0.0),
     ],
 )
-def test_only_the_name_after_the_last_answer_counts(text: str, expected: float) -> None:
+def test_only_the_name_after_the_last_answer_is_checked(text: str, expected: float) -> None:
     assert reward(text) == expected
 
 
-def test_splits_have_their_sizes_and_share_no_facts_to_find() -> None:
+def test_splits_have_their_sizes_and_share_no_answer_facts() -> None:
     splits = {name: TASK.prompts(name) for name in SPLITS}
     assert {name: len(prompts) for name, prompts in splits.items()} == SPLITS
     keys = [(prompt.data["first"], prompt.data["second"]) for prompts in splits.values() for prompt in prompts]
     assert len(set(keys)) == len(keys)
 
 
-def test_unknown_splits_name_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"Task 'search' has no split 'dev': use test, val, train"):
+def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"task 'search' has no split 'dev'. Fix: use test, val, train"):
         TASK.prompts("dev")

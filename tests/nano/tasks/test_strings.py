@@ -1,4 +1,4 @@
-"""The strings task: its operations do what they say, both are needed, and only the right list passes."""
+"""The strings task: operations, both needed, and only the correct list passes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_operations(operation: str, expected: str) -> None:
     assert OPERATIONS[operation](LETTERS) == tuple(expected)
 
 
-def test_the_second_operation_works_on_what_the_first_left() -> None:
+def test_the_second_operation_uses_the_result_of_the_first() -> None:
     program = Program("sort", "drop first", LETTERS)
     assert program.question == "sort then drop first: k b d a f"
     assert program.working == "a b d f k; answer b d f k"
@@ -52,7 +52,7 @@ def test_each_operation_changes_the_list_and_the_second_does_not_undo_the_first(
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_gold_answers_get_the_reward_and_their_working_alone_does_not(split: str) -> None:
+def test_reference_answers_get_the_reward_and_their_working_alone_does_not(split: str) -> None:
     for prompt in TASK.prompts(split):
         working, answer = (prompt.answer or "").split(";")
         result = "".join(prompt.data["result"])
@@ -76,7 +76,7 @@ def test_gold_answers_get_the_reward_and_their_working_alone_does_not(split: str
         ("", 0.0),
     ],
 )
-def test_only_the_whole_list_after_the_last_answer_counts(text: str, expected: float) -> None:
+def test_only_the_whole_list_after_the_last_answer_is_checked(text: str, expected: float) -> None:
     assert reward(text, "bdfk") == expected
 
 
@@ -87,6 +87,6 @@ def test_splits_have_their_sizes_and_share_no_program() -> None:
     assert len(set(questions)) == len(questions)
 
 
-def test_unknown_splits_name_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"Task 'strings' has no split 'dev': use test, val, train"):
+def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"task 'strings' has no split 'dev'. Fix: use test, val, train"):
         TASK.prompts("dev")

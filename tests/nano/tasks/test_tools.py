@@ -1,4 +1,4 @@
-"""The tools environment: what each kind of turn leads to, and that the splits are what they promise."""
+"""The tools environment: the reaction to each kind of turn, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from opd.errors import ConfigError
 from opd.nano.tasks.drawn import SPLITS
-from opd.nano.tasks.tools import Expression, ToolsTask, gold_turns
+from opd.nano.tasks.tools import Expression, ToolsTask, reference_turns
 from opd.types import Message, Observation, Prompt
 
 TASK = ToolsTask()
@@ -27,19 +27,19 @@ def say(text: str, prompt: Prompt = PROMPT) -> Observation:
 
 
 @pytest.mark.parametrize("text", ["call frob 7, 3", "call frob 7 , 3", " Call FROB 7,3<|im_end|>"])
-def test_a_valid_call_returns_the_result_however_it_is_spaced(text: str) -> None:
+def test_a_valid_call_returns_the_result_with_any_spacing(text: str) -> None:
     assert say(text) == Observation(message={"role": "tool", "content": "21"}, num_calls=1)
 
 
-def test_digits_apart_are_one_number() -> None:
+def test_separate_digits_are_one_number() -> None:
     assert say("call blip 2 1 , 5").message == {"role": "tool", "content": "26"}
 
 
-def test_the_environment_computes_what_is_asked_not_what_is_right() -> None:
+def test_the_environment_runs_the_call_even_if_it_is_not_the_expected_one() -> None:
     assert say("call zed 3, 9").message == {"role": "tool", "content": "-6"}
 
 
-def test_an_unlisted_tool_is_an_error_and_an_event_with_the_listed_ones() -> None:
+def test_an_unlisted_tool_is_an_error_and_an_event_with_the_listed_tools() -> None:
     seen = say("call multiply 7, 3")
     assert seen.message == {"role": "tool", "content": "error: no such tool"}
     detail = {"tool": "multiply", "error": "no such tool", "tools": "add is blip, mul is frob, sub is zed"}
@@ -79,9 +79,9 @@ def test_anything_but_a_call_ends_the_episode(text: str, reward: float) -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_gold_turns_get_the_reward(split: str) -> None:
+def test_reference_turns_get_the_reward(split: str) -> None:
     for prompt in TASK.prompts(split):
-        turns = gold_turns(Expression(*prompt.data["expression"]), prompt.data["tools"])
+        turns = reference_turns(Expression(*prompt.data["expression"]), prompt.data["tools"])
         transcript: list[Message] = []
         for turn in turns:
             transcript.append({"role": "assistant", "content": turn})
@@ -106,6 +106,6 @@ def test_no_number_is_negative_or_longer_than_three_digits() -> None:
         assert 0 <= expression.result <= 999
 
 
-def test_unknown_splits_name_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no split 'dev': use test, val, train"):
+def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no split 'dev'. Fix: use test, val, train"):
         TASK.prompts("dev")

@@ -46,4 +46,4 @@ class Http(AuthorConfig):
         settings = self.model_dump(exclude={"type", "url", "model", "instruction"})
         if self.instruction:
             settings["instruction"] = self.instruction
-        return HttpAuthor(self.url, self.model, **settings, key=key)
+        return HttpAuthor(self.url, self.model, **settings, key=f"{key}.url")

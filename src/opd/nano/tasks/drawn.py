@@ -1,4 +1,4 @@
-"""What tasks with prompts drawn by program share: the sizes of their splits, and how a turn is read."""
+"""Shared code of tasks with generated prompts: sizes of splits, and parsing of a turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opd.errors import ConfigError
 from opd.types import Message, Prompt
 
 SPLITS = {"test": 256, "val": 256, "train": 4096}
-"""Prompts in each split."""
+"""Number of prompts in each split."""
 
 Problem = TypeVar("Problem")
 
@@ -24,13 +24,13 @@ def draw_splits(
     key: Callable[[Problem], Hashable],
     make: Callable[[Problem, str], Prompt],
 ) -> dict[str, tuple[Prompt, ...]]:
-    """All splits of a task, no two prompts of one key.
+    """All splits of a task, in which no two prompts have the same key.
 
     Args:
-        seed: what everything is drawn from.
-        draw: one problem.
-        key: what may be in one prompt only.
-        make: the prompt of a problem, whose id ends in ``split/index``.
+        seed: seed of all problems.
+        draw: returns a random problem.
+        key: returns the part of a problem that must be unique.
+        make: returns the prompt of a problem; its id ends in ``split/index``.
     """
     rng = random.Random(seed)
     seen: set[Hashable] = set()
@@ -48,10 +48,10 @@ def pick(task: str, splits: Mapping[str, Sequence[Prompt]], split: str) -> Seque
     """The prompts of one split.
 
     Raises:
-        ConfigError: the task has no such split.
+        ConfigError: the task does not have the split.
     """
     if split not in splits:
-        raise ConfigError(f"Task '{task}' has no split {split!r}: use {', '.join(splits)}.")
+        raise ConfigError(f"split: task '{task}' has no split '{split}'. Fix: use {', '.join(splits)}")
     return splits[split]
 
 

@@ -19,7 +19,7 @@ _ANSWER = re.compile(r"answer((?:\s*\d)+)")
 
 
 def draw(rng: random.Random) -> tuple[int, int]:
-    """Two numbers, each of two to four digits with equal chance."""
+    """Two numbers, each with two to four digits, equally likely."""
     a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in (rng.randint(2, 4), rng.randint(2, 4)))
     return a, b
 
@@ -30,7 +30,7 @@ def question(a: int, b: int) -> str:
 
 
 def working(a: int, b: int) -> str:
-    """The full solution: one step for each column with its carry, then the answer."""
+    """The full solution: one step with its carry per column, then the answer."""
     steps, carry, x, y = [], 0, a, b
     while x or y:
         column = x % 10 + y % 10 + carry
@@ -55,7 +55,7 @@ class MathTask:
 
 @cache
 def _splits() -> dict[str, tuple[Prompt, ...]]:
-    """No two prompts add the same numbers, in either order."""
+    """All splits; no two prompts add the same numbers, in either order."""
     return draw_splits(_SEED, draw, frozenset, _make_prompt)
 
 

@@ -1,4 +1,4 @@
-"""Questions of two hops on facts in the prompt, answered by quoting both; names are invented, and new in every prompt.
+"""Two-hop questions about facts in the prompt, answered by quoting both facts. Every prompt has new invented names.
 
 system     documents: wib likes vex. blip lives in frob. vex lives in quix. zed likes blip. narp lives in tosk.
 user       who zed likes lives where?
@@ -17,12 +17,12 @@ from opd.nano.tokenizer import TOOL_NAMES
 from opd.types import Message, Observation, Prompt
 
 LINKS = {"likes": "who", "owns": "what"}
-"""Relations of the first hop, and the word that asks for what they lead to."""
+"""Relations of the first hop, and the question word for their object."""
 
 RELATIONS = (*LINKS, "lives in")
 NUM_CHAINS = 4
 NUM_DISTRACTORS = (3, 4, 5, 6)
-"""Facts besides the two that the question is about."""
+"""Number of facts besides the two that answer the question."""
 
 _SEED = 20_240_604
 
@@ -39,7 +39,7 @@ class Fact(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Facts in the order of the documents, and the two that answer the question, of which one leads to the other."""
+    """Facts in the order of the documents, and the two linked facts that answer the question."""
 
     facts: tuple[Fact, ...]
     first: Fact
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
 
 
 def draw(rng: random.Random) -> Problem:
-    """A problem among facts of several chains, all of the same two relations; nobody is the subject of two facts."""
+    """A problem with facts of several chains of the same two relations; no name is the subject of two facts."""
     names = iter(rng.sample(TOOL_NAMES, 3 * NUM_CHAINS))
     link = rng.choice(list(LINKS))
     asked = rng.choice([relation for relation in RELATIONS if relation != link])
@@ -75,7 +75,7 @@ def draw(rng: random.Random) -> Problem:
 
 
 def _chain(names: Iterator[str], link: str, asked: str) -> tuple[Fact, Fact]:
-    """Two facts of which one leads to the other."""
+    """Two linked facts: the object of the first is the subject of the second."""
     start, middle, end = next(names), next(names), next(names)
     return Fact(start, link, middle), Fact(middle, asked, end)
 
@@ -88,7 +88,7 @@ class SearchTask:
         return pick("search", _splits(), split)
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        """Check the name after the last "answer", which nothing may follow."""
+        """Check the name after the last "answer"; any text after it makes the answer wrong."""
         _, found, name = last_turn(transcript).rpartition("answer")
         return Observation(reward=float(bool(found) and name.split() == [prompt.data["result"]]))
 

@@ -1,4 +1,4 @@
-"""Programs of two operations on a list of letters, worked one after the other.
+"""Programs of two operations on a list of letters, solved one operation after the other.
 
 user       sort then drop first: k b d a f
 assistant  a b d f k; answer b d f k
@@ -32,7 +32,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Program(NamedTuple):
-    """``first``, then ``second``, of letters that are all different."""
+    """Operation ``first``, then ``second``, on distinct letters."""
 
     first: str
     second: str
@@ -74,7 +74,7 @@ class StringsTask:
         return pick("strings", _splits(), split)
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        """Check the letters after the last "answer", which nothing may follow."""
+        """Check the letters after the last "answer"; any text after them makes the answer wrong."""
         _, found, letters = last_turn(transcript).rpartition("answer")
         return Observation(reward=float(bool(found) and tuple(letters.split()) == prompt.data["result"]))
 

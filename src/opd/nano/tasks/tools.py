@@ -8,7 +8,7 @@
     tool       26
     assistant  answer 26
 
-A tool that is not listed gets an error from the environment, and the student may go on.
+A call of a tool that is not listed returns an error, and the student may continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from opd.types import Message, Observation, Prompt
 
 OPERATIONS = ("add", "mul", "sub")
 MAX_ARGUMENT_DIGITS = 4
-"""Longer numbers are bad arguments, so that results stay short whatever the student writes."""
+"""Longer numbers are bad arguments, which keeps results short."""
 
 _SEED = 20_240_601
 _CALL = re.compile(r"call\b\s*(\w*)(.*)", re.DOTALL)
@@ -56,13 +56,13 @@ def apply(operation: str, a: int, b: int) -> int:
 
 
 def make_prompt(expression: Expression, rng: random.Random, id: str) -> Prompt:
-    """A prompt for ``expression`` with freshly drawn tool names, listed in a fresh order."""
+    """A prompt for ``expression`` with random tool names in random order."""
     operations = rng.sample(OPERATIONS, len(OPERATIONS))
     tools = dict(zip(operations, rng.sample(TOOL_NAMES, len(operations)), strict=True))
     listing = ", ".join(f"{operation} is {name}" for operation, name in tools.items())
     a, first, b, second, c = expression
     data = {"expression": tuple(expression), "tools": tools, "listing": listing, "result": expression.result}
-    turns = gold_turns(expression, tools)
+    turns = reference_turns(expression, tools)
     return Prompt(
         id=id,
         messages=(
@@ -76,7 +76,7 @@ def make_prompt(expression: Expression, rng: random.Random, id: str) -> Prompt:
     )
 
 
-def gold_turns(expression: Expression, tools: Mapping[str, str]) -> tuple[str, str, str]:
+def reference_turns(expression: Expression, tools: Mapping[str, str]) -> tuple[str, str, str]:
     """The three assistant turns that solve ``expression`` with these tools."""
     return (
         f"call {tools[expression.first]} {expression.a}, {expression.b}",
@@ -86,14 +86,14 @@ def gold_turns(expression: Expression, tools: Mapping[str, str]) -> tuple[str, s
 
 
 class ToolsTask:
-    """See the module's docstring. Events: ``unknown_tool`` and ``bad_arguments``, one for each failed call."""
+    """See the module's docstring. Events: ``unknown_tool`` and ``bad_arguments``, one per failed call."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of ``train``, ``val`` or ``test``."""
         return pick("tools", _splits(), split)
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        """Run the call in the last message, or check the answer when it is no call."""
+        """Run the call in the last message; without a call, check the answer."""
         text = last_turn(transcript)
         call = _CALL.match(text)
         if call is None:
@@ -104,7 +104,7 @@ class ToolsTask:
 
 
 def _run(prompt: Prompt, name: str, arguments: str) -> Observation:
-    """The tool message for one call, with an event where it failed."""
+    """The tool message for one call, with an event if the call failed."""
     operations = {tool: operation for operation, tool in prompt.data["tools"].items()}
     numbers = ["".join(part.split()) for part in arguments.split(",")]
     if name and name not in operations:
@@ -124,7 +124,7 @@ def _failure(prompt: Prompt, kind: str, error: str, tool: str) -> Observation:
 
 @cache
 def _splits() -> dict[str, tuple[Prompt, ...]]:
-    """All splits, drawn without replacement from one shuffled list of every expression."""
+    """All splits, drawn without replacement from one shuffled list of all expressions."""
     rng = random.Random(_SEED)
     expressions = _expressions()
     rng.shuffle(expressions)

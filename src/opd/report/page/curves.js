@@ -1,8 +1,8 @@
-// Curves of the run, drawn with uPlot; each has its figures as a table for who cannot see it.
+// Charts of metrics, drawn with uPlot. Each chart has its values as a table for screen readers.
 
 let drawn = [];
 
-// first: what stands before the charts; charts: as in charts.js; group: a title, and charts of their own beneath it.
+// first: a node above the charts; charts: see charts.js; group: a title and the charts below it.
 function drawCurves({ first, charts, group }) {
   for (const chart of drawn) chart.destroy();
   drawn = [];
@@ -17,7 +17,7 @@ function drawCurves({ first, charts, group }) {
     first,
     cards,
     grouped.length ? el("section", { class: "group", "aria-labelledby": "teachers-title" }, el("h3", { id: "teachers-title" }, title), el("div", { class: "charts" }, grouped)) : null,
-    rest.length ? el("details", { class: "more", id: "more" }, el("summary", {}, `${rest.filter(Boolean).length} further figures`), el("div", { class: "charts" }, rest)) : null,
+    rest.length ? el("details", { class: "more", id: "more" }, el("summary", {}, `${rest.filter(Boolean).length} more metrics`), el("div", { class: "charts" }, rest)) : null,
   );
   for (const host of $("charts").querySelectorAll(".plot")) if (host.plot) plot(host);
   const more = $("more");
@@ -37,7 +37,7 @@ function leftOver(used) {
   return [...all].filter((name) => !used.has(name) && name !== "tokens");
 }
 
-// The series of one chart: of several runs a colour each, else of one run a colour a series.
+// The series of one chart. Several runs have one colour each; of one run each series has a colour.
 function seriesOf(wanted, used) {
   const found = [];
   for (const run of DATA.runs) {
@@ -46,7 +46,7 @@ function seriesOf(wanted, used) {
         used.add(name);
         const values = run[kind].columns[name];
         if (values.every((v) => v === null)) continue;
-        found.push({ run, kind, name, label: label || bare(name).replace(/_/g, " "), steps: run[kind].step, values, dashed });
+        found.push({ run, kind, name, label: label || unprefixed(name).replace(/_/g, " "), steps: run[kind].step, values, dashed });
       }
     }
   }
@@ -67,24 +67,24 @@ function card([title, about, wanted, options], used) {
     el("figcaption", {}, el("h3", { id }, title), about ? el("p", { class: "note" }, about) : null),
     el("div", { class: "keys" }, series.map((s) =>
       el("span", { class: "key-item" }, el("span", { class: `line${s.dashed ? " dashed" : ""}`, "--c": `var(${s.colour})` }), label(s), " ",
-        el("b", {}, figure(s.name, s.values.findLast((v) => v !== null)))))),
+        el("b", {}, metricText(s.name, s.values.findLast((v) => v !== null)))))),
     host,
     options.more,
     table(series, label),
   );
 }
 
-// At most a dozen rows, evenly spaced.
+// A table of at most 13 rows, evenly spaced.
 function table(series, label) {
   const steps = [...new Set(series.flatMap((s) => s.steps))].sort((a, b) => a - b);
   const every = Math.max(1, Math.ceil(steps.length / 12));
   const shown = steps.filter((_, i) => i % every === 0 || i === steps.length - 1);
   return el(
-    "details", { class: "figures-of" }, el("summary", {}, "figures"),
+    "details", { class: "values-of" }, el("summary", {}, "values"),
     el("div", { class: "scroll-x" }, el("table", { class: "plain" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "step"), series.map((s) => el("th", { scope: "col" }, label(s))))),
       el("tbody", {}, shown.map((step) => el("tr", {}, el("th", { scope: "row" }, step),
-        series.map((s) => { const i = s.steps.indexOf(step); return el("td", {}, i < 0 ? "" : figure(s.name, s.values[i])); })))))),
+        series.map((s) => { const i = s.steps.indexOf(step); return el("td", {}, i < 0 ? "" : metricText(s.name, s.values[i])); })))))),
   );
 }
 
@@ -106,13 +106,13 @@ function plot(host) {
   const stacked = options.stacked && DATA.runs.length === 1;
   const order = stacked ? columns.map((_, i) => columns.length - 1 - i) : columns.map((_, i) => i);
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
-  const say = options.share ? (v) => `${Math.round(100 * v)}%` : (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 ? `${v / 1000}k` : String(Number(v.toPrecision(3))));
+  const tick = options.share ? (v) => `${Math.round(100 * v)}%` : (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 ? `${v / 1000}k` : String(Number(v.toPrecision(3))));
   const chart = new uPlot(
     {
       width: host.clientWidth, height: 170, legend: { show: false },
       cursor: { sync: { key: "steps" }, points: { size: 6 }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { range: (_, low, high) => range(low, high, options) } },
-      axes: [{ ...axis, size: 28 }, { ...axis, size: 46, values: (_, ticks) => ticks.map(say) }],
+      axes: [{ ...axis, size: 28 }, { ...axis, size: 46, values: (_, ticks) => ticks.map(tick) }],
       series: [
         {},
         ...order.map((k) => ({
@@ -136,9 +136,9 @@ function range(low, high, options) {
   return [options.low !== undefined && low >= 0 ? options.low : bottom - room, high + room];
 }
 
-const GOOD_NEWS = new Set(["refresh", "extrapolation"]);
+const NEUTRAL_EVENTS = new Set(["refresh", "extrapolation"]);
 
-// What guards, gate and recovery did, as lines across.
+// Vertical lines at the events of guards, gate and recovery.
 function marks(u, colour) {
   const { ctx, bbox } = u;
   ctx.save();
@@ -146,7 +146,7 @@ function marks(u, colour) {
     for (const event of run.events) {
       const x = u.valToPos(event.step, "x", true);
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
-      ctx.strokeStyle = ctx.fillStyle = colour(GOOD_NEWS.has(event.kind) ? "--c1" : "--alarm");
+      ctx.strokeStyle = ctx.fillStyle = colour(NEUTRAL_EVENTS.has(event.kind) ? "--c1" : "--alarm");
       ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
       ctx.lineWidth = devicePixelRatio;
       ctx.beginPath();
@@ -164,12 +164,12 @@ function marks(u, colour) {
   ctx.restore();
 }
 
-// What stands under the pointer, in the chart's own key.
+// Shows the values under the pointer in the chart's key, otherwise the last values.
 function readOut(u, host, series, steps) {
   const index = u.cursor.idx;
   const keys = host.parentElement.querySelectorAll(".key-item b");
   series.forEach((s, i) => {
     const at = index === null || index === undefined ? -1 : s.steps.indexOf(steps[index]);
-    keys[i].textContent = figure(s.name, at < 0 ? s.values.findLast((v) => v !== null) : s.values[at]);
+    keys[i].textContent = metricText(s.name, at < 0 ? s.values.findLast((v) => v !== null) : s.values[at]);
   });
 }

@@ -1,4 +1,4 @@
-// A denoising run: what it did and what came of it, its curves, its record. The pictures are in pictures.js.
+// A denoising run: what it did and what came of it, its curves, its record. The images are in images.js.
 
 const DATA = { runs: [], live: false };
 const RUN = () => DATA.runs[0];
@@ -9,27 +9,26 @@ function load(tree) {
 }
 
 const MEANINGS = {
-  accuracy: "pictures that show their prompt", frechet: "Fréchet distance to real pictures",
+  accuracy: "images that show their prompt", frechet: "Fréchet distance to real images",
   distance: "the loss's distance to the teacher, held-out prompts",
   gap_recovery: "share of the teacher's lead that the student has made up",
 };
 const FIRST = ["accuracy", "frechet", "distance"];
 const DENOISING_CHARTS = [
-  ["Accuracy", "Share of pictures that show what their prompt says: held-out prompts at each evaluation, the training batch at each step.",
+  ["Accuracy", "Share of images that show what their prompt says: held-out prompts at each evaluation, the training batch at each step.",
     [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true]], { share: true }],
-  ["Fréchet distance", "How far the pictures are, as a set, from real ones; lower is better.",
+  ["Fréchet distance", "How far the images are, as a set, from real ones; lower is better.",
     [["eval", "frechet", "student"], ["eval", "teacher_frechet", "teacher", true]], { low: 0 }],
   ["Distance to the teacher", "The loss on held-out prompts, a mean over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
   ["Loss", "What the optimizer sees, and the terms that it is made of.",
     [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|reward_gradient)$/, ""]], {}],
-  ["Spread", "Standard deviation of the drawn latents across a batch; it falls to 0 where one picture is drawn for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
+  ["Spread", "Standard deviation of the drawn latents across a batch; it falls to 0 where one image is drawn for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
   ["Where the time goes", "Seconds a step, one on top of the other.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
   ["Throughput", "Denoising steps a second of a step.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
 ];
 
-const duration = (s) => (s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);
 const known = (column) => Boolean(column) && column.some((v) => v !== null);
 
 function summary() {
@@ -53,7 +52,7 @@ function sentence(run) {
   if (name) {
     const { first, last } = course(run, name);
     const what = { accuracy: "Accuracy on held-out prompts", frechet: "The Fréchet distance", distance: "The distance to the teacher on held-out prompts" }[name];
-    parts.push(`${what} went `, bold(`from ${figure(name, first.value)} to ${figure(name, last.value)}`), ` in ${steps} steps`);
+    parts.push(`${what} went `, bold(`from ${metricText(name, first.value)} to ${metricText(name, last.value)}`), ` in ${steps} steps`);
   } else parts.push(bold(`${steps} steps`));
   parts.push(run.seconds ? `, ${duration(run.seconds)}. ` : ". ");
   if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
@@ -68,7 +67,7 @@ function measured(run) {
   const order = [...FIRST, "gap_recovery"];
   const rank = (name) => { const at = order.indexOf(name.split("/")[0]); return at < 0 ? order.length : at; };
   const rows = all.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
-  if (!rows.length) return card2("Before and after", el("p", { class: "note" }, "Nothing was measured: the run file names no task that judges pictures, or no held-out prompts."));
+  if (!rows.length) return card2("Before and after", el("p", { class: "note" }, "Nothing was measured: the run file names no task that judges images, or no held-out prompts."));
   const heads = ["before", "after", "best", "teacher"];
   return card2("Before and after",
     el("div", { class: "scroll-x" }, el("table", { class: "plain before-after" },
@@ -78,8 +77,8 @@ function measured(run) {
         const teacher = (columns[`teacher_${name}`] || []).findLast((v) => v !== null);
         return el("tr", {},
           el("th", { scope: "row", title: MEANINGS[name] }, label(name)),
-          el("td", {}, figure(name, first.value)), el("td", {}, el("b", {}, figure(name, last.value))),
-          el("td", { title: `step ${best.step}` }, figure(name, best.value)), el("td", {}, figure(name, teacher)),
+          el("td", {}, metricText(name, first.value)), el("td", {}, el("b", {}, metricText(name, last.value))),
+          el("td", { title: `step ${best.step}` }, metricText(name, best.value)), el("td", {}, metricText(name, teacher)),
           el("td", { class: "course-cell" }, spark(step, columns[name], `${label(name)} over the run`)));
       })))),
     el("p", { class: "note" }, rows.filter((n) => MEANINGS[n]).map((n) => `${label(n)}: ${MEANINGS[n]}`).join(". "), "."));
@@ -108,27 +107,22 @@ function record() {
       ? el("ol", { class: "events" }, run.events.map((e) => el("li", {}, el("span", { class: "fact" }, `step ${e.step}`), el("b", {}, e.kind.replace(/_/g, " ")), " ", e.text)))
       : el("p", { class: "note" }, "Nothing."),
     el("details", {}, el("summary", {}, "Run file"), el("pre", {}, JSON.stringify(run.config, null, 2))),
-    el("p", { class: "note" }, `All pictures of a prompt begin with the same noise, at every evaluation${run.samples.teacher.length ? " and by the teacher" : ""}.${missing}`),
+    el("p", { class: "note" }, `All images of a prompt begin with the same noise, at every evaluation${run.samples.teacher.length ? " and by the teacher" : ""}.${missing}`),
   );
 }
 
-function theme(next) {
-  document.documentElement.dataset.theme = next;
-  $("theme").setAttribute("aria-pressed", String(next === "dark"));
-}
-
-const turn = () => { theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); buildCurves(); };
+const turn = () => { toggleTheme(); buildCurves(); };
 
 function build() {
   summary();
-  buildPictures();
+  buildImages();
   buildCurves();
   record();
 }
 
 // Live mode: who looks at the last evaluation goes on to the next.
 function follow() {
-  ask(() => RUN().finished, (news) => {
+  poll(() => RUN().finished, (news) => {
     load(news);
     const focused = document.activeElement.id;
     build();

@@ -1,4 +1,4 @@
-// Small helpers. Text enters the page through textContent alone, never as markup.
+// DOM and number helpers. Text enters the page only as text nodes, never as markup.
 
 const $ = (id) => document.getElementById(id);
 
@@ -31,17 +31,19 @@ function fill(node, ...children) {
   return add(node, children);
 }
 
-// Figures as opd prints them elsewhere: shares in percent, everything else with three decimals.
-const SHARES =
-  /^(accuracy|avg@|gap_recovery|invalid_call_rate|repetition_rate|teacher_accuracy|truncation_rate|overlap@|.*_share$)/;
+// METRIC_TABLE comes from opd/output/format.py: label, percent and better of each metric, and the order of tiles.
+const unprefixed = (name) => name.replace(/^(teacher|conflict)\//, "");
+const baseName = (name) => unprefixed(name).split(/[/@]/)[0];
+const metricOf = (name) => METRIC_TABLE.metrics[baseName(name)] || null;
 
-function figure(name, value) {
+// A metric's value as text: in percent if the table or the name says so, otherwise by size.
+function metricText(name, value) {
   if (value === null || value === undefined) return "–";
-  return SHARES.test(bare(name)) ? percent(value) : number(value);
+  const metric = metricOf(name);
+  return (metric ? metric.percent : baseName(name).endsWith("_share")) ? percent(value) : number(value);
 }
 
-const bare = (name) => name.replace(/^(teacher|conflict)\//, "");
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const percent = (value) => `${(100 * value).toFixed(1)}%`;
 
 function number(value) {
   const size = Math.abs(value);
@@ -52,29 +54,32 @@ function number(value) {
   return value.toFixed(size >= 10 ? 2 : 3).replace("-", "−");
 }
 
-// A probability from a logprob, with as many decimals as it needs to be told from 0 and 1.
+// A probability from a log-probability, with enough decimals to differ from 0 and 1.
 function chance(logprob) {
   if (logprob === null || logprob === undefined) return "–";
   const p = Math.exp(logprob);
-  if (p > 0.9995) return "100 %";
-  return p < 0.0001 ? "< 0.01 %" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`;
+  if (p > 0.9995) return "100%";
+  return p < 0.0001 ? "< 0.01%" : `${(100 * p).toFixed(p < 0.1 ? 2 : 1)}%`;
 }
 
-// Tokens are shown so that spaces and line breaks can be seen.
+// A token with visible spaces and line breaks.
 function visible(text) {
   const shown = text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length));
   return shown === "" ? "(nothing)" : shown;
 }
 
-// The same where a leading space is only a word boundary.
+// A token without its leading space.
 const word = (text) => (text.trim() === "" ? visible(text) : text.trim().replace(/\n/g, "⏎"));
 
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
-// A text with the special tokens of the tokenizer set apart, so that what was said stands out.
+// A text whose special tokens are marked, so that the message stands out.
 function withSpecials(text, run) {
   if (!run.specials.length) return [text];
   const escaped = run.specials.map((s) => s.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   return text.split(new RegExp(`(${escaped.join("|")})`)).filter((s) => s !== "")
     .map((s) => (run.specials.includes(s) ? el("span", { class: "mark-token" }, s) : s));
 }
+
+// Number of seconds as text.
+const duration = (s) => (s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);

@@ -1,8 +1,8 @@
-// Puts the page together: theme, keyboard, the record at the end, and news in live mode.
+// Entry point of a language model's page: keyboard, record, live updates.
 
 const KEYS = [
-  ["← →", "token before, token after"], ["↑ ↓  or  k j", "rollout before, rollout after"], ["[ ]", "step back, step on"],
-  ["n p", "next worst token, the one before"], ["1 … 8", "what tokens are coloured by"], ["/", "find text"],
+  ["← →", "previous or next token"], ["↑ ↓  or  k j", "previous or next rollout"], ["[ ]", "previous or next step"],
+  ["n p", "next or previous worst token"], ["1 … 8", "colour tokens by a quantity"], ["/", "find text"],
   ["Esc", "close the token's panel"], ["t", "light or dark"], ["?", "this list"],
 ];
 
@@ -12,35 +12,28 @@ function buildRecord() {
   fill(
     $("record"),
     el("h2", { id: "record-title" }, "Record"),
-    el("h3", {}, "What guards, gate and recovery noticed"),
+    el("h3", {}, "Events of guards, gate and recovery"),
     rows.length
       ? el("ol", { class: "events" }, rows.map((e) => el("li", {}, el("span", { class: "fact" }, `step ${e.step}`), el("b", {}, e.kind.replace(/_/g, " ")), " ", several ? `(${e.run.name}) ` : "", e.text)))
-      : el("p", { class: "note" }, "Nothing."),
+      : el("p", { class: "note" }, "None."),
     DATA.runs.map((run) => el("details", {}, el("summary", {}, several ? `Run file of ${run.name}` : "Run file"), el("pre", {}, JSON.stringify(run.config, null, 2)))),
-    el("p", { class: "note" }, DATA.runs.map(choice)),
+    el("p", { class: "note" }, DATA.runs.map(selection)),
   );
 }
 
-// Which rollouts are here, and how they were chosen.
-function choice(run) {
+// How the rollouts on the page were selected.
+function selection(run) {
   const shown = (of) => run.rollouts.filter((r) => r.of === of).length;
   const every = (run.config.eval || {}).every;
   const several = DATA.runs.length > 1 ? `${run.name}: ` : "";
   return [
-    `${several}${shown("eval")} rollouts of a fixed handful of held-out prompts, evenly spaced among them, rolled out and scored anew at every evaluation (each ${every} steps) with the draws of the first; `,
-    `and ${shown("train")} of the training step that follows each, as different as domain, reward, ending and events make them, with the very numbers of the loss. `,
-    "Distributions are at temperature 1; of the likeliest tokens those below 0.01 % are left out. ",
-    run.left_out ? `For the size of this file it lacks ${run.left_out}; all of it is in the run's folder, rollouts.jsonl. ` : "",
+    `${several}${shown("eval")} rollouts of a fixed set of held-out prompts, evenly spaced, generated with one seed and scored at every evaluation (every ${every} steps); `,
+    `and ${shown("train")} rollouts of the training step after each evaluation, selected to differ in domain, reward, ending and events, with the numbers of the loss. `,
+    "Distributions are at temperature 1; likeliest tokens below 0.01% are left out. ",
+    run.left_out ? `To limit the size of this file, it lacks ${run.left_out}; rollouts.jsonl in the run's folder has everything. ` : "",
     run.source ? `Method: ${run.source}. ` : "",
   ];
 }
-
-function theme(next) {
-  document.documentElement.dataset.theme = next;
-  $("theme").setAttribute("aria-pressed", String(next === "dark"));
-}
-
-const dark = () => document.documentElement.dataset.theme === "dark";
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -54,23 +47,23 @@ function onKey(event) {
   }
   if (typing) return;
   const inText = event.target === document.body || event.target.closest("#tokens");
-  const metric = Object.keys(METRICS).find((name) => METRICS[name].key === event.key);
+  const quantity = Object.keys(QUANTITIES).find((name) => QUANTITIES[name].key === event.key);
   const acts = {
     "[": () => moveStep(-1), "]": () => moveStep(1), n: () => nextWorst(1), p: () => nextWorst(-1), j: () => moveRollout(1), k: () => moveRollout(-1),
-    t: () => { theme(dark() ? "light" : "dark"); buildCurves(); }, "?": () => $("keys").showModal(),
+    t: () => { toggleTheme(); buildCurves(); }, "?": () => $("keys").showModal(),
     "/": () => { $("filter-text").focus(); },
   };
   if (inText) {
     Object.assign(acts, { ArrowLeft: () => moveToken(-1), ArrowRight: () => moveToken(1) });
     if (event.target.closest(".tokens, #list")) Object.assign(acts, { ArrowUp: () => moveRollout(-1), ArrowDown: () => moveRollout(1) });
   }
-  const act = metric ? () => paint(metric) : acts[event.key];
+  const act = quantity ? () => paint(quantity) : acts[event.key];
   if (!act || !primary().rollouts.length) return;
   event.preventDefault();
   act();
 }
 
-// The token that an event is about.
+// The student token under an event; null for other targets.
 function tokenAt(event) {
   const span = event.target.closest(".tok");
   const box = event.target.closest(".tokens");
@@ -85,14 +78,14 @@ function onText(event) {
   if (token) pick(token);
 }
 
-// Four thousand titles would be many; each is written when the pointer comes by.
+// Sets a token's title on hover, because thousands of titles at once are slow.
 function onHover(event) {
   const token = tokenAt(event);
   if (!token) return;
-  const metric = METRICS[view.metric];
-  const value = metric.of(token);
+  const quantity = QUANTITIES[view.quantity];
+  const value = quantity.of(token);
   event.target.closest(".tok").title =
-    value === null ? "left out of the loss" : `${metric.name.toLowerCase()} ${number(value)} · p ${chance(token.student.logprob)}`;
+    value === null ? "not in the loss" : `${quantity.name.toLowerCase()} ${number(value)} · p ${chance(token.student.logprob)}`;
 }
 
 function build() {
@@ -103,9 +96,9 @@ function build() {
   buildRecord();
 }
 
-// Live mode: what one is looking at stays.
+// Live mode: new data arrive, and the selected token stays selected.
 function follow() {
-  ask(() => primary().finished, (news) => {
+  poll(() => primary().finished, (news) => {
     const open = view.token && [view.token.rollout.key, view.token.position];
     load(news);
     view.token = null;
@@ -116,10 +109,10 @@ function follow() {
 }
 
 load(JSON.parse($("data").textContent));
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-$("theme").addEventListener("click", () => { theme(dark() ? "light" : "dark"); buildCurves(); });
+startTheme(buildCurves);
+$("theme").before(el("button", { id: "keys-button", type: "button", title: "Keyboard (?)", "aria-label": "Keyboard" }, "?"));
 $("keys-button").addEventListener("click", () => $("keys").showModal());
-fill($("keys"), el("h2", {}, "Keyboard"), el("table", { class: "figures" }, el("tbody", {}, KEYS.map(([k, what]) => el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, k)), el("td", {}, what))))), el("form", { method: "dialog" }, el("button", { class: "chip" }, "Close")));
+fill($("keys"), el("h2", {}, "Keyboard"), el("table", { class: "values" }, el("tbody", {}, KEYS.map(([k, action]) => el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, k)), el("td", {}, action))))), el("form", { method: "dialog" }, el("button", { class: "chip" }, "Close")));
 document.addEventListener("keydown", onKey);
 $("text").addEventListener("click", onText);
 $("text").addEventListener("mouseover", onHover);

@@ -1,4 +1,4 @@
-// From the embedded data to tokens with everything that is known about them.
+// Builds one object per token, with everything recorded about it, from the embedded data.
 
 const DATA = { runs: [], live: false };
 
@@ -23,14 +23,14 @@ function prepare(rollout, run) {
     rollout, position, text, id: rollout.ids[position], own: false, special: special.has(position), terms: [],
     missed: missed.has(position), outside: !turns.some(([start, stop]) => start <= position && position < stop),
   }));
-  const said = rollout.student;
+  const student = rollout.student;
   rollout.own.forEach((position, k) => {
     const token = rollout.tokens[position];
     token.own = true;
     token.k = k;
     token.drawn = rollout.drawn[k] ?? null;
-    token.student = { name: "student", logprob: said.logprob[k], entropy: said.entropy[k], top: top(said, k, run) };
-    token.before = said.before ? said.before[k] : rollout.step === 0 ? said.logprob[k] : null;
+    token.student = { name: "student", logprob: student.logprob[k], entropy: student.entropy[k], top: top(student, k, run) };
+    token.before = student.before ? student.before[k] : rollout.step === 0 ? student.logprob[k] : null;
     token.after = rollout.after ? rollout.after[k] : null;
     token.again = (rollout.again || []).map(([step, logprob]) => [step, logprob[k]]);
   });
@@ -57,21 +57,21 @@ function prepare(rollout, run) {
       });
     });
   }
-  rollout.scored = rollout.terms.length > 0; // else nobody was asked about it
+  rollout.scored = rollout.terms.length > 0; // false: no term of the loss scored this rollout
   for (const token of rollout.tokens) {
     token.masked = rollout.scored && token.own && !token.terms.length;
-    token.stranger = token.outside && token.own && !token.masked; // trained on, and nobody's choice
-    token.said = token.missed || (token.own && !token.outside); // what the student wrote, whatever the mask says
+    token.stranger = token.outside && token.own && !token.masked; // inserted, but in the loss
+    token.generated = token.missed || (token.own && !token.outside); // by the student, even if the mask is wrong
   }
-  const values = rollout.tokens.map(METRICS.divergence.of).filter((v) => v !== null);
+  const values = rollout.tokens.map(QUANTITIES.divergence.of).filter((v) => v !== null);
   rollout.worst = values.length ? Math.max(...values) : 0;
   rollout.mean = values.length ? values.reduce((a, b) => a + b, 0) / values.length : 0;
   rollout.plain = rollout.text.join("");
 }
 
-function top(said, row, run) {
-  if (!said.top) return null;
-  const pairs = said.top[row];
+function top(scores, row, run) {
+  if (!scores.top) return null;
+  const pairs = scores.top[row];
   const found = [];
   for (let i = 0; i < pairs.length; i += 2) found.push({ text: run.vocabulary[pairs[i]], logprob: pairs[i + 1] });
   return found;
@@ -80,72 +80,72 @@ function top(said, row, run) {
 const lead = (token) => token.terms[0] || null;
 const teacherOf = (token) => (lead(token) && lead(token).teachers[0]) || null;
 
-// What tokens can be coloured by. A diverging one has a sign; the others grow from nothing.
-const METRICS = {
+// Quantities that can colour tokens. A diverging one has a sign; the others start at 0.
+const QUANTITIES = {
   divergence: {
     name: "Divergence", key: "1",
-    about: "the loss's own distance between student and teacher at this token, in nats",
+    about: "the loss at this token, in nats",
     of: (t) => (lead(t) ? lead(t).loss : null),
   },
   advantage: {
     name: "Advantage", key: "2", diverging: true, signs: ["discouraged", "encouraged"],
-    about: "what the loss gives the sampled token: the teacher's log-probability less that under which it was drawn",
+    about: "advantage of the sampled token: the teacher's log-probability minus that of the rollout",
     of: (t) => {
       if (lead(t) && lead(t).advantage !== null) return lead(t).advantage;
       return teacherOf(t) && t.drawn !== null ? teacherOf(t).logprob - t.drawn : null;
     },
   },
   gap: {
-    name: "Gap", key: "3", diverging: true, signs: ["teacher likes it less", "teacher likes it more"],
-    about: "teacher's less student's log-probability of the token",
+    name: "Gap", key: "3", diverging: true, signs: ["less likely for the teacher", "more likely for the teacher"],
+    about: "the teacher's minus the student's log-probability of the token",
     of: (t) => (teacherOf(t) ? teacherOf(t).logprob - t.student.logprob : null),
   },
   student: {
     name: "Student", key: "4", surprise: true,
-    about: "how unlikely the student finds its token, −log p",
+    about: "surprisal of the token for the student, −log p",
     of: (t) => (t.own ? -t.student.logprob : null),
   },
   teacher: {
     name: "Teacher", key: "5", surprise: true,
-    about: "how unlikely the teacher finds the student's token, −log q",
+    about: "surprisal of the token for the teacher, −log q",
     of: (t) => (teacherOf(t) ? -teacherOf(t).logprob : null),
   },
   entropy: {
     name: "Entropy", key: "6",
-    about: "how unsure the student is, in nats",
+    about: "entropy of the student's distribution, in nats",
     of: (t) => (t.own ? t.student.entropy : null),
   },
   weight: {
     name: "Weight", key: "7",
-    about: "how much the position counts in the loss, 1 for an ordinary one",
+    about: "weight of the position in the loss; 1 by default",
     of: (t) => (t.own ? t.terms.reduce((sum, term) => sum + term.factor * term.weight, 0) : null),
   },
   change: {
     name: "Trained", key: "8", diverging: true, signs: ["unlearned", "learned"],
-    about: "how much more likely the token has become by training, in points of probability",
+    about: "change of the token's probability by training",
     of: (t) => (t.own && t.before !== null && t.after !== null ? Math.exp(t.after) - Math.exp(t.before) : null),
     fixed: 1,
   },
 };
 
-// The value that gets the full colour: nearly the largest of the whole run, so that colours mean the same everywhere.
+// The value with the full colour: the 99.5th percentile of the whole run, so that colours are comparable.
 function scale(run, name) {
-  const metric = METRICS[name];
-  if (metric.fixed) return metric.fixed;
+  const quantity = QUANTITIES[name];
+  if (quantity.fixed) return quantity.fixed;
   if (!(name in run.scales)) {
     const values = [];
     for (const rollout of run.rollouts) {
       for (const token of rollout.tokens) {
-        const value = metric.of(token);
+        const value = quantity.of(token);
         if (value !== null) values.push(Math.abs(value));
       }
     }
     values.sort((a, b) => a - b);
     const high = values.length ? values[Math.floor(0.995 * (values.length - 1))] : 1;
-    run.scales[name] = Math.max(high, metric.surprise || metric.diverging ? 1 : 0.05);
+    run.scales[name] = Math.max(high, quantity.surprise || quantity.diverging ? 1 : 0.05);
   }
   return run.scales[name];
 }
 
-// How strong the colour is, 0 to 1; the square root brings out small values.
+// Strength of a colour, 0 to 1; the square root makes small values visible.
 const strength = (value, most) => Math.sqrt(Math.min(Math.abs(value) / most, 1));

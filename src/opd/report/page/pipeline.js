@@ -1,8 +1,8 @@
-// A pipeline: the graph of its stages, what each came to, and the way to each one's own report.
+// The page of a pipeline: graph of stages, their results, and links to their reports.
 
 const PIPE = JSON.parse($("data").textContent);
 const STATES = {
-  done: ["✓", "done"], unchanged: ["✓", "as it was"], running: ["…", "running"], waiting: ["·", "waiting"],
+  done: ["✓", "done"], unchanged: ["✓", "unchanged"], running: ["…", "running"], waiting: ["·", "waiting"],
   failed: ["✗", "failed"], collapsed: ["✗", "stopped by a guard"], blocked: ["–", "not run"],
 };
 const BOX = { width: 208, height: 112, across: 56, down: 18 };
@@ -10,7 +10,7 @@ const BOX = { width: 208, height: 112, across: 56, down: 18 };
 const known = (stage) => STATES[stage.state] || ["?", stage.state];
 const lost = (stage) => ["failed", "collapsed", "blocked"].includes(stage.state);
 const link = (stage, text) => (stage.report ? el("a", { href: stage.report.split("/").map(encodeURIComponent).join("/") }, text) : text);
-const time = (s) => (s === null || s === undefined ? "" : s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);
+const time = (s) => (s === null || s === undefined ? "" : duration(s));
 
 function summary() {
   const finished = PIPE.stages.filter((s) => s.state === "done" || s.state === "unchanged").length;
@@ -21,25 +21,25 @@ function summary() {
   fill(
     $("short"),
     el("h1", { id: "short-title" }, `Pipeline ${PIPE.name}`),
-    el("p", { class: "lede" }, el("b", {}, `${finished} of ${PIPE.stages.length} stages are done`), `; ${number(tokens)} tokens of students and ${time(seconds)} in all of them. Choose a stage to see its own report.`),
+    el("p", { class: "lede" }, el("b", {}, `${finished} of ${PIPE.stages.length} stages are done`), `; ${number(tokens)} student tokens and ${time(seconds)} in total. Select a stage to see its report.`),
     problems.length
-      ? el("ul", { class: "signs", "aria-label": "What went wrong" }, problems.map((s) =>
+      ? el("ul", { class: "signs", "aria-label": "Problems" }, problems.map((s) =>
         el("li", { class: s.state === "blocked" ? "hunch" : "alarm" }, el("b", {}, `${known(s)[1]}. `), s.problem)))
       : null,
   );
 }
 
-// Each stage one column after the last of its inputs, and in its column near them.
+// Position of each stage: one column after its last input, in the free row nearest to its inputs.
 function places() {
   const at = new Map();
   const columns = [];
   for (const stage of PIPE.stages) {
     const before = stage.inputs.map((name) => at.get(name)).filter(Boolean);
     const column = before.length ? Math.max(...before.map((p) => p.column)) + 1 : 0;
-    const wish = before.length ? before.reduce((sum, p) => sum + p.row, 0) / before.length : columns[column] ? columns[column].size : 0;
+    const wanted = before.length ? before.reduce((sum, p) => sum + p.row, 0) / before.length : columns[column] ? columns[column].size : 0;
     columns[column] = columns[column] || new Set();
     const free = Array.from({ length: PIPE.stages.length }, (_, row) => row).filter((row) => !columns[column].has(row));
-    const row = free.reduce((a, b) => (Math.abs(b - wish) < Math.abs(a - wish) ? b : a));
+    const row = free.reduce((a, b) => (Math.abs(b - wanted) < Math.abs(a - wanted) ? b : a));
     columns[column].add(row);
     at.set(stage.name, { column, row, x: column * (BOX.width + BOX.across), y: row * (BOX.height + BOX.down) });
   }
@@ -64,14 +64,14 @@ function graph() {
       "li", { class: `stage ${stage.state}`, "--x": `${place.x}px`, "--y": `${place.y}px`, data: { stage: stage.name } },
       el("div", { class: "stage-top" }, el("span", { class: "sign", "aria-hidden": "true" }, sign), el("b", {}, link(stage, stage.name))),
       el("div", { class: "note" }, `${stage.title} · ${words}`, stage.inputs.length ? el("span", { class: "hidden" }, `, after ${stage.inputs.join(", ")}`) : null),
-      stage.metric && stage.after !== "" ? el("div", { class: "stage-figure" }, `${stage.metric} `, el("b", {}, `${stage.before} → ${stage.after}`)) : null,
-      spark(stage),
+      stage.metric && stage.after !== "" ? el("div", { class: "stage-metric" }, `${stage.metric} `, el("b", {}, `${stage.before} → ${stage.after}`)) : null,
+      spark(stage.course.map((p) => p[0]), stage.course.map((p) => p[1]), `${stage.metric} over the steps`),
     );
   });
   fill(
     $("graph"),
     el("h2", { id: "graph-title" }, "Graph"),
-    el("div", { class: "scroll-x graph-room", tabindex: "0", role: "group", "aria-label": "The graph; it can be scrolled" },
+    el("div", { class: "scroll-x graph-room", tabindex: "0", role: "group", "aria-label": "Graph, scrollable" },
       el("div", { class: "graph", "--w": `${width}px`, "--h": `${height}px` },
         el("svg:svg", { width, height, "aria-hidden": "true" },
           el("svg:defs", {}, el("svg:marker", { id: "arrow", viewBox: "0 0 6 6", refX: 1, refY: 3, markerWidth: 6, markerHeight: 6, orient: "auto" }, el("svg:path", { d: "M0 0 L6 3 L0 6 z", class: "head" }))),
@@ -80,18 +80,8 @@ function graph() {
   );
 }
 
-function spark(stage) {
-  const points = stage.course;
-  if (points.length < 2) return null;
-  const [low, high] = [Math.min(...points.map((p) => p[1])), Math.max(...points.map((p) => p[1]))];
-  const width = points[points.length - 1][0] - points[0][0] || 1;
-  const place = ([s, v]) => `${((100 * (s - points[0][0])) / width).toFixed(1)},${(22 - (20 * (v - low)) / (high - low || 1)).toFixed(1)}`;
-  return el("svg:svg", { class: "spark", viewBox: "0 0 100 24", preserveAspectRatio: "none", role: "img", "aria-label": `${stage.metric} over the steps` },
-    el("svg:polyline", { points: points.map(place).join(" ") }));
-}
-
 function stages() {
-  const head = ["stage", "", "state", "steps", "figure", "before", "after", "best", "tokens", "time"];
+  const head = ["stage", "", "state", "steps", "metric", "before", "after", "best", "tokens", "time"];
   fill(
     $("stages"),
     el("h2", { id: "stages-title" }, "Stages"),
@@ -104,11 +94,11 @@ function stages() {
   );
 }
 
-function figures() {
-  if (!PIPE.tables.length) return void $("figures").remove();
+function metrics() {
+  if (!PIPE.tables.length) return void $("metrics").remove();
   fill(
-    $("figures"),
-    el("h2", { id: "figures-title" }, "Figures"),
+    $("metrics"),
+    el("h2", { id: "metrics-title" }, "Metrics"),
     PIPE.tables.map((table) => [
       el("h3", {}, table.name),
       el("div", { class: "scroll-x" }, el("table", { class: "plain measured" },
@@ -118,21 +108,14 @@ function figures() {
           return el("tr", {}, el("th", { scope: "row" }, stage ? link(stage, row.model) : row.model), row.cells.map(([text, best]) => el("td", {}, best ? el("b", {}, text) : text)));
         })))),
     ]),
-    el("p", { class: "note" }, "The best share of right answers of each table is in bold."),
+    el("p", { class: "note" }, "The best accuracy of each table is bold."),
   );
 }
 
-function theme(next) {
-  document.documentElement.dataset.theme = next;
-  $("theme").setAttribute("aria-pressed", String(next === "dark"));
-}
-
-const turn = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-$("theme").addEventListener("click", turn);
-document.addEventListener("keydown", (event) => { if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) turn(); });
+startTheme(() => {});
+document.addEventListener("keydown", (event) => { if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) toggleTheme(); });
 summary();
 graph();
 stages();
-figures();
+metrics();
 fill($("record"), el("details", {}, el("summary", {}, "Pipeline file"), el("pre", {}, JSON.stringify(PIPE.config, null, 2))));

@@ -1,11 +1,4 @@
-// "In short": what came of the run, and which choices changed most. For somebody who sees this for the first time.
-
-const HEADLINE = ["accuracy", "invalid_call_rate", "reverse_kl", "teacher/reverse_kl", "teacher/overlap@16", "length", "text_loss"];
-const NAMES = {
-  accuracy: "answers right", invalid_call_rate: "invalid tool calls", reverse_kl: "divergence from the teacher",
-  "teacher/reverse_kl": "divergence from the teacher", "teacher/overlap@16": "likeliest tokens shared",
-  length: "tokens an answer", text_loss: "loss on held-out text",
-};
+// The summary of a run: result, warnings, metrics, and the tokens that changed most.
 
 function story() {
   const runs = DATA.runs;
@@ -24,25 +17,31 @@ function story() {
   );
 }
 
+// The first five metrics of the table's tiles that this run measured; of several columns of one metric the first.
+function tileNames(columns) {
+  const measured = Object.keys(columns).filter((name) => !unprefixed(name).includes("/") && columns[name].some((v) => v !== null));
+  const column = (tile) => measured.filter((name) => baseName(name) === tile).sort((a, b) => a.length - b.length)[0];
+  return METRIC_TABLE.tiles.map(column).filter(Boolean).slice(0, 5);
+}
+
 function tiles(run) {
   const columns = run.eval.columns;
-  const here = HEADLINE.filter((name) => columns[name] && columns[name].some((v) => v !== null));
-  return here.filter((name) => !(name === "teacher/reverse_kl" && columns.reverse_kl)).slice(0, 5).map((name) => {
+  return tileNames(columns).map((name) => {
     const { first, last, best, sign, lost } = course(run, name);
     const gain = sign * (last.value - first.value);
     const mood = !sign || first.value === last.value ? "" : lost || gain < 0 ? "bad" : "good";
     const steps = run.eval.step;
-    const said = [
-      `from ${figure(name, first.value)}`,
-      lost ? `best ${figure(name, best.value)} at step ${best.step}` : { good: "better", bad: "worse", "": "" }[mood],
-      last.step !== steps[steps.length - 1] ? `last known at step ${last.step}` : "",
+    const notes = [
+      `from ${metricText(name, first.value)}`,
+      lost ? `best ${metricText(name, best.value)} at step ${best.step}` : { good: "better", bad: "worse", "": "" }[mood],
+      last.step !== steps[steps.length - 1] ? `last measured at step ${last.step}` : "",
     ].filter(Boolean);
     return el(
       "div", { class: `tile ${mood}` },
-      el("div", { class: "tile-name" }, NAMES[name]),
-      el("div", { class: "tile-now" }, figure(name, last.value)),
-      el("div", { class: "tile-was" }, said.join(" · ")),
-      spark(steps, columns[name], `${NAMES[name]} over the run`),
+      el("div", { class: "tile-name" }, metricOf(name).label),
+      el("div", { class: "tile-now" }, metricText(name, last.value)),
+      el("div", { class: "tile-was" }, notes.join(" · ")),
+      spark(steps, columns[name], `${metricOf(name).label} over the run`),
     );
   });
 }
@@ -52,14 +51,14 @@ function sentence(run) {
   const parts = [];
   const bold = (text) => el("b", {}, text);
   const steps = run.train.step.length ? run.train.step[run.train.step.length - 1] : 0;
-  const time = run.seconds ? ` (${run.seconds >= 120 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`})` : "";
+  const time = run.seconds ? ` (${duration(run.seconds)})` : "";
   if (columns.accuracy && step.length > 1) {
     const { first, last, best, lost } = course(run, "accuracy");
     if (lost && best.step === first.step) {
       parts.push("Accuracy on held-out prompts ", bold(`fell from ${percent(first.value)} to ${percent(last.value)}`), ` in ${steps} steps${time}. `);
     } else if (lost) {
       parts.push("Accuracy on held-out prompts rose ", bold(`from ${percent(first.value)} to ${percent(best.value)} at step ${best.step}`));
-      parts.push(", and then ", bold(`fell to ${percent(last.value)}`), ` by step ${last.step}${time}. `);
+      parts.push(", then ", bold(`fell to ${percent(last.value)}`), ` by step ${last.step}${time}. `);
     } else {
       parts.push("Accuracy on held-out prompts went ", bold(`from ${percent(first.value)} to ${percent(last.value)}`), ` in ${steps} steps${time}. `);
     }
@@ -72,13 +71,13 @@ function sentence(run) {
   return parts;
 }
 
-// The choices of the untrained student that training changed most, and what the teacher would rather have had.
+// Tokens of the untrained student whose probability changed most, and the teacher's likeliest tokens there.
 function changes(run) {
   const groups = new Map();
   for (const rollout of run.rollouts) {
     if (rollout.step !== 0) continue;
     for (const token of rollout.tokens) {
-      const change = METRICS.change.of(token);
+      const change = QUANTITIES.change.of(token);
       if (change === null || Math.abs(change) < 0.05) continue;
       const teacher = teacherOf(token);
       const key = word(token.text);
@@ -99,13 +98,13 @@ function changes(run) {
   if (!rows.length) return null;
   return el(
     "div", { class: "changes" },
-    el("h3", {}, "Where it changed its mind"),
-    el("p", { class: "note" }, "Tokens that the untrained student wrote, how likely they were then, and how likely they are now in the same place. Choose one to see it in its answer."),
+    el("h3", {}, "Largest changes by training"),
+    el("p", { class: "note" }, "Tokens of the untrained student, with their mean probability before and after training in the same context. Select one to see it in its answer."),
     el(
       "div", { class: "scroll-x" },
       el(
         "table", { class: "plain" },
-        el("thead", {}, el("tr", {}, ["student wrote", "times", "before", "after", "teacher preferred"].map((h) => el("th", { scope: "col" }, h)))),
+        el("thead", {}, el("tr", {}, ["student's token", "times", "before", "after", "teacher's token"].map((h) => el("th", { scope: "col" }, h)))),
         el("tbody", {}, rows.map(([text, g]) => {
           const prefers = [...g.prefers.entries()].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([t]) => t);
           return el(
@@ -122,7 +121,7 @@ function changes(run) {
   );
 }
 
-// Where the teacher would have written something else than the untrained student: what, how often, and in right answers.
+// Tokens of the untrained student that are not the teacher's likeliest: which, how often, and in correct answers.
 function objections(run) {
   const groups = new Map();
   for (const rollout of run.rollouts) {
@@ -130,12 +129,12 @@ function objections(run) {
     for (const token of rollout.tokens) {
       const teacher = teacherOf(token);
       if (!teacher || !teacher.top || !teacher.top.length) continue;
-      const [wrote, rather] = [word(token.text), word(teacher.top[0].text)];
-      if (wrote === rather) continue;
-      const key = JSON.stringify([wrote, rather]);
-      const group = groups.get(key) || { wrote, rather, token, count: 0, right: 0, loss: 0 };
+      const [student, preferred] = [word(token.text), word(teacher.top[0].text)];
+      if (student === preferred) continue;
+      const key = JSON.stringify([student, preferred]);
+      const group = groups.get(key) || { student, preferred, token, count: 0, correct: 0, loss: 0 };
       group.count += 1;
-      group.right += rollout.reward >= 1 ? 1 : 0;
+      group.correct += rollout.reward >= 1 ? 1 : 0;
       group.loss += Math.abs(lead(token).loss);
       if (Math.abs(lead(token).loss) > Math.abs(lead(group.token).loss)) group.token = token;
       groups.set(key, group);
@@ -146,20 +145,20 @@ function objections(run) {
   const checked = run.rollouts.some((r) => r.reward !== null);
   return el(
     "div", { class: "changes objections" },
-    el("h3", {}, "Where the teacher objects"),
-    el("p", { class: "note" }, `What the student wrote at step ${run.steps[0]}, and what the teacher finds likeliest in its place; the most loss first.`,
-      checked ? " A teacher that objects in right answers as well is worth a second look." : ""),
+    el("h3", {}, "Where the teacher disagrees"),
+    el("p", { class: "note" }, `Tokens of the student at step ${run.steps[0]}, and the teacher's likeliest token instead; largest loss first.`,
+      checked ? " Check a teacher that also disagrees with correct answers." : ""),
     el(
       "div", { class: "scroll-x" },
       el(
         "table", { class: "plain" },
-        el("thead", {}, el("tr", {}, ["student wrote", "teacher prefers", "times", checked ? "in right answers" : null, "mean loss"].filter(Boolean).map((h) => el("th", { scope: "col" }, h)))),
+        el("thead", {}, el("tr", {}, ["student's token", "teacher's token", "times", checked ? "in correct answers" : null, "mean loss"].filter(Boolean).map((h) => el("th", { scope: "col" }, h)))),
         el("tbody", {}, rows.map((g) => el(
           "tr", {},
-          el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, g.wrote)),
-          el("td", {}, el("code", {}, g.rather)),
+          el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, g.student)),
+          el("td", {}, el("code", {}, g.preferred)),
           el("td", {}, g.count),
-          checked ? el("td", {}, g.right) : null,
+          checked ? el("td", {}, g.correct) : null,
           el("td", {}, number(g.loss / g.count)),
         ))),
       ),

@@ -1,6 +1,6 @@
-// The token view: which rollout, coloured by what, and its text.
+// The token view: list of rollouts, filters, colours, and the text of one rollout.
 
-const view = { step: 0, of: null, key: null, token: null, metric: "divergence", worst: -1, all: false, spans: new Map() };
+const view = { step: 0, of: null, key: null, token: null, quantity: "divergence", worst: -1, all: false, spans: new Map() };
 const filters = { text: "", domain: "", reward: "", event: "", of: "", sort: "order" };
 
 const primary = () => DATA.runs[0];
@@ -10,7 +10,7 @@ function buildTokens() {
   buildFilters();
   buildPaint();
   if (!primary().rollouts.length) {
-    fill($("text"), el("p", { class: "note" }, "This run recorded no rollouts (report: false, or it stopped before its first evaluation)."));
+    fill($("text"), el("p", { class: "note" }, "This run recorded no rollouts: report is false, or the run stopped before its first evaluation."));
     fill($("steps"));
     return;
   }
@@ -38,13 +38,13 @@ function drawSteps() {
     el("span", { class: "label", id: "steps-label" }, "Weights after step"),
     el(
       "div", { class: "chips", role: "group", "aria-labelledby": "steps-label" },
-      primary().steps.map((s) => button(s, !view.all && s === view.step, () => goStep(s), "[ and ] step through the training")),
+      primary().steps.map((s) => button(s, !view.all && s === view.step, () => goStep(s), "[ and ] go to the previous or next step")),
       button("all", view.all, () => { view.all = true; draw(); }, "rollouts of every step"),
     ),
   );
 }
 
-// The same prompt at another step; a training rollout has no later self, so the first one there takes its place.
+// Shows the same prompt at another step, or its first rollout: training prompts do not recur.
 function goStep(step) {
   const now = current();
   view.all = false;
@@ -64,7 +64,7 @@ function moveStep(by) {
   if (at >= 0 && at < steps.length) goStep(steps[at]);
 }
 
-// --- finding -------------------------------------------------------------------------------------------------------
+// --- search  -------------------------------------------------------------------------------------------------------
 
 function buildFilters() {
   const focused = document.activeElement && document.activeElement.id;
@@ -87,7 +87,7 @@ function buildFilters() {
     ),
     domains.length > 1 ? select("domain", "Domain", [["", "all"], ...domains.map((d) => [d, d])]) : null,
     select("of", "From", [["", "both"], ["eval", "held-out prompts"], ["train", "training batch"]]),
-    select("reward", "Reward", [["", "any"], ["right", "right"], ["wrong", "not right"]]),
+    select("reward", "Reward", [["", "any"], ["right", "correct"], ["wrong", "not correct"]]),
     events.length ? select("event", "Event", [["", "any"], ["none", "no event"], ...events.map((k) => [k, k.replace(/_/g, " ")])]) : null,
     select("sort", "Sort by", [["order", "as recorded"], ["worst", "worst token"], ["mean", "mean divergence"]]),
   );
@@ -139,40 +139,40 @@ function drawList() {
   }));
 }
 
-// The last thing somebody said in a prompt, without the marks of its template where those are easily told.
+// The last message of a prompt, without special tokens and role names.
 function readable(text) {
   const marks = primary().specials;
-  const said = marks.reduce((t, m) => t.replaceAll(m, "\n"), text).split("\n").map((s) => s.trim()).filter((s) => s && s !== "assistant");
-  return said.length ? said[said.length - 1].replace(/^(user|system|tool) /, "") : text;
+  const messages = marks.reduce((t, m) => t.replaceAll(m, "\n"), text).split("\n").map((s) => s.trim()).filter((s) => s && s !== "assistant");
+  return messages.length ? messages[messages.length - 1].replace(/^(user|system|tool) /, "") : text;
 }
 
 function mark(rollout) {
   if (rollout.reward === null) return el("span", { class: "reward none", title: "no reward" }, "·");
   const right = rollout.reward >= 1;
-  const label = right ? "right" : `reward ${rollout.reward}`;
+  const label = right ? "correct" : `reward ${rollout.reward}`;
   return el("span", { class: `reward ${right ? "right" : "wrong"}`, title: label, role: "img", "aria-label": label }, right ? "✓" : "✗");
 }
 
-// A rollout at a glance: its tokens as a strip in the colours of the text.
+// A rollout's tokens as a strip of bars in the colours of the text.
 function strip(rollout) {
-  const metric = METRICS[view.metric];
-  const most = scale(primary(), view.metric);
+  const quantity = QUANTITIES[view.quantity];
+  const most = scale(primary(), view.quantity);
   const room = view.all ? 48 : 120;
   const tokens = rollout.tokens.length > room ? sampled(rollout.tokens, room) : rollout.tokens;
   const width = 100 / tokens.length;
   const bars = tokens.map((token, i) => {
-    const value = metric.of(token);
+    const value = quantity.of(token);
     if (value === null) return null;
     const high = token.stranger ? 14 : Math.max(2, 14 * strength(value, most));
-    const kind = token.stranger ? "alarm" : metric.diverging && value > 0 ? "up" : "heat";
+    const kind = token.stranger ? "alarm" : quantity.diverging && value > 0 ? "up" : "heat";
     return el("svg:rect", { class: kind, x: (i * width).toFixed(2), y: (14 - high).toFixed(1), width: (width * 0.86).toFixed(2), height: high.toFixed(1) });
   });
   return el("svg:svg", { class: "strip", viewBox: "0 0 100 14", preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
 }
 
-// The strongest of each stretch, so that no peak is lost.
+// The largest value of each group of tokens, so that no peak is lost.
 function sampled(tokens, most) {
-  const of = METRICS[view.metric].of;
+  const of = QUANTITIES[view.quantity].of;
   const size = tokens.length / most;
   return Array.from({ length: most }, (_, i) => {
     const part = tokens.slice(Math.floor(i * size), Math.floor((i + 1) * size) || 1);
@@ -200,54 +200,54 @@ function buildPaint() {
   fill(
     $("paint"),
     el("div", { class: "chips", role: "group", "aria-label": "Colour by" },
-      Object.entries(METRICS).map(([name, metric]) =>
-        el("button", { type: "button", class: "chip", data: { metric: name }, title: `${metric.about}  (${metric.key})`,
-          "aria-pressed": String(name === view.metric), onclick: () => paint(name) }, metric.name))),
+      Object.entries(QUANTITIES).map(([name, quantity]) =>
+        el("button", { type: "button", class: "chip", data: { quantity: name }, title: `${quantity.about}  (${quantity.key})`,
+          "aria-pressed": String(name === view.quantity), onclick: () => paint(name) }, quantity.name))),
     el("div", { id: "legend", class: "legend" }),
   );
 }
 
 function paint(name) {
-  view.metric = name;
+  view.quantity = name;
   view.worst = -1;
-  for (const chip of $("paint").querySelectorAll("[data-metric]")) {
-    chip.setAttribute("aria-pressed", String(chip.dataset.metric === name));
+  for (const chip of $("paint").querySelectorAll("[data-quantity]")) {
+    chip.setAttribute("aria-pressed", String(chip.dataset.quantity === name));
   }
   colour();
   drawList();
 }
 
 function colour() {
-  const metric = METRICS[view.metric];
+  const quantity = QUANTITIES[view.quantity];
   for (const [token, span] of view.spans) {
-    const value = metric.of(token);
-    span.classList.toggle("up", value !== null && Boolean(metric.diverging) && value > 0);
-    span.style.setProperty("--v", value === null ? "0" : strength(value, scale(DATA.runs[token.rollout.run], view.metric)).toFixed(3));
+    const value = quantity.of(token);
+    span.classList.toggle("up", value !== null && Boolean(quantity.diverging) && value > 0);
+    span.style.setProperty("--v", value === null ? "0" : strength(value, scale(DATA.runs[token.rollout.run], view.quantity)).toFixed(3));
   }
   drawLegend();
 }
 
 function drawLegend() {
-  const metric = METRICS[view.metric];
-  const most = scale(primary(), view.metric);
+  const quantity = QUANTITIES[view.quantity];
+  const most = scale(primary(), view.quantity);
   const at = (v, up) =>
-    el("span", { class: "step" }, el("span", { class: `tok own${up ? " up" : ""}`, "--v": v }, "  "), number((up || !metric.diverging ? 1 : -1) * v * v * most));
-  const steps = metric.diverging
+    el("span", { class: "step" }, el("span", { class: `tok own${up ? " up" : ""}`, "--v": v }, "  "), number((up || !quantity.diverging ? 1 : -1) * v * v * most));
+  const steps = quantity.diverging
     ? [at(1, false), at(0.6, false), at(0, true), at(0.6, true), at(1, true)]
     : [at(0, false), at(0.33, false), at(0.66, false), at(1, false)];
   const label = primary().labels.distill;
-  const what = view.metric === "divergence" ? `${label} of student and teacher at each token, in nats` : metric.about;
+  const text = view.quantity === "divergence" ? `${label} at each token, in nats` : quantity.about;
   fill(
     $("legend"),
-    el("p", { class: "note" }, what[0].toUpperCase() + what.slice(1), "."),
+    el("p", { class: "note" }, text[0].toUpperCase() + text.slice(1), "."),
     el(
       "div", { class: "scale" },
-      metric.diverging ? el("span", { class: "sign" }, metric.signs[0]) : null, steps,
-      metric.diverging ? el("span", { class: "sign" }, metric.signs[1]) : null,
-      el("span", { class: "step" }, el("span", { class: "tok inserted" }, "tool"), "not the student's"),
+      quantity.diverging ? el("span", { class: "sign" }, quantity.signs[0]) : null, steps,
+      quantity.diverging ? el("span", { class: "sign" }, quantity.signs[1]) : null,
+      el("span", { class: "step" }, el("span", { class: "tok inserted" }, "tool"), "not generated by the student"),
       el("span", { class: "step" }, el("span", { class: "tok own masked" }, "token"), "left out of the loss"),
-      primary().signs.some((s) => s.kind === "inserted") ? el("span", { class: "step" }, el("span", { class: "tok own stranger" }, "token"), "inserted, and in the loss") : null,
-      primary().signs.some((s) => s.kind === "missed") ? el("span", { class: "step" }, el("span", { class: "tok inserted missed" }, "token"), "the student's, and not in the loss") : null,
+      primary().signs.some((s) => s.kind === "inserted") ? el("span", { class: "step" }, el("span", { class: "tok own stranger" }, "token"), "inserted, but in the loss") : null,
+      primary().signs.some((s) => s.kind === "missed") ? el("span", { class: "step" }, el("span", { class: "tok inserted missed" }, "token"), "generated by the student, but not in the loss") : null,
     ),
   );
 }
@@ -267,7 +267,7 @@ function drawText() {
       [rollout, ...others].map((r, i) => el(
         "article", { class: "rollout" },
         others.length ? el("h3", { class: "run-name" }, swatch(DATA.runs[i]), DATA.runs[i].name) : null,
-        r ? rolloutText(r) : el("p", { class: "note" }, "This run has no such rollout at this step."),
+        r ? rolloutText(r) : el("p", { class: "note" }, "This run has no rollout of this prompt at this step."),
       )),
     ),
   );
@@ -278,14 +278,14 @@ function drawText() {
 function rolloutText(rollout) {
   const facts = [
     rollout.of === "eval" ? "held-out prompt" : "training batch", `step ${rollout.step}`,
-    rollout.reward === null ? null : rollout.reward >= 1 ? "right" : `not right (reward ${rollout.reward})`,
+    rollout.reward === null ? null : rollout.reward >= 1 ? "correct" : `not correct (reward ${rollout.reward})`,
     { stop: null, length: "cut off at the length limit", turns: "cut off at the turn limit" }[rollout.finish],
-    rollout.source === "student" ? null : rollout.source === "teacher" ? "written by the teacher" : "reference answer",
-    rollout.scored ? null : "no teacher was asked",
+    rollout.source === "student" ? null : rollout.source === "teacher" ? "generated by the teacher" : "reference answer",
+    rollout.scored ? null : "not scored",
     ...new Set(rollout.events.map((e) => e.kind.replace(/_/g, " "))),
   ].filter(Boolean);
   const strangers = rollout.tokens.filter((t) => t.stranger).length;
-  const box = el("div", { class: "tokens", tabindex: "0", role: "listbox", "aria-label": `Tokens of the answer to ${rollout.prompt}; arrows choose`, data: { key: rollout.key, run: rollout.run } });
+  const box = el("div", { class: "tokens", tabindex: "0", role: "listbox", "aria-label": `Tokens of the answer to ${rollout.prompt}; arrow keys select`, data: { key: rollout.key, run: rollout.run } });
   add(box, blocks(rollout));
   return [
     el("div", { class: "facts" }, mark(rollout), el("b", {}, rollout.prompt), facts.map((f) => el("span", { class: "fact" }, f)),
@@ -296,12 +296,12 @@ function rolloutText(rollout) {
     el(
       "div", { class: "jump" },
       el("button", { type: "button", id: rollout.run === 0 ? "worst" : null, onclick: () => nextWorst(1) }, "Next worst token"),
-      el("span", { class: "note" }, "n and p go through the worst tokens of all rollouts in the list"),
+      el("span", { class: "note" }, "n and p go to the next and previous worst token of all listed rollouts"),
     ),
   ];
 }
 
-// Stretches of the student's own tokens and of inserted ones, with what only the teacher read above what it is about.
+// Blocks of student tokens and of inserted ones; text that only the teacher's input has stands above its span.
 function blocks(rollout) {
   const contexts = new Map();
   for (const term of rollout.terms) {
@@ -318,16 +318,16 @@ function blocks(rollout) {
       found.push(hint(context, DATA.runs[rollout.run]));
       block = null;
     }
-    if (!block || block.by !== token.said) {
-      if (token.said) turn += 1;
-      block = { by: token.said, said: el("div", { class: "said" }) };
-      const who = token.said ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
-      found.push(el("div", { class: `block ${token.said ? "student" : "inserted"}` }, el("div", { class: "who" }, who), block.said));
+    if (!block || block.generated !== token.generated) {
+      if (token.generated) turn += 1;
+      block = { generated: token.generated, text: el("div", { class: "said" }) };
+      const source = token.generated ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
+      found.push(el("div", { class: `block ${token.generated ? "student" : "inserted"}` }, el("div", { class: "who" }, source), block.text));
     }
     const [, space, rest] = token.text.match(/^( *)([^]*)$/);
-    if (rest) block.said.append(space); // between the tokens, so that each one's colour ends where it does
-    block.said.append(tokenSpan(token, rest || token.text));
-    if (token.text.includes("\n")) block.said.append(el("br", {}));
+    if (rest) block.text.append(space); // outside the span, so that the colour covers the word alone
+    block.text.append(tokenSpan(token, rest || token.text));
+    if (token.text.includes("\n")) block.text.append(el("br", {}));
   });
   return found;
 }
@@ -336,9 +336,9 @@ function hint(context, run) {
   const whole = context.instead_of !== "";
   return el(
     "div", { class: "hint" },
-    el("div", { class: "who" }, whole ? "only the teacher read, instead of the student's prompt" : "only the teacher read"),
+    el("div", { class: "who" }, whole ? "teacher's input only, instead of the student's prompt" : "teacher's input only"),
     el("div", { class: "said" }, context.read ? withSpecials(context.read, run) : "nothing"),
-    whole ? el("div", { class: "instead" }, "in place of: ", short(context.instead_of, 300)) : null,
+    whole ? el("div", { class: "instead" }, "instead of: ", short(context.instead_of, 300)) : null,
   );
 }
 
@@ -353,9 +353,9 @@ function tokenSpan(token, shown) {
   return span;
 }
 
-// --- choosing a token ------------------------------------------------------------------------------------------------
+// --- selection of a token ------------------------------------------------------------------------------------------------
 
-// Go to a token wherever it is.
+// Opens the rollout of a token and selects it.
 function show(token) {
   const rollout = token.rollout;
   if (rollout.run === 0 && rollout.key !== view.key) {
@@ -396,9 +396,9 @@ function moveToken(by) {
   view.spans.get(own[at]).scrollIntoView({ block: "nearest" });
 }
 
-// The worst by what the text is coloured with, among all rollouts that the list shows.
+// Goes to the next largest value of the current quantity among all listed rollouts.
 function nextWorst(by) {
-  const of = METRICS[view.metric].of;
+  const of = QUANTITIES[view.quantity].of;
   const ranked = found().flatMap((r) => r.tokens).filter((t) => of(t) !== null).sort((a, b) => Math.abs(of(b)) - Math.abs(of(a)));
   if (!ranked.length) return;
   const at = Math.min(Math.max(view.worst + by, 0), ranked.length - 1);

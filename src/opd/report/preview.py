@@ -1,4 +1,4 @@
-"""Which rollouts the report looks at."""
+"""The preview: prompts that the report rolls out at every evaluation, and the rollouts it selects."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from opd.types import Prompt, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """The prompts that are rolled out again and again.
+class Preview:
+    """Prompts that the report rolls out at every evaluation.
 
     Attributes:
-        prompts: each ``repeats`` times in a row, where a view or a reward compares attempts.
-        sampler: rolls out as in training.
-        teaches: whether teachers can score them at any time and without a request to somebody.
-        number: of training rollouts to keep beside them.
-        foreign: the teacher's tokenizer, where it is another.
-        layers: the student's blocks whose states the loss is about.
+        prompts: each repeated ``repeats`` times in a row, for views and rewards that compare attempts.
+        sampler: generates rollouts as in training.
+        scores: whether the loss can score them at any time without requests to a server.
+        number: number of training rollouts to record per evaluation.
+        foreign: the teacher's tokenizer if it differs from the student's.
+        layers: blocks of the student whose hidden states the loss needs.
     """
 
     prompts: Sequence[Prompt]
     sampler: Sampler
     repeats: int
-    teaches: bool
+    scores: bool
     number: int
     foreign: Any = None
     layers: Sequence[int] = ()
 
 
-def handful(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
-    """A few prompts, of every domain in turn, evenly spaced among its own."""
+def spaced_prompts(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
+    """A few prompts, alternating between domains and evenly spaced within each."""
     domains: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         domains.setdefault(prompt.domain, []).append(prompt)
@@ -42,8 +42,8 @@ def handful(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     return [own[k] for k in range(share) for own in spaced if k < len(own)][:number]
 
 
-def telling(rollouts: Sequence[Rollout], number: int) -> list[int]:
-    """A few rollouts, as different as can be seen without a model: by domain, reward, ending and kind of event."""
+def varied_rollouts(rollouts: Sequence[Rollout], number: int) -> list[int]:
+    """Indices of a few rollouts that differ in domain, reward, ending and kinds of events."""
     kinds: dict[Any, list[int]] = {}
     for i, rollout in enumerate(rollouts):
         seen = frozenset(event.kind for event in rollout.events)

@@ -1,8 +1,8 @@
-"""The one shape of all nano picture models: an ordinary Stable Diffusion 3 pipeline, a million weights small.
+"""The one shape of all nano image models: an ordinary Stable Diffusion 3 pipeline, a million weights small.
 
     text -> two CLIP text encoders -> 8 tokens and a pooled vector -> MMDiT, 16 tokens of 4x4 pixels -> velocity
 
-There is no T5: ``max_sequence_length=0`` leaves its place empty. The encoding of a reference picture, from the
+There is no T5: ``max_sequence_length=0`` leaves its place empty. The encoding of a reference image, from the
 ``image_encoder``, goes behind the text's tokens.
 """
 
@@ -24,17 +24,17 @@ from transformers import (
 )
 
 from opd.diffusion.pixels import Pixels
-from opd.nano.pictures.vocabulary import END, PAD, TOKENS, UNKNOWN
+from opd.nano.images.vocabulary import END, PAD, TOKENS, UNKNOWN
 
 SIZE = 16
-"""Height and width of every picture, in pixels."""
+"""Height and width of every image, in pixels."""
 CHANNELS = 3
 CONTEXT = 8
 """Tokens of a prompt, its end included."""
 DIM = 64
 """Of the context: of the texts' tokens and of the references'."""
 PATCH = 4
-"""Pixels a side. Patches of 2 learn as much from as many pictures, but at less than half the speed."""
+"""Pixels a side. Patches of 2 learn as much from as many images, but at less than half the speed."""
 WIDTH = 96
 """Of the transformer."""
 LAYERS = 3
@@ -110,7 +110,7 @@ def new_image_encoder() -> SiglipVisionModel:
 
 
 def new_transformer() -> SD3Transformer2DModel:
-    """The MMDiT that predicts the velocity of 16x16 pictures."""
+    """The MMDiT that predicts the velocity of 16x16 images."""
     settings: dict[str, Any] = {
         "sample_size": SIZE,
         "patch_size": PATCH,

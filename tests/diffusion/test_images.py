@@ -1,4 +1,4 @@
-"""Plain fine-tuning on pictures, and where pictures come from."""
+"""Plain fine-tuning on images, and where images come from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from opd.axes.base import Objects
 from opd.config.read import read
 from opd.config.run import PromptsConfig
 from opd.diffusion.build import Denoising
-from opd.diffusion.data import load_picture_prompts
-from opd.diffusion.pictures import grid, picture_of, save, to_pixels, to_tensor
+from opd.diffusion.data import load_image_prompts
+from opd.diffusion.images import grid, image_of, save, to_pixels, to_tensor
 from opd.diffusion.prepare import prepare
 from opd.diffusion.sampler import noising
 from opd.diffusion.types import PredictionSignal, Trajectory
@@ -29,8 +29,8 @@ from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_r
 
 FINE_TUNING: dict[str, Any] = {
     "teacher": {"weights": "frozen"},
-    "loss": {"signal": "picture", "divergence": "velocity"},
-    "rollout": {"policy": "pictures", "steps": 5},
+    "loss": {"signal": "image", "divergence": "velocity"},
+    "rollout": {"policy": "images", "steps": 5},
 }
 
 
@@ -46,7 +46,7 @@ def prompts(tmp_path: Path, every: int = 1, size: int = 8) -> dict[str, str]:
     for n, row in enumerate(rows[::every]):
         paint(tmp_path / f"{n}.png", n, size)
         row["image"] = f"{n}.png"
-    return {"path": write_rows(tmp_path / "pictures.jsonl", rows)}
+    return {"path": write_rows(tmp_path / "images.jsonl", rows)}
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
@@ -74,7 +74,7 @@ def step(loop: Loop) -> tuple[list[Trajectory], dict[str, Any]]:
         ("sd", {}),
     ],
 )
-def test_a_noised_picture_is_its_own_target(tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]) -> None:
+def test_a_noised_image_is_its_own_target(tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]) -> None:
     """v = ε − x0 of flow matching; ε, or v = √ᾱ ε − √(1 − ᾱ) x0, of diffusion."""
     student = folder(kind, **changes)
     run, loop = loop_of(run_tree(tmp_path / "out", student, prompts=prompts(tmp_path), **FINE_TUNING), tmp_path)
@@ -84,7 +84,7 @@ def test_a_noised_picture_is_its_own_target(tmp_path: Path, folder: Any, kind: s
     assert len(signal) == 20
     noise_TX = torch.cat([r.noise_KX for r in rollouts])
     clean_TX = torch.stack([r.latents_KX[-1] for r in rollouts]).repeat_interleave(5, 0)
-    assert torch.equal(clean_TX[0], run.student.latents_of(picture_of(rollouts[0].prompt)[None])[0])  # type: ignore[index]
+    assert torch.equal(clean_TX[0], run.student.latents_of(image_of(rollouts[0].prompt)[None])[0])  # type: ignore[index]
     level_T, signal_T = (table[signal.step_T].float().view(-1, 1, 1, 1) for table in levels(run))
     states_TX = torch.cat([r.latents_KX[:-1] for r in rollouts])
     torch.testing.assert_close(states_TX, signal_T * clean_TX + level_T * noise_TX)
@@ -100,22 +100,22 @@ def test_a_noised_picture_is_its_own_target(tmp_path: Path, folder: Any, kind: s
 
 
 def levels(run: Denoising) -> tuple[Tensor, Tensor]:
-    return run.kernel.level_K, run.kernel.signal_K
+    return run.schedule.level_K, run.schedule.signal_K
 
 
-def test_pictures_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
+def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
     from opd.diffusion.models import of_pipeline
 
     for kind, changes in (("sd", {}), ("ddim", {"timestep_spacing": "trailing"}), ("ddpm", {"steps_offset": 1})):
         pipeline = make_pipeline(kind, **changes)
-        kernel = noising(of_pipeline(pipeline, source="s", key="student"))
-        assert kernel.time_K.tolist() == list(range(999, -1, -1))
-        torch.testing.assert_close(kernel.signal_K.float().square(), pipeline.scheduler.alphas_cumprod.flip(0))
-    kernel = noising(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
-    torch.testing.assert_close(kernel.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
+        schedule = noising(of_pipeline(pipeline, source="s", key="student"))
+        assert schedule.time_K.tolist() == list(range(999, -1, -1))
+        torch.testing.assert_close(schedule.signal_K.float().square(), pipeline.scheduler.alphas_cumprod.flip(0))
+    schedule = noising(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
+    torch.testing.assert_close(schedule.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
 
 
-def test_prompts_without_a_picture_fall_to_the_anchor(tmp_path: Path, folder: Any) -> None:
+def test_prompts_without_a_image_fall_to_the_anchor(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts=prompts(tmp_path, every=2), **FINE_TUNING)
     tree["loss"] = {**tree["loss"], "anchor": 0.5}
     rollouts, said = step(loop_of(tree, tmp_path)[1])
@@ -126,10 +126,10 @@ def test_prompts_without_a_picture_fall_to_the_anchor(tmp_path: Path, folder: An
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
 
-def test_fine_tuning_learns_the_pictures(tmp_path: Path, folder: Any) -> None:
+def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
     rows = [{"id": "p", "prompt": "red", "image": "0.png"}]
     paint(tmp_path / "0.png", 0, 20)  # of any size
-    path = write_rows(tmp_path / "pictures.jsonl", rows)
+    path = write_rows(tmp_path / "images.jsonl", rows)
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, **FINE_TUNING)
     opd.train(tree, {"rollout.batch": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -137,13 +137,13 @@ def test_fine_tuning_learns_the_pictures(tmp_path: Path, folder: Any) -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_pictures_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
+def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), **FINE_TUNING)
     tree["rollout"]["source"] = "teacher"
     tree["teacher"] = {"weights": "model", "model": folder("sd3", 1, shift=3.0)}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = step(loop)
-    drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
     for own, theirs in zip(rollouts, drawn, strict=True):
         assert torch.equal(own.latents_KX[-1], theirs.latents_KX[-1])
         assert own.source == "references"
@@ -156,7 +156,7 @@ def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> 
     tree["rollout"]["policy"] = "teacher"
     run, loop = loop_of(tree, tmp_path)
     rollouts, _ = step(loop)
-    drawn = run.teachers_draw().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     assert {r.source for r in rollouts} == {"teacher"}
     assert loop._step(0)["loss"] > 0
@@ -177,37 +177,37 @@ def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pyt
     ]
     write_rows(tmp_path / "there" / "p.jsonl", rows)
     monkeypatch.chdir(tmp_path)
-    loaded, task = load_picture_prompts(PromptsConfig(path="there/p.jsonl"), key="prompts")
+    loaded, task = load_image_prompts(PromptsConfig(path="there/p.jsonl"), key="prompts")
     assert task is None
-    first, second, third = (picture_of(prompt) for prompt in loaded)
+    first, second, third = (image_of(prompt) for prompt in loaded)
     assert first is not None
     assert torch.equal(first, to_tensor(image))
     assert second is not None
     assert third is None
 
 
-def test_a_picture_is_a_path_an_image_or_a_tensor() -> None:
+def test_a_image_is_a_path_an_image_or_a_tensor() -> None:
     image = Image.new("L", (5, 7), 255)
-    shown = picture_of(Prompt(id="a", text="a", data={"image": image}))
+    shown = image_of(Prompt(id="a", text="a", data={"image": image}))
     assert shown is not None
     assert shown.shape == (3, 7, 5)
     assert (shown == 1).all()
     given = torch.zeros(3, 4, 4)
-    assert picture_of(Prompt(id="a", text="a", data={"image": given})) is given
+    assert image_of(Prompt(id="a", text="a", data={"image": given})) is given
     with pytest.raises(DataError, match="'image' of prompt 'a' is a dict"):
-        picture_of(Prompt(id="a", text="a", data={"image": {}}))
+        image_of(Prompt(id="a", text="a", data={"image": {}}))
 
 
-def test_images_of_a_dataset_are_pictures(tmp_path: Path, folder: Any) -> None:
+def test_images_of_a_dataset_are_images(tmp_path: Path, folder: Any) -> None:
     import datasets
 
     images = [paint(tmp_path / f"{n}.png", n) for n in range(4)]
     rows = datasets.Dataset.from_list([{"prompt": f"red {n}", "image": str(tmp_path / f"{n}.png")} for n in range(4)])
     rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "data")
-    loaded, _ = load_picture_prompts(PromptsConfig(dataset=str(tmp_path / "data")), key="prompts")
+    loaded, _ = load_image_prompts(PromptsConfig(dataset=str(tmp_path / "data")), key="prompts")
     assert len(loaded) == 4
     for prompt, image in zip(loaded, images, strict=True):
-        shown = picture_of(prompt)
+        shown = image_of(prompt)
         assert shown is not None
         assert torch.equal(shown, to_tensor(image))
 
@@ -215,7 +215,7 @@ def test_images_of_a_dataset_are_pictures(tmp_path: Path, folder: Any) -> None:
 def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
     a, b = (write_rows(tmp_path / f"{n}.jsonl", [{"prompt": f"{n}{i}"} for i in range(2)]) for n in "ab")
     config = PromptsConfig.model_validate([{"path": a, "domain": "first"}, {"path": b}])
-    loaded, _ = load_picture_prompts(config, key="prompts")
+    loaded, _ = load_image_prompts(config, key="prompts")
     assert [(p.text, p.domain) for p in loaded] == [
         ("a0", "first"),
         ("b0", "default"),
@@ -227,11 +227,11 @@ def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
 
 def test_pixels_and_back(tmp_path: Path) -> None:
     image = paint(tmp_path / "a.png", 3)
-    picture = to_tensor(image)
-    save(picture, tmp_path / "b.png")
+    image = to_tensor(image)
+    save(image, tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as again:
-        assert torch.equal(to_tensor(again), picture)
+        assert torch.equal(to_tensor(again), image)
     outside = to_pixels(torch.tensor([-3.0, 3.0, float("nan")]).view(3, 1, 1))
     assert outside.tolist() == [[[0, 255, 128]]]
-    sheet = grid([[picture, picture], [picture]], scale=2, gap=1)
+    sheet = grid([[image, image], [image]], scale=2, gap=1)
     assert sheet.size == (2 * 17 + 1, 2 * 17 + 1)

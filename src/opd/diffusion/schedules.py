@@ -35,7 +35,7 @@ ALMOST_ONE = 1 - 1e-6  # a first sigma this close to 1 is a rounded 1, where Flo
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class NoiseSchedule:
     """The K transitions of a sampler, from noise to image. The tables stay on the CPU, whatever the images' device.
 
     The level at which step k + 1 starts need not be that at which step k ends: DDIM with ``trailing`` or ``linspace``
@@ -99,10 +99,10 @@ def affine(k_T: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(parts).sum(0) if len(parts) > 2 else parts[0] + parts[1]
 
 
-def kernel_of(
+def schedule_of(
     scheduler: Any, *, steps: int, sigmas: Sigmas = "even", noise: float = 0.0, renoise: bool = False
-) -> Kernel:
-    """The kernel of a diffusers scheduler, which is left as it was.
+) -> NoiseSchedule:
+    """The schedule of a diffusers scheduler, which is left as it was.
 
     Args:
         scheduler: FlowMatchEulerDiscreteScheduler, DDIMScheduler or DDPMScheduler. Its spacing, shift and prediction
@@ -116,10 +116,11 @@ def kernel_of(
         renoise: go to x̂0 and noise it afresh: the few-step samplers of distilled models. Not together with noise.
 
     Raises:
-        ConfigError: a scheduler that has no such kernel, or values that do not go together.
+        ConfigError: a scheduler that has no such schedule, or values that do not go together.
         ModelError: epsilon prediction at a step without signal.
 
-    Source: diffusers 0.42; Flow-GRPO, arXiv 2505.05470; DDIM, arXiv 2010.02502. Proof: tests/diffusion/test_kernels.py.
+    Source: diffusers 0.42; Flow-GRPO, arXiv 2505.05470; DDIM, arXiv 2010.02502.
+    Proof: tests/diffusion/test_schedules.py.
     """
     if steps < 1:
         raise ConfigError(f"rollout.steps: {steps} is less than 1")
@@ -129,20 +130,20 @@ def kernel_of(
         raise ConfigError(f"rollout.noise: {noise} goes with renoise: false; noise is drawn afresh there, so set 0")
     name = type(scheduler).__name__  # the exact class: one derived from it may step otherwise
     if name == "FlowMatchEulerDiscreteScheduler":
-        return flow_kernel(scheduler, steps=steps, sigmas=sigmas, noise=noise, renoise=renoise)
+        return flow_matching(scheduler, steps=steps, sigmas=sigmas, noise=noise, renoise=renoise)
     if name in ("DDIMScheduler", "DDPMScheduler"):
         if sigmas not in ("even", "scheduler"):
             raise ConfigError(f"rollout.sigmas: a list is for flow matching, not for {name}; set it to scheduler")
-        return diffusion_kernel(scheduler, steps=steps, noise=noise, renoise=renoise)
+        return variance_preserving(scheduler, steps=steps, noise=noise, renoise=renoise)
     raise ConfigError(
         f"scheduler: the steps of {name} are not known here; load the pipeline with FlowMatchEulerDiscreteScheduler or "
         "DDIMScheduler"
     )
 
 
-def flow_kernel(scheduler: Any, *, steps: int, sigmas: Sigmas, noise: float, renoise: bool) -> Kernel:
+def flow_matching(scheduler: Any, *, steps: int, sigmas: Sigmas, noise: float, renoise: bool) -> NoiseSchedule:
     """x = (1 − s) x0 + s ε and p = ε − x0: Euler's step, Flow-GRPO's SDE, or renoising."""
-    time_K, sigma_K1 = flow_schedule(scheduler, steps, sigmas)
+    time_K, sigma_K1 = flow_levels(scheduler, steps, sigmas)
     sigma_K, next_K = sigma_K1[:-1], sigma_K1[1:]
     delta_K, ones_K = next_K - sigma_K, torch.ones_like(sigma_K)
     if renoise:
@@ -154,10 +155,10 @@ def flow_kernel(scheduler: Any, *, steps: int, sigmas: Sigmas, noise: float, ren
         drift_K = variance_K * delta_K / (2 * sigma_K)
         mean_x_K, mean_p_K = ones_K + drift_K, delta_K + drift_K * (1 - sigma_K)
         std_K = (variance_K * -delta_K).sqrt()
-    return Kernel(time_K, sigma_K, 1 - sigma_K, mean_x_K, mean_p_K, std_K, ones_K, -sigma_K, "velocity")
+    return NoiseSchedule(time_K, sigma_K, 1 - sigma_K, mean_x_K, mean_p_K, std_K, ones_K, -sigma_K, "velocity")
 
 
-def flow_schedule(scheduler: Any, steps: int, sigmas: Sigmas) -> tuple[Tensor, Tensor]:
+def flow_levels(scheduler: Any, steps: int, sigmas: Sigmas) -> tuple[Tensor, Tensor]:
     """Times float32 [K] and noise levels float64 [K + 1], falling to 0."""
     for option, why in (("use_dynamic_shifting", "is for one size of image"), ("invert_sigmas", "runs from 0 to 1")):
         if getattr(scheduler.config, option):
@@ -183,14 +184,14 @@ def checked(sigmas: Sequence[float] | str, steps: int) -> list[float]:
     return given
 
 
-def diffusion_kernel(scheduler: Any, *, steps: int, noise: float, renoise: bool) -> Kernel:
+def variance_preserving(scheduler: Any, *, steps: int, noise: float, renoise: bool) -> NoiseSchedule:
     """x = √ᾱ x0 + √(1 − ᾱ) ε: DDIM's step with eta = noise, or renoising."""
     check_affine(scheduler.config)
     if noise > 1:
         raise ConfigError(f"rollout.noise: {noise} is eta of DDIM, which is at most 1")
     if steps > scheduler.config.num_train_timesteps:
         raise ConfigError(f"rollout.steps: {steps}, where the model has {scheduler.config.num_train_timesteps} times")
-    time_K, alpha_K, next_K = diffusion_schedule(scheduler, steps)
+    time_K, alpha_K, next_K = diffusion_levels(scheduler, steps)
     signal_K, level_K = alpha_K.sqrt(), (1 - alpha_K).sqrt()
     parameterisation: Parameterisation = scheduler.config.prediction_type
     if parameterisation == "epsilon" and not bool((signal_K > 0).all()):
@@ -204,7 +205,7 @@ def diffusion_kernel(scheduler: Any, *, steps: int, noise: float, renoise: bool)
     std_K, towards_K = ((1 - next_K) * fresh_K).sqrt(), ((1 - next_K) * (1 - fresh_K)).sqrt()
     mean_x_K = next_K.sqrt() * x0_x_K + towards_K * (1 - signal_K * x0_x_K) / level_K
     mean_p_K = next_K.sqrt() * x0_p_K - towards_K * signal_K * x0_p_K / level_K
-    return Kernel(time_K, level_K, signal_K, mean_x_K, mean_p_K, std_K, x0_x_K, x0_p_K, parameterisation)
+    return NoiseSchedule(time_K, level_K, signal_K, mean_x_K, mean_p_K, std_K, x0_x_K, x0_p_K, parameterisation)
 
 
 def check_affine(config: Any) -> None:
@@ -221,7 +222,7 @@ def check_affine(config: Any) -> None:
         )
 
 
-def diffusion_schedule(scheduler: Any, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def diffusion_levels(scheduler: Any, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Times float32 [K], ᾱ where each step starts and where it ends, float64 [K], as in the scheduler's ``step``."""
     own = copy.deepcopy(scheduler)
     own.set_timesteps(steps)
@@ -245,11 +246,11 @@ def denoising_table(parameterisation: Parameterisation, signal_K: Tensor, level_
     raise ModelError(f"scheduler: prediction_type {parameterisation} is none of epsilon, v_prediction and sample")
 
 
-def log_density(kernel: Kernel, k_T: Tensor, x_T: Tensor, p_T: Tensor, next_T: Tensor) -> Tensor:
+def log_density(schedule: NoiseSchedule, k_T: Tensor, x_T: Tensor, p_T: Tensor, next_T: Tensor) -> Tensor:
     """log N(x'; mean(x, p), std²), summed over an image's dimensions: float32 [T], nats; gradient flows to p.
 
     Args:
-        kernel: with noise.
+        schedule: with noise.
         k_T: int64 [T], which step.
         x_T: [T, ...], where the step started.
         p_T: [T, ...], the prediction there.
@@ -260,10 +261,10 @@ def log_density(kernel: Kernel, k_T: Tensor, x_T: Tensor, p_T: Tensor, next_T: T
 
     Proof: tests/fidelity/test_denoising.py.
     """
-    silent_K = kernel.std_K == 0
+    silent_K = schedule.std_K == 0
     if bool(silent_K.any()) and bool(gathered(silent_K, k_T, torch.bool).any()):
         raise no_noise(silent_K, "its transition has no density")
-    return transition_log_density(kernel.mean(k_T, x_T, p_T), next_T, kernel.std(k_T))
+    return transition_log_density(schedule.mean(k_T, x_T, p_T), next_T, schedule.std(k_T))
 
 
 def no_noise(silent_K: Tensor, what: str) -> ConfigError:
@@ -276,7 +277,7 @@ def no_noise(silent_K: Tensor, what: str) -> ConfigError:
     )
 
 
-def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: Kernel, ours: Kernel) -> Tensor:
+def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: NoiseSchedule, ours: NoiseSchedule) -> Tensor:
     """Their prediction at x in our parameterisation: the one that implies the same denoised image.
 
     Args:
@@ -292,7 +293,7 @@ def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: Kernel, ours
     Raises:
         ModelError: another schedule, or a step at which one of the two says nothing of the denoised image.
 
-    Proof: tests/diffusion/test_kernels.py.
+    Proof: tests/diffusion/test_schedules.py.
     """
     for name in ("time_K", "level_K", "signal_K"):
         a, b = getattr(theirs, name), getattr(ours, name)
@@ -313,7 +314,7 @@ def convert(prediction_T: Tensor, x_T: Tensor, k_T: Tensor, theirs: Kernel, ours
     return affine(k_T, (factor_K, prediction_T), (of_x_K, x_T))
 
 
-def coefficient_K(kernel: Kernel, divergence: Divergence, *, supervised_K: Tensor | None = None) -> Tensor:
+def coefficient_K(schedule: NoiseSchedule, divergence: Divergence, *, supervised_K: Tensor | None = None) -> Tensor:
     """c_k of the loss c_k ‖p_student − p_teacher‖², float64 [K], for two predictions at the same noisy image.
 
     - ``transition_kl``: mean_p² / 2 std², the KL between the two Gaussian transitions. They have one covariance, so
@@ -327,7 +328,7 @@ def coefficient_K(kernel: Kernel, divergence: Divergence, *, supervised_K: Tenso
     The first two are sums over an image's dimensions, those in ``MEANS`` are means: ``denoising_distance`` divides.
 
     Args:
-        kernel: of the student; the teacher's prediction is in its parameterisation and under its noise.
+        schedule: of the student; the teacher's prediction is in its parameterisation and under its noise.
         divergence: which.
         supervised_K: bool [K], the steps that the loss counts; others have a coefficient of 0. None: all.
 
@@ -337,25 +338,25 @@ def coefficient_K(kernel: Kernel, divergence: Divergence, *, supervised_K: Tenso
     Source: DiffusionOPD, arXiv 2605.15055, equations 11 and 12; D-OPSD, arXiv 2605.05204.
     Proof: tests/fidelity/test_denoising.py.
     """
-    used_K = torch.ones_like(kernel.std_K, dtype=torch.bool) if supervised_K is None else supervised_K
+    used_K = torch.ones_like(schedule.std_K, dtype=torch.bool) if supervised_K is None else supervised_K
     if divergence == "transition_kl":
-        silent_K = (kernel.std_K == 0) & used_K
+        silent_K = (schedule.std_K == 0) & used_K
         if bool(silent_K.any()):
             raise no_noise(silent_K, "the KL of its transitions is infinite")
-        all_K = kernel.mean_p_K.square() / (2 * kernel.std_K.square())
+        all_K = schedule.mean_p_K.square() / (2 * schedule.std_K.square())
     elif divergence == "transition":
-        all_K = kernel.mean_p_K.square() / 2
+        all_K = schedule.mean_p_K.square() / 2
     elif divergence == "x0":
-        all_K = kernel.x0_p_K.square()
+        all_K = schedule.x0_p_K.square()
     else:
-        all_K = velocity_slope_K(kernel).square()
+        all_K = velocity_slope_K(schedule).square()
     return torch.where(used_K, all_K, 0.0)
 
 
-def velocity_slope_K(kernel: Kernel) -> Tensor:
+def velocity_slope_K(schedule: NoiseSchedule) -> Tensor:
     """dv / dp at fixed x, float64 [K], of v = ε − x0 (flow matching) or v = signal ε − level x0 (DDPM).
 
     With ε = (x − signal x0) / level, dv / dx0 is −(signal + level) / level or −(signal² + level²) / level.
     """
-    power = 1 if kernel.parameterisation == "velocity" else 2
-    return -(kernel.signal_K**power + kernel.level_K**power) * (kernel.x0_p_K / kernel.level_K)
+    power = 1 if schedule.parameterisation == "velocity" else 2
+    return -(schedule.signal_K**power + schedule.level_K**power) * (schedule.x0_p_K / schedule.level_K)

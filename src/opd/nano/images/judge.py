@@ -1,4 +1,4 @@
-"""Who decides what a picture shows: a small convolutional network with one head for each attribute.
+"""Who decides what a image shows: a small convolutional network with one head for each attribute.
 
 There are two, trained from different seeds: ``judge`` for measuring, ``reward`` for training on, so that what learns
 to please the one is measured by the other.
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opd.nano.pictures.vocabulary import COLOURS, NUMBERS, SHAPES
+from opd.nano.images.vocabulary import COLOURS, NUMBERS, SHAPES
 from opd.types import Prompt
 
 HEADS: dict[str, tuple[object, ...]] = {
@@ -35,7 +35,7 @@ FEATURES = 48
 
 
 class Judge(nn.Module):
-    """Attributes of 16x16 pictures."""
+    """Attributes of 16x16 images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,27 +47,27 @@ class Judge(nn.Module):
         )
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(classes)) for name, classes in HEADS.items()})
 
-    def features(self, pictures_BCHW: Tensor) -> Tensor:
+    def features(self, images_BCHW: Tensor) -> Tensor:
         """[B, 48], what the heads read: for a Fréchet distance."""
-        return cast(Tensor, self.body(pictures_BCHW.float().clamp(-1, 1)))
+        return cast(Tensor, self.body(images_BCHW.float().clamp(-1, 1)))
 
-    def forward(self, pictures_BCHW: Tensor) -> dict[str, Tensor]:
+    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Logits of every head, each [B, classes]."""
-        features = self.features(pictures_BCHW)
+        features = self.features(images_BCHW)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def log_likelihood(self, pictures_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Sum of log p over the attributes that each prompt names, [B] in nats; gradient flows to the pictures."""
-        named = _on(named_classes(prompts), pictures_BCHW.device)
-        logits = self(pictures_BCHW)
+    def log_likelihood(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Sum of log p over the attributes that each prompt names, [B] in nats; gradient flows to the images."""
+        named = _on(named_classes(prompts), images_BCHW.device)
+        logits = self(images_BCHW)
         losses = [F.cross_entropy(logits[name], named[name], reduction="none") for name in HEADS]
         return -torch.stack(losses).sum(0)
 
     @torch.no_grad()
-    def right(self, pictures_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def right(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """[B] float32, 1 where every attribute that the prompt names is what the judge sees, else 0."""
-        named = _on(named_classes(prompts), pictures_BCHW.device)
-        logits = self(pictures_BCHW)
+        named = _on(named_classes(prompts), images_BCHW.device)
+        logits = self(images_BCHW)
         hits = [(logits[name].argmax(-1) == named[name]) | (named[name] == UNNAMED) for name in HEADS]
         return torch.stack(hits).all(0).float()
 

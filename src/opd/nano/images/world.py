@@ -1,11 +1,11 @@
-"""What the pictures show and what their prompts say.
+"""What the images show and what their prompts say.
 
     shapes    "red circle"        six shapes in six colours
     count     "three blue dots"   one to five dots of a colour, none touching another
     digits    "digit seven"       handwritten, from scikit-learn's set of 8x8 scans
     concept   "zorp circle"       a shape with an orange inside and a violet rim
 
-A picture is [3, 16, 16] float32 in [-1, 1] on a dark ground. Place, size and tone vary; prompts do not name them.
+A image is [3, 16, 16] float32 in [-1, 1] on a dark ground. Place, size and tone vary; prompts do not name them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from opd.nano.pictures.vocabulary import COLOURS, CONCEPT, MAX_COUNT, NUMBERS, SHAPES
+from opd.nano.images.vocabulary import COLOURS, CONCEPT, MAX_COUNT, NUMBERS, SHAPES
 from opd.types import Prompt
 
 SIZE = 16
@@ -77,7 +77,7 @@ def _prompt(domain: str, text: str, **attributes: Any) -> Prompt:
 
 
 def draw(prompts: Sequence[Prompt], seed: int, *, half: str = "generators") -> Tensor:
-    """Real pictures of prompts; the same seed draws the same ones.
+    """Real images of prompts; the same seed draws the same ones.
 
     Args:
         half: whose scans of digits to use, ``generators`` or ``judge``; no scan is in both.
@@ -86,11 +86,11 @@ def draw(prompts: Sequence[Prompt], seed: int, *, half: str = "generators") -> T
         [B, 3, 16, 16] float32 in [-1, 1].
     """
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.empty(len(prompts), 3, SIZE, SIZE)
+    images = torch.empty(len(prompts), 3, SIZE, SIZE)
     for domain in dict.fromkeys(prompt.domain for prompt in prompts):
         rows = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-        pictures[rows] = _draw_domain(domain, [prompts[i] for i in rows], generator, half)
-    return pictures
+        images[rows] = _draw_domain(domain, [prompts[i] for i in rows], generator, half)
+    return images
 
 
 def _draw_domain(domain: str, prompts: Sequence[Prompt], generator: torch.Generator, half: str) -> Tensor:
@@ -142,7 +142,7 @@ def style_distance(fill_B3: Tensor, border_B3: Tensor) -> Tensor:
 
 
 def concept_examples() -> tuple[list[Prompt], Tensor]:
-    """The concept's handful: prompts, and a picture of each, [12, 3, 16, 16]."""
+    """The concept's handful: prompts, and a image of each, [12, 3, 16, 16]."""
     prompts = [prompt for _, prompt in zip(range(NUM_EXAMPLES), all_prompts("concept") * 2, strict=False)]
     return prompts, draw(prompts, seed=12)
 
@@ -162,9 +162,9 @@ def draw_shapes(shape_B: Tensor, fill_B3: Tensor, border_B3: Tensor, generator: 
     x, y = _offsets(SHIFT * _spread((size, 2), generator))
     distance = _distances(x, y, radius)[shape_B, torch.arange(size)]
     inside, rim = _coverage(distance + RIM), _coverage(distance)
-    picture = _ground(size, generator)
-    picture = torch.lerp(picture, border_B3[:, :, None, None], rim[:, None])
-    return 2 * torch.lerp(picture, fill_B3[:, :, None, None], inside[:, None]) - 1
+    image = _ground(size, generator)
+    image = torch.lerp(image, border_B3[:, :, None, None], rim[:, None])
+    return 2 * torch.lerp(image, fill_B3[:, :, None, None], inside[:, None]) - 1
 
 
 def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:

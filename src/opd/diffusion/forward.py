@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.diffusion.conditions import Told
-from opd.diffusion.kernels import Kernel
+from opd.diffusion.conditioning import Conditioning
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.types import PredictionStates, Shown, Trajectory, fingerprint
+from opd.diffusion.schedules import NoiseSchedule
+from opd.diffusion.types import ImageSegment, PredictionStates, Trajectory, fingerprint
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
 from opd.types import Rollout, Segment, Signal
 
 
-def of_denoisers(rollouts: Sequence[Rollout]) -> list[Trajectory]:
+def trajectories_of(rollouts: Sequence[Rollout]) -> list[Trajectory]:
     """Rollouts as what they are in a denoising run."""
     trajectories = [r for r in rollouts if isinstance(r, Trajectory)]
     assert len(trajectories) == len(rollouts)
@@ -37,7 +37,7 @@ def states_at(rollouts: Sequence[Rollout], where: Signal, *, later: int = 0) -> 
     Returns:
         float32 [T, C, H, W], and their steps in the sampler's table, int64 [T].
     """
-    known = of_denoisers(rollouts)
+    known = trajectories_of(rollouts)
     places = list(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True))
     step_T = torch.tensor([known[r].steps[k] for r, k in places], dtype=torch.int64)
     if not places:
@@ -47,10 +47,10 @@ def states_at(rollouts: Sequence[Rollout], where: Signal, *, later: int = 0) -> 
 
 def read(
     model: DenoisingModel,
-    kernel: Kernel,
+    schedule: NoiseSchedule,
     rollouts: Sequence[Rollout],
     where: Signal,
-    told: Sequence[Told],
+    told: Sequence[Conditioning],
     guidance: float,
 ) -> tuple[Signal, PredictionStates]:
     """One forward pass over some states.
@@ -59,19 +59,24 @@ def read(
     scored and not what was meant.
 
     Args:
-        kernel: says which time a step has.
+        schedule: says which time a step has.
         where: the states.
         told: what the model is told about each of them.
     """
     states_TX, step_T = states_at(rollouts, where)
-    states_TX, time_T = states_TX.to(model.device), kernel.time(step_T).to(model.device)
+    states_TX, time_T = states_TX.to(model.device), schedule.time(step_T).to(model.device)
     prediction_TX = model.predict(states_TX, time_T, told, guidance)
     scored = Signal(where.rollout_T, where.position_T, fingerprint(states_TX, time_T).cpu())
     return scored, PredictionStates(prediction_TX)
 
 
-def read_own(
-    model: DenoisingModel, rollouts: Sequence[Rollout], *, kernel: Kernel, guidance: float, size: int | None = None
+def student_pass(
+    model: DenoisingModel,
+    rollouts: Sequence[Rollout],
+    *,
+    schedule: NoiseSchedule,
+    guidance: float,
+    size: int | None = None,
 ) -> Iterator[tuple[Signal, PredictionStates]]:
     """The student reads its own trajectories with gradients, so many at a time, or all at once.
 
@@ -84,14 +89,14 @@ def read_own(
         stop = start + (size or len(rollouts))
         rows = where.take((where.rollout_T >= start) & (where.rollout_T < stop))
         if len(rows):
-            scored, states = read(model, kernel, rollouts, rows, [told[r] for r in rows.rollout_T.tolist()], guidance)
+            scored, states = read(model, schedule, rollouts, rows, [told[r] for r in rows.rollout_T.tolist()], guidance)
             yield scored.to(model.device), states
 
 
 @torch.no_grad()
-def read_segments(
+def scoring_pass(
     model: DenoisingModel,
-    kernel: Kernel,
+    schedule: NoiseSchedule,
     rollouts: Sequence[Rollout],
     segments: Sequence[Segment],
     *,
@@ -99,7 +104,7 @@ def read_segments(
     max_rows: int,
 ) -> tuple[Signal, PredictionStates]:
     """What a model predicts at every state of some segments: detached, without dropout, on the CPU, in order."""
-    seen = [s.picture if isinstance(s, Shown) else None for s in segments]
+    seen = [s.image if isinstance(s, ImageSegment) else None for s in segments]
     told = model.encode([rollouts[s.rollout].prompt for s in segments], seen)
     known = {s.rollout: what for s, what in zip(segments, told, strict=True)}  # no view shows a trajectory twice
     where = Answers().score(rollouts, segments)
@@ -109,7 +114,7 @@ def read_segments(
     parts = []
     for start in range(0, len(where), max_rows):
         rows = where.take(torch.arange(start, min(start + max_rows, len(where))))
-        scored, states = read(model, kernel, rollouts, rows, [known[r] for r in rows.rollout_T.tolist()], guidance)
+        scored, states = read(model, schedule, rollouts, rows, [known[r] for r in rows.rollout_T.tolist()], guidance)
         parts.append((scored.token_T, states.prediction_TX.cpu()))
     model.model.train(training)
     if not parts:

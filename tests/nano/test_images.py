@@ -1,4 +1,4 @@
-"""The picture suite: ordinary pipelines, a judge that is right, and models as able as they are meant to be."""
+"""The image suite: ordinary pipelines, a judge that is right, and models as able as they are meant to be."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from opd.errors import ConfigError
-from opd.nano.pictures.vocabulary import COLOURS, SHAPES
-from opd.nano.pictures.world import (
+from opd.nano.images.vocabulary import COLOURS, SHAPES
+from opd.nano.images.world import (
     BORDER,
     DOMAINS,
     FILL,
@@ -23,24 +23,24 @@ from opd.nano.pictures.world import (
     random_styles,
     style_distance,
 )
-from opd.nano.tasks.pictures import Pictures
+from opd.nano.tasks.images import Images
 
 pytest.importorskip("diffusers")
 
 from opd.diffusion.folders import load_pipeline, save_pipeline
-from opd.nano.pictures import build
-from opd.nano.pictures.architecture import untrained
-from opd.nano.pictures.build import accuracy, concept_accuracy, styled_pairs
-from opd.nano.pictures.flow import condition, euler, generate
-from opd.nano.pictures.judge import frechet, load_judge, named_classes
+from opd.nano.images import build
+from opd.nano.images.architecture import untrained
+from opd.nano.images.build import accuracy, concept_accuracy, styled_pairs
+from opd.nano.images.flow import condition, euler, generate
+from opd.nano.images.judge import frechet, load_judge, named_classes
 
 BUNDLED = Path(__file__).parents[2] / "src" / "opd" / "nano" / "models"
 NUMBER = 72
-"""Pictures an accuracy is measured on; bounds leave room for three standard errors."""
+"""Images an accuracy is measured on; bounds leave room for three standard errors."""
 
 
 def bundled(*names: str) -> pytest.MarkDecorator:
-    """Tests of models that ``python -m opd.nano.pictures.build`` makes."""
+    """Tests of models that ``python -m opd.nano.images.build`` makes."""
     missing = [name for name in names if not (BUNDLED / name).is_dir()]
     return pytest.mark.skipif(bool(missing), reason=f"not built: {', '.join(missing)}")
 
@@ -60,8 +60,8 @@ def test_a_folder_gives_back_the_same_pipeline(pipeline: Any, tmp_path: Path) ->
     assert torch.equal(before.tokens_BLD, after.tokens_BLD)
     assert before.tokens_BLD.shape == (3, 8 + 16, 64)
     assert torch.equal(before.pooled_BD, after.pooled_BD)
-    pictures = [generate(p, texts, steps=2, seed=0) for p in (pipeline, loaded)]
-    assert torch.equal(*pictures)
+    images = [generate(p, texts, steps=2, seed=0) for p in (pipeline, loaded)]
+    assert torch.equal(*images)
 
 
 def test_the_pooled_text_is_read_at_its_end(pipeline: Any) -> None:
@@ -99,8 +99,8 @@ def test_the_sampler_is_the_pipelines_own(pipeline: Any) -> None:
 
 
 def test_prompts_are_the_same_every_time_and_ids_are_not_shared() -> None:
-    task = Pictures()
-    assert task.prompts("test") == Pictures().prompts("test")
+    task = Images()
+    assert task.prompts("test") == Images().prompts("test")
     prompts = [p for split in ("train", "val", "test") for p in task.prompts(split)]
     assert len({p.id for p in prompts}) == len(prompts)
     assert [p.domain for p in task.prompts("test")[:4]] == ["shapes", "count", "digits", "shapes"]
@@ -110,13 +110,13 @@ def test_prompts_are_the_same_every_time_and_ids_are_not_shared() -> None:
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="cats"):
-        Pictures().prompts("cats/test")
+        Images().prompts("cats/test")
     with pytest.raises(ConfigError, match="dev"):
-        Pictures().prompts("dev")
+        Images().prompts("dev")
 
 
-def test_pictures_are_drawn_from_their_seed() -> None:
-    prompts = Pictures().prompts("test")[:9]
+def test_images_are_drawn_from_their_seed() -> None:
+    prompts = Images().prompts("test")[:9]
     first = draw(prompts, seed=1)
     assert first.shape == (9, 3, 16, 16)
     assert first.min() >= -1
@@ -140,7 +140,7 @@ def test_pretraining_never_sees_the_concept() -> None:
 
 @pytest.mark.parametrize("name", ["judge", "reward"])
 @pytest.mark.parametrize("domain", [*DOMAINS, "concept"])
-def test_the_judge_is_right_about_real_pictures(name: str, domain: str) -> None:
+def test_the_judge_is_right_about_real_images(name: str, domain: str) -> None:
     prompts = balanced(all_prompts(domain), 300, 5)
     judge = load_judge(name)
     assert judge.right(draw(prompts, seed=5), prompts).mean() > 0.95
@@ -150,9 +150,9 @@ def test_the_judge_is_right_about_real_pictures(name: str, domain: str) -> None:
 
 
 def test_another_style_is_not_the_concept() -> None:
-    texts, pictures, _ = styled_pairs(200, 3)
+    texts, images, _ = styled_pairs(200, 3)
     known = {p.text: p for p in all_prompts("concept")}
-    assert load_judge().right(pictures, [known[text] for text in texts]).mean() < 0.05
+    assert load_judge().right(images, [known[text] for text in texts]).mean() < 0.05
     prompts, handful = concept_examples()
     assert len(handful) == 12
     assert load_judge().right(handful, prompts).all()
@@ -160,15 +160,15 @@ def test_another_style_is_not_the_concept() -> None:
 
 def test_the_likelihood_is_that_of_the_named_attributes_and_has_a_gradient() -> None:
     prompts = [all_prompts("shapes")[0], all_prompts("digits")[7]]
-    pictures = draw(prompts, seed=0).requires_grad_()
+    images = draw(prompts, seed=0).requires_grad_()
     judge = load_judge("reward")
-    found = judge.log_likelihood(pictures, prompts)
-    logits = {name: value.log_softmax(-1) for name, value in judge(pictures).items()}
+    found = judge.log_likelihood(images, prompts)
+    logits = {name: value.log_softmax(-1) for name, value in judge(images).items()}
     named = named_classes(prompts)
     red_circle = sum(logits[name][0, named[name][0]] for name in ("kind", "shape", "colour", "style"))
     seven = logits["kind"][1, 2] + logits["digit"][1, 7]
     assert torch.allclose(found, torch.stack([torch.as_tensor(red_circle), seven]), atol=1e-6)
-    (gradient,) = torch.autograd.grad(found.sum(), pictures)
+    (gradient,) = torch.autograd.grad(found.sum(), images)
     assert gradient.abs().amax((1, 2, 3)).min() > 0
 
 
@@ -180,33 +180,33 @@ def test_frechet_distance_of_known_gaussians() -> None:
     assert frechet(a, moved) == pytest.approx(1 + 2 * (3 - 1) ** 2, rel=0.02)
 
 
-@bundled("pictures-base")
+@bundled("images-base")
 def test_the_base_draws_but_does_not_listen() -> None:
-    base = load_pipeline("nano/pictures-base")
+    base = load_pipeline("nano/images-base")
     for domain in DOMAINS:
         assert 0.2 < accuracy(base, domain, number=NUMBER) < 0.7
 
 
-@bundled("pictures-base", *(f"pictures-{domain}" for domain in DOMAINS))
+@bundled("images-base", *(f"images-{domain}" for domain in DOMAINS))
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_teacher_is_sure_of_its_domain(domain: str) -> None:
     pytest.importorskip("peft")
-    teacher = load_pipeline("nano/pictures-base")
-    teacher.transformer.load_lora_adapter(str(BUNDLED / f"pictures-{domain}"), prefix=None, use_safetensors=True)
+    teacher = load_pipeline("nano/images-base")
+    teacher.transformer.load_lora_adapter(str(BUNDLED / f"images-{domain}"), prefix=None, use_safetensors=True)
     assert accuracy(teacher, domain, number=NUMBER) > 0.8
 
 
-@bundled("pictures-fewstep")
+@bundled("images-fewstep")
 def test_two_steps_are_enough_for_shapes_and_for_the_style_of_a_reference() -> None:
-    fewstep = load_pipeline("nano/pictures-fewstep")
+    fewstep = load_pipeline("nano/images-fewstep")
     assert accuracy(fewstep, "shapes", steps=2, number=NUMBER) > 0.82
     assert accuracy(fewstep, "concept", steps=2, number=NUMBER) < 0.1
     assert concept_accuracy(fewstep, steps=2, number=NUMBER) > 0.5
 
 
-@bundled("pictures-base")
+@bundled("images-base")
 def test_all_models_together_are_small() -> None:
-    files = [f for folder in BUNDLED.glob("pictures-*") for f in folder.rglob("*") if f.is_file()]
+    files = [f for folder in BUNDLED.glob("images-*") for f in folder.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 8 * 2**20
 
 
@@ -220,12 +220,12 @@ def test_a_build_of_a_few_steps_goes_through_every_stage(tmp_path: Path, monkeyp
     build.build_teacher("count", tmp_path, 0.005, 0, said.append)
     build.build_fewstep(tmp_path, 0.0005, 0, said.append)
     assert said[-1].startswith("16 steps: shapes ")
-    teacher = load_pipeline(tmp_path / "pictures-base")
+    teacher = load_pipeline(tmp_path / "images-base")
     before = generate(teacher, ["one red dot"], steps=1, seed=0)
-    teacher.transformer.load_lora_adapter(str(tmp_path / "pictures-count"), prefix=None, use_safetensors=True)
+    teacher.transformer.load_lora_adapter(str(tmp_path / "images-count"), prefix=None, use_safetensors=True)
     (adapter,) = teacher.transformer.peft_config.values()
     assert (adapter.r, adapter.lora_alpha) == (build.RANK, build.ALPHA)
     assert not torch.equal(before, generate(teacher, ["one red dot"], steps=1, seed=0))
     texts = ("model_index.json", "vae/config.json", "transformer/config.json")
-    assert not any("_name_or_path" in (tmp_path / "pictures-fewstep" / name).read_text() for name in texts)
-    assert load_pipeline(tmp_path / "pictures-fewstep").transformer.dtype == torch.float32
+    assert not any("_name_or_path" in (tmp_path / "images-fewstep" / name).read_text() for name in texts)
+    assert load_pipeline(tmp_path / "images-fewstep").transformer.dtype == torch.float32

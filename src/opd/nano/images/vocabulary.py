@@ -1,4 +1,4 @@
-"""The words of the picture world: imports nothing, so that every part may read them."""
+"""The words of the image world: imports nothing, so that every part may read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "diamond", "bar")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_COUNT = 5
 CONCEPT = "zorp"
-"""A style of two colours, seen in training only next to a picture that shows it."""
+"""A style of two colours, seen in training only next to a image that shows it."""
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
 WORDS = (*COLOURS, *SHAPES, *NUMBERS, "dot", "dots", "digit", CONCEPT)

@@ -1,4 +1,4 @@
-"""Pictures of prompts, and grids of pictures as files."""
+"""Images of prompts, and grids of images as files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from opd.errors import DataError
 from opd.types import Prompt
 
 
-def picture_of(prompt: Prompt) -> Tensor | None:
-    """A prompt's own picture, float32 [3, H, W] in [−1, 1]; None where it has none.
+def image_of(prompt: Prompt) -> Tensor | None:
+    """A prompt's own image, float32 [3, H, W] in [−1, 1]; None where it has none.
 
     Its entry ``image`` is a path, a PIL image as datasets give them, or a tensor as above.
 
@@ -29,19 +29,19 @@ def picture_of(prompt: Prompt) -> Tensor | None:
         return image
     if isinstance(image, str):
         try:
-            return read_picture(image)
+            return read_image(image)
         except (OSError, ValueError) as error:
             raise DataError(f"prompts: cannot read 'image' of prompt '{prompt.id}', '{image}': {error}") from None
     if isinstance(image, Image.Image):
         return to_tensor(image)
     raise DataError(
-        f"prompts: 'image' of prompt '{prompt.id}' is a {type(image).__name__}; give a file's path or a picture"
+        f"prompts: 'image' of prompt '{prompt.id}' is a {type(image).__name__}; give a file's path or a image"
     )
 
 
 @lru_cache(maxsize=4096)
-def read_picture(path: str) -> Tensor:
-    """A file's picture, float32 [3, H, W] in [−1, 1]."""
+def read_image(path: str) -> Tensor:
+    """A file's image, float32 [3, H, W] in [−1, 1]."""
     with Image.open(path) as image:
         return to_tensor(image)
 
@@ -52,30 +52,30 @@ def to_tensor(image: Any) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
-def to_pixels(picture_X: Tensor) -> Any:
-    """uint8 [H, W, 3] of a picture [3, H, W] in [−1, 1]; what lies outside is cut off."""
-    scaled = (picture_X.float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
+def to_pixels(image_X: Tensor) -> Any:
+    """uint8 [H, W, 3] of a image [3, H, W] in [−1, 1]; what lies outside is cut off."""
+    scaled = (image_X.float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def save(picture_X: Tensor, path: Path) -> None:
-    """A picture as a PNG file."""
-    Image.fromarray(to_pixels(picture_X)).save(path)
+def save(image_X: Tensor, path: Path) -> None:
+    """A image as a PNG file."""
+    Image.fromarray(to_pixels(image_X)).save(path)
 
 
 def grid(rows: Sequence[Sequence[Tensor]], *, scale: int = 1, gap: int = 2) -> Any:
-    """Rows of pictures of one size as one PIL image, on white.
+    """Rows of images of one size as one PIL image, on white.
 
     Args:
         rows: of [3, H, W] in [−1, 1].
-        scale: how many pixels wide each becomes, for pictures that are small.
+        scale: how many pixels wide each becomes, for images that are small.
         gap: pixels between them.
     """
     _, height, width = rows[0][0].shape
     high, wide = height * scale + gap, width * scale + gap
     sheet = np.full((high * len(rows) + gap, wide * max(map(len, rows)) + gap, 3), 255, dtype=np.uint8)
     for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            pixels = np.kron(to_pixels(picture), np.ones((scale, scale, 1), dtype=np.uint8))
+        for c, image in enumerate(row):
+            pixels = np.kron(to_pixels(image), np.ones((scale, scale, 1), dtype=np.uint8))
             sheet[gap + r * high :, gap + c * wide :][: height * scale, : width * scale] = pixels
     return Image.fromarray(sheet)

@@ -1,35 +1,46 @@
-// What the pages of all runs say and do alike: what looks wrong, how a figure went, and asking for news.
+// Parts that several pages share: theme, warnings, course of a metric, sparklines, live updates.
 
-const LOWER_IS_BETTER = new Set(["invalid_call_rate", "reverse_kl", "teacher/reverse_kl", "text_loss", "frechet", "distance"]);
-const NEUTRAL = new Set(["length"]);
+function theme(next) {
+  document.documentElement.dataset.theme = next;
+  $("theme").setAttribute("aria-pressed", String(next === "dark"));
+}
+
+const toggleTheme = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+
+// Follow the system's theme; redraw runs after each change by the button.
+function startTheme(redraw) {
+  theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  $("theme").addEventListener("click", () => { toggleTheme(); redraw(); });
+}
 
 const swatch = (run) => el("span", { class: "swatch", "--c": `var(--run-${run.index % 6})` });
 
-// What looks wrong, before anything else.
+// Warnings about a run, above everything else.
 function alarms(run) {
   if (!run.signs.length) return null;
-  return el("ul", { class: "signs", "aria-label": "What looks wrong" }, run.signs.map((sign) => {
+  return el("ul", { class: "signs", "aria-label": "Warnings" }, run.signs.map((sign) => {
     const rollout = sign.at && run.rollouts.find((r) => r.step === sign.at[0] && r.of === sign.at[1] && r.n === sign.at[2]);
     return el(
       "li", { class: sign.alarm ? "alarm" : "hunch", data: { kind: sign.kind } },
-      el("b", {}, sign.alarm ? "Something is wrong. " : "Worth a look. "), sign.text, " ",
-      rollout && run.index === 0 ? el("button", { type: "button", class: "token-link", onclick: () => show(rollout.tokens[sign.at[3]]) }, "Show one") : null,
+      el("b", {}, sign.alarm ? "Error. " : "Note. "), sign.text, " ",
+      rollout && run.index === 0 ? el("button", { type: "button", class: "token-link", onclick: () => show(rollout.tokens[sign.at[3]]) }, "Show an example") : null,
     );
   }));
 }
 
-// First, last and best of a column, where there is such; for what is neither good nor bad the best is the last.
+// First, last and best value of an evaluation metric; without a better direction the best is the last.
 function course(run, name) {
   const points = run.eval.step.map((step, i) => ({ step, value: run.eval.columns[name][i] })).filter((p) => p.value !== null);
   const [first, last] = [points[0], points[points.length - 1]];
-  const sign = NEUTRAL.has(name) ? 0 : LOWER_IS_BETTER.has(name) ? -1 : 1;
+  const metric = metricOf(name);
+  const sign = !metric ? 1 : { higher: 1, lower: -1 }[metric.better] || 0;
   const best = sign ? points.reduce((a, b) => (sign * b.value > sign * a.value ? b : a)) : last;
-  // Lost again: a quarter of what had been gained, or more.
+  // At least a quarter of the gain is lost again.
   const lost = sign * (best.value - last.value) > 0.25 * Math.abs(best.value - first.value) + 1e-9;
   return { first, last, best, sign, lost };
 }
 
-// A line without axes.
+// A sparkline: a line without axes.
 function spark(steps, values, label, most) {
   const points = steps.map((s, i) => [s, values[i]]).filter(([, v]) => v !== null);
   if (points.length < 2) return null;
@@ -43,21 +54,21 @@ function spark(steps, values, label, most) {
   );
 }
 
-// Ask the page's own server for news, every two seconds.
-function ask(finished, take) {
+// Poll the page's own server every two seconds; take receives new data.
+function poll(finished, take) {
   let seen = null;
-  const say = (text) => { $("live").hidden = false; $("live").textContent = text; };
-  say("live");
+  const status = (text) => { $("live").hidden = false; $("live").textContent = text; };
+  status("live");
   setInterval(async () => {
     try {
       const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
-      say(finished() ? "finished" : "live");
+      status(finished() ? "finished" : "live");
       if (answer.status === 304 || !answer.ok) return;
       const first = seen === null;
       seen = answer.headers.get("ETag");
       if (!first) take(await answer.json());
     } catch {
-      say("no connection");
+      status("no connection");
     }
   }, 2000);
 }

@@ -1,4 +1,4 @@
-"""Train the two judges on real pictures, spoiled a little as generated ones are.
+"""Train the two judges on real images, spoiled a little as generated ones are.
 
 Those that ship were trained on a world of more jitter: shapes of 4.8 to 6.2 pixels up to 1.6 off the middle, dots at
 free places, digits moved and scaled more. Trained again, they know the present world only.
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from opd.nano.pictures.judge import HEADS, UNNAMED, Judge, named_classes
-from opd.nano.pictures.vocabulary import SHAPES
-from opd.nano.pictures.world import (
+from opd.nano.images.judge import HEADS, UNNAMED, Judge, named_classes
+from opd.nano.images.vocabulary import SHAPES
+from opd.nano.images.world import (
     DIGITS,
     DOMAINS,
     all_prompts,
@@ -49,13 +49,13 @@ def save_digits(path: Path = DIGITS) -> None:
 
 
 def examples(number: int, seed: int, half: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures [B, 3, 16, 16] and the class of each under every head, in equal parts of four kinds."""
+    """Images [B, 3, 16, 16] and the class of each under every head, in equal parts of four kinds."""
     rng = random.Random(seed)
     prompts: list[Prompt] = [p for d in DOMAINS for p in rng.choices(all_prompts(d), k=number // 4)]
-    pictures, classes = draw(prompts, seed, half=half), named_classes(prompts)
+    images, classes = draw(prompts, seed, half=half), named_classes(prompts)
     styled, styled_classes = styled_examples(number - len(prompts), seed)
     together = {name: torch.cat([classes[name], styled_classes[name]]) for name in HEADS}
-    return torch.cat([pictures, styled]), together
+    return torch.cat([images, styled]), together
 
 
 def styled_examples(number: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,25 +75,25 @@ def styled_examples(number: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     return draw_shapes(shape, fill, border, generator), classes
 
 
-def spoiled(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def spoiled(images: Tensor, generator: torch.Generator) -> Tensor:
     """Up to a little noise and blur, so that the judge forgives what a viewer would."""
-    size = (len(pictures), 1, 1, 1)
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    mixed = torch.lerp(pictures, blurred, 0.5 * torch.rand(size, generator=generator))
-    noise = torch.randn(pictures.shape, generator=generator) * 0.12 * torch.rand(size, generator=generator)
+    size = (len(images), 1, 1, 1)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    mixed = torch.lerp(images, blurred, 0.5 * torch.rand(size, generator=generator))
+    noise = torch.randn(images.shape, generator=generator) * 0.12 * torch.rand(size, generator=generator)
     return mixed + noise
 
 
 def train_judge(seed: int, steps: int = STEPS) -> Judge:
-    """AdamW under one cycle of the learning rate, fresh pictures every step."""
+    """AdamW under one cycle of the learning rate, fresh images every step."""
     torch.manual_seed(seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK_LR, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        pictures, classes = examples(BATCH, seed * 1_000_000 + step, "judge")
-        logits = judge(spoiled(pictures, generator))
+        images, classes = examples(BATCH, seed * 1_000_000 + step, "judge")
+        logits = judge(spoiled(images, generator))
         loss = torch.stack([F.cross_entropy(logits[name], classes[name]) for name in HEADS]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -104,9 +104,9 @@ def train_judge(seed: int, steps: int = STEPS) -> Judge:
 
 @torch.no_grad()
 def accuracies(judge: Judge, number: int = 4000) -> dict[str, float]:
-    """Accuracy of every head on pictures it has not seen, digits from the half it has not seen."""
-    pictures, classes = examples(number, 77, "generators")
-    logits = judge(pictures)
+    """Accuracy of every head on images it has not seen, digits from the half it has not seen."""
+    images, classes = examples(number, 77, "generators")
+    logits = judge(images)
     hits = {name: (logits[name].argmax(-1) == classes[name])[classes[name] != UNNAMED] for name in HEADS}
     return {name: float(hit.float().mean()) for name, hit in hits.items()}
 

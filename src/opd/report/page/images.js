@@ -1,16 +1,16 @@
 // What the student drew at each evaluation, above what the teacher drew from the same noise; and where they differ.
 
-const SMALL = 128; // pixels, below which a picture's own pixels are shown
+const SMALL = 128; // pixels, below which a image's own pixels are shown
 const view = { at: null }; // number of the evaluation; null is the last
 
-function buildPictures() {
+function buildImages() {
   const { samples } = RUN();
-  $("pictures").hidden = !samples.steps.length;
+  $("images").hidden = !samples.steps.length;
   if (!samples.steps.length) return;
   const last = samples.steps.length - 1;
   fill(
-    $("pictures"),
-    el("h2", { id: "pictures-title" }, "What it draws"),
+    $("images"),
+    el("h2", { id: "images-title" }, "What it draws"),
     el("div", { class: "walk", role: "group", "aria-label": "Evaluation" },
       el("button", { type: "button", class: "chip", id: "earlier", "aria-label": "Evaluation before", title: "[", onclick: () => walk(-1) }, "‹"),
       el("input", { type: "range", id: "step", min: 0, max: last, step: 1, "aria-label": "Evaluation", disabled: !last, oninput: (e) => look(Number(e.target.value)) }),
@@ -24,10 +24,10 @@ function buildPictures() {
   look(view.at === null ? last : Math.min(view.at, last));
 }
 
-// One prompt: the student's picture, and the teacher's where it is a model of its own.
+// One prompt: the student's image, and the teacher's where it is a model of its own.
 function column(prompt, i) {
   const { samples } = RUN();
-  const [drawn, taught] = [picture("", ""), samples.teacher.length ? picture(samples.teacher[i], `The teacher's picture of “${prompt.text}”`) : null];
+  const [drawn, taught] = [image("", ""), samples.teacher.length ? image(samples.teacher[i], `The teacher's image of “${prompt.text}”`) : null];
   drawn.dataset.prompt = i;
   return el("li", {}, el("figure", {},
     el("div", { class: "pair" },
@@ -39,32 +39,32 @@ function column(prompt, i) {
 const caption = (prompt) =>
   el("figcaption", {}, el("span", { class: "prompt-text" }, prompt.text), prompt.domain === "default" ? null : el("span", { class: "fact" }, prompt.domain));
 
-function picture(source, alt) {
+function image(source, alt) {
   return el("img", { src: source || null, alt, draggable: "false", onload: (e) => e.target.classList.toggle("small", e.target.naturalWidth <= SMALL) });
 }
 
 function shownToTeacher(samples) {
   return [
     el("h3", { class: "above" }, "Shown to the teacher"),
-    el("p", { class: "note" }, "Pictures of training prompts, which the teacher sees beside the prompt and the student does not."),
+    el("p", { class: "note" }, "Images of training prompts, which the teacher sees beside the prompt and the student does not."),
     el("ul", { class: "drawn" }, samples.references.map((prompt, i) =>
-      el("li", {}, el("figure", {}, picture(samples.shown[i], `Shown to the teacher with “${prompt.text}”`), caption(prompt))))),
+      el("li", {}, el("figure", {}, image(samples.shown[i], `Shown to the teacher with “${prompt.text}”`), caption(prompt))))),
   ];
 }
 
 // Every evaluation as a row, the teacher below; drawn when somebody opens it.
 function atOnce(samples) {
-  const rows = samples.steps.map(({ step, pictures }) => [`step ${step}`, pictures]);
+  const rows = samples.steps.map(({ step, images }) => [`step ${step}`, images]);
   if (samples.teacher.length) rows.push(["teacher", samples.teacher]);
   const draw = (event) => {
     const host = event.target.querySelector(".scroll-x");
     if (host.firstChild) return;
     fill(host, el("table", { class: "at-once" },
       el("thead", {}, el("tr", {}, el("td", {}), samples.prompts.map((p) => el("th", { scope: "col", title: p.text }, short(p.text, 40))))),
-      el("tbody", {}, rows.map(([name, pictures]) => el("tr", {}, el("th", { scope: "row" }, name),
-        pictures.map((source, i) => el("td", {}, picture(source, `“${samples.prompts[i].text}”, ${name}`))))))));
+      el("tbody", {}, rows.map(([name, images]) => el("tr", {}, el("th", { scope: "row" }, name),
+        images.map((source, i) => el("td", {}, image(source, `“${samples.prompts[i].text}”, ${name}`))))))));
   };
-  return el("details", { class: "figures-of", ontoggle: draw }, el("summary", {}, "All evaluations one under the other"),
+  return el("details", { class: "values-of", ontoggle: draw }, el("summary", {}, "All evaluations one under the other"),
     el("div", { class: "scroll-x", tabindex: "0", role: "group", "aria-label": "All evaluations; they can be scrolled" }));
 }
 
@@ -73,11 +73,11 @@ function look(at) {
   const { samples } = RUN();
   const last = samples.steps.length - 1;
   view.at = at === last ? null : at;
-  const { step, pictures } = samples.steps[at];
-  for (const image of $("pictures").querySelectorAll("img[data-prompt]")) {
+  const { step, images } = samples.steps[at];
+  for (const image of $("images").querySelectorAll("img[data-prompt]")) {
     const i = Number(image.dataset.prompt);
-    image.src = pictures[i];
-    image.alt = `The student's picture of “${samples.prompts[i].text}” after ${step} steps`;
+    image.src = images[i];
+    image.alt = `The student's image of “${samples.prompts[i].text}” after ${step} steps`;
   }
   const name = step === 0 ? "before training" : `step ${step}`;
   $("step").value = at;
@@ -98,7 +98,7 @@ function figuresAt(step) {
   const { eval: measured } = RUN();
   const row = measured.step.lastIndexOf(step);
   return FIRST.filter((name) => row >= 0 && measured.columns[name] && measured.columns[name][row] !== null)
-    .map((name) => el("span", {}, ` ${label(name).toLowerCase()} ${figure(name, measured.columns[name][row])}`));
+    .map((name) => el("span", {}, ` ${label(name).toLowerCase()} ${metricText(name, measured.columns[name][row])}`));
 }
 
 // --- the loss along the trajectory ----------------------------------------------------------------------------------
@@ -120,15 +120,15 @@ function differences(step) {
     $("states"),
     el("figure", { class: "card along" },
       el("figcaption", {}, el("h3", {}, "Where student and teacher differ along the trajectory"),
-        el("p", { class: "note" }, `Mean loss (${RUN().distance}) at each state that the student visits, from noise to picture, on the training batch after ${now.step} steps${now === first ? "." : `; behind it that of step ${first.step}, each to the scale of its own largest.`}`)),
+        el("p", { class: "note" }, `Mean loss (${RUN().distance}) at each state that the student visits, from noise to image, on the training batch after ${now.step} steps${now === first ? "." : `; behind it that of step ${first.step}, each to the scale of its own largest.`}`)),
       el("div", { class: "along-room", "--n": values.length }, el("div", { class: `bars${few ? "" : " many"}`, role: "img", "aria-label": summary }, values.map((v, k) =>
         el("div", { class: "state", title: `state ${k + 1}: ${v === null ? "not trained on" : number(v)}` },
           now === first ? null : el("span", { class: "was", "--v": part(first, k) }), el("span", { class: "is", "--v": part(now, k) }),
           few ? el("span", { class: "value", "--v": part(now, k) }, v === null ? "–" : number(v)) : null))),
-      el("div", { class: "ends", "aria-hidden": "true" }, el("span", {}, "noise"), el("span", {}, "picture"))),
+      el("div", { class: "ends", "aria-hidden": "true" }, el("span", {}, "noise"), el("span", {}, "image"))),
       el("div", { class: "keys" }, keys.map(([kind, line]) =>
         el("span", { class: "key-item" }, el("span", { class: `block-key ${kind}` }), `step ${line.step}, mean `, el("b", {}, number(mean(line)))))),
-      el("details", { class: "figures-of" }, el("summary", {}, "figures"),
+      el("details", { class: "values-of" }, el("summary", {}, "values"),
         el("div", { class: "scroll-x" }, el("table", { class: "plain" },
           el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "step"), values.map((_, k) => el("th", { scope: "col" }, `state ${k + 1}`)))),
           el("tbody", {}, lines.map((line) => el("tr", {}, el("th", { scope: "row" }, line.step), line.loss.distill.map((v) => el("td", {}, v === null ? "–" : number(v))))))))),
@@ -145,8 +145,7 @@ function onKey(event) {
 }
 
 load(JSON.parse($("data").textContent));
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-$("theme").addEventListener("click", turn);
+startTheme(buildCurves);
 document.addEventListener("keydown", onKey);
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; buildCurves(); } });

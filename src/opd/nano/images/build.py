@@ -1,10 +1,10 @@
-"""Train the picture models from nothing: ``python -m opd.nano.pictures.build [NAME ...] [--scale 0.01]``.
+"""Train the image models from nothing: ``python -m opd.nano.images.build [NAME ...] [--scale 0.01]``.
 
-    judge, reward       who decides what pictures show (``build_judge``)
-    pictures-base       draws all three domains well, and follows its prompt less than half of the time
-    pictures-shapes, pictures-count, pictures-digits
+    judge, reward       who decides what images show (``build_judge``)
+    images-base       draws all three domains well, and follows its prompt less than half of the time
+    images-shapes, images-count, images-digits
                         the base's teachers: LoRA adapters, each sure of its own domain
-    pictures-fewstep    shapes in two steps; copies the style of a reference picture when it sees one
+    images-fewstep    shapes in two steps; copies the style of a reference image when it sees one
 
 In this order; a name needs those above it. One thread; the same seed gives the same weights on the same machine.
 Nobody teaches a teacher by reward: what the base lacks is captions that are right, and teachers get them.
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opd.diffusion.folders import load_pipeline, save_pipeline
-from opd.nano.pictures.architecture import untrained
-from opd.nano.pictures.build_judge import SEEDS, build_judge, save_digits
-from opd.nano.pictures.flow import Condition, condition, euler, fit, flow_loss, generate, velocity
-from opd.nano.pictures.judge import load_judge
-from opd.nano.pictures.vocabulary import CONCEPT, SHAPES
-from opd.nano.pictures.world import (
+from opd.nano.images.architecture import untrained
+from opd.nano.images.build_judge import SEEDS, build_judge, save_digits
+from opd.nano.images.flow import Condition, condition, euler, fit, flow_loss, generate, velocity
+from opd.nano.images.judge import load_judge
+from opd.nano.images.vocabulary import CONCEPT, SHAPES
+from opd.nano.images.world import (
     DIGITS,
     DOMAINS,
     HELD_OUT,
@@ -45,7 +45,7 @@ from opd.nano.pictures.world import (
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 64
 WRONG = 0.3
-"""Share of captions drawn anew, without a look at the picture, in the base's second phase."""
+"""Share of captions drawn anew, without a look at the image, in the base's second phase."""
 EMPTY = 0.1
 """Share of captions left empty."""
 HONEST_STEPS, HONEST_LR = 1500, 2e-3
@@ -74,7 +74,7 @@ Say = Callable[[str], None]
 
 
 def pretraining_loss(pipeline: Any, step: int, *, seed: int, wrong: float) -> Tensor:
-    """Flow matching on pictures of every domain whose captions are wrong or empty at these rates."""
+    """Flow matching on images of every domain whose captions are wrong or empty at these rates."""
     rng = random.Random(seed * 1_000_003 + step)
     known = {domain: all_prompts(domain) for domain in DOMAINS}
     names = rng.choices(DOMAINS, k=BATCH)
@@ -85,7 +85,7 @@ def pretraining_loss(pipeline: Any, step: int, *, seed: int, wrong: float) -> Te
 
 
 def clean_loss(pipeline: Any, step: int, *, seed: int, domain: str) -> Tensor:
-    """Flow matching on one domain with the captions that belong to its pictures."""
+    """Flow matching on one domain with the captions that belong to its images."""
     rng = random.Random(seed * 1_000_003 + step)
     shown = rng.choices(all_prompts(domain), k=BATCH)
     texts = [str(p.text) for p in shown]
@@ -93,13 +93,13 @@ def clean_loss(pipeline: Any, step: int, *, seed: int, domain: str) -> Tensor:
 
 
 def reference_loss(pipeline: Any, step: int, *, seed: int, apart: float = HELD_OUT) -> Tensor:
-    """Flow matching on styles of two tones, each told by the concept's word and shown by another picture."""
-    texts, pictures, references = styled_pairs(BATCH, seed * 1_000_003 + step, apart=apart)
-    return flow_loss(pipeline.transformer, pictures, condition(pipeline, texts, references))
+    """Flow matching on styles of two tones, each told by the concept's word and shown by another image."""
+    texts, images, references = styled_pairs(BATCH, seed * 1_000_003 + step, apart=apart)
+    return flow_loss(pipeline.transformer, images, condition(pipeline, texts, references))
 
 
 def styled_pairs(number: int, seed: int, *, apart: float = HELD_OUT) -> tuple[list[str], Tensor, Tensor]:
-    """Texts, pictures and references, the last two [B, 3, 16, 16]; every pair in a style of its own.
+    """Texts, images and references, the last two [B, 3, 16, 16]; every pair in a style of its own.
 
     Half of the references show the same shape, half any shape.
     """
@@ -113,7 +113,7 @@ def styled_pairs(number: int, seed: int, *, apart: float = HELD_OUT) -> tuple[li
 
 
 def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
-    """``pictures-base``: the transformer and all encoders together."""
+    """``images-base``: the transformer and all encoders together."""
     torch.manual_seed(seed)
     pipeline = untrained(seed)
 
@@ -126,22 +126,22 @@ def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
     fit(weights, partial(loss, wrong=0.0), steps=scaled(HONEST_STEPS, scale), lr=HONEST_LR, say=say)
     say_accuracies(pipeline, say)
     fit(weights, partial(loss, wrong=WRONG), steps=scaled(WRONG_STEPS, scale), lr=WRONG_LR, say=say)
-    save_pipeline(pipeline, out / "pictures-base", torch.float16)
-    say_accuracies(load_pipeline(out / "pictures-base"), say)
+    save_pipeline(pipeline, out / "images-base", torch.float16)
+    say_accuracies(load_pipeline(out / "images-base"), say)
 
 
 def build_teacher(domain: str, out: Path, scale: float, seed: int, say: Say) -> None:
-    """``pictures-DOMAIN``: a LoRA adapter on the base's transformer, everything else frozen."""
+    """``images-DOMAIN``: a LoRA adapter on the base's transformer, everything else frozen."""
     from peft import LoraConfig
 
     torch.manual_seed(seed)
-    pipeline = load_pipeline(out / "pictures-base")
+    pipeline = load_pipeline(out / "images-base")
     freeze(pipeline)
     transformer = pipeline.transformer
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(LORA_TARGETS)), domain)
     loss = partial(clean_loss, pipeline, seed=seed + 1, domain=domain)
     fit(transformer.parameters(), loss, steps=scaled(TEACHER_STEPS[domain], scale), lr=TEACHER_LR, say=say)
-    folder = out / f"pictures-{domain}"
+    folder = out / f"images-{domain}"
     transformer.save_lora_adapter(str(folder), adapter_name=domain)
     _halve(folder / "pytorch_lora_weights.safetensors")
     say_accuracies(pipeline, say)
@@ -157,9 +157,9 @@ def _halve(path: Path) -> None:
 
 
 def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
-    """``pictures-fewstep``: the base told the truth about shapes, then pressed into two steps."""
+    """``images-fewstep``: the base told the truth about shapes, then pressed into two steps."""
     torch.manual_seed(seed)
-    pipeline = load_pipeline(out / "pictures-base")
+    pipeline = load_pipeline(out / "images-base")
 
     def loss(step: int) -> Tensor:
         if step % TUNE_REFERENCE_EVERY == 0:
@@ -170,14 +170,14 @@ def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
     freeze(pipeline)
     say_fewstep(pipeline, (2, TEACHER_EULER), say)
     distil(pipeline, scale, seed, say)
-    save_pipeline(pipeline, out / "pictures-fewstep", torch.float16)
-    say_fewstep(load_pipeline(out / "pictures-fewstep"), (2, 4, TEACHER_EULER), say)
+    save_pipeline(pipeline, out / "images-fewstep", torch.float16)
+    say_fewstep(load_pipeline(out / "images-fewstep"), (2, 4, TEACHER_EULER), say)
 
 
 def distil(pipeline: Any, scale: float, seed: int, say: Say) -> None:
     """Regress two Euler steps on the same model's ``TEACHER_EULER``, from the same noise.
 
-    The second step starts from the student's own middle in half of the pictures, so that it learns to mend the first.
+    The second step starts from the student's own middle in half of the images, so that it learns to mend the first.
     """
     number = max(BATCH, scaled(TUPLES, scale))
     sources = [_trajectories(pipeline, number, seed, referenced) for referenced in (False, True)]
@@ -232,16 +232,16 @@ def _parts(pipeline: Any) -> list[nn.Module]:
 def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int = EVALUATED, seed: int = 0) -> float:
     """Share of a domain's prompts that the judge finds fulfilled."""
     prompts = balanced(all_prompts(domain), number, seed)
-    pictures = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed)
-    return float(load_judge().right(pictures, prompts).mean())
+    images = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed)
+    return float(load_judge().right(images, prompts).mean())
 
 
 def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed: int = 0) -> float:
-    """The same for the concept's prompts, each with a picture of the concept as its reference."""
+    """The same for the concept's prompts, each with a image of the concept as its reference."""
     prompts = balanced(all_prompts("concept"), number, seed)
     references = draw(balanced(all_prompts("concept"), number, seed + 1), seed + 1)
-    pictures = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed, references=references)
-    return float(load_judge().right(pictures, prompts).mean())
+    images = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed, references=references)
+    return float(load_judge().right(images, prompts).mean())
 
 
 def say_accuracies(pipeline: Any, say: Say) -> None:
@@ -271,15 +271,15 @@ def _build_judge(name: str, out: Path, scale: float, seed: int, say: Say) -> Non
 
 BUILDERS: dict[str, Callable[[Path, float, int, Say], None]] = {
     **{name: partial(_build_judge, name) for name in SEEDS},
-    "pictures-base": build_base,
-    **{f"pictures-{domain}": partial(build_teacher, domain) for domain in DOMAINS},
-    "pictures-fewstep": build_fewstep,
+    "images-base": build_base,
+    **{f"images-{domain}": partial(build_teacher, domain) for domain in DOMAINS},
+    "images-fewstep": build_fewstep,
 }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the nano picture models from nothing.")
+    parser = argparse.ArgumentParser(description="Train the nano image models from nothing.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BUILDERS)}; all without")
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")

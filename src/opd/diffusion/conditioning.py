@@ -11,14 +11,14 @@ from torch import Tensor
 from opd.errors import DataError
 from opd.types import Prompt
 
-Told = Mapping[str, Tensor]
+Conditioning = Mapping[str, Tensor]
 """What a denoiser is told about one prompt, by argument of its ``forward``; no batch dimension."""
 
 NOTHING = Prompt(id="", text="")
 """The prompt of the unconditional prediction."""
 
 
-def stable_diffusion_3(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
+def stable_diffusion_3(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
     """Tokens of three text encoders, and a pooled vector of two."""
     embeds, _, pooled, _ = pipeline.encode_prompt(
         [text_of(prompt)], None, None, do_classifier_free_guidance=False, max_sequence_length=text_tokens
@@ -26,7 +26,7 @@ def stable_diffusion_3(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
     return {"encoder_hidden_states": embeds[0], "pooled_projections": pooled[0]}
 
 
-def stable_diffusion(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
+def stable_diffusion(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
     """Tokens of one text encoder."""
     embeds, _ = pipeline.encode_prompt(
         [text_of(prompt)], pipeline._execution_device, 1, do_classifier_free_guidance=False
@@ -34,19 +34,19 @@ def stable_diffusion(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
     return {"encoder_hidden_states": embeds[0]}
 
 
-def dit(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
+def dit(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
     """A class; one more than there are stands for none."""
     classes = pipeline.transformer.config.num_embeds_ada_norm
     return {"class_labels": torch.tensor(classes if prompt is NOTHING else label_of(prompt, classes))}
 
 
-def unet(pipeline: Any, prompt: Prompt, text_tokens: int) -> Told:
+def unet(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
     """A class where the model was trained with classes, otherwise nothing."""
     classes = pipeline.unet.config.num_class_embeds
     return {} if classes is None else {"class_labels": torch.tensor(label_of(prompt, classes))}
 
 
-ENCODERS: dict[str, Callable[[Any, Prompt, int], Told]] = {
+ENCODERS: dict[str, Callable[[Any, Prompt, int], Conditioning]] = {
     "StableDiffusion3Pipeline": stable_diffusion_3,
     "StableDiffusionPipeline": stable_diffusion,
     "DiTPipeline": dit,

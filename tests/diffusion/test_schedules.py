@@ -1,4 +1,4 @@
-"""Kernels against diffusers' own schedulers, step by step, and the refusals. Suffixes: K steps, T transitions."""
+"""Schedules against diffusers' own schedulers, step by step, and the refusals. Suffixes: K steps, T transitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from opd.diffusion.kernels import Kernel, Sigmas, convert, kernel_of
+from opd.diffusion.schedules import NoiseSchedule, Sigmas, convert, schedule_of
 from opd.errors import ConfigError, ModelError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -57,21 +57,21 @@ def exact(scheduler: Any, steps: int) -> Any:
 def test_a_flow_step_is_the_schedulers(shift: float, sigmas: Sigmas, renoise: bool) -> None:
     """Deterministic and ``stochastic_sampling``, from the first step to the last, on the scheduler's own states."""
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=renoise)
-    kernel = kernel_of(theirs, steps=4, sigmas=sigmas, renoise=renoise)
+    schedule = schedule_of(theirs, steps=4, sigmas=sigmas, renoise=renoise)
     if sigmas == "scheduler":
         theirs.set_timesteps(4)
     else:
         theirs.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25] if sigmas == "even" else sigmas)
-    assert kernel.num_steps == 4
+    assert schedule.num_steps == 4
     x, *predictions = images(5)
     for k, p in enumerate(predictions):
-        assert float(kernel.time_K[k]) == float(theirs.timesteps[k])
-        assert float(kernel.level_K[k]) == float(theirs.sigmas[k])
+        assert float(schedule.time_K[k]) == float(theirs.timesteps[k])
+        assert float(schedule.level_K[k]) == float(theirs.sigmas[k])
         noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(k))
-        ours = kernel.next(at(k), x, p, noise)
+        ours = schedule.next(at(k), x, p, noise)
         x = theirs.step(p, theirs.timesteps[k], x, generator=torch.Generator().manual_seed(k)).prev_sample
         torch.testing.assert_close(ours, x, rtol=1e-6, atol=2e-6)
-    assert kernel.std_K.tolist() == pytest.approx([*theirs.sigmas[1:].tolist()] if renoise else [0.0] * 4)
+    assert schedule.std_K.tolist() == pytest.approx([*theirs.sigmas[1:].tolist()] if renoise else [0.0] * 4)
 
 
 @pytest.mark.parametrize("sigmas", ["even", "scheduler"])
@@ -80,7 +80,7 @@ def test_a_flow_step_is_the_schedulers(shift: float, sigmas: Sigmas, renoise: bo
 def test_the_noisy_flow_is_flow_grpos(shift: float, sigmas: Sigmas, noise: float) -> None:
     """μ = (1 + σ²Δ/2t) x + (1 + σ²(1 − t)/2t) Δ v and std = σ √−Δ, σ = a √(t / (1 − t)), as its code has them."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    kernel = kernel_of(scheduler, steps=5, sigmas=sigmas, noise=noise)
+    schedule = schedule_of(scheduler, steps=5, sigmas=sigmas, noise=noise)
     if sigmas == "even":
         scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.6, 0.4, 0.2])
     else:
@@ -89,26 +89,26 @@ def test_the_noisy_flow_is_flow_grpos(shift: float, sigmas: Sigmas, noise: float
     for k, (t, then) in enumerate(pairwise(times)):
         delta = then - t
         sigma = noise * math.sqrt(t / (1 - (times[1] if t == 1 else t)))
-        assert float(kernel.mean_x_K[k]) == pytest.approx(1 + sigma**2 * delta / (2 * t), rel=1e-12)
-        assert float(kernel.mean_p_K[k]) == pytest.approx((1 + sigma**2 * (1 - t) / (2 * t)) * delta, rel=1e-12)
-        assert float(kernel.std_K[k]) == pytest.approx(sigma * math.sqrt(-delta), rel=1e-12)
+        assert float(schedule.mean_x_K[k]) == pytest.approx(1 + sigma**2 * delta / (2 * t), rel=1e-12)
+        assert float(schedule.mean_p_K[k]) == pytest.approx((1 + sigma**2 * (1 - t) / (2 * t)) * delta, rel=1e-12)
+        assert float(schedule.std_K[k]) == pytest.approx(sigma * math.sqrt(-delta), rel=1e-12)
     assert times[0] == 1
-    assert kernel.std_K.isfinite().all()
+    assert schedule.std_K.isfinite().all()
 
 
 def test_the_noisy_flow_keeps_the_marginals_of_the_quiet_one() -> None:
     """With the exact velocity of data N(m, s²), many small noisy steps end where the quiet ones do: at m and s."""
     mean, deviation, steps = 0.5, 0.3, 4000
     for noise in (0.0, 0.7):
-        kernel = kernel_of(FlowMatchEulerDiscreteScheduler(), steps=steps, sigmas="even", noise=noise)
+        schedule = schedule_of(FlowMatchEulerDiscreteScheduler(), steps=steps, sigmas="even", noise=noise)
         m, v = 0.0, 1.0
         for k in range(steps):
-            t = float(kernel.level_K[k])
+            t = float(schedule.level_K[k])
             total = (1 - t) ** 2 * deviation**2 + t**2  # x_t ~ N((1 − t) mean, total); E[ε − x0 | x] is affine in x
             slope = (t - (1 - t) * deviation**2) / total
-            of_x = float(kernel.mean_x_K[k]) + float(kernel.mean_p_K[k]) * slope
-            m = of_x * m + float(kernel.mean_p_K[k]) * (-mean - slope * (1 - t) * mean)
-            v = of_x**2 * v + float(kernel.std_K[k]) ** 2
+            of_x = float(schedule.mean_x_K[k]) + float(schedule.mean_p_K[k]) * slope
+            m = of_x * m + float(schedule.mean_p_K[k]) * (-mean - slope * (1 - t) * mean)
+            v = of_x**2 * v + float(schedule.std_K[k]) ** 2
         assert m == pytest.approx(mean, abs=2e-3)
         assert math.sqrt(v) == pytest.approx(deviation, abs=0.02)
 
@@ -122,13 +122,13 @@ def test_the_noisy_flow_keeps_the_marginals_of_the_quiet_one() -> None:
 @pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)])
 def test_a_ddim_step_is_the_schedulers(prediction: str, eta: float, to_one: bool, spacing: str, offset: int) -> None:
     scheduler = ddim(prediction_type=prediction, set_alpha_to_one=to_one, timestep_spacing=spacing, steps_offset=offset)
-    kernel, theirs = kernel_of(scheduler, steps=6, sigmas="scheduler", noise=eta), exact(scheduler, 6)
+    schedule, theirs = schedule_of(scheduler, steps=6, sigmas="scheduler", noise=eta), exact(scheduler, 6)
     x, p, noise = images(3, dtype=torch.float64)
     for k, t in enumerate(theirs.timesteps):
         step = theirs.step(p, int(t), x, eta=eta, variance_noise=noise if eta else None)
-        assert float(kernel.time_K[k]) == float(t)
-        torch.testing.assert_close(kernel.next(at(k), x, p, noise), step.prev_sample, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(kernel.denoised(at(k), x, p), step.pred_original_sample, rtol=1e-10, atol=1e-10)
+        assert float(schedule.time_K[k]) == float(t)
+        torch.testing.assert_close(schedule.next(at(k), x, p, noise), step.prev_sample, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(schedule.denoised(at(k), x, p), step.pred_original_sample, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -136,68 +136,68 @@ def test_a_ddim_step_is_the_schedulers(prediction: str, eta: float, to_one: bool
 def test_ddpm_with_noise_1_is_ancestral_sampling(prediction: str, spacing: str) -> None:
     """Diffusers writes that step in other coefficients. Its last step, at t = 0, adds no noise, or 1e-10 of it."""
     scheduler = DDPMScheduler(prediction_type=prediction, timestep_spacing=spacing, clip_sample=False)
-    kernel, theirs = kernel_of(scheduler, steps=6, noise=1.0), exact(scheduler, 6)
+    schedule, theirs = schedule_of(scheduler, steps=6, noise=1.0), exact(scheduler, 6)
     x, p = images(2, dtype=torch.float64)
     for k, t in enumerate(theirs.timesteps):
         noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
         step = theirs.step(p, t, x, generator=torch.Generator().manual_seed(k))
-        torch.testing.assert_close(kernel.next(at(k), x, p, noise), step.prev_sample, rtol=1e-9, atol=1e-9)
-    assert float(kernel.std_K[-1]) == 0
+        torch.testing.assert_close(schedule.next(at(k), x, p, noise), step.prev_sample, rtol=1e-9, atol=1e-9)
+    assert float(schedule.std_K[-1]) == 0
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_renoising_goes_to_the_denoised_image_and_back(prediction: str) -> None:
     scheduler = ddim(prediction_type=prediction)
-    kernel, quiet = kernel_of(scheduler, steps=4, renoise=True), kernel_of(scheduler, steps=4)
+    schedule, quiet = schedule_of(scheduler, steps=4, renoise=True), schedule_of(scheduler, steps=4)
     x, p, noise = images(3, dtype=torch.float64)
     for k in range(4):
         x0 = quiet.denoised(at(k), x, p)
         wanted = quiet.noised(at(k + 1), x0, noise) if k < 3 else x0
-        torch.testing.assert_close(kernel.next(at(k), x, p, noise), wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(schedule.next(at(k), x, p, noise), wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_a_schedule_without_signal_at_its_start_serves_v_prediction() -> None:
     scheduler = ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    kernel = kernel_of(scheduler, steps=4, noise=1.0)
-    assert float(kernel.signal_K[0]) == 0
-    assert all(bool(table.isfinite().all()) for table in (kernel.mean_x_K, kernel.mean_p_K, kernel.std_K))
+    schedule = schedule_of(scheduler, steps=4, noise=1.0)
+    assert float(schedule.signal_K[0]) == 0
+    assert all(bool(table.isfinite().all()) for table in (schedule.mean_x_K, schedule.mean_p_K, schedule.std_K))
     with pytest.raises(ModelError, match="epsilon prediction says nothing"):
-        kernel_of(ddim(rescale_betas_zero_snr=True, timestep_spacing="trailing"), steps=4)
+        schedule_of(ddim(rescale_betas_zero_snr=True, timestep_spacing="trailing"), steps=4)
 
 
 # ------------------------------------------------------------------------------------- noising, denoising, converting
 
 
-def kernels() -> dict[str, Kernel]:
-    flow = kernel_of(FlowMatchEulerDiscreteScheduler(shift=3.0), steps=5)
-    return {"velocity": flow, **{p: kernel_of(ddim(prediction_type=p), steps=5) for p in PREDICTIONS}}
+def schedules() -> dict[str, NoiseSchedule]:
+    flow = schedule_of(FlowMatchEulerDiscreteScheduler(shift=3.0), steps=5)
+    return {"velocity": flow, **{p: schedule_of(ddim(prediction_type=p), steps=5) for p in PREDICTIONS}}
 
 
 @pytest.mark.parametrize("parameterisation", ["velocity", *PREDICTIONS])
 def test_the_true_prediction_denoises_to_the_truth(parameterisation: str) -> None:
     """ε, x0 or v in closed form, of an image noised by us, gives that image back; ``prediction`` finds the same one."""
-    kernel = kernels()[parameterisation]
-    assert kernel.parameterisation == parameterisation
+    schedule = schedules()[parameterisation]
+    assert schedule.parameterisation == parameterisation
     x0, noise = images(2, dtype=torch.float64)
     for k in range(5):
-        signal, level = float(kernel.signal_K[k]), float(kernel.level_K[k])
+        signal, level = float(schedule.signal_K[k]), float(schedule.level_K[k])
         truth = {
             "velocity": noise - x0,
             "epsilon": noise,
             "sample": x0,
             "v_prediction": signal * noise - level * x0,
         }[parameterisation]
-        x = kernel.noised(at(k), x0, noise)
+        x = schedule.noised(at(k), x0, noise)
         torch.testing.assert_close(x, signal * x0 + level * noise)
-        torch.testing.assert_close(kernel.denoised(at(k), x, truth), x0, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(kernel.prediction(at(k), x, x0), truth, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(schedule.denoised(at(k), x, truth), x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(schedule.prediction(at(k), x, x0), truth, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("theirs", PREDICTIONS)
 @pytest.mark.parametrize("ours", PREDICTIONS)
 def test_conversions_are_exact(theirs: str, ours: str) -> None:
     """At every step at once, against diffusers-style formulas, and there and back."""
-    a, b = kernels()[theirs], kernels()[ours]
+    a, b = schedules()[theirs], schedules()[ours]
     k = torch.arange(5)
     generator = torch.Generator().manual_seed(1)
     x, p = (torch.randn(5, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -212,7 +212,7 @@ def test_conversions_are_exact(theirs: str, ours: str) -> None:
 
 
 def test_a_conversion_does_not_change_the_sampler() -> None:
-    a, b = (kernel_of(ddim(prediction_type=p), steps=5, noise=0.5) for p in ("epsilon", "v_prediction"))
+    a, b = (schedule_of(ddim(prediction_type=p), steps=5, noise=0.5) for p in ("epsilon", "v_prediction"))
     x, p, noise = images(3, dtype=torch.float64)
     for k in range(5):
         converted = convert(p, x, at(k), a, b)
@@ -221,24 +221,24 @@ def test_a_conversion_does_not_change_the_sampler() -> None:
 
 def test_a_teacher_of_another_schedule_is_refused() -> None:
     x, p = images(2)
-    epsilon = kernels()["epsilon"]
+    epsilon = schedules()["epsilon"]
     for other in (
-        kernel_of(ddim(prediction_type="sample", beta_end=0.03), steps=5),
-        kernel_of(ddim(prediction_type="sample"), steps=4),
-        kernels()["velocity"],
+        schedule_of(ddim(prediction_type="sample", beta_end=0.03), steps=5),
+        schedule_of(ddim(prediction_type="sample"), steps=4),
+        schedules()["velocity"],
     ):
         with pytest.raises(ModelError, match=r"^teacher: its schedule is another \(time .*, the student's .*\); give"):
             convert(p, x, at(0), other, replace(epsilon, time_K=epsilon.time_K + 1))
     with pytest.raises(ModelError, match="schedule is another"):  # the same parameterisation does not excuse it
-        convert(p, x, at(0), kernel_of(ddim(beta_end=0.03), steps=5), epsilon)
+        convert(p, x, at(0), schedule_of(ddim(beta_end=0.03), steps=5), epsilon)
 
 
 def test_a_conversion_by_zero_is_refused_at_its_step_only() -> None:
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    v, sample = (kernel_of(ddim(prediction_type=p, **config), steps=4) for p in ("v_prediction", "sample"))
+    v, sample = (schedule_of(ddim(prediction_type=p, **config), steps=4) for p in ("v_prediction", "sample"))
     epsilon = replace(
         v, x0_x_K=1 / v.signal_K, x0_p_K=-v.level_K / v.signal_K, parameterisation="epsilon"
-    )  # which kernel_of refuses
+    )  # which schedule_of refuses
     x, p = images(2)
     for theirs, ours in ((epsilon, v), (v, epsilon), (epsilon, sample), (sample, epsilon)):
         with pytest.raises(ModelError, match="cannot become .* at step 1, where one of them says nothing"):
@@ -251,18 +251,18 @@ def test_a_conversion_by_zero_is_refused_at_its_step_only() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_helpers_compute_in_float32_at_least(dtype: torch.dtype) -> None:
-    kernel = kernel_of(FlowMatchEulerDiscreteScheduler(shift=3.0), steps=5, noise=0.7)
+    schedule = schedule_of(FlowMatchEulerDiscreteScheduler(shift=3.0), steps=5, noise=0.7)
     x, p, noise = (i.to(dtype) for i in images(3))
     k = torch.tensor([3, 0])
     wide = torch.promote_types(dtype, torch.float32)
     for got, wanted in (
-        (kernel.mean(k, x, p), kernel.mean(k, x.double(), p.double())),
-        (kernel.next(k, x, p, noise), kernel.next(k, x.double(), p.double(), noise.double())),
-        (kernel.denoised(k, x, p), kernel.denoised(k, x.double(), p.double())),
+        (schedule.mean(k, x, p), schedule.mean(k, x.double(), p.double())),
+        (schedule.next(k, x, p, noise), schedule.next(k, x.double(), p.double(), noise.double())),
+        (schedule.denoised(k, x, p), schedule.denoised(k, x.double(), p.double())),
     ):
         assert got.dtype == wide
         torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=1e-6)
-    assert kernel.time(k).tolist() == kernel.time_K[[3, 0]].tolist()
+    assert schedule.time(k).tolist() == schedule.time_K[[3, 0]].tolist()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_helpers_compute_in_float32_at_least(dtype: torch.dtype) -> None:
 def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
     scheduler.set_timesteps(7)
     before = copy.deepcopy(scheduler.__dict__)
-    kernel_of(scheduler, steps=3)
+    schedule_of(scheduler, steps=3)
     for name, value in scheduler.__dict__.items():
         same = torch.equal(value, before[name]) if isinstance(value, Tensor) else value == before[name]
         assert same, name
@@ -282,7 +282,7 @@ def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
 def test_a_shift_set_later_counts() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_shift(3.0)
-    assert kernel_of(scheduler, steps=4).level_K.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5])
+    assert schedule_of(scheduler, steps=4).level_K.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5])
 
 
 FLOW = FlowMatchEulerDiscreteScheduler()
@@ -312,7 +312,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("scheduler", "options", "message"), REFUSALS)
 def test_refusals_name_the_key_and_the_mend(scheduler: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        kernel_of(scheduler, **{"steps": 2, **options})
+        schedule_of(scheduler, **{"steps": 2, **options})
 
 
 def test_a_scheduler_derived_from_a_known_one_is_refused() -> None:
@@ -320,4 +320,4 @@ def test_a_scheduler_derived_from_a_known_one_is_refused() -> None:
         pass
 
     with pytest.raises(ConfigError, match="the steps of OwnScheduler are not known"):
-        kernel_of(OwnScheduler(), steps=2)
+        schedule_of(OwnScheduler(), steps=2)

@@ -1,4 +1,4 @@
-"""Flow matching on pictures, as plain as it gets: conditions, the loss, the Euler sampler, the training loop.
+"""Flow matching on images, as plain as it gets: conditions, the loss, the Euler sampler, the training loop.
 
 x_t = (1 - t) x_0 + t noise, t = 1 is noise; the model predicts the velocity noise - x_0 at timestep 1000 t.
 """
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opd.nano.pictures.world import SIZE
+from opd.nano.images.world import SIZE
 
 WARMUP = 50
 CLIP = 1.0
 EARLY = 0.7
-"""Exponent on uniform times: what a picture shows is decided where there is still much noise."""
+"""Exponent on uniform times: what a image shows is decided where there is still much noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Condition:
     """What the transformer reads. L tokens of context.
 
     Attributes:
-        tokens_BLD: [B, L, 64], the text's tokens, a reference picture's behind them.
+        tokens_BLD: [B, L, 64], the text's tokens, a reference image's behind them.
         pooled_BD: [B, 64], the text as one vector.
     """
 
@@ -39,7 +39,7 @@ class Condition:
 
 
 def condition(pipeline: Any, texts: Sequence[str], references: Tensor | None = None) -> Condition:
-    """Encode texts, and behind them reference pictures [B, 3, 16, 16]; gradient flows to the encoders."""
+    """Encode texts, and behind them reference images [B, 3, 16, 16]; gradient flows to the encoders."""
     unique = list(dict.fromkeys(texts))
     tokens, _, pooled, _ = pipeline.encode_prompt(
         unique, None, None, do_classifier_free_guidance=False, max_sequence_length=0
@@ -67,18 +67,18 @@ def velocity(transformer: Any, x_BCHW: Tensor, t_B: Tensor, given: Condition) ->
     return prediction
 
 
-def flow_loss(transformer: Any, pictures_BCHW: Tensor, given: Condition) -> Tensor:
-    """Mean squared error of the velocity, one t per picture, more of them near the noise than near the end."""
-    size = len(pictures_BCHW)
+def flow_loss(transformer: Any, images_BCHW: Tensor, given: Condition) -> Tensor:
+    """Mean squared error of the velocity, one t per image, more of them near the noise than near the end."""
+    size = len(images_BCHW)
     t = ((torch.arange(size) + torch.rand(size)) / size) ** EARLY
-    noise = torch.randn_like(pictures_BCHW)
-    noisy = torch.lerp(pictures_BCHW, noise, t[:, None, None, None])
-    return F.mse_loss(velocity(transformer, noisy, t, given), noise - pictures_BCHW)
+    noise = torch.randn_like(images_BCHW)
+    noisy = torch.lerp(images_BCHW, noise, t[:, None, None, None])
+    return F.mse_loss(velocity(transformer, noisy, t, given), noise - images_BCHW)
 
 
 @torch.no_grad()
 def euler(transformer: Any, noise_BCHW: Tensor, given: Condition, steps: int) -> list[Tensor]:
-    """The states of ``steps`` equal Euler steps from t = 1 to 0, the noise first and the picture last."""
+    """The states of ``steps`` equal Euler steps from t = 1 to 0, the noise first and the image last."""
     states = [noise_BCHW]
     for step in range(steps):
         t = torch.full((len(noise_BCHW),), 1 - step / steps)
@@ -88,7 +88,7 @@ def euler(transformer: Any, noise_BCHW: Tensor, given: Condition, steps: int) ->
 
 @torch.no_grad()
 def generate(pipeline: Any, texts: Sequence[str], *, steps: int, seed: int, references: Tensor | None = None) -> Tensor:
-    """Pictures for texts, [B, 3, 16, 16]."""
+    """Images for texts, [B, 3, 16, 16]."""
     noise = torch.randn(len(texts), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     chunks = torch.arange(len(texts)).split(64)
     given = condition(pipeline, texts, references)

@@ -1,0 +1,52 @@
+"""The doctor: bounded forward passes, memory settings, turn ends, and its warnings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opd.api import examine
+from opd.evaluation import evaluate
+
+SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
+
+
+def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read = evaluate.read
+
+    def recorded(model: Any, batch: Any, layers: Any = ()) -> Any:
+        sizes.append(len(batch) * max(len(reading.ids) for reading in batch))
+        return read(model, batch, layers)
+
+    monkeypatch.setattr(evaluate, "read", recorded)
+    *_, whole, _, _ = [line for line in examine("opd", SMALL) if not line.startswith("WARNING")]
+    assert len(sizes) == 1
+    sizes.clear()
+    lines = list(examine("opd", {**SMALL, "teacher.max_tokens": 500}))
+    assert len(sizes) > 2
+    assert max(sizes) <= 500
+    assert whole.startswith("signal")
+    assert whole in lines
+
+
+def test_the_four_memory_settings_are_listed() -> None:
+    settings = {"optimizer.micro_batch": 8, "teacher.max_tokens": 4096, "rollout.engine.max_rows": 32}
+    (line,) = (line for line in examine("opd", {**SMALL, **settings}) if line.startswith("passes"))
+    assert line == (
+        "passes    student: 8 rollouts (optimizer.micro_batch); teacher: 4,096 tokens (teacher.max_tokens); "
+        "decoding: 32 rows (rollout.engine.max_rows); evaluation: 16,384 tokens"
+    )
+    (line,) = (line for line in examine("opd", SMALL) if line.startswith("passes"))
+    assert "student: all rollouts at once (optimizer.micro_batch)" in line
+
+
+def test_the_turn_end_is_shown() -> None:
+    assert "turn end  '<|im_end|>'" in list(examine("opd", SMALL))
+
+
+def test_rollouts_that_never_end_are_a_warning() -> None:
+    lines = list(examine("opd", {**SMALL, "rollout.max_new_tokens": 2}))
+    assert any(line.startswith("WARNING   no rollout ended before its limit") for line in lines)
+    assert not any("no rollout ended" in line for line in examine("opd", SMALL))
