@@ -76,7 +76,9 @@ def rows(*sections: str) -> dict[str, str]:
 
 def _pattern(name: str) -> str:
     places = "|".join(re.escape(place) for place in PLACES)
-    return "".join(PLACES.get(part, re.escape(part)) for part in re.split(rf"((?<![a-zA-Z])(?:{places})(?![a-zA-Z]))", name))
+    return "".join(
+        PLACES.get(part, re.escape(part)) for part in re.split(rf"((?<![a-zA-Z])(?:{places})(?![a-zA-Z]))", name)
+    )
 
 
 @pytest.mark.slow
@@ -103,6 +105,17 @@ def test_every_metric_is_explained_and_every_explained_metric_exists(
         assert unknown == set()
         unseen = {n for n, p in explained.items() if not any(re.fullmatch(p, m) for m in found[kind])}
         assert unseen - DIFFUSION == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_of_the_page_on_own_models(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / "your-own.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    space: dict[str, Any] = {}
+    exec(blocks[number], space)
+    assert space["result"].steps == 2
 
 
 def test_no_metric_is_explained_twice() -> None:
