@@ -43,7 +43,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name:
             (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
     return tmp_path
 
