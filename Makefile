@@ -10,12 +10,12 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
-	@echo "make demo-diffusion  the same for pictures: three task teachers become one student, a two-step student learns a word"
+	@echo "make demo-diffusion  the same for images: three task teachers become one student, a two-step student learns a new word"
 	@echo "make test   set up, then run all tests, WORKERS=2 processes at a time; make test-fast leaves out the slow ones"
 	@echo "make check  formatting, lint and types"
 	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"
 	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
-	@echo "make nano   rebuild the bundled models from nothing; make nano-images those that draw"
+	@echo "make nano   rebuild the bundled models from nothing; make nano-images the image models"
 
 # torch first and pinned: a looser request may take another build of it, gigabytes larger.
 $(BIN)/.ready: constraints.txt pyproject.toml

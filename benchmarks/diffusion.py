@@ -1,11 +1,11 @@
-"""Denoising students beside what they are compared with, and beside what the papers report: docs/methods.md.
+"""Denoising students, their baselines and the papers' results: docs/methods.md.
 
     python benchmarks/diffusion.py [--seeds 3] [--workers 2] [--only d-opsd] [--write docs/methods.md]
 
-Several task teachers in one student, against other ways to get there at the same number of updates and trajectories;
-and a new concept for a two-step student, against plain fine-tuning on the same twelve images. Accuracy is the share
-of held-out prompts whose image shows all that they name, by a judge that no run has trained on; medians over seeds
-with their range, 256 prompts a domain.
+Several task teachers in one student, against other methods with the same number of updates and trajectories; and a new
+concept for a two-step student, against supervised fine-tuning on the same twelve images. Accuracy is the share of
+held-out prompts whose image shows everything that they name, by a judge that no run was trained on; medians over seeds
+with their range, 256 prompts per domain.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from methods import DENOISING, Claim, Figures, Run, judged, markdown, measure_al
 
 DOMAINS = ("shapes", "count", "digits")
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
-NO_TEACHER = {"teacher.weights": "frozen", "teacher.models": None}
+NO_TEACHER = {"teacher.models": None}
 AVERAGE = "mean of the teachers' weights"
 
 TASKS: dict[str, Run] = {
     "diffusion-opd": Run("diffusion-opd"),
     "diffusion-opd, SDE": Run("diffusion-opd", {"loss.divergence": "transition_kl", "rollout.noise": 0.7}),
-    "teachers' states": Run("diffusion-opd", {"rollout.policy": "teacher"}),
+    "teachers' states": Run("diffusion-opd", {"rollout.source": "teacher"}),
     "teachers' images": Run(
         "diffusion-opd",
         {
-            "rollout.policy": "images",
-            "rollout.source": "teacher",
+            "rollout.source": {"type": "images", "of": "teacher"},
             "loss.signal": "image",
             "loss.divergence": "velocity",
             "loss.step_weights": None,
@@ -46,8 +45,8 @@ TASKS: dict[str, Run] = {
         {
             "loss.signal": "reward",
             "rollout.noise": 0.7,
-            "rollout.batch": 6,
-            "rollout.samples": 8,
+            "rollout.prompts_per_step": 6,
+            "rollout.rollouts_per_prompt": 8,
             "optimizer.lr": 3e-4,
             **NO_TEACHER,
             **GUARDS_OFF,
@@ -55,44 +54,44 @@ TASKS: dict[str, Run] = {
     ),
     AVERAGE: Run("diffusion-opd", {"optimizer.steps": 1}),
 }
-"""Three teachers, one student: on-policy, off-policy, on teachers' images, by rewards alone, and without training."""
+"""Three teachers, one student: on-policy, off-policy, on teachers' images, by rewards alone, by averaged weights."""
 
 FINE_TUNING = {
-    "rollout.policy": "images",
+    "rollout.source": "images",
     "loss.signal": "image",
     "teacher.view": "plain",
     "loss.anchor": 0.0,
     "prompts": {"task": "images", "split": "concept/train"},
-    "rollout.batch": 12,
-    "rollout.samples": 4,
+    "rollout.prompts_per_step": 12,
+    "rollout.rollouts_per_prompt": 4,
     "eval.prompts": [{"task": "images", "split": "concept/test"}, {"task": "images", "split": "shapes/test"}],
     **GUARDS_OFF,
 }
 CONCEPT: dict[str, Run] = {
     "d-opsd": Run("d-opsd"),
-    "d-opsd, average": Run("d-opsd", {"teacher.weights": "ema", "teacher.ema_decay": 0.99}),
+    "d-opsd, average": Run("d-opsd", {"teacher.weights": {"type": "ema", "decay": 0.99}}),
     "d-opsd, live": Run("d-opsd", {"teacher.weights": "live", **GUARDS_OFF}),
     "d-opsd, no anchor": Run("d-opsd", {"loss.anchor": 0.0, **GUARDS_OFF}),
     "fine-tuning": Run("d-opsd", FINE_TUNING),
     "fine-tuning, anchored": Run(
-        "d-opsd", {"rollout.policy": "images", "loss.signal": "image", "teacher.view": "plain", **GUARDS_OFF}
+        "d-opsd", {"rollout.source": "images", "loss.signal": "image", "teacher.view": "plain", **GUARDS_OFF}
     ),
 }
-"""A new word for a two-step student, on the same twelve images."""
+"""A new concept for a two-step student, on the same twelve images."""
 
 ONCE = frozenset(
     {"diffusion-opd, SDE", "teachers' states", AVERAGE, "d-opsd, average", "d-opsd, live", "d-opsd, no anchor"}
 )
-"""Runs that no claim of ours rests on, or that draw nothing: one seed."""
+"""Runs with one seed: no claim depends on them, or they are deterministic."""
 
 LONG = 16
-"""Steps of a sampler that no longer tests whether few are enough."""
+"""Steps of the long sampler."""
 
 TOO_EASY = (
-    "Plain fine-tuning does not lose the two steps here, as the paper says it would: these shapes are drawn in two "
-    "steps by models that were never distilled to two, so there is little to lose. What it loses are old prompts, and "
-    "so does `d-opsd` without an anchor; with one neither does, and fine-tuning ends closer to the concept, as its "
-    "target is the image itself and not what the teacher makes of it."
+    "Contrary to the paper, fine-tuning does not lose the two-step sampler here: models that were never distilled also "
+    "generate these shapes in two steps. It does forget old prompts, and so does `d-opsd` without an anchor; with an "
+    "anchor neither does. Fine-tuning then ends closer to the concept, because its target is the image itself and not "
+    "the teacher's prediction."
 )
 """Under the table of the concept."""
 
@@ -106,7 +105,7 @@ CLAIMS = (
     ),
     Claim(
         "it beats fine-tuning on teachers' images",
-        "a curve; no figures (2605.15055)",
+        "a curve without numbers (2605.15055)",
         "diffusion-opd",
         "teachers' images",
         "least share",
@@ -158,7 +157,7 @@ CLAIMS = (
 
 
 def measure(run: Run, seed: int, folder: str) -> Figures:
-    """One run in a folder of its own, and its weights with a longer sampler."""
+    """Train one run in its own folder, and measure its weights with the long sampler too."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     import opd
 
@@ -185,7 +184,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
 
 
 def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
-    """The least of a student's accuracies, each as a share of its domain's teacher's (known where there are some)."""
+    """Add the least accuracy over domains, each as a share of its teacher's accuracy."""
     known = next((r.after for runs in measured.values() for r in runs if "teacher_accuracy/shapes" in r.after), {})
     for run in [run for name, runs in measured.items() if name in TASKS for run in runs]:
         shares = [run.after[f"accuracy/{d}"] / known[f"teacher_accuracy/{d}"] for d in DOMAINS]
@@ -193,46 +192,46 @@ def with_least_share(measured: Mapping[str, list[Figures]]) -> None:
 
 
 def at_length(run: Run, model: Path) -> dict[str, float]:
-    """What a run's weights draw with a longer sampler."""
+    """Metrics of a run's weights with the long sampler."""
     from opd.axes.base import Objects
     from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
     plain = {"student": str(model), "lora": None, "eval.steps": LONG, "eval.teacher": False}
     config = read(run.recipe, {**run.overrides, **plain})
     assert isinstance(config, DiffusionConfig)
-    evaluation = prepare(config, Objects()).evaluation()
+    evaluation = DenoisingRun.load(config, Objects()).evaluation()
     assert evaluation is not None
     return evaluation()
 
 
 def average(run: Run, folder: Path) -> Path:
-    """A pipeline whose denoiser is the mean of the teachers', their adapters merged in."""
+    """Save a pipeline whose denoiser is the mean of the teachers', with their adapters merged."""
     import torch
 
     from opd.axes.base import Objects
     from opd.config.diffusion import DiffusionConfig
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
     config = read(run.recipe, {"lora": None})
     assert isinstance(config, DiffusionConfig)
-    prepared = prepare(config, Objects())
+    run_of_teachers = DenoisingRun.load(config, Objects())
     merged = []
-    for teacher in prepared.teachers.values():
+    for teacher in run_of_teachers.teachers.values():
         model = copy.deepcopy(teacher.model)
         model.fuse_lora()
         model.unload_lora()
         merged.append(model.state_dict())
     mean = {name: torch.stack([state[name].float() for state in merged]).mean(0) for name in merged[0]}
-    prepared.student.model.load_state_dict(mean)
-    prepared.student.save(folder)
+    run_of_teachers.student.model.load_state_dict(mean)
+    run_of_teachers.student.save(folder)
     return folder
 
 
 def tasks_table(measured: Mapping[str, Sequence[Figures]]) -> str:
-    """Each domain's accuracy, beside its teacher's."""
+    """Each domain's accuracy, and its teacher's."""
     header = ["", *DOMAINS, "least share of a teacher's", "Fréchet", "updates", "student's denoising steps", "s"]
     first = next(iter(measured.values()))[0]
     rows = [
@@ -261,7 +260,7 @@ def tasks_table(measured: Mapping[str, Sequence[Figures]]) -> str:
 
 
 def concept_table(measured: Mapping[str, Sequence[Figures]]) -> str:
-    """The new word and the old ones, in two steps and in many."""
+    """Accuracy on the new concept and on old prompts, in two steps and in many."""
     names = ("accuracy/concept", "accuracy/shapes", "frechet")
     header = [
         "",
@@ -305,23 +304,23 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
     claims = [c for c in CLAIMS if c.better in measured and c.worse in measured]
     parts = [
         DENOISING,
-        f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, one where there is no "
-        "range; do not edit. Images of 16×16 pixels, pipelines of a million weights, 256 prompts a domain, a judge "
-        "that no run has trained on. Teachers were fine-tuned on captions that are right, not by reward; the ability "
-        "to use a image in the context was trained, it did not emerge; the Fréchet distance is in the judge's "
-        "features and no FID. Within a table every run has the same number of updates and trajectories, and the same "
-        "learning rate but for rewards: 3e-4, where distillation has 1e-3.",
+        f"Written by `python benchmarks/diffusion.py` with {seeds} seed{'s' * (seeds > 1)}, or one if no range is "
+        "given; do not edit. Images of 16×16 pixels, pipelines of a million weights, 256 prompts per domain, a judge "
+        "that no run was trained on. Teachers were fine-tuned on correct captions, not by reward. The ability to use "
+        "an image in the context was trained and did not emerge. The Fréchet distance uses the judge's features and "
+        "is no FID. Within a table every run has the same number of updates and trajectories, and the same learning "
+        "rate except for rewards: 3e-4 instead of 1e-3.",
         *(["### Three teachers, one student", tasks_table(tasks)] if tasks else []),
-        *(["### A new word for a two-step student", concept_table(concept), TOO_EASY] if concept else []),
-        "### What their papers claim, here",
-        "A claim holds if the ranges over seeds do not overlap; with one seed, if the figures are five points apart.",
+        *(["### A new concept for a two-step student", concept_table(concept), TOO_EASY] if concept else []),
+        "### The papers' claims, measured here",
+        "A claim holds if the ranges over seeds do not overlap; with one seed, if the values are five points apart.",
         markdown(["claim", "reported", "here", ""], [judged(c, measured) for c in claims]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def write(path: Path, text: str) -> None:
-    """Put the section where it stood, behind everything else."""
+    """Replace the section, which is the last of the page."""
     before, _, _ = (path.read_text() if path.exists() else "").partition(f"\n{DENOISING}\n")
     path.write_text(before.rstrip("\n") + "\n\n" + text)
 
@@ -332,8 +331,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", action="append", choices=list(runs))
-    parser.add_argument("--write", type=Path, help="write the section into this page, and `opd methods`'s figures")
-    parser.add_argument("--cache", type=Path, default=Path("runs/diffusion.json"), help="figures of runs already made")
+    parser.add_argument("--write", type=Path, help="write the section into this page, and the metrics of `opd methods`")
+    parser.add_argument("--cache", type=Path, default=Path("runs/diffusion.json"), help="metrics of finished runs")
     args = parser.parse_args()
     args.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen: dict[str, Any] = {name: run for name, run in runs.items() if not args.only or name in args.only}

@@ -1,4 +1,4 @@
-"""Plain fine-tuning on images, and where images come from."""
+"""Supervised fine-tuning on images, and loading of images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import opd
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.config.run import PromptsConfig
-from opd.diffusion.build import Denoising
 from opd.diffusion.data import load_image_prompts
 from opd.diffusion.images import grid, image_of, save, to_pixels, to_tensor
-from opd.diffusion.prepare import prepare
-from opd.diffusion.sampler import noising
+from opd.diffusion.run import DenoisingRun
+from opd.diffusion.sampler import training_levels
 from opd.diffusion.types import PredictionSignal, Trajectory
 from opd.errors import DataError
 from opd.loop import Loop
@@ -30,7 +29,7 @@ from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_r
 FINE_TUNING: dict[str, Any] = {
     "teacher": {"weights": "frozen"},
     "loss": {"signal": "image", "divergence": "velocity"},
-    "rollout": {"policy": "images", "steps": 5},
+    "rollout": {"source": "images", "steps": 5},
 }
 
 
@@ -49,8 +48,8 @@ def prompts(tmp_path: Path, every: int = 1, size: int = 8) -> dict[str, str]:
     return {"path": write_rows(tmp_path / "images.jsonl", rows)}
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -74,7 +73,9 @@ def step(loop: Loop) -> tuple[list[Trajectory], dict[str, Any]]:
         ("sd", {}),
     ],
 )
-def test_a_noised_image_is_its_own_target(tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]) -> None:
+def test_the_target_of_a_noised_image_is_its_clean_image(
+    tmp_path: Path, folder: Any, kind: str, changes: dict[str, Any]
+) -> None:
     """v = ε − x0 of flow matching; ε, or v = √ᾱ ε − √(1 − ᾱ) x0, of diffusion."""
     student = folder(kind, **changes)
     run, loop = loop_of(run_tree(tmp_path / "out", student, prompts=prompts(tmp_path), **FINE_TUNING), tmp_path)
@@ -94,28 +95,28 @@ def test_a_noised_image_is_its_own_target(tmp_path: Path, folder: Any, kind: str
         expected_TX = signal_T * noise_TX - level_T * clean_TX
     else:
         expected_TX = noise_TX
-    # near the clean image little noise is left to be told from rounding
+    # near the clean image the noise is hardly larger than rounding errors
     torch.testing.assert_close(signal.target_TX, expected_TX, atol=2e-3, rtol=1e-4)
     loop._step(0)
 
 
-def levels(run: Denoising) -> tuple[Tensor, Tensor]:
-    return run.schedule.level_K, run.schedule.signal_K
+def levels(run: DenoisingRun) -> tuple[Tensor, Tensor]:
+    return run.samplers.schedule.level_K, run.samplers.schedule.signal_K
 
 
-def test_images_are_noised_at_every_time_that_the_model_was_trained_on() -> None:
+def test_training_levels_are_all_pretraining_times() -> None:
     from opd.diffusion.models import of_pipeline
 
     for kind, changes in (("sd", {}), ("ddim", {"timestep_spacing": "trailing"}), ("ddpm", {"steps_offset": 1})):
         pipeline = make_pipeline(kind, **changes)
-        schedule = noising(of_pipeline(pipeline, source="s", key="student"))
+        schedule = training_levels(of_pipeline(pipeline, source="s", key="student"))
         assert schedule.time_K.tolist() == list(range(999, -1, -1))
         torch.testing.assert_close(schedule.signal_K.float().square(), pipeline.scheduler.alphas_cumprod.flip(0))
-    schedule = noising(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
+    schedule = training_levels(of_pipeline(make_pipeline("sd3"), source="s", key="student"))
     torch.testing.assert_close(schedule.level_K, torch.arange(1000, 0, -1).double() / 1000, atol=1e-6, rtol=0)
 
 
-def test_prompts_without_a_image_fall_to_the_anchor(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_prompts_without_an_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts=prompts(tmp_path, every=2), **FINE_TUNING)
     tree["loss"] = {**tree["loss"], "anchor": 0.5}
     rollouts, said = step(loop_of(tree, tmp_path)[1])
@@ -126,24 +127,24 @@ def test_prompts_without_a_image_fall_to_the_anchor(tmp_path: Path, folder: Any)
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
 
-def test_fine_tuning_learns_the_images(tmp_path: Path, folder: Any) -> None:
+def test_fine_tuning_lowers_the_loss(tmp_path: Path, folder: Any) -> None:
     rows = [{"id": "p", "prompt": "red", "image": "0.png"}]
     paint(tmp_path / "0.png", 0, 20)  # of any size
     path = write_rows(tmp_path / "images.jsonl", rows)
     tree = run_tree(tmp_path / "out", folder("sd3"), prompts={"path": path}, **FINE_TUNING)
-    opd.train(tree, {"rollout.batch": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
+    opd.train(tree, {"rollout.prompts_per_step": 1, "rollout.steps": 32, "optimizer.steps": 15, "optimizer.lr": 0.01})
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     losses = [row["train"]["loss"] for row in map(json.loads, lines) if "train" in row]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder: Any) -> None:
+def test_a_teacher_with_another_schedule_can_generate_the_images(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), **FINE_TUNING)
-    tree["rollout"]["source"] = "teacher"
-    tree["teacher"] = {"weights": "model", "model": folder("sd3", 1, shift=3.0)}
+    tree["rollout"]["source"] = {"type": "images", "of": "teacher"}
+    tree["teacher"] = {"model": folder("sd3", 1, shift=3.0)}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = step(loop)
-    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.samplers.of_teachers().rollout([r.prompt for r in rollouts], 0)
     for own, theirs in zip(rollouts, drawn, strict=True):
         assert torch.equal(own.latents_KX[-1], theirs.latents_KX[-1])
         assert own.source == "references"
@@ -151,12 +152,12 @@ def test_images_may_be_the_teachers_whatever_its_schedule(tmp_path: Path, folder
     loop._step(0)
 
 
-def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> None:
+def test_the_rollout_source_can_be_the_teacher(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
-    tree["rollout"]["policy"] = "teacher"
+    tree["rollout"]["source"] = "teacher"
     run, loop = loop_of(tree, tmp_path)
     rollouts, _ = step(loop)
-    drawn = run.teacher_source().rollout([r.prompt for r in rollouts], 0)
+    drawn = run.samplers.of_teachers().rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     assert {r.source for r in rollouts} == {"teacher"}
     assert loop._step(0)["loss"] > 0
@@ -166,7 +167,7 @@ def test_a_teachers_trajectories_are_trained_on(tmp_path: Path, folder: Any) -> 
 # ------------------------------------------------------------------------------------------------- where they come from
 
 
-def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_paths_are_relative_to_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
     image = paint(tmp_path / "there" / "a.png", 1)
     paint(tmp_path / "b.png", 2)
@@ -186,7 +187,7 @@ def test_paths_are_looked_for_beside_their_file(tmp_path: Path, monkeypatch: pyt
     assert third is None
 
 
-def test_a_image_is_a_path_an_image_or_a_tensor() -> None:
+def test_an_image_is_a_path_a_pil_image_or_a_tensor() -> None:
     image = Image.new("L", (5, 7), 255)
     shown = image_of(Prompt(id="a", text="a", data={"image": image}))
     assert shown is not None
@@ -198,7 +199,7 @@ def test_a_image_is_a_path_an_image_or_a_tensor() -> None:
         image_of(Prompt(id="a", text="a", data={"image": {}}))
 
 
-def test_images_of_a_dataset_are_images(tmp_path: Path, folder: Any) -> None:
+def test_a_dataset_with_images_loads(tmp_path: Path, folder: Any) -> None:
     import datasets
 
     images = [paint(tmp_path / f"{n}.png", n) for n in range(4)]
@@ -212,7 +213,7 @@ def test_images_of_a_dataset_are_images(tmp_path: Path, folder: Any) -> None:
         assert torch.equal(shown, to_tensor(image))
 
 
-def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
+def test_a_mix_alternates_its_sources(tmp_path: Path) -> None:
     a, b = (write_rows(tmp_path / f"{n}.jsonl", [{"prompt": f"{n}{i}"} for i in range(2)]) for n in "ab")
     config = PromptsConfig.model_validate([{"path": a, "domain": "first"}, {"path": b}])
     loaded, _ = load_image_prompts(config, key="prompts")
@@ -225,7 +226,7 @@ def test_a_mix_gives_one_of_each_in_turn(tmp_path: Path) -> None:
     assert len({p.id for p in loaded}) == 4
 
 
-def test_pixels_and_back(tmp_path: Path) -> None:
+def test_pixels_and_tensors_convert_back(tmp_path: Path) -> None:
     image = paint(tmp_path / "a.png", 3)
     image = to_tensor(image)
     save(image, tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""Models: what trains, what is shared, what is left in a folder."""
+"""Models: trained and shared weights, adapters, saved folders."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def move(model: DenoisingModel, by: float = 0.1) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd"])
-def test_an_adapter_changes_nothing_at_first_and_trains_alone(model: Any, kind: str) -> None:
+def test_a_new_adapter_changes_nothing_and_alone_trains(model: Any, kind: str) -> None:
     plain, student = model(kind), adapted_student(model, kind)
     torch.testing.assert_close(said(student), said(plain), rtol=0, atol=1e-6)
     training = [n for n, p in student.model.named_parameters() if p.requires_grad]
@@ -64,7 +64,7 @@ def test_an_adapter_changes_nothing_at_first_and_trains_alone(model: Any, kind: 
     assert (said(student) - said(plain)).abs().max() > 1e-3
 
 
-def test_a_frozen_copy_shares_what_does_not_train_and_stays(model: Any) -> None:
+def test_a_frozen_copy_shares_frozen_weights_and_does_not_change(model: Any) -> None:
     student = adapted_student(model)
     copied = frozen_copy(student)
     before = said(copied)
@@ -77,7 +77,7 @@ def test_a_frozen_copy_shares_what_does_not_train_and_stays(model: Any) -> None:
     assert not torch.equal(said(student), before)
 
 
-def test_a_frozen_copy_of_a_whole_student_stays_too(model: Any) -> None:
+def test_a_frozen_copy_of_a_whole_student_does_not_change(model: Any) -> None:
     student = model("sd3")
     student.model.requires_grad_(True)
     copied = frozen_copy(student)
@@ -88,9 +88,7 @@ def test_a_frozen_copy_of_a_whole_student_stays_too(model: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd3", "sd"])
-def test_a_saved_adapter_is_merged_into_the_pipeline_and_stands_beside_it(
-    tmp_path: Path, model: Any, kind: str
-) -> None:
+def test_a_saved_adapter_is_merged_and_also_saved_alone(tmp_path: Path, model: Any, kind: str) -> None:
     student = adapted_student(model, kind)
     move(student)
     student.save(tmp_path)
@@ -104,14 +102,14 @@ def test_a_saved_adapter_is_merged_into_the_pipeline_and_stands_beside_it(
 
 
 def as_pipelines_save(student: DenoisingModel, to: Path) -> Path:
-    """The adapter with the denoiser's name before every tensor, as a pipeline's own method leaves it."""
+    """The adapter with the denoiser's name as prefix of every tensor, as a pipeline saves it."""
     layers, config = get_peft_model_state_dict(student.model), student.model.peft_config["default"].to_dict()
     config["target_modules"] = sorted(config["target_modules"])
     student.pipeline.save_lora_weights(to, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config)
     return to
 
 
-def test_adapters_load_with_the_denoisers_name_before_their_tensors_and_without(tmp_path: Path, model: Any) -> None:
+def test_adapters_load_with_and_without_the_denoisers_prefix(tmp_path: Path, model: Any) -> None:
     student = adapted_student(model)
     with torch.no_grad():
         for parameter in (p for p in student.model.parameters() if p.requires_grad):
@@ -148,17 +146,17 @@ def lora(tmp_path: Path, folder: Any) -> Path:
 
 
 @pytest.mark.parametrize("adapter", [None, {"rank": 3}])
-def test_a_lora_teaches_a_student_and_is_not_changed_by_it(
+def test_a_lora_teacher_does_not_change(
     tmp_path: Path, folder: Any, lora: Path, adapter: dict[str, int] | None
 ) -> None:
-    """Also where the student trains whole: then nothing is shared."""
+    """Also if all of the student's weights train, so that nothing is shared."""
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
     from opd.output.run_log import RunLog
 
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, lora=adapter)
-    run = prepare(read(tree), Objects())
+    run = DenoisingRun.load(read(tree), Objects())
     teacher = run.teachers["teacher"]
     before, start = said(teacher), said(run.student)
     assert not torch.allclose(before, start, atol=1e-4)
@@ -171,16 +169,16 @@ def test_a_lora_teaches_a_student_and_is_not_changed_by_it(
     assert torch.equal(said(teacher), before)
 
 
-def test_a_student_comes_nearer_to_a_lora(tmp_path: Path, folder: Any, lora: Path) -> None:
+def test_a_student_approaches_a_lora_teacher(tmp_path: Path, folder: Any, lora: Path) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, optimizer={"steps": 12, "lr": 3e-3})
-    opd.train(tree, {"rollout.batch": 8})
+    opd.train(tree, {"rollout.prompts_per_step": 8})
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train"]["loss"] for row in rows if "train" in row]
     assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("kind", ["ddim", "ddpm", "dit"])
-def test_kinds_without_adapters_are_refused(tmp_path: Path, folder: Any, lora: Path, kind: str) -> None:
+def test_a_lora_for_a_denoiser_without_adapters_is_refused(tmp_path: Path, folder: Any, lora: Path, kind: str) -> None:
     tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, lora={"rank": 2})
     with pytest.raises(ModelError, match=r"lora: the denoiser of .* diffusers has no adapters"):
         opd.train(tree)
@@ -189,9 +187,9 @@ def test_kinds_without_adapters_are_refused(tmp_path: Path, folder: Any, lora: P
     assert not (tmp_path / "out").exists()
 
 
-def test_layers_that_are_not_there_are_refused(tmp_path: Path, folder: Any) -> None:
+def test_unknown_lora_layers_are_refused(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, lora={"targets": ["q_proj"]})
-    with pytest.raises(ConfigError, match=r"lora.targets: .*q_proj.*; name layers of"):
+    with pytest.raises(ConfigError, match=r"lora.targets: .*q_proj.*. Fix: name layers of"):
         opd.train(tree)
     assert not (tmp_path / "out").exists()
 
@@ -199,18 +197,21 @@ def test_layers_that_are_not_there_are_refused(tmp_path: Path, folder: Any) -> N
 # ---------------------------------------------------------------------------------------------------- what is predicted
 
 
-def test_guidance_goes_beyond_what_the_condition_adds(model: Any) -> None:
+def test_guidance_extrapolates_from_the_unconditional_prediction(model: Any) -> None:
     m = model("sd3")
-    told = m.encode(PROMPTS)
+    conditioning = m.encode(PROMPTS)
     latents_TX, time_T = torch.randn(2, 3, 8, 8), torch.tensor([700.0, 200.0])
     with torch.no_grad():
         without = m.predict(latents_TX, time_T, m.encode([Prompt(id="", text="")]) * 2)
-        with_prompt, guided = m.predict(latents_TX, time_T, told), m.predict(latents_TX, time_T, told, 3.0)
+        with_prompt, guided = (
+            m.predict(latents_TX, time_T, conditioning),
+            m.predict(latents_TX, time_T, conditioning, 3.0),
+        )
     assert not torch.allclose(with_prompt, without, atol=1e-4)
     torch.testing.assert_close(guided, without + 3 * (with_prompt - without))
 
 
-def test_images_become_latents_and_back(model: Any) -> None:
+def test_images_are_encoded_and_decoded(model: Any) -> None:
     images_BX = torch.rand(2, 3, 8, 8) * 2 - 1
     m = model("sd3")
     assert torch.equal(m.decode(m.latents_of(images_BX)), images_BX)
@@ -222,20 +223,20 @@ def test_images_become_latents_and_back(model: Any) -> None:
     torch.testing.assert_close(model("sd").latents_of(large_BX), expected)
 
 
-def test_rows_of_different_shape_are_predicted_in_their_own_order(model: Any) -> None:
-    """Some are shown a image, whose tokens stand behind the text's."""
+def test_conditioning_of_different_shapes_keeps_its_order(model: Any) -> None:
+    """Some rows have image tokens after the text's tokens."""
     m = model("sd3")
     image = torch.rand(3, 8, 8)
-    told = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [image, None, None])
-    assert [len(t["encoder_hidden_states"]) for t in told] == [10, 6, 6]
+    conditioning = m.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [image, None, None])
+    assert [len(t["encoder_hidden_states"]) for t in conditioning] == [10, 6, 6]
     latents_TX, time_T = torch.randn(3, 3, 8, 8), torch.tensor([700.0, 200.0, 10.0])
     with torch.no_grad():
-        together = m.predict(latents_TX, time_T, told)
-        alone = [m.predict(latents_TX[i][None], time_T[i][None], [told[i]])[0] for i in range(3)]
+        together = m.predict(latents_TX, time_T, conditioning)
+        alone = [m.predict(latents_TX[i][None], time_T[i][None], [conditioning[i]])[0] for i in range(3)]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_a_schedule_leaves_the_pipelines_scheduler_as_it_was(model: Any) -> None:
+def test_a_schedule_does_not_change_the_pipelines_scheduler(model: Any) -> None:
     scheduler = model("sd3").pipeline.scheduler
     before = scheduler.sigmas.clone()
     schedule_of(scheduler, steps=3)

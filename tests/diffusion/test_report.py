@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> None:
+def test_every_evaluation_writes_a_strip_of_the_same_prompts(folder: Path) -> None:
     samples = Samples(folder / "out" / "samples")
     assert samples.steps == [0, 2, 4]
     assert [prompt["domain"] for prompt in samples.prompts] == ["disc", "square", "disc"]
@@ -49,15 +49,15 @@ def test_every_evaluation_leaves_a_strip_of_the_same_prompts(folder: Path) -> No
     assert len(set(whole.values())) == 3
 
 
-def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
+def test_a_strip_shows_the_images_of_the_weights(folder: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
     from opd.diffusion.evaluation import decoded_images
     from opd.diffusion.images import to_pixels
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
     config = read({**run_file(folder), "student": str(folder / "out")})
-    run = prepare(config, Objects())
+    run = DenoisingRun.load(config, Objects())
     grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
     assert isinstance(grids, Grids)
     drawn = decoded_images(run.student, grids.student.rollout(grids.prompts, SEED))
@@ -67,18 +67,18 @@ def test_a_strip_is_what_the_weights_draw_from_its_noise(folder: Path) -> None:
         assert (np.asarray(kept) == small.repeat(8, 0).repeat(8, 1)).all()
 
 
-def test_drawing_changes_nothing_in_the_run(folder: Path) -> None:
+def test_sample_grids_do_not_change_the_run(folder: Path) -> None:
     opd.train(run_file(folder, report=False, out=str(folder / "plain")))
     assert not (folder / "plain" / "samples").exists()
     assert (folder / "plain" / WEIGHTS).read_bytes() == (folder / "out" / WEIGHTS).read_bytes()
 
 
-def test_drawing_touches_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
+def test_sample_grids_change_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
@@ -110,7 +110,7 @@ class Killed:
     def stop(self) -> None: ...
 
 
-def test_a_resumed_run_goes_on_with_the_strips_it_had(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_strips(folder: Path, tmp_path: Path) -> None:
     config, out = run_file(folder, out=str(tmp_path / "out")), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         opd.train(config, displays=[Killed(3)])
@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_with_the_strips_it_had(folder: Path, tmp_path: Pa
     assert (out / "states.jsonl").read_text() == (whole / "states.jsonl").read_text()
 
 
-def test_a_resumed_run_that_shows_other_prompts_forgets_the_old_strips(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_with_other_prompts_deletes_the_old_strips(folder: Path, tmp_path: Path) -> None:
     config, out = run_file(folder, out=str(tmp_path / "out")), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         opd.train(config, displays=[Killed(3)])
@@ -136,7 +136,7 @@ def test_a_resumed_run_that_shows_other_prompts_forgets_the_old_strips(folder: P
     assert len(samples.images(4)) == len(samples.images(TEACHER)) == 2
 
 
-def test_states_have_the_losses_of_the_steps_that_follow(folder: Path) -> None:
+def test_states_hold_the_losses_of_the_next_step(folder: Path) -> None:
     out = folder / "out"
     lines = lines_of(out / "states.jsonl")
     assert [line["step"] for line in lines] == [0, 2, 3]  # the evaluations' weights, and the last that were trained
@@ -146,21 +146,21 @@ def test_states_have_the_losses_of_the_steps_that_follow(folder: Path) -> None:
         assert sum(line["loss"]["distill"]) / 3 == pytest.approx(losses[line["step"] + 1], rel=1e-5)
 
 
-def test_a_state_that_is_not_trained_on_has_no_loss(folder: Path, tmp_path: Path) -> None:
+def test_a_state_of_weight_0_has_no_loss(folder: Path, tmp_path: Path) -> None:
     loss = {"step_weights": [1.0, 0.0, 1.0]}
     opd.train(run_file(folder, loss=loss, out=str(tmp_path / "out")))
     for line in lines_of(tmp_path / "out" / "states.jsonl"):
         assert [mean is None for mean in line["loss"]["distill"]] == [False, True, False]
 
 
-def test_without_held_out_prompts_the_training_prompts_are_drawn(folder: Path, tmp_path: Path) -> None:
+def test_without_held_out_prompts_the_training_prompts_are_shown(folder: Path, tmp_path: Path) -> None:
     opd.train(run_file(folder, eval={"every": 2}, out=str(tmp_path / "out")))
     assert Samples(tmp_path / "out" / "samples").steps == [0, 2, 4]
 
 
-def test_noised_images_have_no_trajectory_and_are_drawn_all_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_run_on_noised_images_has_strips_but_no_states(folder: Path, tmp_path: Path) -> None:
     more = {
-        "rollout": {"batch": 4, "steps": 3, "policy": "images", "source": "teacher"},
+        "rollout": {"prompts_per_step": 4, "steps": 3, "source": {"type": "images", "of": "teacher"}},
         "loss": {"signal": "image", "divergence": "velocity"},
         "out": str(tmp_path / "out"),
     }
@@ -170,14 +170,14 @@ def test_noised_images_have_no_trajectory_and_are_drawn_all_the_same(folder: Pat
     assert denoising_data(tmp_path / "out")["states"] == []
 
 
-def test_by_state_takes_the_mean_of_each_state(folder: Path) -> None:
+def test_by_state_is_the_mean_loss_of_each_state(folder: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
-    run = prepare(read(run_file(folder)), Objects())
+    run = DenoisingRun.load(read(run_file(folder)), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
-    rollouts = run.sampler().rollout(run.prompts[:2], 0)
+    rollouts = run.config.rollout.source.build(run).rollout(run.prompts[:2], 0)
     (said,) = loop.score(rollouts)
     said.loss_T.copy_(10 * said.signal.position_T + said.signal.rollout_T)
     assert by_state(said, rollouts) == [0.5, 10.5, 20.5]
@@ -185,7 +185,7 @@ def test_by_state_takes_the_mean_of_each_state(folder: Path) -> None:
     assert by_state(said, rollouts) == [0.5, None, 20.5]
 
 
-def test_references_of_any_size_stand_in_squares() -> None:
+def test_reference_images_are_padded_to_squares() -> None:
     images = [Image.new("RGB", size, "crimson") for size in ((16, 16), (200, 100), (30, 90))]
     strip = references([Prompt(id=str(n), text="x", data={"image": image}) for n, image in enumerate(images)])
     assert strip.size == (2 + 3 * 202, 204)
@@ -193,12 +193,12 @@ def test_references_of_any_size_stand_in_squares() -> None:
     assert strip.getpixel((2 + 202, 4)) == (255, 255, 255)  # beside a wide one
 
 
-def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -> None:
+def test_the_images_that_the_teacher_sees_are_saved(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     own = run.recorder(loop)
     assert own
@@ -228,7 +228,7 @@ def test_what_the_teacher_sees_is_kept_and_shown(folder: Path, tmp_path: Path) -
         assert image.height == 2 * plain
 
 
-def test_the_overview_has_a_row_each_and_visible_images(folder: Path) -> None:
+def test_the_overview_has_a_row_per_strip(folder: Path) -> None:
     with Image.open(folder / "out" / "samples" / "overview.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     samples = Samples(folder / "out" / "samples")
@@ -241,12 +241,12 @@ def test_the_overview_has_a_row_each_and_visible_images(folder: Path) -> None:
             assert (pixels[y : y + 128, x : x + 128] == expected).all()
 
 
-def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(folder: Path, tmp_path: Path) -> None:
+def test_after_a_collapse_the_overview_ends_with_the_kept_weights(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
     from opd.config.read import read
-    from opd.diffusion.prepare import prepare
+    from opd.diffusion.run import DenoisingRun
 
-    run = prepare(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
@@ -260,7 +260,7 @@ def test_after_a_collapse_the_overview_ends_with_the_weights_that_were_kept(fold
     assert [label for label, _ in block.rows] == ["before, step 0", "in between, step 2", "after, step 4", "teacher"]
 
 
-def test_long_headings_are_cut_and_any_text_can_be_one() -> None:
+def test_long_headings_are_cut() -> None:
     assert wrapped("ab cd ef", 5, len, 4) == ["ab cd", "ef"]
     assert wrapped("abcdefgh", 3, len, 4) == ["abc", "def", "gh"]
     assert wrapped("a b c d e", 1, len, 2) == ["a", "…"]

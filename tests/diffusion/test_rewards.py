@@ -1,4 +1,4 @@
-"""Rewards: a task of the user's own, its policy gradient, its own gradient, and what is measured with it."""
+"""Rewards: a user's own task, the policy gradient, the reward's gradient, and evaluation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from torch import Tensor
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read
-from opd.diffusion.build import Denoising
+from opd.diffusion.divergences import log_density
 from opd.diffusion.objectives import RewardGradient
-from opd.diffusion.prepare import prepare
-from opd.diffusion.schedules import log_density
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.types import RewardSignal, TransitionSignal
 from opd.errors import EmptyStepError
 from opd.loop import Loop
@@ -32,7 +31,7 @@ from opd.types import Prompt
 
 
 class Bright:
-    """Images are to be bright; a prompt that is flat is judged alike whatever is drawn."""
+    """Rewards bright images; every image of the prompt 'red' has the same reward."""
 
     def prompts(self, split):
         words = ["red", "green", "blue", "circle"] if split == "train" else ["cross", "square"]
@@ -70,15 +69,15 @@ def tree_of(out: Path, folder: Any, kind: str = "sd3", **changes: Any) -> dict[s
         folder(kind),
         prompts={"task": "bright_task:Bright"},
         loss={"signal": "reward"},
-        rollout={"noise": 0.7, "samples": 3, "batch": 2},
+        rollout={"noise": 0.7, "rollouts_per_prompt": 3, "prompts_per_step": 2},
         **changes,
     )
     tree["teacher"] = {}
     return tree
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -96,7 +95,7 @@ def train_rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["bright_task:Bright", "bright_task:ready"])
-def test_a_task_of_the_users_own_judges(tmp_path: Path, folder: Any, name: str) -> None:
+def test_a_users_own_task_rewards_the_images(tmp_path: Path, folder: Any, name: str) -> None:
     run, loop = loop_of({**tree_of(tmp_path / "out", folder), "prompts": {"task": name, "limit": 2}}, tmp_path)
     assert [p.id for p in run.prompts] == ["train/red", "train/green"]
     rollouts, _ = scored(loop)
@@ -108,7 +107,7 @@ def test_a_task_of_the_users_own_judges(tmp_path: Path, folder: Any, name: str) 
 
 
 def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
-    """The log-density of each trajectory under the student as it is."""
+    """The log-density of each trajectory under the current student."""
     signal = said.signal
     assert isinstance(signal, TransitionSignal)
     with torch.no_grad():
@@ -120,7 +119,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["sd3"])
-def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str) -> None:
+def test_the_policy_gradient_raises_the_density_of_a_better_trajectory(tmp_path: Path, folder: Any, kind: str) -> None:
     run, loop = loop_of(tree_of(tmp_path / "out", folder, kind), tmp_path)
     rollouts, said = scored(loop)
     term = said["reward"]
@@ -141,7 +140,7 @@ def test_what_did_better_becomes_likelier(tmp_path: Path, folder: Any, kind: str
     assert gain_B[4] == gain_B.max()
 
 
-def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) -> None:
+def test_advantages_compare_trajectories_of_one_prompt(tmp_path: Path, folder: Any) -> None:
     _, loop = loop_of(tree_of(tmp_path / "out", folder), tmp_path)
     step = next(n for n in range(4) if "red" not in {p.text for p in loop.curriculum.step(n)})
     rollouts, said = scored(loop, step)
@@ -155,16 +154,16 @@ def test_trajectories_of_one_prompt_are_compared(tmp_path: Path, folder: Any) ->
         assert abs(float(each.mean())) < 1e-4
 
 
-def test_a_step_of_equal_rewards_is_idle_and_the_run_goes_on(tmp_path: Path, folder: Any) -> None:
+def test_a_step_of_equal_rewards_makes_no_update(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder, optimizer={"steps": 4})
-    result = opd.train(tree, {"rollout.batch": 1})
+    result = opd.train(tree, {"rollout.prompts_per_step": 1})
     assert result.steps == 4
     assert [event["kind"] for event in result.events] == ["idle"]  # where 'red' was drawn
     norms = ["grad_norm" in row for row in train_rows(result.out)]
     assert sorted(norms) == [False, True, True, True]
 
 
-def test_a_run_of_equal_rewards_alone_has_learned_nothing_and_says_so(tmp_path: Path, folder: Any) -> None:
+def test_a_run_of_equal_rewards_alone_is_an_error(tmp_path: Path, folder: Any) -> None:
     tree = {**tree_of(tmp_path / "out", folder), "prompts": {"task": "bright_task:Flat"}}
     with pytest.raises(EmptyStepError, match="the rewards were equal in every group"):
         opd.train(tree)
@@ -194,9 +193,9 @@ def test_rewards_train_every_noisy_sampler(
 # -------------------------------------------------------------------------------------------------- its own gradient
 
 
-def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folder: Any) -> None:
+def test_the_reward_gradient_flows_through_the_denoised_mean(tmp_path: Path, folder: Any) -> None:
     tree = tree_of(tmp_path / "out", folder)
-    tree["loss"] |= {"reward_gradient": 2.0, "reward_steps": 2}
+    tree["loss"] |= {"reward_gradient": {"weight": 2.0, "steps": 2}}
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
     term = said["reward_gradient"]
@@ -210,12 +209,12 @@ def test_the_rewards_gradient_is_that_of_the_denoised_mean(tmp_path: Path, folde
     prediction_TX = states.prediction_TX.detach().requires_grad_()  # type: ignore[attr-defined]
     loss = term.term.objective(type(states)(prediction_TX), signal, term.weight_T)  # type: ignore[call-arg]
     loss.backward()
-    clean_TX = run.schedule.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
+    clean_TX = run.samplers.schedule.denoised(signal.step_T, signal.state_TX, prediction_TX.detach())
     flat_T = torch.tensor([rollouts[r].prompt.text == "red" for r in signal.rollout_T.tolist()])
     reward_T = torch.where(flat_T, 0.5, clean_TX.mean((1, 2, 3)))
     assert loss.item() == pytest.approx(-float(reward_T @ term.weight_T), rel=1e-5)
     # x̂0 = x − σ v, and the mean is over 192 dimensions
-    level_T = run.schedule.level_K[signal.step_T].float()
+    level_T = run.samplers.schedule.level_K[signal.step_T].float()
     expected_T = torch.where(flat_T, 0.0, term.weight_T * level_T / 192)
     torch.testing.assert_close(prediction_TX.grad, expected_T.view(-1, 1, 1, 1).expand_as(prediction_TX))
 
@@ -241,30 +240,30 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
 # ----------------------------------------------------------------------------------------------------- what is measured
 
 
-def test_held_out_images_are_judged_and_the_teachers_too(tmp_path: Path, folder: Any) -> None:
+def test_held_out_images_of_student_and_teacher_are_judged(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
         teacher={"model": folder("sd3", 1)},
         prompts={"task": "bright_task:Bright"},
-        eval={"prompts": {"task": "bright_task:Bright", "split": "test"}, "samples": 3, "steps": 2},
+        eval={"prompts": {"task": "bright_task:Bright", "split": "test"}, "images_per_prompt": 3, "steps": 2},
     )
     result = opd.train(tree)
-    for figures in (result.before, result.after):
-        assert {"accuracy", "accuracy/cross", "frechet", "teacher_accuracy", "teacher_frechet"} <= figures.keys()
-        assert 0 <= figures["accuracy"] <= 1
+    for metrics in (result.before, result.after):
+        assert {"accuracy", "accuracy/cross", "frechet", "teacher_accuracy", "teacher_frechet"} <= metrics.keys()
+        assert 0 <= metrics["accuracy"] <= 1
     assert result.before["teacher_frechet"] == result.after["teacher_frechet"]
     assert result.before["frechet"] != result.after["frechet"]
 
 
-def test_without_a_judge_the_distance_to_the_teacher_is_measured_where_it_counts(tmp_path: Path, folder: Any) -> None:
-    """On the states that are trained on alone: those left out would only dilute it."""
+def test_without_a_judge_the_distance_to_the_teacher_is_measured(tmp_path: Path, folder: Any) -> None:
+    """The mean is over the trained states only."""
     held_out = {"path": run_tree(tmp_path / "held", "s")["prompts"]["path"]}
 
     def before(**loss: Any) -> float:
         tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, loss=loss)
-        run = prepare(read(tree | {"eval": {"prompts": held_out}}), Objects())
-        measure = run.evaluation(run.terms()[0][0])
+        run = DenoisingRun.load(read(tree | {"eval": {"prompts": held_out}}), Objects())
+        measure = run.evaluation(run.terms()[0])
         assert measure is not None
         return measure()["distance"]
 

@@ -1,4 +1,4 @@
-"""Whole runs: bit for bit the same again, in parts, and gone on with."""
+"""Whole runs: deterministic, in micro-batches, and resumed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch import Tensor
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.models import load
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
@@ -30,24 +29,24 @@ def weights(out: Path) -> dict[str, Tensor]:
     return dict(load(str(out), key="student").model.named_parameters())
 
 
-def figures(out: Path) -> list[dict[str, float]]:
-    """What a run said of its steps, but for times."""
+def metrics(out: Path) -> list[dict[str, float]]:
+    """The metrics of a run's steps, without times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row["train"].items() if not k.endswith("_s")} for row in rows if "train" in row]
 
 
 def same(one: Path, other: Path) -> bool:
     expected = weights(one)
-    return figures(one) == figures(other) and all(torch.equal(p, expected[n]) for n, p in weights(other).items())
+    return metrics(one) == metrics(other) and all(torch.equal(p, expected[n]) for n, p in weights(other).items())
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
 def gradient(tree: dict[str, Any], tmp_path: Path) -> Tensor:
-    """Of the first step, before it is clipped."""
+    """The first step's gradient before clipping."""
     _, loop = loop_of(tree, tmp_path)
     caught: list[Tensor] = []
 
@@ -64,7 +63,9 @@ def gradient(tree: dict[str, Any], tmp_path: Path) -> Tensor:
 @pytest.mark.parametrize("kind", ["sd3", "ddim", "dit"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_add_up_to_one_batch(tmp_path: Path, folder: Any, kind: str, size: int) -> None:
-    tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, rollout={"samples": 2})
+    tree = run_tree(
+        tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, rollout={"rollouts_per_prompt": 2}
+    )
     whole = gradient(tree, tmp_path)
     parts = gradient(tree | {"optimizer": {"micro_batch": size}}, tmp_path)
     assert whole.norm() > 0
@@ -79,7 +80,7 @@ def test_checkpointed_activations_have_the_same_gradient(tmp_path: Path, folder:
         torch.testing.assert_close(saved, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
 
 
-def test_the_same_run_file_gives_the_same_run_and_another_seed_another(tmp_path: Path, folder: Any) -> None:
+def test_a_run_is_deterministic_in_its_seed(tmp_path: Path, folder: Any) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         tree = run_tree(tmp_path / name, folder("sd3"), teacher={"model": folder("sd3", 1)}, seed=seed)
         opd.train(tree, {"rollout.noise": 0.7, "lora": LORA})
@@ -91,11 +92,11 @@ RUNS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "model": lambda folder: {"teacher": {"model": folder("sd3", 1)}},
     "lora": lambda folder: {"teacher": {"model": folder("sd3", 1)}, "lora": LORA},
     "ema": lambda folder: {
-        "teacher": {"weights": "ema", "ema_decay": 0.5, "guidance": 3.0},
+        "teacher": {"weights": {"type": "ema", "decay": 0.5}, "guidance": 3.0},
         "loss": {"anchor": 0.1},
     },
     "lora and ema": lambda folder: {
-        "teacher": {"weights": "ema", "ema_decay": 0.5, "guidance": 3.0},
+        "teacher": {"weights": {"type": "ema", "decay": 0.5}, "guidance": 3.0},
         "lora": LORA,
         "rollout": {"noise": 0.7},
     },
@@ -116,7 +117,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, folder: Any
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "cut", displays=[Interrupt(at)])
     go(tmp_path / "cut", resume=True)
-    assert len(figures(tmp_path / "cut")) == 4
+    assert len(metrics(tmp_path / "cut")) == 4
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -135,7 +136,7 @@ def test_an_occupied_folder_and_a_changed_run_are_refused(tmp_path: Path, folder
         opd.train(tree, {"rollout.steps": 2}, resume=True)
 
 
-def test_the_run_file_is_saved_whole(tmp_path: Path, folder: Any) -> None:
+def test_the_resolved_run_file_is_saved(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
     opd.train(tree)
     saved = json.loads((tmp_path / "out" / "run.json").read_text())

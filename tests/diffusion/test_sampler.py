@@ -1,4 +1,4 @@
-"""Trajectories: the images are the pipelines' own, densities are those of the steps, states are provably the same."""
+"""Trajectories: images as from the pipeline, densities of the steps, and alignment of states."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from opd.axes.views.plain import PlainView
-from opd.diffusion.forward import states_at, student_pass
+from opd.diffusion.divergences import log_density
+from opd.diffusion.forward import states_at, student_passes
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import DenoisingSampler
-from opd.diffusion.schedules import log_density, schedule_of
+from opd.diffusion.schedules import schedule_of
 from opd.diffusion.teachers import DenoisingTeacher
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.errors import AlignmentError
@@ -34,13 +35,13 @@ def sampler(model: DenoisingModel, *, guidance: float = 1.0, **how: Any) -> Deno
 
 
 def ours(model: DenoisingModel, **how: Any) -> tuple[Tensor, Tensor]:
-    """The noise that our trajectories begin with, and the clean latents that they end with."""
+    """The initial noise and the clean latents of our trajectories."""
     drawn = sampler(model, **how).rollout(PROMPTS, seed=5)
     return torch.stack([t.latents_KX[0] for t in drawn]), torch.stack([t.latents_KX[-1] for t in drawn])
 
 
 def given(noise_BX: Tensor, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Let a pipeline that draws its own noise begin with ours."""
+    """Replace the initial noise of a pipeline by ours."""
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: noise_BX.expand(shape).clone())
 
 
@@ -49,7 +50,7 @@ def given(noise_BX: Tensor, monkeypatch: pytest.MonkeyPatch, module: Any) -> Non
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_stable_diffusion_3_draws_the_same(model: Any, guidance: float, shift: float) -> None:
+def test_stable_diffusion_3_gives_the_pipelines_latents(model: Any, guidance: float, shift: float) -> None:
     m = model("sd3", shift=shift)
     noise_BX, clean_BX = ours(m, guidance=guidance)
     theirs_BX = m.pipeline(
@@ -67,7 +68,7 @@ def test_stable_diffusion_3_draws_the_same(model: Any, guidance: float, shift: f
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
-def test_stable_diffusion_draws_the_same(model: Any, guidance: float) -> None:
+def test_stable_diffusion_gives_the_pipelines_latents(model: Any, guidance: float) -> None:
     m = model("sd")
     noise_BX, clean_BX = ours(m, guidance=guidance)
     theirs_BX = m.pipeline(
@@ -85,7 +86,7 @@ def test_stable_diffusion_draws_the_same(model: Any, guidance: float) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_ddim_draws_the_same(model: Any, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddim_gives_the_pipelines_images(model: Any, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers.pipelines.ddim.pipeline_ddim as module
 
     m = model("ddim", prediction=prediction, classes=None)
@@ -97,7 +98,7 @@ def test_ddim_draws_the_same(model: Any, prediction: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_dit_draws_the_same(model: Any, guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dit_gives_the_pipelines_images(model: Any, guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers.pipelines.dit.pipeline_dit as module
 
     m = model("dit")
@@ -119,12 +120,12 @@ def noisy_steps(drawn: list[Trajectory], schedule: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(("kind", "how"), NOISY)
-def test_a_trajectory_has_the_density_it_was_drawn_with(model: Any, kind: str, how: dict[str, Any]) -> None:
+def test_a_trajectory_stores_its_sampling_density(model: Any, kind: str, how: dict[str, Any]) -> None:
     m = model(kind)
     own = sampler(m, **how)
     drawn = own.rollout(PROMPTS, seed=1)
     m.model.train()  # as it is when the loop reads
-    (where, states), *more = student_pass(m, drawn, schedule=own.schedule, guidance=1.0)
+    (where, states), *more = student_passes(m, drawn, schedule=own.schedule, guidance=1.0)
     assert not more
     rows = torch.tensor([int(k) in noisy_steps(drawn, own.schedule) for k in where.position_T])
     assert int(rows.sum()) >= 2 * len(PROMPTS)
@@ -139,19 +140,19 @@ def test_a_trajectory_has_the_density_it_was_drawn_with(model: Any, kind: str, h
 
 
 @pytest.mark.parametrize(("kind", "how"), [*NOISY, ("sd", {})])
-def test_the_noise_kept_makes_each_next_state(model: Any, kind: str, how: dict[str, Any]) -> None:
+def test_the_stored_noise_gives_each_next_state(model: Any, kind: str, how: dict[str, Any]) -> None:
     m = model(kind)
     own = sampler(m, **how)
     with torch.no_grad():
-        for t, told in zip(own.rollout(PROMPTS, seed=1), m.encode(PROMPTS), strict=True):
+        for t, conditioning in zip(own.rollout(PROMPTS, seed=1), m.encode(PROMPTS), strict=True):
             for k in range(STEPS):
                 at = torch.tensor([k])
-                prediction = m.predict(t.latents_KX[k][None], own.schedule.time(at), [told])
+                prediction = m.predict(t.latents_KX[k][None], own.schedule.time(at), [conditioning])
                 after = own.schedule.next(at, t.latents_KX[k][None], prediction, t.noise_KX[k][None])
                 torch.testing.assert_close(after[0], t.latents_KX[k + 1], atol=2e-5, rtol=1e-5)
 
 
-def test_a_deterministic_step_has_no_density_and_others_have(model: Any) -> None:
+def test_only_a_noisy_step_has_a_density(model: Any) -> None:
     m = model("ddim")
     (still,) = sampler(m).rollout(PROMPTS[:1], 0)
     assert all(p != p for p in still.logprobs)
@@ -162,7 +163,7 @@ def test_a_deterministic_step_has_no_density_and_others_have(model: Any) -> None
 # ---------------------------------------------------------------------------------------------------- who begins where
 
 
-def test_noise_belongs_to_the_prompt_whatever_else_is_drawn(model: Any) -> None:
+def test_noise_depends_on_the_prompt_alone(model: Any) -> None:
     m = model("sd3")
     own = sampler(m, noise=0.7)
     together = own.rollout([PROMPTS[0], PROMPTS[1], PROMPTS[0]], seed=3)
@@ -173,7 +174,7 @@ def test_noise_belongs_to_the_prompt_whatever_else_is_drawn(model: Any) -> None:
     assert not torch.equal(own.rollout([PROMPTS[1]], seed=4)[0].latents_KX[0], alone.latents_KX[0])
 
 
-def test_rows_at_a_time_change_nothing_but_rounding(model: Any) -> None:
+def test_max_rows_changes_only_rounding(model: Any) -> None:
     m = model("sd3")
     schedule = schedule_of(m.pipeline.scheduler, steps=STEPS)
     whole, parts = (DenoisingSampler(m, schedule, max_rows=rows).rollout(PROMPTS, 0) for rows in (256, 2))
@@ -184,7 +185,7 @@ def test_rows_at_a_time_change_nothing_but_rounding(model: Any) -> None:
 # -------------------------------------------------------------------------------------------- proof of the same states
 
 
-def test_fingerprints_tell_one_flipped_bit_and_another_time() -> None:
+def test_fingerprints_differ_for_one_flipped_bit_and_for_another_time() -> None:
     latents_TX = torch.randn(4, 3, 8, 8)
     time_T = torch.tensor([1000.0, 750.0, 500.0, 250.0])
     first_T = fingerprint(latents_TX, time_T)
@@ -202,14 +203,14 @@ def test_fingerprints_tell_one_flipped_bit_and_another_time() -> None:
 
 
 def scores(model: DenoisingModel, drawn: list[Trajectory], seen: list[Trajectory], schedule: Any) -> None:
-    """Align what the student reads in its trajectories with what a teacher reads in others."""
+    """Align the student's states with those of other trajectories that a teacher scored."""
     own = sampler(model)
-    (where, _), *_ = student_pass(model, drawn, schedule=own.schedule, guidance=1.0)
+    (where, _), *_ = student_passes(model, drawn, schedule=own.schedule, guidance=1.0)
     teacher = DenoisingTeacher(model, schedule, guidance=1.0, max_rows=4)
     align(drawn, where, teacher.score(seen, PlainView().segments(seen)))
 
 
-def test_a_teacher_that_reads_another_state_is_refused(model: Any) -> None:
+def test_a_teacher_that_scores_another_state_is_refused(model: Any) -> None:
     m = model("sd3")
     own = sampler(m)
     drawn = own.rollout(PROMPTS, 0)

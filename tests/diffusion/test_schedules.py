@@ -16,7 +16,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from opd.diffusion.schedules import NoiseSchedule, Sigmas, convert, schedule_of
+from opd.diffusion.divergences import convert
+from opd.diffusion.schedules import NoiseSchedule, Sigmas, schedule_of
 from opd.errors import ConfigError, ModelError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -37,7 +38,7 @@ def ddim(**config: Any) -> DDIMScheduler:
 
 
 def exact(scheduler: Any, steps: int) -> Any:
-    """The scheduler with its own tables in float64, so that it rounds nothing that matters here."""
+    """The scheduler with its tables in float64, so that rounding does not matter."""
     own = copy.deepcopy(scheduler)
     own.alphas_cumprod = own.alphas_cumprod.double()
     if isinstance(own, DDIMScheduler):
@@ -227,7 +228,9 @@ def test_a_teacher_of_another_schedule_is_refused() -> None:
         schedule_of(ddim(prediction_type="sample"), steps=4),
         schedules()["velocity"],
     ):
-        with pytest.raises(ModelError, match=r"^teacher: its schedule is another \(time .*, the student's .*\); give"):
+        with pytest.raises(
+            ModelError, match=r"^teacher: its schedule is another \(time .*, the student's .*\)\. Fix: give"
+        ):
             convert(p, x, at(0), other, replace(epsilon, time_K=epsilon.time_K + 1))
     with pytest.raises(ModelError, match="schedule is another"):  # the same parameterisation does not excuse it
         convert(p, x, at(0), schedule_of(ddim(beta_end=0.03), steps=5), epsilon)
@@ -270,7 +273,7 @@ def test_helpers_compute_in_float32_at_least(dtype: torch.dtype) -> None:
     [FlowMatchEulerDiscreteScheduler(shift=3.0), ddim(), DDPMScheduler(clip_sample=False)],
     ids=["flow", "ddim", "ddpm"],
 )
-def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
+def test_the_callers_scheduler_does_not_change(scheduler: Any) -> None:
     scheduler.set_timesteps(7)
     before = copy.deepcopy(scheduler.__dict__)
     schedule_of(scheduler, steps=3)
@@ -279,7 +282,7 @@ def test_the_callers_scheduler_is_left_as_it_was(scheduler: Any) -> None:
         assert same, name
 
 
-def test_a_shift_set_later_counts() -> None:
+def test_a_shift_that_is_set_later_is_used() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_shift(3.0)
     assert schedule_of(scheduler, steps=4).level_K.tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5])
@@ -287,7 +290,11 @@ def test_a_shift_set_later_counts() -> None:
 
 FLOW = FlowMatchEulerDiscreteScheduler()
 REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
-    (EulerDiscreteScheduler(), {}, "^scheduler: the steps of EulerDiscreteScheduler are not known .* DDIMScheduler$"),
+    (
+        EulerDiscreteScheduler(),
+        {},
+        "^scheduler: the steps of EulerDiscreteScheduler are not supported.* DDIMScheduler$",
+    ),
     (ddim(clip_sample=True), {}, "clip_sample clips .* set clip_sample=False in the scheduler's config$"),
     (ddim(thresholding=True), {}, "set thresholding=False in the scheduler's config$"),
     (DDPMScheduler(clip_sample=False, variance_type="learned_range"), {}, "variance_type learned_range predicts"),
@@ -295,29 +302,33 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), {}, "set invert_sigmas=False"),
     (ddim(), {"sigmas": [1.0, 0.5]}, "^rollout.sigmas: a list is for flow matching, not for DDIMScheduler"),
     (FLOW, {"sigmas": [1.0]}, r"^rollout.sigmas: \[1.0\] are not 2 numbers"),
-    (FLOW, {"sigmas": [0.5, 0.9]}, "that fall from 1 towards 0$"),
-    (FLOW, {"sigmas": [1.0, 0.0]}, "that fall from 1 towards 0$"),
-    (FLOW, {"sigmas": [1.5, 0.5]}, "that fall from 1 towards 0$"),
-    (FLOW, {"sigmas": [math.nan, 0.5]}, "that fall from 1 towards 0$"),
-    (FLOW, {"sigmas": "evn"}, "^rollout.sigmas: 'evn' is neither"),
-    (FLOW, {"steps": 0}, "^rollout.steps: 0 is less than 1$"),
-    (ddim(), {"steps": 1001}, "^rollout.steps: 1001, where the model has 1000 times$"),
+    (FLOW, {"sigmas": [0.5, 0.9]}, "that fall from 1 towards 0. Fix: correct the list$"),
+    (FLOW, {"sigmas": [1.0, 0.0]}, "that fall from 1 towards 0. Fix: correct the list$"),
+    (FLOW, {"sigmas": [1.5, 0.5]}, "that fall from 1 towards 0. Fix: correct the list$"),
+    (FLOW, {"sigmas": [math.nan, 0.5]}, "that fall from 1 towards 0. Fix: correct the list$"),
+    (FLOW, {"sigmas": "evn"}, "^rollout.sigmas: there is no 'evn'"),
+    (FLOW, {"steps": 0}, "^rollout.steps: 0 is less than 1. Fix: set 1 or more$"),
+    (ddim(), {"steps": 1001}, "^rollout.steps: 1001 is above the model's 1000 times. Fix: lower it$"),
     (FLOW, {"noise": -0.1}, "^rollout.noise: -0.1 "),
     (FLOW, {"noise": math.nan}, "^rollout.noise: nan "),
-    (ddim(), {"noise": 1.5}, "^rollout.noise: 1.5 is eta of DDIM, which is at most 1$"),
-    (FLOW, {"noise": 0.7, "renoise": True}, "^rollout.noise: 0.7 goes with renoise: false"),
+    (ddim(), {"noise": 1.5}, "^rollout.noise: 1.5 is eta of DDIM, which is at most 1. Fix: lower it$"),
+    (
+        FLOW,
+        {"noise": 0.7, "renoise": True},
+        "^rollout.noise: 0.7 is given, and renoise adds all noise anew. Fix: set rollout.noise=0",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("scheduler", "options", "message"), REFUSALS)
-def test_refusals_name_the_key_and_the_mend(scheduler: Any, options: dict[str, Any], message: str) -> None:
+def test_refusals_name_the_key_and_the_fix(scheduler: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         schedule_of(scheduler, **{"steps": 2, **options})
 
 
-def test_a_scheduler_derived_from_a_known_one_is_refused() -> None:
+def test_a_subclass_of_a_supported_scheduler_is_refused() -> None:
     class OwnScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         pass
 
-    with pytest.raises(ConfigError, match="the steps of OwnScheduler are not known"):
+    with pytest.raises(ConfigError, match="the steps of OwnScheduler are not supported"):
         schedule_of(OwnScheduler(), steps=2)

@@ -1,4 +1,4 @@
-"""Who predicts at the student's states, what it sees, and what becomes of it."""
+"""Teachers: views, anchors, averages, several teachers, parameterisations and guidance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ import opd
 from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config.read import read
-from opd.diffusion.build import Denoising
 from opd.diffusion.evaluation import mean_distance
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, ImageView
@@ -33,8 +32,8 @@ from opd.types import Prompt, Scored
 from support.tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 
 
-def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[Denoising, Loop]:
-    run = prepare(read(tree), Objects())
+def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
+    run = DenoisingRun.load(read(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -44,7 +43,7 @@ def scored(loop: Loop, step: int = 0) -> tuple[Any, dict[str, Scored]]:
 
 
 def with_images(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str]:
-    """Prompts of which every second has a image beside the file."""
+    """Prompts of which every second has an image."""
     rows = prompt_rows(count)
     for n, row in enumerate(rows[::every]):
         generator = torch.Generator().manual_seed(n)
@@ -57,7 +56,7 @@ def with_images(tmp_path: Path, count: int = 8, every: int = 2) -> dict[str, str
 # ------------------------------------------------------------------------------------------------------- what it sees
 
 
-def test_a_image_is_shown_to_the_teacher_alone(model: Any) -> None:
+def test_only_the_teacher_sees_the_image(model: Any) -> None:
     m = model("sd3")
     image = torch.rand(3, 8, 8) * 2 - 1
     bare, shown, other = (
@@ -77,7 +76,7 @@ def test_a_image_is_shown_to_the_teacher_alone(model: Any) -> None:
     assert ImageView().segments(drawn) == []
 
 
-def test_an_anchor_holds_prompts_without_a_image(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_prompts_without_an_image(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -92,21 +91,21 @@ def test_an_anchor_holds_prompts_without_a_image(tmp_path: Path, folder: Any) ->
     assert set(said["anchor"].signal.rollout_T.tolist()) == set(range(len(rollouts))) - has
 
 
-def test_an_anchor_holds_everything_where_the_view_is_plain(tmp_path: Path, folder: Any) -> None:
+def test_the_anchor_covers_every_state_for_a_plain_view(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, loss={"anchor": 0.5})
     rollouts, said = scored(loop_of(tree, tmp_path)[1])
     assert torch.equal(sort_key(said["distill"].signal), sort_key(said["anchor"].signal))
     assert len(said["anchor"].signal) == 3 * len(rollouts)
 
 
-def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: Any) -> None:
+def test_a_self_teacher_with_the_image_lowers_the_loss(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
         teacher={"weights": "frozen", "view": "image"},
         prompts=with_images(tmp_path, every=1),
         optimizer={"steps": 10, "lr": 2e-4},
-        rollout={"batch": 8},
+        rollout={"prompts_per_step": 8},
     )
     result = opd.train(tree)
     lines = (result.out / "metrics.jsonl").read_text().splitlines()
@@ -114,14 +113,14 @@ def test_a_student_is_taught_by_itself_with_the_image(tmp_path: Path, folder: An
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) -> None:
-    """Also where several teachers would read it."""
+def test_a_batch_without_images_has_an_empty_signal(tmp_path: Path, folder: Any) -> None:
+    """Also with several teachers."""
     for teacher in (
         {"weights": "frozen", "view": "image"},
-        {"weights": "model", "models": {"default": folder("sd3", 1)}, "view": "image"},
+        {"models": {"default": folder("sd3", 1)}, "view": "image"},
     ):
         tree = run_tree(tmp_path / "out", folder("sd3"), teacher=teacher, prompts=with_images(tmp_path))
-        tree["rollout"]["batch"] = 1
+        tree["rollout"]["prompts_per_step"] = 1
         _, loop = loop_of(tree, tmp_path)
         said = [scored(loop, step)[1]["distill"] for step in range(8)]
         assert sorted({len(s.signal) for s in said}) == [0, 3]
@@ -130,7 +129,7 @@ def test_a_batch_without_images_waits_for_one_with(tmp_path: Path, folder: Any) 
 # ------------------------------------------------------------------------------------------------- which states count
 
 
-def test_a_weight_of_zero_leaves_a_state_out_and_others_weigh(tmp_path: Path, folder: Any) -> None:
+def test_step_weights_scale_states_and_0_leaves_one_out(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out",
         folder("sd3"),
@@ -149,7 +148,9 @@ def test_a_weight_of_zero_leaves_a_state_out_and_others_weigh(tmp_path: Path, fo
 
 
 def test_the_average_moves_by_its_formula(tmp_path: Path, folder: Any) -> None:
-    tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"weights": "ema", "ema_decay": 0.75, "guidance": 2.0})
+    tree = run_tree(
+        tmp_path / "out", folder("sd3"), teacher={"weights": {"type": "ema", "decay": 0.75}, "guidance": 2.0}
+    )
     run, loop = loop_of(tree, tmp_path)
     assert loop.average is not None
     start = [p.detach().clone() for p in run.student.model.parameters()]
@@ -180,7 +181,7 @@ def in_domains(*domains: str) -> list[Prompt]:
     return [Prompt(id=f"{n}", text=WORDS[n], domain=domain) for n, domain in enumerate(domains)]
 
 
-def test_each_teacher_reads_its_own_domains(model: Any) -> None:
+def test_each_teacher_scores_its_own_domains(model: Any) -> None:
     student, schedule, teachers = several(model, "a", "b")
     drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "y", "x"), 0)
     whole = PlainView().segments(drawn)
@@ -193,7 +194,7 @@ def test_each_teacher_reads_its_own_domains(model: Any) -> None:
         assert torch.equal(getattr(said, name), getattr(a, name))
 
 
-def test_where_two_know_a_domain_the_target_is_their_weighted_mean(tmp_path: Path, model: Any, folder: Any) -> None:
+def test_two_teachers_of_a_domain_give_their_weighted_mean(tmp_path: Path, model: Any, folder: Any) -> None:
     """And its loss has the gradient of the weighted mean of both losses."""
     student, schedule, teachers = several(model, "a", "b")
     drawn = DenoisingSampler(student, schedule).rollout(in_domains("x", "x", "y"), 0)
@@ -226,15 +227,15 @@ def gradient(tree: Mapping[str, Any], tmp_path: Path) -> Tensor:
 
 
 class InVelocity(torch.nn.Module):
-    """A denoiser that says v where the one within says ε: v = (ε − level x) / signal of a variance-preserving image."""
+    """A denoiser that converts an inner ε prediction to v = (ε − level x) / signal, of a variance-preserving image."""
 
     def __init__(self, inner: Any, alphas: Tensor) -> None:
         super().__init__()
         self.inner, self.config, self.alphas = inner, inner.config, alphas
 
-    def forward(self, sample: Tensor, timestep: Tensor, **told: Any) -> tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Tensor, **conditioning: Any) -> tuple[Tensor]:
         alpha = self.alphas[timestep.long()].view(-1, 1, 1, 1)
-        eps = self.inner(sample, timestep=timestep, **told)[0]
+        eps = self.inner(sample, timestep=timestep, **conditioning)[0]
         return ((eps - (1 - alpha).sqrt() * sample) / alpha.sqrt(),)
 
 
@@ -249,8 +250,8 @@ def distance(student: DenoisingModel, teacher: DenoisingTeacher, schedule: Any) 
 LABELLED: Sequence[Prompt] = [Prompt(id=str(n), text="a", data={"label": n}) for n in range(4)]
 
 
-def test_a_teacher_that_predicts_something_else_is_converted(model: Any) -> None:
-    """The same function in ε and in v is no distance away, read in both directions."""
+def test_another_parameterisation_is_converted(model: Any) -> None:
+    """The same function in ε and in v has distance 0, in both directions."""
     eps = model("ddim")
     v = model("ddim", prediction="v_prediction")
     v = replace(v, model=InVelocity(eps.model, eps.pipeline.scheduler.alphas_cumprod))
@@ -264,14 +265,16 @@ def test_a_teacher_that_predicts_something_else_is_converted(model: Any) -> None
 
 def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, folder: Any) -> None:
     theirs = folder("ddim", 1, prediction="v_prediction")
-    run = prepare(read(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects())
-    (term,), _ = run.terms()
-    drawn = run.sampler().rollout(run.prompts, 0)
-    said = mean_distance(drawn, reader=run.reader(), teacher=term.teacher, view=PlainView(), objective=term.objective)
+    run = DenoisingRun.load(read(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects())
+    (term,) = run.terms()
+    drawn = run.config.rollout.source.build(run).rollout(run.prompts, 0)
+    said = mean_distance(
+        drawn, reader=run.samplers.student_passes, teacher=term.teacher, view=PlainView(), objective=term.objective
+    )
     assert 0 < said["distance"] < float("inf")
     teacher = run.teachers["teacher"]
     expected = DenoisingSampler(teacher, schedule_of(teacher.pipeline.scheduler, steps=3)).rollout(run.prompts, 0)
-    drawn = run.teacher_source(held_out=True).rollout(run.prompts, 0)
+    drawn = run.samplers.of_teachers(held_out=True).rollout(run.prompts, 0)
     for a, b in zip(drawn, expected, strict=True):  # it draws as itself, too
         torch.testing.assert_close(a.latents_KX, b.latents_KX)
 
@@ -287,7 +290,7 @@ def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, fol
 def test_a_teacher_on_another_schedule_is_refused(tmp_path: Path, folder: Any, student: Any, teacher: Any) -> None:
     theirs = folder(teacher[0], 1, **teacher[1])
     tree = run_tree(tmp_path / "out", folder(student[0], **student[1]), teacher={"model": theirs})
-    with pytest.raises(ModelError, match=r"teacher\.model: .*its schedule is another.*; give it the student's"):
+    with pytest.raises(ModelError, match=r"teacher\.model: .*its schedule is another.*Fix: give it the student's"):
         opd.train(tree)
     assert not (tmp_path / "out").exists()
 
@@ -304,21 +307,21 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
     assert isinstance(signal, PredictionSignal)
     state_TX = torch.stack([t.latents_KX[:-1] for t in rollouts]).flatten(0, 1)
     with torch.no_grad():
-        told = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
-        expected = m.predict(state_TX, run.schedule.time(signal.step_T), told, 4.0)
-        plain = m.predict(state_TX, run.schedule.time(signal.step_T), told)
+        conditioning = [t for t in m.encode([r.prompt for r in rollouts]) for _ in range(3)]
+        expected = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), conditioning, 4.0)
+        plain = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), conditioning)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
     ((_, states),) = loop.forward(rollouts)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
 
 
-def test_a_guided_student_is_guided_in_rollouts_and_in_the_loss(tmp_path: Path, folder: Any) -> None:
+def test_guidance_of_the_student_applies_to_rollouts_and_loss(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3"), "guidance": 3.0}, rollout={"guidance": 3.0}
     )
     run, loop = loop_of(tree, tmp_path)
     rollouts, said = scored(loop)
-    drawn = DenoisingSampler(run.student, run.schedule, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
+    drawn = DenoisingSampler(run.student, run.samplers.schedule, guidance=3.0).rollout([r.prompt for r in rollouts], 0)
     assert all(torch.equal(a.latents_KX, b.latents_KX) for a, b in zip(rollouts, drawn, strict=True))
     ((_, states),) = loop.forward(rollouts)
     term = said["distill"]
@@ -330,7 +333,7 @@ def test_a_first_batch_without_a_target_makes_no_update(tmp_path: Path, folder: 
     tree = run_tree(
         tmp_path / "out", folder("sd3"), teacher={"weights": "frozen", "view": "image"}, prompts=rows, seed=1
     )
-    tree["rollout"]["batch"] = 1
+    tree["rollout"]["prompts_per_step"] = 1
     _, loop = loop_of(tree, tmp_path)
     assert "image" not in loop.curriculum.step(0)[0].data
     start = {n: p.detach().clone() for n, p in loop.student.model.named_parameters()}

@@ -15,7 +15,7 @@ from opd.axes.base import Objects
 from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.models import load, of_pipeline
-from opd.diffusion.prepare import prepare
+from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.output.run_log import RunLog
@@ -25,7 +25,7 @@ from support.tiny_pipelines import KINDS, prompt_rows, run_tree
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
 
 
-def figures(out: Path) -> list[dict[str, Any]]:
+def metrics(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [row["train"] for row in rows if "train" in row]
 
@@ -38,12 +38,12 @@ def drawn(pipeline: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "lora"), [*((kind, False) for kind in KINDS), ("sd3", True), ("sd", True)])
-def test_every_kind_of_pipeline_trains_and_leaves_one(tmp_path: Path, folder: Any, kind: str, lora: bool) -> None:
+def test_every_kind_of_pipeline_trains_and_is_saved(tmp_path: Path, folder: Any, kind: str, lora: bool) -> None:
     adapter = {"lora": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]}} if lora else {}
     tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, **adapter)
     result = opd.train(tree)
     assert result.steps == 2
-    for step in figures(result.out):
+    for step in metrics(result.out):
         assert math.isfinite(step["loss"])
         assert step["loss"] > 0
         assert step["grad_norm"] > 0
@@ -52,14 +52,14 @@ def test_every_kind_of_pipeline_trains_and_leaves_one(tmp_path: Path, folder: An
     assert (result.out / "lora").is_dir() == lora
 
 
-def test_pipelines_and_prompts_given_from_python_are_those_of_the_folders(tmp_path: Path, folder: Any) -> None:
-    changes = {"rollout": {"batch": 4, "steps": 3}, "eval": {}}
+def test_objects_from_python_give_the_same_run_as_their_folders(tmp_path: Path, folder: Any) -> None:
+    changes = {"rollout": {"prompts_per_step": 4, "steps": 3}, "eval": {}}
     named = run_tree(tmp_path / "named", folder("sd3"), teacher={"model": folder("sd3", 1)}, **changes)
     opd.train(named)
     given = {**named, "out": str(tmp_path / "given")}
     pipelines = {"student": load_pipeline(folder("sd3")), "teacher": load_pipeline(folder("sd3", 1))}
     opd.train(given, prompts=prompt_rows(), **pipelines)
-    ours, theirs = (figures(tmp_path / name) for name in ("given", "named"))
+    ours, theirs = (metrics(tmp_path / name) for name in ("given", "named"))
     assert [step["loss"] for step in ours] == [step["loss"] for step in theirs]
 
 
@@ -71,16 +71,16 @@ THEIRS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 @pytest.mark.parametrize("kind", THEIRS)
-def test_what_is_left_draws_by_its_own_call_what_the_student_drew(
+def test_the_saved_pipeline_generates_the_students_latents(
     tmp_path: Path, folder: Any, kind: str, lora: dict[str, int] | None
 ) -> None:
     tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, lora=lora)
-    run = prepare(read(tree), Objects())
+    run = DenoisingRun.load(read(tree), Objects())
     loop = run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     loop._step(0)
     loop._step(1)
     run.student.save(tmp_path / "left")
-    own = run.sampler().rollout(PROMPTS, 0)
+    own = run.config.rollout.source.build(run).rollout(PROMPTS, 0)
     pipeline = load_pipeline(tmp_path / "left")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -105,7 +105,7 @@ def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path, 
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
-def test_a_student_comes_nearer_to_its_teacher_on_held_out_prompts(tmp_path: Path, folder: Any) -> None:
+def test_a_student_approaches_its_teacher_on_held_out_prompts(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
     tree["eval"] = {"prompts": tree["prompts"], "every": 20}
     tree |= {"optimizer": {"lr": 1e-2, "steps": 12}, "loss": {"divergence": "velocity"}, "report": True}
@@ -114,7 +114,7 @@ def test_a_student_comes_nearer_to_its_teacher_on_held_out_prompts(tmp_path: Pat
     assert "velocity" in (result.out / "README.md").read_text()
 
 
-def test_a_model_that_is_not_finite_is_not_taken_over(tmp_path: Path, folder: Any) -> None:
+def test_a_teacher_that_is_not_finite_changes_no_weights(tmp_path: Path, folder: Any) -> None:
     teacher = load(folder("ddim", 1), key="t")
     with torch.no_grad():
         teacher.model.conv_out.bias.fill_(math.nan)

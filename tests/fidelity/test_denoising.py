@@ -21,7 +21,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from opd.diffusion.schedules import MEANS, Divergence, NoiseSchedule, coefficient_K, convert, log_density, schedule_of
+from opd.diffusion.divergences import MEANS, Divergence, coefficient_K, convert, log_density
+from opd.diffusion.schedules import NoiseSchedule, schedule_of
 from opd.errors import ConfigError
 from opd.losses.denoising import denoising_distance, transition_log_density, transition_policy_gradient
 
@@ -247,18 +248,20 @@ def test_what_adds_no_noise_has_neither_density_nor_kl() -> None:
     x, p, then = images(3, 2, 3)
     quiet, last = flow(0.0), ddim("epsilon")
     with pytest.raises(
-        ConfigError, match=r"^rollout.noise: no step adds noise, and its transition has no density; set"
+        ConfigError, match=r"^rollout.noise: no step adds noise, and its transition has no density. Fix: set"
     ):
         log_density(quiet, torch.tensor([0, 1]), x, p, then)
     with pytest.raises(
         ConfigError,
-        match=r"^rollout.noise: step 5 of 5 adds none, .* leave this step out, with a 0 in loss.step_weights$",
+        match=r"^rollout.noise: step 5 of 5 adds none, .* Fix: leave this step out, with a 0 in loss.step_weights$",
     ):
         log_density(last, torch.tensor([0, 4]), x, p, then)
     assert log_density(last, torch.tensor([0, 3]), x, p, then).isfinite().all()
     with pytest.raises(ConfigError, match=r"^rollout.noise: no step adds noise, and the KL of its transitions is inf"):
         coefficient_K(quiet, "transition_kl")
-    with pytest.raises(ConfigError, match="step 5 of 5 adds none, and the KL of its transitions is infinite; leave"):
+    with pytest.raises(
+        ConfigError, match="step 5 of 5 adds none, and the KL of its transitions is infinite. Fix: leave"
+    ):
         coefficient_K(last, "transition_kl")
     kept = coefficient_K(last, "transition_kl", supervised_K=NOISY)
     assert (kept > 0).tolist() == NOISY.tolist()

@@ -1,4 +1,4 @@
-"""The image suite: ordinary pipelines, a judge that is right, and models as able as they are meant to be."""
+"""The nano image suite: pipelines, judges, and the accuracies of the bundled models."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from opd.nano.images.judge import frechet, load_judge, named_classes
 
 BUNDLED = Path(__file__).parents[2] / "src" / "opd" / "nano" / "models"
 NUMBER = 72
-"""Images an accuracy is measured on; bounds leave room for three standard errors."""
+"""Number of images behind an accuracy; bounds leave room for three standard errors."""
 
 
 def bundled(*names: str) -> pytest.MarkDecorator:
-    """Tests of models that ``python -m opd.nano.images.build`` makes."""
+    """Skip a test if a bundled model is not built."""
     missing = [name for name in names if not (BUNDLED / name).is_dir()]
     return pytest.mark.skipif(bool(missing), reason=f"not built: {', '.join(missing)}")
 
@@ -51,7 +51,7 @@ def pipeline() -> Any:
     return untrained()
 
 
-def test_a_folder_gives_back_the_same_pipeline(pipeline: Any, tmp_path: Path) -> None:
+def test_a_saved_pipeline_loads_unchanged(pipeline: Any, tmp_path: Path) -> None:
     save_pipeline(pipeline, tmp_path)
     loaded = load_pipeline(tmp_path)
     texts = ["red circle", "zorp bar", ""]
@@ -64,7 +64,7 @@ def test_a_folder_gives_back_the_same_pipeline(pipeline: Any, tmp_path: Path) ->
     assert torch.equal(*images)
 
 
-def test_the_pooled_text_is_read_at_its_end(pipeline: Any) -> None:
+def test_the_pooled_text_is_that_of_the_end_token(pipeline: Any) -> None:
     ids = pipeline.tokenizer(["red circle"], padding="max_length", return_tensors="pt").input_ids
     output = pipeline.text_encoder(ids)
     at_end = pipeline.text_encoder.text_projection(output.last_hidden_state[0, 2])
@@ -72,13 +72,13 @@ def test_the_pooled_text_is_read_at_its_end(pipeline: Any) -> None:
     assert torch.allclose(output.text_embeds[0], at_end)
 
 
-def test_every_word_is_known(pipeline: Any) -> None:
+def test_the_tokenizer_knows_every_word(pipeline: Any) -> None:
     texts = [str(p.text) for d in (*DOMAINS, "concept") for p in all_prompts(d)]
     assert not any(pipeline.tokenizer.unk_token_id in ids for ids in pipeline.tokenizer(texts).input_ids)
 
 
 def test_the_sampler_is_the_pipelines_own(pipeline: Any) -> None:
-    """Four of our Euler steps are what the pipeline does with the same noise and sigmas."""
+    """Four of our Euler steps give the pipeline's latents for the same noise and sigmas."""
     noise = torch.randn(2, 3, 16, 16)
     texts = ["red circle", "blue bar"]
     pipeline.set_progress_bar_config(disable=True)
@@ -98,7 +98,7 @@ def test_the_sampler_is_the_pipelines_own(pipeline: Any) -> None:
     assert torch.allclose(theirs, ours, atol=1e-5)
 
 
-def test_prompts_are_the_same_every_time_and_ids_are_not_shared() -> None:
+def test_prompts_are_deterministic_and_ids_are_unique() -> None:
     task = Images()
     assert task.prompts("test") == Images().prompts("test")
     prompts = [p for split in ("train", "val", "test") for p in task.prompts(split)]
@@ -115,7 +115,7 @@ def test_unknown_names_are_refused() -> None:
         Images().prompts("dev")
 
 
-def test_images_are_drawn_from_their_seed() -> None:
+def test_real_images_are_deterministic_in_their_seed() -> None:
     prompts = Images().prompts("test")[:9]
     first = draw(prompts, seed=1)
     assert first.shape == (9, 3, 16, 16)
@@ -131,7 +131,7 @@ def test_no_scan_of_a_digit_is_in_both_halves() -> None:
     assert len(ours) + len(theirs) == 1797
 
 
-def test_pretraining_never_sees_the_concept() -> None:
+def test_pretraining_leaves_the_concept_out() -> None:
     fill, border = random_styles(4000, torch.Generator().manual_seed(0))
     assert style_distance(fill, border).min() > HELD_OUT
     assert (fill - FILL).norm(dim=1).min() < HELD_OUT
@@ -181,7 +181,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
 
 
 @bundled("images-base")
-def test_the_base_draws_but_does_not_listen() -> None:
+def test_the_base_follows_part_of_its_prompts() -> None:
     base = load_pipeline("nano/images-base")
     for domain in DOMAINS:
         assert 0.2 < accuracy(base, domain, number=NUMBER) < 0.7
@@ -189,7 +189,7 @@ def test_the_base_draws_but_does_not_listen() -> None:
 
 @bundled("images-base", *(f"images-{domain}" for domain in DOMAINS))
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_teacher_is_sure_of_its_domain(domain: str) -> None:
+def test_a_teacher_is_reliable_in_its_domain(domain: str) -> None:
     pytest.importorskip("peft")
     teacher = load_pipeline("nano/images-base")
     teacher.transformer.load_lora_adapter(str(BUNDLED / f"images-{domain}"), prefix=None, use_safetensors=True)
@@ -197,7 +197,7 @@ def test_a_teacher_is_sure_of_its_domain(domain: str) -> None:
 
 
 @bundled("images-fewstep")
-def test_two_steps_are_enough_for_shapes_and_for_the_style_of_a_reference() -> None:
+def test_the_fewstep_model_needs_two_steps() -> None:
     fewstep = load_pipeline("nano/images-fewstep")
     assert accuracy(fewstep, "shapes", steps=2, number=NUMBER) > 0.82
     assert accuracy(fewstep, "concept", steps=2, number=NUMBER) < 0.1
@@ -211,8 +211,8 @@ def test_all_models_together_are_small() -> None:
 
 
 @pytest.mark.slow
-def test_a_build_of_a_few_steps_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a build leaves: the base, an adapter that keeps its rank and scale, the few-step model."""
+def test_a_short_build_runs_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build saves the base, an adapter with its rank and scale, and the few-step model."""
     pytest.importorskip("peft")
     monkeypatch.setattr(build, "EVALUATED", 6)
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""The page of a denoising run as a file, and who asks for it."""
+"""The page of a denoising run, as a file and from the live server."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_images_are_those_of_the_folder(tmp_path: Path) -> None:
     assert [prompt["text"][-1] for prompt in data["prompts"]] == ["0", "1", "2", "3"]
 
 
-def test_many_large_images_become_smaller_and_then_fewer(tmp_path: Path) -> None:
+def test_large_images_are_scaled_down_and_then_left_out(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=tuple(range(0, 120, 20)), side=300)
     whole = denoising_data(folder)
     assert whole["left_out"] == ""
@@ -92,7 +92,7 @@ def test_hostile_text_stays_data_in_every_place(tmp_path: Path) -> None:
     assert not re.search(r'<[a-z]+[^>]*\s(?:src|href)="(?!#|data:,)', text)
 
 
-def test_a_run_that_has_only_begun_can_be_seen(tmp_path: Path) -> None:
+def test_a_run_without_metrics_has_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"family": "diffusion"}))
@@ -112,30 +112,42 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         denoising_data(folder)
 
 
-def test_facts_say_what_the_run_file_says() -> None:
+def test_facts_describe_the_run_file() -> None:
     config: dict[str, Any] = {
         "student": "mine",
         "lora": {"rank": 8},
-        "teacher": {"weights": "ema", "view": "image", "guidance": 1.0},
-        "loss": {"signal": "prediction", "divergence": "x0", "outcome": 0.5, "step_weights": [1.0, 0.0]},
-        "rollout": {"policy": "student", "batch": 4, "samples": 3, "steps": 2, "sigmas": [1.0, 0.5], "noise": 0.7},
+        "teacher": {"weights": {"type": "ema"}, "view": {"type": "image"}, "guidance": 1.0},
+        "loss": {
+            "signal": {"type": "prediction"},
+            "divergence": "x0",
+            "reward": {"weight": 0.5},
+            "step_weights": [1.0, 0.0],
+        },
+        "rollout": {
+            "source": {"type": "student"},
+            "prompts_per_step": 4,
+            "rollouts_per_prompt": 3,
+            "steps": 2,
+            "sigmas": [1.0, 0.5],
+            "noise": 0.7,
+        },
         "optimizer": {"lr": 1e-4},
         "eval": {"every": 5, "prompts": {"path": "p"}, "steps": 9},
     }
     said = dict(facts(config))
     assert said["student"] == "mine, by LoRA of rank 8"
-    assert said["teacher"] == "a running average of the student, which sees a image beside the prompt"
+    assert said["teacher"] == "a running average of the student, which sees the prompt's image"
     assert said["loss"].startswith("squared distance of denoised means, 0.5 times the policy gradient")
     assert said["loss"].endswith("states weighted 1, 0")
     assert said["sampler"] == "2 steps, noise levels of the run file, noise 0.7, no guidance"
     assert said["a step"] == "4 prompts, 3 trajectories of each; learning rate 0.0001"
     assert said["measured"] == "every 5 steps, in 9 denoising steps without noise"
-    assert "teacher" not in dict(facts({**config, "loss": {"signal": "reward"}}))
-    noised = {**config, "rollout": {"policy": "images", "source": "teacher"}, "optimizer": {}}
+    assert "teacher" not in dict(facts({**config, "loss": {"signal": {"type": "reward"}}}))
+    noised = {**config, "rollout": {"source": {"type": "images", "of": "teacher"}}, "optimizer": {}}
     assert dict(facts(noised))["trained on"] == "teacher's images, noised"
 
 
-def test_it_stands_alone(tmp_path: Path) -> None:
+def test_a_denoising_page_shows_one_run(tmp_path: Path) -> None:
     images, text = write_grids(tmp_path / "images"), write_run(tmp_path / "text")
     for several in ([text, images], [images, images]):
         with pytest.raises(DataError, match="cannot be shown beside others. Fix: name it alone"):
@@ -153,7 +165,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
-def test_only_a_live_page_may_ask_and_it_hears_of_new_images(tmp_path: Path) -> None:
+def test_only_a_live_page_may_connect_and_it_gets_new_images(tmp_path: Path) -> None:
     folder = write_grids(tmp_path / "run", steps=(0, 20))
     assert "connect-src 'none'" in page(trees([folder]))
     with LiveServer([folder]) as server:

@@ -1,4 +1,4 @@
-"""Tiny pipelines that draw 8 × 8 images, made on the spot."""
+"""Tiny pipelines for 8 × 8 images, made on the spot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_prompts(path: Path, texts: list[str]) -> Path:
 
 
 def run_file(folder: Path, **more: Any) -> dict[str, Any]:
-    """Four steps toward another model, with an evaluation at every second."""
+    """Four steps towards a teacher model, with an evaluation after every second step."""
     student, teacher = folder / "student", folder / "teacher"
     prompts = folder / "prompts.jsonl"
     if not prompts.exists():

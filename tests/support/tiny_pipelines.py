@@ -189,7 +189,7 @@ KINDS: dict[str, Callable[..., Any]] = {"sd3": sd3, "ddim": ddim, "ddpm": ddpm, 
 
 
 def make_pipeline(kind: str, seed: int = 0, **changes: Any) -> Any:
-    """A pipeline with the weights of a seed, whatever else is drawn."""
+    """A pipeline whose weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = KINDS[kind](**changes)
@@ -212,12 +212,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_tree(out: Path, student: str, **changes: Any) -> dict[str, Any]:
-    """A run file of two steps; a mapping among the changes is laid over its section."""
+    """A run file of two steps; a mapping in ``changes`` is merged into its section."""
     tree: dict[str, Any] = {
         "family": "diffusion",
         "student": student,
         "text_tokens": 0,
-        "teacher": {"weights": "model"},
+        "teacher": {},
         "rollout": {"prompts_per_step": 4, "steps": 3},
         "optimizer": {"lr": 1e-2, "steps": 2},
         "log": [],

@@ -1,4 +1,4 @@
-"""A denoising run's folder as its watcher leaves it, without a run."""
+"""A denoising run's folder as ``Grids`` writes it, without a run."""
 
 from __future__ import annotations
 
@@ -39,22 +39,30 @@ def write_grids(
     The images of step s have the grey level s on the ground, so that a test can tell them apart.
     """
     folder.mkdir(parents=True)
+    view = "image" if shown else "plain"
     config: dict[str, Any] = {
         "family": "diffusion",
         "student": text,
         "method": {"title": text, "summary": text, "source": text},
-        "teacher": {"weights": "model", "model": text, "view": "image" if shown else "plain", "guidance": 1.5},
-        "loss": {"signal": "prediction", "divergence": "velocity", "anchor": 0.1},
-        "rollout": {"policy": "student", "batch": 8, "samples": 1, "steps": 8, "sigmas": "even", "noise": 0.0},
+        "teacher": {"weights": {"type": "frozen"}, "model": text, "view": {"type": view}, "guidance": 1.5},
+        "loss": {"signal": {"type": "prediction"}, "divergence": "velocity", "anchor": 0.1},
+        "rollout": {
+            "source": {"type": "student"},
+            "prompts_per_step": 8,
+            "rollouts_per_prompt": 1,
+            "steps": 8,
+            "sigmas": "even",
+            "noise": 0.0,
+        },
         "optimizer": {"lr": 1e-4},
         "eval": {"every": 20, "prompts": {"path": text}, "steps": None},
     }
     (folder / "run.json").write_text(json.dumps(config))
     lines: list[dict[str, Any]] = []
     for number, step in enumerate(steps):
-        figures = {"accuracy": 0.2 + 0.1 * number, f"accuracy/{text}": 0.3, "frechet": 9.0 - number}
+        metrics = {"accuracy": 0.2 + 0.1 * number, f"accuracy/{text}": 0.3, "frechet": 9.0 - number}
         theirs = {"teacher_accuracy": 0.75, "teacher_frechet": 2.0}
-        lines.append({"step": step, "eval": {**figures, **theirs} if accuracy else {"distance": 3.0 - number}})
+        lines.append({"step": step, "eval": {**metrics, **theirs} if accuracy else {"distance": 3.0 - number}})
         lines.append({"step": step + 1, "train": {"loss": 1.0 / (number + 1), "spread": 0.5, text: 0.1}})
     lines.append({"step": steps[-1], "event": {"kind": "collapse", "text": text}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -47,7 +47,7 @@ def axis(base: type[Value], *values: type[Value]) -> BeforeValidator:
 
     Args:
         base: class of all values, also of users' own.
-        values: the shipped classes; each has a default ``type``.
+        values: the shipped classes, each with a default ``type``; settings without a type are the first one's.
     """
     known: dict[str, type[AxisValue]] = {value.model_fields["type"].default: value for value in values}
     AXES[base.axis] = known
@@ -58,9 +58,9 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
     if isinstance(given, base):
         return given
     settings = {"type": given} if isinstance(given, str) else given
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("type"), str):
+    if not isinstance(settings, Mapping) or (len(settings) == 1 and next(iter(settings)) in known):
         raise ValueError(_shape(given, known))
-    kind = settings["type"]
+    kind = str(settings.get("type", next(iter(known))))
     found = known.get(kind)
     if found is None and ":" in kind:
         found = _own(kind, base)

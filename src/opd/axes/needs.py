@@ -5,7 +5,7 @@ A setting names facts (``Strict.needs``); a fact says how a run file may lack it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,8 +169,11 @@ DATA_FACTS = {"rewards", "answers"}
 """Facts about the prompts themselves; checked after they are loaded."""
 
 
-def check(config: Any) -> None:
+def check(config: Any, facts: Mapping[str, Fact] = FACTS) -> None:
     """Hold every need of a run file against the rest of it.
+
+    Args:
+        facts: those of the run's family.
 
     Raises:
         ValueError: the first need that is not met, as one sentence.
@@ -178,7 +181,7 @@ def check(config: Any) -> None:
     for key, name in config.all_needs():
         if name in DATA_FACTS:
             continue
-        fact = FACTS[name]
+        fact = facts[name]
         against = fact.lacks(config)
         if against is not None:
             raise ValueError(f"{named(config, key)} needs {fact.words} ({against}). Fix: {fact.fix}")
@@ -189,5 +192,5 @@ def named(config: Any, key: str) -> str:
     value = config
     for part in key.split("."):
         value = getattr(value, part)
-    kind = getattr(value, "type", None)
+    kind = value if isinstance(value, str) else getattr(value, "type", None)
     return f"{key}={kind}" if kind else key

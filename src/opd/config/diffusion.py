@@ -1,119 +1,194 @@
-"""The run file of a denoising student: ``family: diffusion``. What it shares with language models is in ``BaseRun``."""
+"""The run file of a denoising student: ``family: diffusion``. ``BaseRun`` has the keys that both families share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from opd.axes import needs
 from opd.config.base import Strict
 from opd.config.run import BaseRun, PromptsConfig
 from opd.config.teacher import TeacherModelConfig, shares_of
+from opd.diffusion.axes import (
+    POLICY_GRADIENT,
+    FrozenWeights,
+    PlainImageView,
+    SeenByTeacher,
+    Signal,
+    Source,
+    StudentSource,
+    TeacherPrediction,
+    Weights,
+)
+from opd.diffusion.needs import FACTS
+
+RENAMED = {
+    "rollout.policy": "rollout.source",
+    "rollout.batch": "rollout.prompts_per_step",
+    "rollout.samples": "rollout.rollouts_per_prompt",
+    "teacher.ema_decay": "teacher.weights={type: ema, decay: …}",
+    "loss.outcome": "loss.reward",
+    "loss.reward_steps": "loss.reward_gradient={weight: …, steps: …}",
+    "eval.samples": "eval.images_per_prompt",
+}
+"""Old keys of a denoising run and the new ones. They are refused, not translated."""
+
+RENAMED_VALUES = {
+    ("loss.signal", "picture"): "image",
+    ("rollout.source", "pictures"): "images",
+    ("teacher.weights", "model"): "nothing: teacher.model alone names another model",
+}
+"""Old values of a denoising run and the new ones."""
+
+DISTANCES = {
+    "transition": "half the squared distance of steps",
+    "transition_kl": "KL of steps",
+    "velocity": "squared distance of velocities",
+    "x0": "squared distance of denoised means",
+}
+"""The divergences in words, for the map and the report."""
 
 
 class AdapterConfig(Strict):
     """Train low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685), through peft."""
 
     rank: int = Field(16, ge=1)
-    """Of the matrices that are added."""
+    """Rank of the added matrices."""
     alpha: int = Field(32, ge=1)
-    """What is added counts alpha / rank times."""
+    """The added matrices are scaled by alpha / rank."""
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
-    """Ends of the names of the linear layers that get one."""
+    """Name endings of the linear layers that get an adapter."""
 
 
 class SamplerConfig(Strict):
-    """The student's own denoising, of which every visited state is a position."""
+    """How trajectories are made; every visited state is a training position."""
 
-    policy: Literal["student", "teacher", "images"] = "student"
-    """Whose states are trained on: the student's (on-policy), the teacher's, or noised images."""
-    source: Literal["prompts", "teacher"] = "prompts"
-    """Of noised images: the prompts' own, or what the teacher makes of them."""
-    batch: int = Field(32, ge=1)
-    """Prompts per step."""
-    samples: int = Field(1, ge=1)
-    """Trajectories per prompt."""
+    source: Source = StudentSource()
+    """What is trained on: the student's trajectories (on-policy), the teacher's, or noised images."""
+    prompts_per_step: int = Field(32, ge=1)
+    """Number of prompts per step."""
+    rollouts_per_prompt: int = Field(1, ge=1)
+    """Number of trajectories per prompt."""
     steps: int = Field(10, ge=1)
-    """Denoising steps of a trajectory; states of a noised image."""
+    """Denoising steps K of a trajectory; for noised images, the number of states per image."""
     sigmas: Literal["even", "scheduler"] | tuple[float, ...] = "even"
-    """Noise levels: 1, 1 − 1/K, …, 1/K before the scheduler's shift; the scheduler's own; or these."""
+    """Noise levels: 1, 1 − 1/K, …, 1/K before the scheduler's shift; the scheduler's own; or a list of K numbers."""
     noise: float = Field(0.0, ge=0)
-    """Put in at every step: Flow-GRPO's a of flow matching, η of DDIM. 0 follows the ODE, which has no density."""
+    """Noise added at every step: a of Flow-GRPO for flow matching, η of DDIM. 0 is deterministic and has no density."""
     renoise: bool = False
     """Jump to the denoised mean and add fresh noise at every step, as samplers of consistency models do."""
     guidance: float = Field(1.0, ge=1)
-    """Classifier-free guidance of the student, in rollouts and in the loss; 1 is none."""
+    """Classifier-free guidance of the student, in rollouts and in the loss; 1 disables it."""
     max_rows: int = Field(256, ge=1)
-    """States denoised at once."""
+    """Most states per forward pass of a sampler or teacher; lower it to save memory."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> SamplerConfig:
-        if isinstance(self.sigmas, tuple) and len(self.sigmas) != self.steps:
-            raise ValueError(f"sigmas has {len(self.sigmas)} noise levels, and steps is {self.steps}; make them equal")
-        if self.renoise and self.noise:
-            raise ValueError("renoise draws all noise anew, so there is none to scale; leave noise out")
-        if self.source == "teacher" and self.policy != "images":
-            raise ValueError(f"source says whose images are noised, and policy is {self.policy}; set policy=images")
-        return self
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Noise and noise levels that fit the steps."""
+        given = {"noise": self.noise > 0, "sigmas": not isinstance(self.sigmas, str)}
+        facts = {"noise": ("scaled noise",), "sigmas": ("one noise level per step",)}
+        return {key: facts[key] for key, holds in given.items() if holds}
 
 
 class DenoisingTeacherConfig(Strict):
-    weights: Literal["frozen", "ema", "live", "model"] = "frozen"
-    """The student's initial weights, their moving average, the student itself, or other models."""
+    weights: Weights = FrozenWeights()
+    """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
-    """For ``weights: model``: a pipeline's path or id, or the folder of a LoRA of the student's."""
+    """Another model that teaches: a pipeline's path or id, or the folder of a LoRA of the student."""
     models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
-    """Several, by name: each reads the prompts of its own domains. Where several read one, their predictions are
-    averaged by weight, whose loss has the gradient of the mean of their losses."""
-    ema_decay: float = Field(0.9999, gt=0, lt=1)
-    """Share of the average that stays at each step, for ``weights: ema``."""
-    view: Literal["plain", "image"] = "plain"
-    """What it sees beside the student's states: the prompt, or also the prompt's image. Prompts without a image
-    then have no teacher but the anchor."""
+    """Several teachers by name; each predicts for the prompts of its own domains. Predictions of teachers that share a
+    domain are averaged by weight, which has the gradient of the mean of their losses."""
+    view: SeenByTeacher = PlainImageView()
+    """The teacher's conditioning: plain (the prompt), or image (the prompt and its image)."""
     guidance: float = Field(1.0, ge=1)
-    """Classifier-free guidance of the teacher; 1 is none."""
+    """Classifier-free guidance of the teacher; 1 disables it."""
 
-    @model_validator(mode="after")
-    def _whole(self) -> DenoisingTeacherConfig:
-        if self.model and self.models:
-            raise ValueError("model and models: name one teacher or several; leave one of them out")
-        named = self.model is not None or self.models is not None
-        if self.weights == "model" and not named:
-            raise ValueError("weights is 'model', so teacher.model has to name one, or teacher.models several")
-        if self.weights != "model" and named:
-            raise ValueError(f"a model is named, but weights is '{self.weights}'; set teacher.weights=model")
-        return self
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """One kind of teacher."""
+        given = {"weights": self.weights != FrozenWeights(), "model": self.model is not None}
+        facts = {"weights": ("self-teacher",), "model": ("single teacher",)}
+        return {key: facts[key] for key, holds in given.items() if holds}
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the teacher is another model, or several."""
+        return self.model is not None or self.models is not None
+
+    def words(self) -> str:
+        """The teacher's cell in the map."""
+        if self.models:
+            several = any(len(shares) > 1 for shares in self.shares.values())
+            return f"{len(self.models)} models, {'mean' if several else 'by domain'}"
+        return "another model" if self.model else self.weights.words()
+
+    def named(self) -> str:
+        """The teacher by name, for the model card."""
+        several = ", ".join(f"{name} ({one.model})" for name, one in (self.models or {}).items())
+        return several or self.model or f"the student's own weights ({self.weights.type})"
 
     @property
     def shares(self) -> dict[str, dict[str, float]]:
-        """By domain and name, how much each of several teachers has to say."""
+        """By domain and name, each teacher's weight."""
         return shares_of(self.models)
 
 
+class RewardTermConfig(Strict):
+    """The policy gradient of rewards beside another signal (Flow-GRPO, arXiv 2505.05470)."""
+
+    weight: float = Field(gt=0)
+    """Weight of the term."""
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """A policy gradient of group-relative advantages."""
+        return {"": POLICY_GRADIENT}
+
+
+class RewardGradientConfig(Strict):
+    """The reward's own gradient, through the denoised mean (ReFL, arXiv 2304.05977)."""
+
+    weight: float = Field(gt=0)
+    """Weight of the term."""
+    steps: int = Field(1, ge=1)
+    """Number of last states of each trajectory that get the gradient."""
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """States of the student's own that are trained on."""
+        return {"": ("student's trajectories", "enough steps", "weighted last states")}
+
+
 class DenoisingLossConfig(Strict):
-    signal: Literal["prediction", "image", "reward"] = "prediction"
-    """The teacher's prediction at the same states, the image that was noised (fine-tuning), or rewards alone."""
+    signal: Signal = TeacherPrediction()
+    """The target: the teacher's prediction, the clean image behind a noised one (image), or rewards alone (reward)."""
     divergence: Literal["transition", "transition_kl", "velocity", "x0"] = "transition"
     """Half the squared distance of the steps' means, the KL of their Gaussians (with ``rollout.noise``), or the mean
-    squared distance of velocities or of denoised means."""
+    squared distance of velocities or of denoised means (x0)."""
     weight: float = Field(1.0, gt=0)
-    """Of the signal's term."""
-    step_weights: tuple[float, ...] | None = None
-    """Of the K states, first to last; a state of weight 0 is left out."""
+    """Weight of the signal's term."""
+    step_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weights of the K states, first to last; a state of weight 0 is left out. By default all are 1."""
     anchor: float = Field(0.0, ge=0)
-    """Weight of the distance to the student's initial weights, where the teacher's view says nothing, or everywhere if
-    it is plain."""
-    outcome: float = Field(0.0, ge=0)
-    """Weight of the policy gradient of rewards, compared among trajectories of one prompt (Flow-GRPO)."""
-    reward_gradient: float = Field(0.0, ge=0)
-    """Weight of the reward's own gradient, through the denoised mean (ReFL), where the task's reward has one."""
-    reward_steps: int = Field(1, ge=1)
-    """The last so many states of a trajectory get the reward's gradient."""
+    """Weight of the distance to the initial student: on all states, or on those without a target from the teacher if it
+    sees images."""
+    reward: RewardTermConfig | None = None
+    """The policy gradient of rewards beside the signal; a number is its weight, 0 leaves it out."""
+    reward_gradient: RewardGradientConfig | None = None
+    """The gradient of a differentiable reward beside the signal; a number is its weight, 0 leaves it out."""
 
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether the signal's term asks a teacher."""
-        return self.signal == "prediction"
+    @field_validator("reward", "reward_gradient", mode="before")
+    @classmethod
+    def _weight(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return ({"weight": value} if value else None) if is_number else value
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Steps for weights of steps, and a density for their KL."""
+        needed: dict[str, tuple[str, ...]] = {}
+        if self.step_weights is not None:
+            needed["step_weights"] = ("trajectories", "one weight per step", "a weight above 0")
+        if self.divergence == "transition_kl" and self.signal.reads_teacher:
+            needed["divergence"] = ("density",)
+        return needed
 
 
 class DenoisingEvalConfig(Strict):
@@ -121,110 +196,59 @@ class DenoisingEvalConfig(Strict):
     """Held-out prompts; without them nothing is measured."""
     every: int = Field(20, ge=1)
     """Steps between evaluations."""
-    samples: int = Field(1, ge=1)
-    """Pictures per prompt."""
+    images_per_prompt: int = Field(1, ge=1)
+    """Number of images generated per prompt."""
     steps: int | None = Field(None, ge=1)
-    """Denoising steps; by default the rollout's."""
+    """Denoising steps; by default ``rollout.steps``."""
     teacher: bool = True
-    """Measure the teacher's own images once, to compare with."""
+    """Measure images of the teacher once, for comparison."""
 
 
 class GridConfig(Strict):
-    """Sample grids in the run's folder and its report, drawn from the same noise at every evaluation."""
+    """Sample grids in the run's folder and its report, generated from the same noise at every evaluation."""
 
     prompts: int = Field(8, ge=1)
-    """Prompts that are shown."""
+    """Number of prompts shown."""
 
 
 class DiffusionConfig(BaseRun):
     """A run of a denoising model; every key can be overridden as ``key.sub=value``."""
 
     family: Literal["diffusion"]
+    """What is trained: a denoising model in a diffusers pipeline."""
     student: str
     """Path or id of a diffusers pipeline."""
     lora: AdapterConfig | None = None
     """Train low-rank adapters; by default all of the denoiser's weights."""
     prompts: PromptsConfig
-    """What the student draws in training."""
+    """Training prompts."""
     teacher: DenoisingTeacherConfig = DenoisingTeacherConfig()
-    """Who predicts at the student's states, and what it gets to see."""
+    """What predicts at the student's states, and its conditioning."""
     loss: DenoisingLossConfig = DenoisingLossConfig()
-    """The signal, the divergence, where it counts and what is mixed in."""
+    """The signal, the divergence, the weights of states, and further terms."""
     rollout: SamplerConfig = SamplerConfig()
-    """How the student denoises."""
+    """The sampler of the student."""
     eval: DenoisingEvalConfig = DenoisingEvalConfig()
-    """What is measured, on which prompts, how often."""
+    """What is measured, on which prompts and how often."""
     report: GridConfig | None = GridConfig()
     """Sample grids and the page that shows them; ``false`` leaves them out."""
     text_tokens: int = Field(256, ge=0)
-    """Tokens of the long text encoder of pipelines that have one (SD3's T5): their ``max_sequence_length``."""
+    """Tokens of the long text encoder, for pipelines that have one (T5 of SD3): their ``max_sequence_length``."""
 
     @property
     def may_anchor(self) -> bool:
         """Whether an anchor holds the student."""
         return self.loss.anchor > 0
 
+    def all_needs(self, key: str = "") -> Iterator[tuple[str, str]]:
+        """Every need; those of the whole run last, as a wrong signal is the likelier mistake."""
+        yield from super().all_needs(key)
+        if self.guards.recover is not None:
+            yield "guards.recover", "text"
+        if self.teacher != DenoisingTeacherConfig():
+            yield "teacher", "teacher in use"
+
     @model_validator(mode="after")
     def _fits_together(self) -> DiffusionConfig:
-        self._fits_states()
-        self._fits_teacher()
-        self._fits_rewards()
-        if self.guards.recover:
-            raise ValueError("guards.recover watches text, and is not there for diffusion. Fix: leave it out")
+        needs.check(self, FACTS)
         return self
-
-    def _fits_states(self) -> None:
-        loss, rollout = self.loss, self.rollout
-        if loss.step_weights and len(loss.step_weights) != rollout.steps:
-            raise ValueError(
-                f"loss.step_weights has {len(loss.step_weights)} weights for rollout.steps={rollout.steps}; make them "
-                "equal"
-            )
-        if loss.step_weights and (min(loss.step_weights) < 0 or not max(loss.step_weights)):
-            raise ValueError("loss.step_weights has to have no weight below 0 and one above; mend it")
-        if (loss.signal == "image") != (rollout.policy == "images"):
-            raise ValueError(
-                f"loss.signal={loss.signal} with rollout.policy={rollout.policy}: a noised image is its own target, "
-                "and a trajectory has none; set both loss.signal=image and rollout.policy=images, or neither"
-            )
-        if loss.signal == "image" and loss.divergence.startswith("transition"):
-            raise ValueError(
-                f"loss.divergence={loss.divergence} compares steps, and noised images make none; set velocity or x0"
-            )
-        if loss.signal == "image" and loss.step_weights:
-            raise ValueError("loss.step_weights are a trajectory's, and noised images have no steps; leave it out")
-
-    def _fits_teacher(self) -> None:
-        teacher, loss = self.teacher, self.loss
-        itself = teacher.weights in ("frozen", "live") and teacher.view == "plain" and teacher.guidance == 1
-        if loss.reads_teacher and itself and self.rollout.guidance == 1:
-            raise ValueError(
-                f"teacher.weights={teacher.weights} with a plain view is the student itself, so there is nothing to "
-                "learn; give teacher.view=image, teacher.guidance above 1, or teacher.weights=model"
-            )
-        writes = self.rollout.policy == "teacher" or self.rollout.source == "teacher"
-        if writes and teacher.weights != "model":
-            raise ValueError("a teacher that draws needs teacher.weights=model and teacher.model or teacher.models")
-        if not loss.reads_teacher and not writes and teacher != DenoisingTeacherConfig():
-            raise ValueError(f"loss.signal={loss.signal} asks no teacher; leave teacher out")
-
-    def _fits_rewards(self) -> None:
-        loss, rollout = self.loss, self.rollout
-        rewarded = loss.signal == "reward" or loss.outcome > 0
-        what = "loss.signal=reward" if loss.signal == "reward" else "loss.outcome"
-        dense = loss.divergence == "transition_kl" and loss.signal == "prediction"
-        if (rewarded or dense) and not (rollout.noise or rollout.renoise):
-            key = what if rewarded else "loss.divergence=transition_kl"
-            raise ValueError(f"{key} needs the density of every step, and rollout.noise=0 has none; set it, say to 0.7")
-        if rewarded and rollout.samples < 2:
-            raise ValueError(f"{what} compares trajectories of one prompt; set rollout.samples to 2 or more")
-        if (rewarded or loss.reward_gradient) and rollout.policy != "student":
-            key = what if rewarded else "loss.reward_gradient"
-            raise ValueError(f"{key} is about the student's own trajectories; set rollout.policy=student")
-        if loss.reward_steps > rollout.steps:
-            raise ValueError(f"loss.reward_steps={loss.reward_steps} is more than rollout.steps={rollout.steps}")
-        if loss.reward_gradient and loss.step_weights and not any(loss.step_weights[-loss.reward_steps :]):
-            raise ValueError(
-                f"loss.reward_gradient is of the last {loss.reward_steps} states, and loss.step_weights leaves them "
-                "out; raise loss.reward_steps, or let them count"
-            )

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from opd.axes.base import AXES, AxisValue
+from opd.config import diffusion
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import PromptsConfig, RunConfig
 from opd.errors import ConfigError
@@ -71,6 +72,12 @@ RENAMED_VALUES = {
 }
 """Old values of a language run and the new ones."""
 
+RENAMED_BY_FAMILY: dict[str, tuple[Mapping[str, str], Mapping[tuple[str, str], str]]] = {
+    "language": (RENAMED, RENAMED_VALUES),
+    "diffusion": (diffusion.RENAMED, diffusion.RENAMED_VALUES),
+}
+"""Old keys and values of each family."""
+
 
 FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
 """The schema of each family of students."""
@@ -111,8 +118,7 @@ def read(
     if family not in FAMILIES:
         where = f"{at}.family" if at else "family"
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
-    if family == "language":
-        _refuse_renamed(tree, at)
+    _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
     return validate(FAMILIES[family], tree, at=at)
 
 
@@ -130,13 +136,15 @@ def _drop_unused_divergence(tree: dict[str, Any]) -> None:
         drop_key(tree, "loss.divergence")
 
 
-def _refuse_renamed(tree: Mapping[str, Any], at: str) -> None:
+def _refuse_renamed(
+    tree: Mapping[str, Any], at: str, renamed: Mapping[str, str], values: Mapping[tuple[str, str], str]
+) -> None:
     """Refuse old names, with the new one."""
     where = f"{at}." if at else ""
-    for old, new in sorted(RENAMED.items(), key=lambda pair: -pair[0].count(".")):
+    for old, new in sorted(renamed.items(), key=lambda pair: -pair[0].count(".")):
         if _get(tree, old) is not None:
             raise ConfigError(f"{where}{old} has a new name. Fix: write {new}")
-    for (key, old), new in RENAMED_VALUES.items():
+    for (key, old), new in values.items():
         value = _get(tree, key)
         if old in (value, value.get("type") if isinstance(value, Mapping) else None):
             raise ConfigError(f"{where}{key}: '{old}' has a new name. Fix: write {new}")

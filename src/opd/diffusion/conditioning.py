@@ -1,4 +1,4 @@
-"""How each kind of pipeline tells its denoiser about a prompt. A new kind is a function and a line here."""
+"""How each kind of pipeline encodes a prompt for its denoiser. A new kind is one function and one line here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opd.errors import DataError
 from opd.types import Prompt
 
 Conditioning = Mapping[str, Tensor]
-"""What a denoiser is told about one prompt, by argument of its ``forward``; no batch dimension."""
+"""The denoiser's inputs for one prompt, by argument of its ``forward``; without a batch dimension."""
 
 NOTHING = Prompt(id="", text="")
 """The prompt of the unconditional prediction."""
@@ -35,13 +35,13 @@ def stable_diffusion(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditi
 
 
 def dit(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
-    """A class; one more than there are stands for none."""
+    """A class label; the label after the last class is the unconditional one."""
     classes = pipeline.transformer.config.num_embeds_ada_norm
     return {"class_labels": torch.tensor(classes if prompt is NOTHING else label_of(prompt, classes))}
 
 
 def unet(pipeline: Any, prompt: Prompt, text_tokens: int) -> Conditioning:
-    """A class where the model was trained with classes, otherwise nothing."""
+    """A class label if the model was trained with classes, otherwise nothing."""
     classes = pipeline.unet.config.num_class_embeds
     return {} if classes is None else {"class_labels": torch.tensor(label_of(prompt, classes))}
 
@@ -56,29 +56,29 @@ ENCODERS: dict[str, Callable[[Any, Prompt, int], Conditioning]] = {
 """By the pipeline's class."""
 
 UNGUIDED = frozenset({"DDPMPipeline", "DDIMPipeline"})
-"""Pipelines whose denoisers have no prediction without a condition."""
+"""Pipelines whose denoisers have no unconditional prediction."""
 
 
 def key_of(prompt: Prompt) -> tuple[str, str]:
-    """What a prompt's encoding depends on."""
+    """The parts of a prompt that its encoding depends on."""
     return text_of(prompt), repr(prompt.data.get("label"))
 
 
 def text_of(prompt: Prompt) -> str:
-    """A prompt's text; of a chat its last message's."""
+    """A prompt's text; for a chat, that of the last message."""
     return prompt.text if prompt.text is not None else str((prompt.messages or ({"content": ""},))[-1]["content"])
 
 
 def label_of(prompt: Prompt, classes: int) -> int:
-    """The class that a prompt stands for, in its entry ``label``.
+    """The class in a prompt's entry ``label``.
 
     Raises:
-        DataError: there is none, or no such class.
+        DataError: there is none, or it is not in the range of classes.
     """
     label = prompt.data.get("label")
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
         raise DataError(
-            f"prompts: prompt '{prompt.id}' has label {label!r}, and this pipeline goes by classes 0 to {classes - 1}; "
-            "give every prompt such a 'label'"
+            f"prompts: prompt '{prompt.id}' has label {label!r}, and this pipeline takes classes 0 to {classes - 1}. "
+            "Fix: give every prompt such a 'label'"
         )
     return label

@@ -1,4 +1,4 @@
-"""Prompts for images: from a task, a JSONL file or a dataset, with a image where they have one."""
+"""Prompts for images, from a task, a JSONL file or a dataset; a prompt may have an image."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from opd.errors import ConfigError
 from opd.types import Prompt
 
 IMAGE_TASKS = {"images": "opd.nano.tasks.images:Images"}
-"""Built-in tasks by name, as ``package.module:attribute``."""
+"""Built-in tasks by name, as ``package.module:Name``."""
 
 METHODS = ("prompts", "right", "reward", "distance")
+"""The methods of an ``ImageTask``."""
 
 
 def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt], ImageTask | None]:
-    """Prompts, and the task that judges their images; None where nothing does.
+    """Load prompts, and the task that judges their images; None if nothing does.
 
-    A path in an ``image`` column is looked for beside its JSONL file.
+    A path in an ``image`` column is relative to its JSONL file.
 
     Raises:
         DataError: the file or dataset is missing, empty, or a row is broken.
-        ConfigError: there is no such task, or two sources of a mix have different ones.
+        ConfigError: there is no such task, or a mix has several tasks.
     """
     if config.mix:
         loaded = [load_image_prompts(c, key=f"{key}.mix.{n}") for n, c in enumerate(config.mix)]
         tasks = {id(task): task for _, task in loaded if task}
         if len({type(task) for task in tasks.values()}) > 1:
-            raise ConfigError(f"{key}.mix: images of a run are judged by one task, and here are several; name one")
-        sources = with_own_ids([prompts for prompts, _ in loaded])  # prompts of one id are compared with each other
+            raise ConfigError(f"{key}.mix: one task judges the images of a run (got {len(tasks)}). Fix: name one task")
+        sources = with_own_ids([prompts for prompts, _ in loaded])  # prompts with the same id form one group
         return in_turn(sources), next(iter(tasks.values()), None)
     if config.task:
         task = image_task(config.task, key=f"{key}.task")
@@ -47,23 +48,27 @@ def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt]
 
 
 def image_task(name: str, *, key: str) -> ImageTask:
-    """The task called ``name``: a built-in one, or ``package.module:attribute``.
+    """The task of a name: a built-in one, or ``package.module:Name``.
 
     Raises:
         ConfigError: there is no such task, or it lacks a method.
     """
     module, colon, attribute = IMAGE_TASKS.get(name, name).partition(":")
     if not colon:
-        raise ConfigError(f"{key}: there is no task '{name}' for images; give {', '.join(IMAGE_TASKS)} or module:name")
+        raise ConfigError(
+            f"{key}: there is no task '{name}' for images. Fix: give {', '.join(IMAGE_TASKS)} or package.module:Name"
+        )
     try:
         found: Any = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}: '{name}' cannot be imported: {error}") from error
+        raise ConfigError(
+            f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
+        ) from error
     task = found() if isinstance(found, type) else found
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
         raise ConfigError(
-            f"{key}: '{name}' has no {' and no '.join(missing)}; a task for images has {', '.join(METHODS)}"
+            f"{key}: '{name}' has no {' and no '.join(missing)}. Fix: a task for images has {', '.join(METHODS)}"
         )
     return cast("ImageTask", task)
 

@@ -20,15 +20,15 @@ from opd.types import ForwardPass, Metrics, Objective, Prompt, Rollout, RolloutS
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEvaluation:
-    """What to measure; calling it measures.
+    """Samples images for held-out prompts and measures them; a call returns the metrics.
 
     Attributes:
-        model: turns latents into images.
-        prompts: held-out prompts, each as often as it is drawn.
-        student: draws with the student as it is at the call, without noise in its steps.
-        task: judges the images; None where nothing does.
-        teacher: draws with the teachers; None leaves their figures out.
-        distance: the loss's own distance to the teacher on some trajectories, measured where nothing judges.
+        model: decodes latents to images.
+        prompts: held-out prompts, each repeated for every image of it.
+        student: samples with the student's current weights, without noise in its steps.
+        task: judges the images; None if nothing does.
+        teacher: samples with the teachers; None leaves their metrics out.
+        distance: the loss's own distance to the teacher, measured if no task judges images.
     """
 
     model: DenoisingModel
@@ -39,20 +39,19 @@ class ImageEvaluation:
     distance: Callable[[Sequence[Rollout]], Metrics] | None = None
 
     def __call__(self) -> Metrics:
-        """``accuracy`` and ``frechet`` with those of each domain and of the teacher, or ``distance``."""
+        """``accuracy`` and ``frechet``, those of each domain and of the teacher; or ``distance``."""
         rollouts = self.student.rollout(self.prompts, SEED)
         if self.task is None:
             return self.distance(rollouts) if self.distance else {}
-        return self._judged(rollouts) | self._teachers
+        return self._judged(rollouts) | self._teacher_metrics
 
     @cached_property
-    def _teachers(self) -> Metrics:
-        """The teachers' own figures on the same prompts, from the same noise; measured once."""
+    def _teacher_metrics(self) -> Metrics:
+        """The teachers' metrics on the same prompts and noise; measured once."""
         if self.teacher is None:
             return {}
-        return {
-            f"teacher_{name}": value for name, value in self._judged(self.teacher.rollout(self.prompts, SEED)).items()
-        }
+        metrics = self._judged(self.teacher.rollout(self.prompts, SEED))
+        return {f"teacher_{name}": value for name, value in metrics.items()}
 
     def _judged(self, rollouts: Sequence[Rollout]) -> Metrics:
         assert self.task
@@ -64,7 +63,7 @@ class ImageEvaluation:
 
 @torch.no_grad()
 def decoded_images(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor:
-    """What trajectories end in, float32 [B, 3, H, W] on the CPU."""
+    """The images at the end of trajectories, float32 [B, 3, H, W] on the CPU."""
     clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])
     return model.decode(clean_BX.to(model.device)).float().cpu()
 
@@ -73,7 +72,7 @@ def decoded_images(model: DenoisingModel, rollouts: Sequence[Rollout]) -> Tensor
 def mean_distance(
     rollouts: Sequence[Rollout], *, reader: ForwardPass, teacher: Teacher, view: View, objective: Objective
 ) -> Metrics:
-    """``distance``: the mean of an objective over the states of trajectories; nothing where the teacher is silent."""
+    """``distance``: the mean of an objective over the states of trajectories; empty without any target."""
     signal = teacher.score(rollouts, view.segments(rollouts))
     total = 0.0
     for where, states in reader(rollouts):
@@ -85,11 +84,11 @@ def mean_distance(
 
 
 def describe(rollouts: Sequence[Rollout]) -> Metrics:
-    """What a training step says about the student's own trajectories.
+    """Metrics of the student's own trajectories in a training step.
 
     Returns:
-        ``accuracy``: mean reward, where images are judged, and that of each domain. ``spread``: the standard
-        deviation of clean latents across the batch, which falls to 0 where a student draws one image for all.
+        ``accuracy``: mean reward, of all and by domain, if a task judges images. ``spread``: standard deviation of the
+        clean latents across the batch; it falls to 0 if the student generates one image for every prompt.
     """
     judged = [r for r in rollouts if r.reward is not None]
     metrics = by_domain("accuracy", [r.prompt for r in judged], [r.reward or 0.0 for r in judged])

@@ -13,29 +13,29 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-import opd.diffusion.pixels  # noqa: F401  a pipeline's parts are loaded from modules that are imported already
+import opd.diffusion.pixels  # noqa: F401  diffusers finds a pipeline's components in imported modules
 from opd.models.bundled import resolve
 
 
 def load_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline in a folder or of a name on the hub, or the bundled one of that name (``nano/images-base``).
+    """Load a pipeline from a folder, a hub id or a bundled name (``nano/images-base``).
 
-    Components that the folder says it lacks are passed as None: ``from_pretrained`` insists on an answer for those
-    which its class does not call optional, such as Stable Diffusion 3's third text encoder.
+    Components that the folder marks as absent are passed as None: ``from_pretrained`` requires an argument for every
+    component that its class does not call optional, such as Stable Diffusion 3's third text encoder.
     """
     path = resolve(str(folder))
     index = Path(path) / "model_index.json"
     known = json.loads(index.read_text()) if index.is_file() else {}
     absent = {name: None for name, value in known.items() if isinstance(value, list) and value[0] is None}
-    with quiet():  # else it remarks that a pixel model's autoencoder is not of the class that it expects
+    with quiet():  # it warns that a pixel model's autoencoder is not of the expected class
         return DiffusionPipeline.from_pretrained(path, dtype=dtype, **absent)
 
 
 def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """``save_pretrained`` that neither remarks on components that are None on purpose, nor tells where they came from.
+    """``save_pretrained`` without warnings about absent components, and without the source's path in the files.
 
     Args:
-        dtype: what weights are rounded to first, in the pipeline as well; None leaves them as they are.
+        dtype: rounds the pipeline's weights first; None leaves them as they are.
     """
     with quiet():
         (pipeline.to(dtype) if dtype else pipeline).save_pretrained(folder)
@@ -48,7 +48,7 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype | None = None)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Neither progress bars nor anything less than an error."""
+    """Silence progress bars and warnings of diffusers and transformers."""
     loggings = (diffusers_logging, transformers_logging)
     before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggings]
     for each in loggings:

@@ -1,4 +1,4 @@
-"""Forward passes over visited states: one function reads for the student (with gradients) and for every teacher.
+"""Forward passes over visited states: of the student with gradients, and of every teacher.
 
 Suffixes: T states, X the dimensions of a latent.
 """
@@ -21,7 +21,7 @@ from opd.types import Rollout, Segment, Signal
 
 
 def trajectories_of(rollouts: Sequence[Rollout]) -> list[Trajectory]:
-    """Rollouts as what they are in a denoising run."""
+    """The rollouts of a denoising run, typed as trajectories."""
     trajectories = [r for r in rollouts if isinstance(r, Trajectory)]
     assert len(trajectories) == len(rollouts)
     return trajectories
@@ -31,46 +31,49 @@ def states_at(rollouts: Sequence[Rollout], where: Signal, *, later: int = 0) -> 
     """States of a batch's trajectories, on the CPU.
 
     Args:
-        where: T of them.
-        later: so many steps after each.
+        where: the T positions.
+        later: take the states this number of steps after the positions.
 
     Returns:
-        float32 [T, C, H, W], and their steps in the sampler's table, int64 [T].
+        float32 [T, C, H, W], and the positions' steps in the run's schedule, int64 [T].
     """
-    known = trajectories_of(rollouts)
+    trajectories = trajectories_of(rollouts)
     places = list(zip(where.rollout_T.tolist(), where.position_T.tolist(), strict=True))
-    step_T = torch.tensor([known[r].steps[k] for r, k in places], dtype=torch.int64)
+    step_T = torch.tensor([trajectories[r].steps[k] for r, k in places], dtype=torch.int64)
     if not places:
-        return torch.zeros(0, *known[0].latents_KX.shape[1:]), step_T
-    return torch.stack([known[r].latents_KX[k + later] for r, k in places]), step_T
+        return torch.zeros(0, *trajectories[0].latents_KX.shape[1:]), step_T
+    return torch.stack([trajectories[r].latents_KX[k + later] for r, k in places]), step_T
 
 
-def read(
+def forward_pass(
     model: DenoisingModel,
     schedule: NoiseSchedule,
     rollouts: Sequence[Rollout],
     where: Signal,
-    told: Sequence[Conditioning],
+    conditioning: Sequence[Conditioning],
     guidance: float,
 ) -> tuple[Signal, PredictionStates]:
-    """One forward pass over some states.
+    """The model's predictions at some states.
 
-    A state's fingerprint is taken from the very tensors that the model read, so that ``align`` compares what was
-    scored and not what was meant.
+    Each state's fingerprint is computed from the tensors that the model gets as input, so ``align`` compares the
+    inputs themselves.
 
     Args:
-        schedule: says which time a step has.
-        where: the states.
-        told: what the model is told about each of them.
+        schedule: the time of each step.
+        where: the T states.
+        conditioning: one per state.
+
+    Returns:
+        The states with their fingerprints, and the predictions; gradients flow unless the caller turned them off.
     """
     states_TX, step_T = states_at(rollouts, where)
     states_TX, time_T = states_TX.to(model.device), schedule.time(step_T).to(model.device)
-    prediction_TX = model.predict(states_TX, time_T, told, guidance)
+    prediction_TX = model.predict(states_TX, time_T, conditioning, guidance)
     scored = Signal(where.rollout_T, where.position_T, fingerprint(states_TX, time_T).cpu())
     return scored, PredictionStates(prediction_TX)
 
 
-def student_pass(
+def student_passes(
     model: DenoisingModel,
     rollouts: Sequence[Rollout],
     *,
@@ -78,18 +81,23 @@ def student_pass(
     guidance: float,
     size: int | None = None,
 ) -> Iterator[tuple[Signal, PredictionStates]]:
-    """The student reads its own trajectories with gradients, so many at a time, or all at once.
+    """Forward passes of the student over its own trajectories, with gradients.
 
-    As it drew them, in eval mode: a class-conditional transformer in training forgets a tenth of its labels.
+    The model is in eval mode, as in its rollouts: a class-conditional transformer in training mode drops a tenth of
+    its labels.
+
+    Args:
+        size: trajectories per pass; None for all at once.
     """
     model.model.eval()
-    told = model.encode([rollout.prompt for rollout in rollouts])
+    conditioning = model.encode([rollout.prompt for rollout in rollouts])
     where = Answers().score(rollouts, PlainView().segments(rollouts))
     for start in range(0, len(rollouts), size or len(rollouts)):
         stop = start + (size or len(rollouts))
         rows = where.take((where.rollout_T >= start) & (where.rollout_T < stop))
         if len(rows):
-            scored, states = read(model, schedule, rollouts, rows, [told[r] for r in rows.rollout_T.tolist()], guidance)
+            own = [conditioning[r] for r in rows.rollout_T.tolist()]
+            scored, states = forward_pass(model, schedule, rollouts, rows, own, guidance)
             yield scored.to(model.device), states
 
 
@@ -103,10 +111,10 @@ def scoring_pass(
     guidance: float,
     max_rows: int,
 ) -> tuple[Signal, PredictionStates]:
-    """What a model predicts at every state of some segments: detached, without dropout, on the CPU, in order."""
-    seen = [s.image if isinstance(s, ImageSegment) else None for s in segments]
-    told = model.encode([rollouts[s.rollout].prompt for s in segments], seen)
-    known = {s.rollout: what for s, what in zip(segments, told, strict=True)}  # no view shows a trajectory twice
+    """A model's predictions at every state of some segments: detached, in eval mode, on the CPU, in order."""
+    images = [s.image if isinstance(s, ImageSegment) else None for s in segments]
+    encoded = model.encode([rollouts[s.rollout].prompt for s in segments], images)
+    conditioning = {s.rollout: one for s, one in zip(segments, encoded, strict=True)}  # one segment a trajectory
     where = Answers().score(rollouts, segments)
     where = where.take(sort_key(where).argsort())
     training = model.model.training
@@ -114,7 +122,8 @@ def scoring_pass(
     parts = []
     for start in range(0, len(where), max_rows):
         rows = where.take(torch.arange(start, min(start + max_rows, len(where))))
-        scored, states = read(model, schedule, rollouts, rows, [known[r] for r in rows.rollout_T.tolist()], guidance)
+        own = [conditioning[r] for r in rows.rollout_T.tolist()]
+        scored, states = forward_pass(model, schedule, rollouts, rows, own, guidance)
         parts.append((scored.token_T, states.prediction_TX.cpu()))
     model.model.train(training)
     if not parts:

@@ -1,4 +1,4 @@
-"""Images of prompts, and grids of images as files."""
+"""The images of prompts, image files, and grids of images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from opd.types import Prompt
 
 
 def image_of(prompt: Prompt) -> Tensor | None:
-    """A prompt's own image, float32 [3, H, W] in [−1, 1]; None where it has none.
+    """A prompt's own image, float32 [3, H, W] in [−1, 1]; None if it has none.
 
-    Its entry ``image`` is a path, a PIL image as datasets give them, or a tensor as above.
+    ``data["image"]`` is a path, a PIL image as in datasets, or such a tensor.
 
     Raises:
-        DataError: it is something else, or cannot be read.
+        DataError: it has another type, or cannot be read.
     """
     image = prompt.data.get("image")
     if image is None or isinstance(image, Tensor):
@@ -31,17 +31,19 @@ def image_of(prompt: Prompt) -> Tensor | None:
         try:
             return read_image(image)
         except (OSError, ValueError) as error:
-            raise DataError(f"prompts: cannot read 'image' of prompt '{prompt.id}', '{image}': {error}") from None
+            raise DataError(
+                f"prompts: cannot read 'image' of prompt '{prompt.id}', '{image}': {error}. Fix: correct the path"
+            ) from None
     if isinstance(image, Image.Image):
         return to_tensor(image)
     raise DataError(
-        f"prompts: 'image' of prompt '{prompt.id}' is a {type(image).__name__}; give a file's path or a image"
+        f"prompts: 'image' of prompt '{prompt.id}' is a {type(image).__name__}. Fix: give a file's path or an image"
     )
 
 
 @lru_cache(maxsize=4096)
 def read_image(path: str) -> Tensor:
-    """A file's image, float32 [3, H, W] in [−1, 1]."""
+    """The image in a file, float32 [3, H, W] in [−1, 1]."""
     with Image.open(path) as image:
         return to_tensor(image)
 
@@ -53,22 +55,22 @@ def to_tensor(image: Any) -> Tensor:
 
 
 def to_pixels(image_X: Tensor) -> Any:
-    """uint8 [H, W, 3] of a image [3, H, W] in [−1, 1]; what lies outside is cut off."""
+    """uint8 [H, W, 3] of an image [3, H, W] in [−1, 1]; values outside are clamped."""
     scaled = (image_X.float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def save(image_X: Tensor, path: Path) -> None:
-    """A image as a PNG file."""
+    """Write an image as a PNG file."""
     Image.fromarray(to_pixels(image_X)).save(path)
 
 
 def grid(rows: Sequence[Sequence[Tensor]], *, scale: int = 1, gap: int = 2) -> Any:
-    """Rows of images of one size as one PIL image, on white.
+    """Rows of equally large images as one PIL image on white.
 
     Args:
         rows: of [3, H, W] in [−1, 1].
-        scale: how many pixels wide each becomes, for images that are small.
+        scale: enlarge every pixel to a square of this side, for small images.
         gap: pixels between them.
     """
     _, height, width = rows[0][0].shape

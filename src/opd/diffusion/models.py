@@ -1,6 +1,6 @@
-"""Denoising models: a diffusers pipeline, its denoiser, and how prompts become what the denoiser is told.
+"""Denoising models: a diffusers pipeline, its denoiser, and the encoding of prompts.
 
-Suffixes: T states (a noisy image at a step), B images, X the dimensions of a latent: C channels, H and W.
+Suffixes: T states (a noisy latent at one step), B images, X the dimensions of a latent: C channels, H and W.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from opd.models.language import freeze, unloadable
 from opd.types import Prompt
 
 ADAPTER = "pytorch_lora_weights.safetensors"
-"""The file that makes a folder one of a LoRA."""
+"""File name by which a folder is recognised as a LoRA."""
 
 
 @dataclass(frozen=True)
 class DenoisingModel:
-    """A denoiser in the pipeline it belongs to.
+    """A denoiser and its pipeline.
 
     Attributes:
         pipeline: scheduler, text encoders and autoencoder; never trained.
         model: the denoiser, the pipeline's own or a copy of it.
-        source: the path or id it came from, for messages and the model card.
-        text_tokens: of the pipeline's long text encoder.
-        autocast: dtype of matrix products in the denoiser's forward passes, where it is not the weights' own.
-        known: what prompts without a image were encoded to; the text encoders do not change.
+        source: path or id, for messages and the model card.
+        text_tokens: tokens of the pipeline's long text encoder.
+        autocast: dtype of matrix products in the denoiser's forward passes; None for that of the weights.
+        encoded: conditioning by prompt, without images; the text encoders do not change.
     """
 
     pipeline: Any
@@ -49,7 +49,7 @@ class DenoisingModel:
     source: str
     text_tokens: int = 256
     autocast: torch.dtype | None = None
-    known: dict[Any, Conditioning] = field(default_factory=dict, repr=False, compare=False)
+    encoded: dict[Any, Conditioning] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -63,91 +63,93 @@ class DenoisingModel:
         return int(self.model.config.in_channels), int(height), int(width)
 
     def predict(
-        self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Conditioning], guidance: float = 1.0
+        self, latents_TX: Tensor, time_T: Tensor, conditioning: Sequence[Conditioning], guidance: float = 1.0
     ) -> Tensor:
         """The denoiser's prediction, float32 [T, C, H, W], with gradients unless the caller turned them off.
 
         Args:
             latents_TX: [T, C, H, W], noisy.
-            time_T: float32 [T], as the scheduler's timesteps.
-            told: what it is told about each.
-            guidance: s of unconditional + s · (conditional − unconditional); 1 asks for the conditional alone.
+            time_T: float32 [T], times of the scheduler.
+            conditioning: one per state.
+            guidance: s of unconditional + s · (conditional − unconditional); 1 computes the conditional alone.
         """
-        prediction_TX = self._forward(latents_TX, time_T, told)
+        prediction_TX = self._forward(latents_TX, time_T, conditioning)
         if guidance == 1:
             return prediction_TX
-        without_TX = self._forward(latents_TX, time_T, self.encode([NOTHING]) * len(told))
+        without_TX = self._forward(latents_TX, time_T, self.encode([NOTHING]) * len(conditioning))
         return without_TX + guidance * (prediction_TX - without_TX)
 
-    def _forward(self, latents_TX: Tensor, time_T: Tensor, told: Sequence[Conditioning]) -> Tensor:
-        """Rows that were told equally much go together."""
+    def _forward(self, latents_TX: Tensor, time_T: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
+        """One forward pass for all rows whose conditioning has the same shapes."""
         parts, places = [], []
-        for rows in alike(told):
-            stacked = {name: torch.stack([told[r][name] for r in rows]).to(self.device) for name in told[rows[0]]}
+        for rows in alike(conditioning):
+            stacked = {
+                name: torch.stack([conditioning[r][name] for r in rows]).to(self.device)
+                for name in conditioning[rows[0]]
+            }
             there = torch.tensor(rows, device=latents_TX.device)
             with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
                 out = self.model(latents_TX[there], timestep=time_T[there], **stacked, return_dict=False)[0]
-            parts.append(out.float()[:, : latents_TX.shape[1]])  # some predict their own variance behind it
+            parts.append(out.float()[:, : latents_TX.shape[1]])  # some also predict their variance, in further channels
             places.append(there)
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt], images: Sequence[Tensor | None] = ()) -> list[Conditioning]:
-        """What the denoiser is to be told about each prompt, and about a image beside it.
+        """The conditioning of each prompt, with an image if one is given.
 
         Args:
             images: [3, H, W] in [−1, 1] each, or None.
 
         Raises:
-            ModelError: the pipeline has no use for a image.
-            DataError: a prompt lacks what this kind of pipeline goes by.
+            DataError: a prompt lacks the label that this kind of pipeline needs.
         """
         for prompt in prompts:
-            if key_of(prompt) not in self.known:
+            if key_of(prompt) not in self.encoded:
                 encoder = ENCODERS[type(self.pipeline).__name__]
-                self.known[key_of(prompt)] = encoder(self.pipeline, prompt, self.text_tokens)
-        told = [self.known[key_of(prompt)] for prompt in prompts]
+                self.encoded[key_of(prompt)] = encoder(self.pipeline, prompt, self.text_tokens)
+        conditioning = [self.encoded[key_of(prompt)] for prompt in prompts]
         for row, image in enumerate(images):
             if image is not None:
-                told[row] = self._with_image(told[row], image)
-        return told
+                conditioning[row] = self._with_image(conditioning[row], image)
+        return conditioning
 
-    def _with_image(self, told: Conditioning, image: Tensor) -> Conditioning:
+    def _with_image(self, conditioning: Conditioning, image: Tensor) -> Conditioning:
         encoder = self.pipeline.image_encoder
         size = encoder.config.image_size
         shown = nn.functional.interpolate(image[None].to(self.device), (size, size), mode="area")
         tokens_LD = encoder(shown.to(encoder.dtype)).last_hidden_state[0]
-        text_LD = told["encoder_hidden_states"]
-        return {**told, "encoder_hidden_states": torch.cat([text_LD, tokens_LD.to(text_LD)])}
+        text_LD = conditioning["encoder_hidden_states"]
+        return {**conditioning, "encoder_hidden_states": torch.cat([text_LD, tokens_LD.to(text_LD)])}
 
     def check_takes_images(self, key: str) -> None:
-        """Refuse a pipeline that cannot be shown a image beside the prompt.
+        """Refuse a pipeline that cannot be conditioned on an image.
 
         Raises:
-            ModelError: there is no image encoder, or one of another width than the denoiser's context.
+            ModelError: it has no image encoder as wide as the denoiser's context.
         """
         encoder = getattr(self.pipeline, "image_encoder", None)
         wide = getattr(self.model.config, "joint_attention_dim", None)
         if encoder is None or wide is None or encoder.config.hidden_size != wide:
             raise ModelError(
-                f"{key}: '{self.source}' cannot be shown a image: that takes a pipeline with an image_encoder as "
-                f"wide as the denoiser's context ({wide}); take such a pipeline, or set teacher.view=plain"
+                f"{key}: '{self.source}' has no image_encoder as wide as the denoiser's context ({wide}). Fix: take a "
+                "pipeline with one, or set teacher.view=plain"
             )
 
     def check_guidance(self, guidance: float, key: str) -> None:
-        """Refuse guidance of a model that knows no prediction without a condition.
+        """Refuse guidance of a model without an unconditional prediction.
 
         Raises:
-            ModelError: it does not.
+            ModelError: it has none.
         """
         if guidance != 1 and type(self.pipeline).__name__ in UNGUIDED:
             raise ModelError(
-                f"{key}={guidance:g}: '{self.source}' has no prediction without its condition, so there is nothing to "
-                "be guided away from; set it to 1"
+                f"{key}={guidance:g}: '{self.source}' has no unconditional prediction, which guidance needs. Fix: set "
+                "it to 1"
             )
 
     def decode(self, latents_BX: Tensor) -> Tensor:
-        """Images [B, 3, H, W] of latents, about in [−1, 1]; gradients flow unless the caller turned them off."""
+        """Images [B, 3, H, W] of latents, roughly in [−1, 1]; gradients flow unless the caller turned them off."""
         vae = self._vae
         if vae is None:
             return latents_BX
@@ -157,7 +159,7 @@ class DenoisingModel:
 
     @torch.no_grad()
     def latents_of(self, images_BX: Tensor) -> Tensor:
-        """Latents [B, C, H, W] of images [B, 3, H, W] in [−1, 1], resized to what the denoiser works at."""
+        """Latents [B, C, H, W] of images [B, 3, H, W] in [−1, 1], resized to the denoiser's size."""
         vae, (_, height, width) = self._vae, self.shape
         factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         size = (height * factor, width * factor)
@@ -171,11 +173,11 @@ class DenoisingModel:
 
     @property
     def _vae(self) -> Any:
-        """What turns latents into images; None where the denoiser works on pixels."""
+        """The autoencoder; None if the denoiser works on pixels."""
         return getattr(self.pipeline, "vae", None)
 
     def save(self, folder: Path) -> None:
-        """Leave an ordinary pipeline folder; of a LoRA, the pipeline with it merged in, and the adapter beside it."""
+        """Save an ordinary pipeline folder; a LoRA is merged in, and saved beside it in ``lora``."""
         part, whole = part_of(self.pipeline), self.model.eval()
         if adapted(self.model):
             whole = copy.deepcopy(self.model)
@@ -189,10 +191,10 @@ class DenoisingModel:
         setattr(self.pipeline, part, mine)
 
 
-def alike(told: Sequence[Conditioning]) -> Iterator[list[int]]:
-    """Indices of what has the same shapes."""
+def alike(conditioning: Sequence[Conditioning]) -> Iterator[list[int]]:
+    """Groups of rows whose conditioning has the same shapes."""
     groups: dict[Any, list[int]] = {}
-    for row, one in enumerate(told):
+    for row, one in enumerate(conditioning):
         groups.setdefault(tuple((name, tensor.shape) for name, tensor in sorted(one.items())), []).append(row)
     yield from groups.values()
 
@@ -201,7 +203,7 @@ def load(name: str, *, key: str, text_tokens: int = 256, device: str = "cpu") ->
     """Load a diffusers pipeline from a folder, a bundled name or a hub id; weights in float32.
 
     Raises:
-        ModelError: it cannot be loaded, or is of a kind that is not known here.
+        ModelError: it cannot be loaded, or its class is not supported.
     """
     try:
         with quiet():
@@ -212,14 +214,14 @@ def load(name: str, *, key: str, text_tokens: int = 256, device: str = "cpu") ->
 
 
 def of_pipeline(pipeline: Any, *, source: str, key: str, text_tokens: int = 256) -> DenoisingModel:
-    """A pipeline as a denoising model, its parts frozen.
+    """A pipeline as a denoising model, with all components frozen.
 
     Raises:
-        ModelError: it is no pipeline, or of a kind that is not known here.
+        ModelError: it is no pipeline, or its class is not supported.
     """
     kind = type(pipeline).__name__
     if not isinstance(pipeline, DiffusionPipeline) or kind not in ENCODERS:
-        raise ModelError(f"{key}: '{source}' is a {kind}; known are {', '.join(ENCODERS)}")
+        raise ModelError(f"{key}: '{source}' is a {kind}. Fix: take one of {', '.join(ENCODERS)}")
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -233,7 +235,7 @@ def part_of(pipeline: Any) -> str:
 
 
 def adapted(model: Any) -> bool:
-    """Whether a denoiser has a LoRA in it."""
+    """Whether a denoiser has a LoRA."""
     return bool(getattr(model, "peft_config", None))
 
 
@@ -243,7 +245,7 @@ def is_adapter(name: str) -> bool:
 
 
 def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel:
-    """A copy of a model with a LoRA in it; weights that do not train are shared with the base.
+    """A copy of a model with a LoRA; weights that do not train are shared with the base.
 
     Raises:
         ModelError: the adapter does not fit.
@@ -258,10 +260,10 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
             names = list(opened.keys())
         prefixed = all(tensor.startswith(f"{part}.") for tensor in names)
         with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # it says at length what the sentence below says
+            warnings.simplefilter("ignore", RuntimeWarning)  # the sentence below says the same
             model.load_lora_adapter(str(file.parent), weight_name=ADAPTER, prefix=part if prefixed else None)
         fit = len(get_peft_model_state_dict(model, adapter_name=next(iter(model.peft_config)))) if adapted(model) else 0
-        if fit != len(names):  # diffusers leaves out what it finds no place for
+        if fit != len(names):  # diffusers skips tensors without a matching layer
             raise ValueError(f"{len(names) - fit} of its {len(names)} tensors have no place in this denoiser")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise unloadable(key, name, error, needs="the LoRA of a denoiser like the student's") from error
@@ -269,11 +271,11 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
 
 
 def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
-    """Put a LoRA into a model, and let it alone train.
+    """Add a LoRA to a model; only its weights train.
 
     Raises:
-        ConfigError: no layer's name ends like that.
-        ModelError: its kind takes none.
+        ConfigError: no layer's name has such an ending.
+        ModelError: diffusers has no adapters for this denoiser.
     """
     from peft import LoraConfig
 
@@ -283,28 +285,30 @@ def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
         with quiet():
             model.model.add_adapter(settings)
     except ValueError as error:
-        raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}; name layers of '{model.source}'") from error
+        raise ConfigError(
+            f"lora.targets: {str(error).splitlines()[0].rstrip('.')}. Fix: name layers of '{model.source}'"
+        ) from error
 
 
 def check_adaptable(model: DenoisingModel, *, key: str) -> None:
-    """Refuse a LoRA of a denoiser for which diffusers has none.
+    """Refuse a LoRA for a denoiser without adapters in diffusers.
 
     Raises:
-        ModelError: it is one.
+        ModelError: it has none.
     """
     if not isinstance(model.model, PeftAdapterMixin):
         raise ModelError(
             f"{key}: the denoiser of '{model.source}' is a {type(model.model).__name__}, for which diffusers has no "
-            "adapters; train all of its weights (leave lora out), and take teachers that are whole pipelines"
+            "adapters. Fix: leave lora out to train all weights, and take teachers that are whole pipelines"
         )
 
 
 def frozen_copy(model: DenoisingModel) -> DenoisingModel:
-    """The model as it is now, never to change; weights that do not train are shared with it."""
+    """A frozen copy of the model as it is now; weights that do not train are shared with it."""
     return replace(model, model=freeze(shared_copy(model.model)))
 
 
 def shared_copy(module: nn.Module) -> Any:
-    """A copy that has its own trainable parameters, and shares all others."""
+    """A copy with its own trainable parameters; all others are shared."""
     frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
     return copy.deepcopy(module, memo=frozen)

@@ -1,4 +1,4 @@
-"""Objectives of denoising students: a kind of signal with the loss that fits it, as the loop calls them."""
+"""Objectives of denoising runs: each fits one kind of signal with its loss."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from opd.diffusion.divergences import MEANS, Divergence, coefficient_K, log_density
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.sampler import Reward
-from opd.diffusion.schedules import MEANS, Divergence, NoiseSchedule, coefficient_K, log_density
+from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import PredictionSignal, PredictionStates, RewardSignal, TransitionSignal
 from opd.losses.denoising import denoising_distance, transition_policy_gradient
 from opd.types import Signal, States
@@ -16,24 +17,24 @@ from opd.types import Signal, States
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingDistance:
-    """A weighted squared distance between two predictions, as ``opd.diffusion.schedules.coefficient_K`` weighs it.
+    """A weighted squared distance between two predictions; ``divergences.coefficient_K`` gives the weights.
 
     Attributes:
-        coefficient_K: float64 [K], of each step of the student's sampler.
-        per_dimension: whether it is a mean over a latent's dimensions, not their sum.
+        coefficient_K: float64 [K], for each step of the student's schedule.
+        per_dimension: take the mean over a latent's dimensions instead of their sum.
     """
 
     coefficient_K: Tensor
     per_dimension: bool
 
     @classmethod
-    def of(cls, schedule: NoiseSchedule, divergence: Divergence, counts_K: Tensor) -> DenoisingDistance:
-        """The distance of that name.
+    def of(cls, schedule: NoiseSchedule, divergence: Divergence, trained_K: Tensor) -> DenoisingDistance:
+        """The distance of a divergence's name.
 
         Args:
-            counts_K: bool [K], the steps that are trained on.
+            trained_K: bool [K], the steps that are trained on.
         """
-        coefficients = coefficient_K(schedule, divergence, supervised_K=counts_K)
+        coefficients = coefficient_K(schedule, divergence, supervised_K=trained_K)
         return cls(coefficient_K=coefficients, per_dimension=divergence in MEANS)
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
@@ -53,16 +54,16 @@ class DenoisingDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionPolicyGradient:
-    """Make transitions likelier that belong to trajectories with a better outcome (Flow-GRPO, arXiv 2505.05470).
+    """Raises the probability of transitions with a positive advantage (Flow-GRPO, arXiv 2505.05470).
 
     Attributes:
-        schedule: the student's sampler, with noise.
+        schedule: of the student, with noise.
     """
 
     schedule: NoiseSchedule
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
-        """−Σ w r A, float32 []; every batch is used once, so r is 1 and nothing is there to be clipped."""
+        """−Σ w r A, float32 []. Every batch is used for one update, so r is 1 and needs no clip."""
         assert isinstance(student, PredictionStates)
         assert isinstance(signal, TransitionSignal)
         logprobs_T = log_density(self.schedule, signal.step_T, signal.state_TX, student.prediction_TX, signal.next_TX)
@@ -80,8 +81,8 @@ class RewardGradient:
     """−R of the student's denoised mean, differentiated (ReFL, arXiv 2304.05977).
 
     Attributes:
-        schedule: the student's sampler.
-        model: turns latents into images.
+        schedule: of the student.
+        model: decodes latents to images.
         reward: of images and their prompts, with gradients.
     """
 

@@ -1,4 +1,4 @@
-"""The identity in the place of a pipeline's autoencoder, for models that work on pixels."""
+"""An identity autoencoder, for pipelines whose models work on pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, zeros
 
 
 class Pixels(ModelMixin, ConfigMixin):
-    """An autoencoder whose latents are the images themselves, with ``AutoencoderKL``'s ways of answering.
+    """An autoencoder whose latents are the images themselves, with the interface of ``AutoencoderKL``.
 
     One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.
     """
@@ -24,11 +24,11 @@ class Pixels(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
-        # Pipelines ask a model for its dtype and device, and a weights file has to hold something.
+        # Pipelines read a dtype and device from a parameter or buffer, and a weights file cannot be empty.
         self.register_buffer("anchor", zeros(1))
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Images as a distribution without spread around them.
+        """The images as a distribution of zero variance.
 
         Args:
             x: [B, C, H, W], in [-1, 1].
@@ -37,7 +37,7 @@ class Pixels(ModelMixin, ConfigMixin):
         return AutoencoderKLOutput(latent_dist=moments) if return_dict else (moments,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
-        """Latents as they are.
+        """The latents unchanged.
 
         Args:
             z: [B, C, H, W].
@@ -45,7 +45,7 @@ class Pixels(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=z) if return_dict else (z,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Encoded and decoded: the same images."""
+        """Encode and decode: the same images."""
         return self.decode(sample, return_dict=return_dict)
 
 

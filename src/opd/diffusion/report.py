@@ -1,7 +1,7 @@
-"""Sample grids: what the student draws for a few prompts, always from the same noise, beside its teachers.
+"""Sample grids of a run: images of a few prompts from the same noise, by the student and its teachers.
 
-Beside them a line per look at the loss: how it is spread over the states of a trajectory. Nothing here changes a run:
-noise comes from generators of its own, and no weight and no state is touched.
+``states.jsonl`` records the loss at each state of a trajectory. Nothing here changes a run: the noise comes from its
+own generators, and no weight or state is modified.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
 from opd.types import Metrics, Prompt, Rollout, RolloutSource, Scored
 
 SIZE = (64, 512)
-"""Pixels that a image of a strip is at least and at most wide."""
+"""Smallest and largest width of a strip's images, pixels."""
 
 
 class Grids:
-    """Watches a run and draws; a display and an observer of the run's log.
+    """Writes sample grids during a run; a display and an observer of the run's log.
 
     Args:
-        folder: the run's; images go to ``samples`` in it.
-        model: turns latents into images.
-        student: draws with the student as it is.
-        teacher: draws with the teachers; None where they are the student's own weights.
-        prompts: some of these are drawn.
-        number: so many.
-        loop: the run.
-        shown: training prompts whose images the teacher sees.
+        folder: of the run; images are written to its ``samples``.
+        model: decodes latents to images.
+        student: samples with the student's current weights.
+        teacher: samples with the teachers; None for a self-teacher.
+        prompts: some of these are shown.
+        number: the number of prompts shown.
+        loop: of the run.
+        shown: training prompts with images that the teacher sees.
     """
 
     def __init__(
@@ -70,87 +70,91 @@ class Grids:
         self.prompts = spaced_prompts(prompts, number)
         self.shown = spaced_prompts(shown, number)
         self.loop = loop
-        self.said: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
+        self.recorded: tuple[int, Sequence[Rollout], Sequence[Scored]] | None = None
         self.kept: int | None = None
 
     def start(self, run: RunStart) -> None:
-        """Forget what was drawn and written after the step that the run goes on from."""
+        """Delete images and lines after the step at which the run starts or resumes."""
         state = self.loop.state
         same = self.samples.prompts == columns(self.prompts) and self.samples.shown == columns(self.shown)
         self.samples.forget(state.step if same and (state.before or state.step) else -1)
         self.samples.describe(columns(self.prompts), columns(self.shown))
-        rewind(self.folder / STATES, state.step - 1)  # a line of the step itself comes anew
+        rewind(self.folder / STATES, state.step - 1)  # the step's own line is written again
         if self.shown and not self.samples.has(SHOWN):
             self.samples.write(SHOWN, references(self.shown))
         if self.loop.evaluate is None and not state.step:
-            self._draw(0)
+            self._sample(0)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
-        """A training batch before its update, which fills in the losses of its states."""
+        """Remember a training batch; its update fills in the losses of its states."""
         if not step and not self.loop.state.before:
-            self._draw(0)  # the evaluation had nothing to measure
+            self._sample(0)  # there was no evaluation before the first step
         if step % self.loop.evaluate_every == 0 or step == self.loop.steps - 1:
-            self.said = step, rollouts, scored
+            self.recorded = step, rollouts, scored
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """The update was made; where no evaluation says that it is time to draw, the step does."""
-        if self.said:
-            self._spread(*self.said)
-            self.said = None
+        """Write the losses by state; sample images if the run has no evaluations."""
+        if self.recorded:
+            self._losses_by_state(*self.recorded)
+            self.recorded = None
         due = step % self.loop.evaluate_every == 0 or step == self.loop.steps
         if due and not self.loop.state.before and self.loop.optimizer.finite():
-            self._draw(step)
+            self._sample(step)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """Draw with the weights that were just measured."""
-        self._draw(step)
+        """Sample images with the measured weights."""
+        self._sample(step)
 
     def event(self, step: int, kind: str, text: str) -> None: ...
 
     def finish(self) -> None:
-        """A run that collapsed kept the weights of its best step."""
+        """Note the best step, if the run kept its weights."""
         state = self.loop.state
         if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
             self.kept = state.best_step
 
     def stop(self) -> None:
-        """The run is over, well or badly: leave overview and page. No full disk may hide why a run ended."""
+        """Write the overview and the page. A full disk does not hide the error that ended the run."""
         with suppress(OSError, DataError):
             if self.samples.steps:
                 self.samples.write("overview", overview(list(self._blocks())))
             write_report(self.folder)
 
-    def _draw(self, step: int) -> None:
-        """The student's strip of a step, and once the teachers'."""
+    def _sample(self, step: int) -> None:
+        """Write the student's strip of a step, and the teachers' strip once."""
         if not self.samples.has(step):
             self.samples.write(step, self._strip(self.student))
         if self.teacher and not self.samples.has(TEACHER):
             self.samples.write(TEACHER, self._strip(self.teacher))
 
-    def _strip(self, roller: RolloutSource) -> Any:
-        drawn = decoded_images(self.model, roller.rollout(self.prompts, SEED))
+    def _strip(self, source: RolloutSource) -> Any:
+        images = decoded_images(self.model, source.rollout(self.prompts, SEED))
         least, most = SIZE
-        height, width = drawn.shape[-2:]
+        height, width = images.shape[-2:]
         if max(height, width) > most:
             share = most / max(height, width)
             size = max(round(height * share), 1), max(round(width * share), 1)
-            drawn = nn.functional.interpolate(drawn, size, mode="area")
-        return grid([list(drawn)], scale=max(-(-least // min(drawn.shape[-2:])), 1), gap=GAP)
+            images = nn.functional.interpolate(images, size, mode="area")
+        return grid([list(images)], scale=max(-(-least // min(images.shape[-2:])), 1), gap=GAP)
 
-    def _spread(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
-        """A line of each term's mean loss by state, where there are trajectories and losses."""
-        spread = {said.term.name: by_state(said, rollouts) for said in scored}
-        line = {name: means for name, means in spread.items() if any(mean is not None for mean in means)}
+    def _losses_by_state(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
+        """Append a line with each term's mean loss by state, if any term has one."""
+        losses = {one.term.name: by_state(one, rollouts) for one in scored}
+        line = {name: means for name, means in losses.items() if any(mean is not None for mean in means)}
         if line:
             with (self.folder / STATES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "loss": line}) + "\n")
 
     def _blocks(self) -> Iterator[Block]:
-        """Before, in between, after and the teacher; then what the teacher sees."""
+        """The overview: images before, in between, after, and the teacher's; then the images that the teacher sees."""
         steps = self.samples.steps
         after = self.kept if self.kept in steps else steps[-1]
-        walked = [step for step in steps if step <= after]
-        names = {walked[len(walked) // 2]: "in between", after: "after", walked[0]: "first" if walked[0] else "before"}
+        earlier = [step for step in steps if step <= after]
+        names = {
+            earlier[len(earlier) // 2]: "in between",
+            after: "after",
+            earlier[0]: "first" if earlier[0] else "before",
+        }
         rows = [(f"{names[s]}, step {s}", self.samples.images(s)) for s in sorted(names)]
         if self.samples.has(TEACHER):
             rows.append((TEACHER, self.samples.images(TEACHER)))
@@ -161,12 +165,12 @@ class Grids:
 
 
 def columns(prompts: Sequence[Prompt]) -> list[Column]:
-    """What there is to say about the columns of a strip."""
+    """The prompt of each column of a strip."""
     return [{"text": text_of(prompt), "domain": prompt.domain} for prompt in prompts]
 
 
 def references(prompts: Sequence[Prompt]) -> Any:
-    """A strip of prompts' own images, of whatever sizes, in squares."""
+    """A strip of the prompts' own images, each padded to a square."""
     found = [image_of(prompt) for prompt in prompts]
     images = [Image.fromarray(to_pixels(image)) for image in found if image is not None]
     least, most = SIZE
@@ -174,22 +178,22 @@ def references(prompts: Sequence[Prompt]) -> Any:
     sheet = Image.new("RGB", (GAP + len(images) * (side + GAP), side + 2 * GAP), "white")
     for column, image in enumerate(images):
         small = max(image.size) * 2 <= side
-        how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-        sheet.paste(ImageOps.pad(image, (side, side), how, color="white"), (GAP + column * (side + GAP), GAP))
+        resampling = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+        sheet.paste(ImageOps.pad(image, (side, side), resampling, color="white"), (GAP + column * (side + GAP), GAP))
     return sheet
 
 
-def by_state(said: Scored, rollouts: Sequence[Rollout]) -> list[float | None]:
-    """A term's mean loss at the first state of trajectories, the second and so on; None where it has none.
+def by_state(scored: Scored, rollouts: Sequence[Rollout]) -> list[float | None]:
+    """A term's mean loss at each state of a trajectory, first to last; None for a state without a loss.
 
-    States of noised images are at random steps, so their places mean nothing and they are left out.
+    Noised images are left out: their states are at random noise levels, not at the steps of a trajectory.
     """
-    known = trajectories_of(rollouts)
-    walked_B = torch.tensor([t.steps == tuple(range(len(t.steps))) for t in known])
-    loss_T, signal = said.loss_T.double().cpu(), said.signal
+    trajectories = trajectories_of(rollouts)
+    sampled_B = torch.tensor([t.steps == tuple(range(len(t.steps))) for t in trajectories])
+    loss_T, signal = scored.loss_T.double().cpu(), scored.signal
     position_T = signal.position_T.cpu()
-    counts_T = walked_B[signal.rollout_T.cpu()] & loss_T.isfinite()
-    return [_mean(loss_T[counts_T & (position_T == k)]) for k in range(max(len(t.steps) for t in known))]
+    counts_T = sampled_B[signal.rollout_T.cpu()] & loss_T.isfinite()
+    return [_mean(loss_T[counts_T & (position_T == k)]) for k in range(max(len(t.steps) for t in trajectories))]
 
 
 def _mean(values: Tensor) -> float | None:

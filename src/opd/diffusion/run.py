@@ -1,9 +1,280 @@
-"""A denoising run (placeholder until the diffusion branch lands)."""
+"""A denoising run: loaded and checked, then assembled into a loop."""
 
-from opd.diffusion.prepare import prepare
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from opd.axes.base import Objects
+from opd.axes.views.plain import PlainView
+from opd.config.diffusion import DiffusionConfig
+from opd.data.curriculum import Uniform
+from opd.data.prompts import given_prompts
+from opd.diffusion.checks import check
+from opd.diffusion.data import load_image_prompts
+from opd.diffusion.doctor import findings
+from opd.diffusion.evaluation import ImageEvaluation, describe, mean_distance
+from opd.diffusion.loading import SINGLE, load_student, load_teachers
+from opd.diffusion.models import DenoisingModel, add_adapter, frozen_copy
+from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
+from opd.diffusion.report import Grids
+from opd.diffusion.samplers import Samplers
+from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, RewardAdvantage, RewardStates
+from opd.diffusion.types import ImageTask
+from opd.loop import Loop
+from opd.models.copies import EmaWeights
+from opd.output.model_card import model_card
+from opd.output.run_log import RunLog
+from opd.teachers.sampled import Outcome
+from opd.training.checkpoint import Checkpoints
+from opd.training.guards import Guards
+from opd.training.optimizer import Optimizer
+from opd.types import Metrics, Prompt, Rollout, Signal, Teacher, Term
+
+if TYPE_CHECKING:
+    from opd.output.result import Result
 
 
+EQUAL_REWARDS = (
+    "the rewards were equal in every group. Fix: take prompts that some images get right, or raise "
+    "rollout.rollouts_per_prompt"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenoisingRun:
-    @staticmethod
-    def load(config, objects):  # type: ignore[no-untyped-def]
-        return prepare(config, objects)
+    """A run of a denoising model, with the models and prompts that its run file names.
+
+    Attributes:
+        task: judges the images of training prompts; None if nothing judges them.
+        teachers: the models of ``teacher.model`` or ``teacher.models``, by name.
+    """
+
+    config: DiffusionConfig
+    student: DenoisingModel
+    teachers: Mapping[str, DenoisingModel]
+    prompts: list[Prompt]
+    task: ImageTask | None
+    held_out: list[Prompt]
+    held_out_task: ImageTask | None
+
+    @classmethod
+    def load(cls, config: DiffusionConfig, objects: Objects) -> DenoisingRun:
+        """Load the models and prompts that a run file names, and check that they fit together.
+
+        Raises:
+            OpdError: the first problem, as one sentence.
+        """
+        student = load_student(config, objects)
+        if objects.prompts is not None:
+            prompts, task = given_prompts(objects.prompts, chat=False)[0], None
+        else:
+            prompts, task = load_image_prompts(config.prompts, key="prompts")
+        held_out: list[Prompt] = []
+        held_out_task: ImageTask | None = None
+        if objects.eval_prompts is not None:
+            held_out = given_prompts(objects.eval_prompts, chat=False)[0]
+        elif config.eval.prompts:
+            held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts")
+        run = cls(
+            config=config,
+            student=student,
+            teachers=load_teachers(config, student, objects),
+            prompts=prompts,
+            task=objects.task or task,
+            held_out=held_out,
+            held_out_task=objects.task or held_out_task,
+        )
+        if config.lora:
+            torch.manual_seed(config.seed)
+            add_adapter(student, config.lora)
+        check(run)
+        return run
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+
+    def assemble(self, log: RunLog) -> Loop:
+        """The loop, ready to run from step 0."""
+        config, student = self.config, self.student
+        torch.manual_seed(config.seed)
+        if config.optimizer.gradient_checkpointing:
+            student.model.enable_gradient_checkpointing()
+        terms = self.terms()
+        shape = {"micro_batch", "gradient_checkpointing"}
+        return Loop(
+            student=student,
+            sampler=config.rollout.source.build(self),
+            forward=partial(self.samplers.student_passes, size=config.optimizer.micro_batch),
+            curriculum=self.curriculum,
+            terms=terms,
+            optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
+            guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
+            checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+            log=log,
+            steps=config.optimizer.steps,
+            seed=config.seed,
+            describe=describe,
+            average=self.teacher_weights[1],
+            evaluate=self.evaluation(terms[0]),
+            evaluate_every=config.eval.every,
+        )
+
+    @cached_property
+    def samplers(self) -> Samplers:
+        """The run's noise schedules and samplers."""
+        return Samplers(config=self.config, student=self.student, teachers=self.teachers)
+
+    @cached_property
+    def curriculum(self) -> Uniform:
+        """The prompts of each step."""
+        rollout = self.config.rollout
+        batch, samples = rollout.prompts_per_step, rollout.rollouts_per_prompt
+        return Uniform(self.prompts, batch=batch, samples=samples, seed=self.config.seed)
+
+    # ----------------------------------------------------------------------------------------------------- the loss
+
+    def terms(self) -> list[Term]:
+        """The loss terms; the first is the signal's."""
+        loss = self.config.loss
+        terms = [loss.signal.build(self)]
+        if loss.anchor:
+            terms.append(self._anchor())
+        if loss.reward:
+            terms.append(self.reward_term(loss.reward.weight))
+        if loss.reward_gradient:
+            assert self.task is not None
+            schedule, gradient = self.samplers.schedule, loss.reward_gradient
+            objective = RewardGradient(schedule=schedule, model=self.student, reward=self.task.reward)
+            teacher = RewardStates(gradient.steps)
+            terms.append(Term("reward_gradient", "reward", teacher, PlainView(), objective, gradient.weight))
+        return terms
+
+    def _anchor(self) -> Term:
+        """The distance to the initial student: on every state, or on those that no other term covers."""
+        config = self.config
+        guidance, rows = config.rollout.guidance, config.rollout.max_rows
+        reference = DenoisingTeacher(self.initial, self.samplers.schedule, guidance=guidance, max_rows=rows)
+        everywhere = config.teacher.view.type == "plain" and config.loss.signal.type != "image"
+        view = PlainView() if everywhere else None
+        return Term("anchor", "anchor", reference, view, self.distance, config.loss.anchor, self.step_weights)
+
+    def reward_term(self, weight: float) -> Term:
+        """The policy gradient of group-relative rewards."""
+        objective = TransitionPolicyGradient(schedule=self.samplers.schedule)
+        advantages = RewardAdvantage(Outcome())
+        return Term("reward", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS)
+
+    @cached_property
+    def distance(self) -> DenoisingDistance:
+        """The run file's divergence, for the signal's term and the anchor."""
+        samplers = self.samplers
+        return DenoisingDistance.of(samplers.schedule, self.config.loss.divergence, samplers.trained_K)
+
+    @property
+    def step_weights(self) -> Callable[[Sequence[Rollout], Signal], Tensor] | None:
+        """``loss.step_weights`` as weights of a signal's positions."""
+        weights = self.config.loss.step_weights
+        if not weights:
+            return None
+        return lambda rollouts, signal: torch.tensor(weights, device=signal.position_T.device)[signal.position_T]
+
+    @cached_property
+    def initial(self) -> DenoisingModel:
+        """A frozen copy of the initial student, made at the first use."""
+        return frozen_copy(self.student)
+
+    @cached_property
+    def teacher_weights(self) -> tuple[DenoisingModel | None, EmaWeights | None]:
+        """The student's own weights as teacher, and their running average; None if they do not teach."""
+        if self.teachers or not self.config.loss.signal.reads_teacher:
+            return None, None
+        return self.config.teacher.weights.build(self)
+
+    def teacher(self) -> Teacher:
+        """The predictions of one teacher, or of several by domain."""
+        config, samplers = self.config, self.samplers
+        own, _ = self.teacher_weights
+        models = {SINGLE: own} if own else self.teachers
+        guidance, rows = config.teacher.guidance, config.rollout.max_rows
+        teachers = {
+            name: DenoisingTeacher(
+                model,
+                samplers.schedule,
+                own=None if model.pipeline is self.student.pipeline else samplers.schedule_for(model),
+                guidance=guidance,
+                max_rows=rows,
+            )
+            for name, model in models.items()
+        }
+        return DomainTeachers(teachers, config.teacher.shares) if config.teacher.models else teachers[SINGLE]
+
+    # --------------------------------------------------------------------------------------- evaluation and the report
+
+    def evaluation(self, main: Term | None = None) -> ImageEvaluation | None:
+        """What the run measures; None without held-out prompts.
+
+        Args:
+            main: the loss's main term; its distance is measured if no task judges images.
+        """
+        config, samplers = self.config, self.samplers
+        if not self.held_out:
+            return None
+        distance = None
+        if main is not None and self.held_out_task is None and config.loss.signal.reads_teacher:
+            distance = partial(self._distance, main)
+        return ImageEvaluation(
+            model=self.student,
+            prompts=[p for p in self.held_out for _ in range(config.eval.images_per_prompt)],
+            student=samplers.of_student(held_out=True),
+            task=self.held_out_task,
+            teacher=samplers.of_teachers(held_out=True) if self.teachers and config.eval.teacher else None,
+            distance=distance,
+        )
+
+    def _distance(self, main: Term, rollouts: Sequence[Rollout]) -> Metrics:
+        """The loss on trajectories of the training sampler for the prompts of some rollouts."""
+        rollout = self.config.rollout
+        generated = self.samplers.of_student().rollout([r.prompt for r in rollouts], self.config.seed)
+        reader = partial(self.samplers.student_passes, size=max(rollout.max_rows // rollout.steps, 1))
+        assert main.view is not None
+        return mean_distance(generated, reader=reader, teacher=main.teacher, view=main.view, objective=main.objective)
+
+    def recorder(self, loop: Loop) -> Grids | None:
+        """The sample grids; None if the run file leaves them out."""
+        config, samplers = self.config, self.samplers
+        if config.report is None:
+            return None
+        sees = config.teacher.view.type == "image"
+        return Grids(
+            folder=Path(config.out),
+            loop=loop,
+            model=self.student,
+            student=samplers.of_student(held_out=True),
+            teacher=samplers.of_teachers(held_out=True) if self.teachers else None,
+            prompts=self.held_out or self.prompts,
+            number=config.report.prompts,
+            shown=[prompt for prompt in self.prompts if sees and prompt.data.get("image") is not None],
+        )
+
+    def card(self, result: Result) -> str:
+        """The README.md of the finished run."""
+        config, loss = self.config, self.config.loss
+        teacher = config.teacher.named() if self.teachers or loss.signal.reads_teacher else "none"
+        steps = config.eval.steps or config.rollout.steps
+        facts = [
+            f"Teacher: {teacher}; view: {config.teacher.view.type}",
+            f"Loss: {loss.signal.type}, {loss.divergence}, anchor {loss.anchor}",
+            f"{result.steps} steps, {result.tokens:,} denoising steps of the student, {result.seconds:.0f} s",
+            f"Sampling: {steps} steps, guidance {config.rollout.guidance:g}, sigmas {config.rollout.sigmas}",
+        ]
+        return model_card(config, result, library="diffusers", facts=facts)
+
+    def findings(self) -> Iterator[str]:
+        """The lines of `opd doctor`."""
+        return findings(self)

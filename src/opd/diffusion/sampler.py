@@ -1,4 +1,4 @@
-"""Trajectories: the student's or a teacher's own denoising, and images that were noised."""
+"""Rollout sources of denoising runs: samplers of the student and of teachers, and noised images."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.diffusion.divergences import log_density
 from opd.diffusion.forward import trajectories_of
 from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.schedules import NoiseSchedule, log_density, schedule_of
+from opd.diffusion.schedules import NoiseSchedule, schedule_of
 from opd.diffusion.types import Trajectory, fingerprint
 from opd.teachers.experts import first
 from opd.types import Prompt, RolloutSource, Span
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
-"""Of images and their prompts, [B]."""
+"""Images [B, 3, H, W] and their prompts to rewards [B]."""
 
 
 class DenoisingSampler:
-    """Denoises with a model, step by step, and keeps every state and all noise.
+    """Denoises with a model step by step, and keeps every state and all noise.
 
     Args:
-        model: denoises, in eval mode and without gradients.
-        schedule: what each step does.
+        model: predicts, in eval mode and without gradients.
+        schedule: the steps.
         guidance: classifier-free guidance.
-        counts: by step, whether it is trained on.
-        reward: judges the images; None leaves them unjudged.
-        max_rows: images at a time.
+        trained: for each step, whether it is trained on; None for all.
+        reward: judges the images; None leaves the rewards out.
+        max_rows: most images per forward pass.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class DenoisingSampler:
         schedule: NoiseSchedule,
         *,
         guidance: float = 1.0,
-        counts: Sequence[bool] | None = None,
+        trained: Sequence[bool] | None = None,
         reward: Reward | None = None,
         max_rows: int = 256,
     ) -> None:
         self.model = model
         self.schedule = schedule
         self.guidance = guidance
-        self.counts = tuple(counts) if counts is not None else (True,) * schedule.num_steps
+        self.trained = tuple(trained) if trained is not None else (True,) * schedule.num_steps
         self.reward = reward
         self.max_rows = max_rows
 
@@ -56,22 +57,22 @@ class DenoisingSampler:
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
         """One trajectory per prompt, in order."""
         noise_BKX = noise(prompts, seed, (self.schedule.num_steps + 1, *self.model.shape))
-        rolled: list[Trajectory] = []
+        rollouts: list[Trajectory] = []
         training = self.model.model.training
         self.model.model.eval()
         for start in range(0, len(prompts), self.max_rows):
             rows = slice(start, start + self.max_rows)
-            rolled += self._batch(prompts[rows], noise_BKX[rows])
+            rollouts += self._batch(prompts[rows], noise_BKX[rows])
         self.model.model.train(training)
-        return rolled
+        return rollouts
 
     def _batch(self, prompts: Sequence[Prompt], noise_BKX: Tensor) -> list[Trajectory]:
         device, steps = self.model.device, self.schedule.num_steps
-        told, noise_BKX = self.model.encode(prompts), noise_BKX.to(device)
+        conditioning, noise_BKX = self.model.encode(prompts), noise_BKX.to(device)
         states, logprobs = [noise_BKX[:, 0]], []
         for k in range(steps):
             k_B = torch.full((len(prompts),), k, device=device)
-            prediction_BX = self.model.predict(states[-1], self.schedule.time(k_B), told, self.guidance)
+            prediction_BX = self.model.predict(states[-1], self.schedule.time(k_B), conditioning, self.guidance)
             states.append(self.schedule.next(k_B, states[-1], prediction_BX, noise_BKX[:, k + 1]))
             if float(self.schedule.std_K[k]):
                 logprobs.append(log_density(self.schedule, k_B, states[-2], prediction_BX, states[-1]))
@@ -83,7 +84,7 @@ class DenoisingSampler:
         return [
             replace(
                 trajectory(prompt, self.schedule.time(step_K), latents_BKX[b], noise_BKX[b, 1:].cpu(), step_K),
-                completion_mask=self.counts,
+                completion_mask=self.trained,
                 logprobs=tuple(logprobs_BK[b].tolist()),
                 reward=rewards[b] if rewards else None,
             )
@@ -92,27 +93,28 @@ class DenoisingSampler:
 
 
 def noise(prompts: Sequence[Prompt], seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal, float32 [B, ...]: of a prompt and how often it has come, whatever else is in the batch.
+    """Standard normal noise, float32 [B, ...], seeded per prompt.
 
-    So a student and the teacher of some of its prompts begin with the same, and every device has the same.
+    The noise depends on the seed, the prompt's id and the number of its earlier occurrences, not on the rest of the
+    batch or the device. So a student and a teacher of some of its prompts start from the same noise.
     """
     seen: Counter[str] = Counter()
-    drawn = []
+    rows = []
     for prompt in prompts:
         own = zlib.crc32(f"{seed} {seen[prompt.id]} {prompt.id}".encode())
-        drawn.append(torch.randn(*shape, generator=torch.Generator().manual_seed(own)))
+        rows.append(torch.randn(*shape, generator=torch.Generator().manual_seed(own)))
         seen[prompt.id] += 1
-    return torch.stack(drawn)
+    return torch.stack(rows)
 
 
 def trajectory(prompt: Prompt, time_K: Tensor, latents_KX: Tensor, noise_KX: Tensor, step_K: Tensor) -> Trajectory:
-    """States as a rollout.
+    """Visited states as a rollout.
 
     Args:
-        time_K: what the denoiser is told.
+        time_K: the denoiser's time input at each state.
         latents_KX: [K + 1, C, H, W], the clean latent last.
         noise_KX: [K, C, H, W].
-        step_K: int64 [K] of the run's table of steps.
+        step_K: int64 [K], steps of the run's schedule.
     """
     states = len(step_K)
     return Trajectory(
@@ -129,12 +131,12 @@ def trajectory(prompt: Prompt, time_K: Tensor, latents_KX: Tensor, noise_KX: Ten
     )
 
 
-class TeacherSource:
-    """Trajectories by the teacher that knows most about a prompt's domain.
+class DomainSamplers:
+    """Trajectories of several teachers: each prompt goes to the teacher with the largest share of its domain.
 
     Args:
-        samplers: of each teacher, by name.
-        shares: by domain and teacher.
+        samplers: by teacher's name.
+        shares: by domain and teacher's name; empty for a single teacher.
     """
 
     def __init__(self, samplers: Mapping[str, DenoisingSampler], shares: Mapping[str, Mapping[str, float]]) -> None:
@@ -143,92 +145,92 @@ class TeacherSource:
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
         """One trajectory per prompt, in order."""
-        who = [first(self.shares[p.domain]) if self.shares else next(iter(self.samplers)) for p in prompts]
-        drawn: dict[int, Trajectory] = {}
+        single = next(iter(self.samplers))
+        names = [first(self.shares[p.domain]) if self.shares else single for p in prompts]
+        rollouts: dict[int, Trajectory] = {}
         for name, sampler in self.samplers.items():
-            own = [i for i, author in enumerate(who) if author == name]
-            made = sampler.rollout([prompts[i] for i in own], seed, step) if own else []
-            drawn |= {i: replace(t, source="teacher") for i, t in zip(own, made, strict=True)}
-        return [drawn[i] for i in range(len(prompts))]
+            rows = [row for row, teacher in enumerate(names) if teacher == name]
+            made = sampler.rollout([prompts[row] for row in rows], seed, step) if rows else []
+            rollouts |= {row: replace(t, source="teacher") for row, t in zip(rows, made, strict=True)}
+        return [rollouts[row] for row in range(len(prompts))]
 
 
 @dataclass(frozen=True)
 class PromptImages:
-    """The clean latents of prompts' own images; None for a prompt that has none."""
+    """The clean latents of the prompts' own images; None for a prompt without an image."""
 
     model: DenoisingModel
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
-        shown = [image_of(prompt) for prompt in prompts]
-        return [None if image is None else self.model.latents_of(image[None])[0].cpu() for image in shown]
+        images = [image_of(prompt) for prompt in prompts]
+        return [None if image is None else self.model.latents_of(image[None])[0].cpu() for image in images]
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """The clean latents that somebody's trajectories end with."""
+    """The clean latents at the end of another source's trajectories."""
 
-    roller: RolloutSource
+    source: RolloutSource
 
     def __call__(self, prompts: Sequence[Prompt], seed: int) -> list[Tensor | None]:
-        return [trajectory.latents_KX[-1] for trajectory in trajectories_of(self.roller.rollout(prompts, seed))]
+        return [trajectory.latents_KX[-1] for trajectory in trajectories_of(self.source.rollout(prompts, seed))]
 
 
 class NoisedImages:
-    """Images at random steps of the schedule they are trained on: the states of plain fine-tuning.
+    """Clean images at random noise levels: the states of supervised fine-tuning.
 
     Args:
-        latents: the clean latent [C, H, W] of each prompt; None where there is no image.
-        schedule: of every time that the model was trained on.
-        states: of each image, at times of their own.
-        first: where the schedule's steps begin in the run's table.
-        others: makes the trajectories of prompts without a image.
+        latents: the clean latent [C, H, W] of each prompt; None for a prompt without an image.
+        levels: every noise level that the model was pretrained on.
+        states: number of states per image, each at its own noise level.
+        first: index of the first of ``levels`` in the run's schedule.
+        others: source of the trajectories of prompts without an image.
     """
 
     def __init__(
         self,
         latents: Callable[[Sequence[Prompt], int], Sequence[Tensor | None]],
-        schedule: NoiseSchedule,
+        levels: NoiseSchedule,
         *,
         states: int,
         first: int = 0,
         others: RolloutSource | None = None,
     ) -> None:
         self.latents = latents
-        self.schedule = schedule
+        self.levels = levels
         self.states = states
         self.first = first
         self.others = others
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Trajectory]:
-        """So many states of each prompt's image."""
+        """One rollout per prompt, in order."""
         generator = torch.Generator().manual_seed(seed)
         clean = self.latents(prompts, seed)
-        plain = [prompt for prompt, latent_X in zip(prompts, clean, strict=True) if latent_X is None]
-        drawn = iter(trajectories_of(self.others.rollout(plain, seed, step)) if self.others and plain else ())
+        without = [prompt for prompt, latent_X in zip(prompts, clean, strict=True) if latent_X is None]
+        own = iter(trajectories_of(self.others.rollout(without, seed, step)) if self.others and without else ())
         return [
-            next(drawn) if latent_X is None else self._noised(prompt, latent_X, generator)
+            next(own) if latent_X is None else self._noised(prompt, latent_X, generator)
             for prompt, latent_X in zip(prompts, clean, strict=True)
         ]
 
     def _noised(self, prompt: Prompt, clean_X: Tensor, generator: torch.Generator) -> Trajectory:
-        steps_K = torch.randint(self.schedule.num_steps, (self.states,), generator=generator)
+        steps_K = torch.randint(self.levels.num_steps, (self.states,), generator=generator)
         noise_KX = torch.randn((self.states, *clean_X.shape), generator=generator)
-        states_KX = self.schedule.noised(steps_K, clean_X.expand_as(noise_KX), noise_KX)
-        made = trajectory(
-            prompt, self.schedule.time(steps_K), torch.cat([states_KX, clean_X[None]]), noise_KX, steps_K + self.first
-        )
-        return replace(made, source="references")
+        states_KX = self.levels.noised(steps_K, clean_X.expand_as(noise_KX), noise_KX)
+        latents_KX = torch.cat([states_KX, clean_X[None]])
+        rollout = trajectory(prompt, self.levels.time(steps_K), latents_KX, noise_KX, steps_K + self.first)
+        return replace(rollout, source="references")
 
 
 def joined(one: NoiseSchedule, other: NoiseSchedule) -> NoiseSchedule:
-    """The steps of two samplers of one model in one table."""
+    """The steps of two schedules of one model, one after the other."""
     columns: dict[str, Any] = {f.name: getattr(one, f.name) for f in fields(one) if f.name.endswith("_K")}
     both: dict[str, Any] = {name: torch.cat([column, getattr(other, name)]) for name, column in columns.items()}
     return replace(one, **both)
 
 
-def noising(model: DenoisingModel) -> NoiseSchedule:
-    """A step at every time that a model was trained on."""
+def training_levels(model: DenoisingModel) -> NoiseSchedule:
+    """One step at every noise level that a model was pretrained on."""
     scheduler = model.pipeline.scheduler
     if "timestep_spacing" in scheduler.config:  # an offset would lead beyond the last time
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading", steps_offset=0)

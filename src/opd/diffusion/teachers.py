@@ -1,4 +1,4 @@
-"""Teachers and views of denoising students: who predicts at the visited states, and what it gets to see."""
+"""Teachers and views of denoising runs: targets for the visited states, and the teacher's conditioning."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import fields, replace
 import torch
 
 from opd.axes.views.plain import PlainView
+from opd.diffusion.divergences import convert
 from opd.diffusion.forward import scoring_pass, states_at, trajectories_of
 from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
-from opd.diffusion.schedules import NoiseSchedule, convert
+from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import ImageSegment, PredictionSignal, RewardSignal, TransitionSignal
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
@@ -20,13 +21,13 @@ from opd.types import Rollout, Segment, Span
 
 
 class ImageView:
-    """The teacher sees the prompt's image beside the prompt, and speaks about prompts that have one.
+    """The teacher is conditioned on the prompt and its image; prompts without an image get no segment.
 
     Source: D-OPSD, arXiv 2605.05204.
     """
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """A segment for every trajectory whose prompt has a image."""
+        """One segment per trajectory whose prompt has an image."""
         segments: list[Segment] = []
         for index, rollout in enumerate(rollouts):
             image = image_of(rollout.prompt)
@@ -37,10 +38,10 @@ class ImageView:
 
 
 class NoisedImageView:
-    """The states of noised images: those of trajectories that nobody denoised."""
+    """The states of noised images; sampled trajectories get no segment."""
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
-        """A segment for each."""
+        """One segment per noised image."""
         return [s for s in PlainView().segments(rollouts) if rollouts[s.rollout].source == "references"]
 
 
@@ -48,11 +49,11 @@ class DenoisingTeacher:
     """A model that predicts at the student's states.
 
     Args:
-        model: predicts.
-        schedule: the student's sampler.
-        own: the same of the model's own scheduler; its predictions are converted into the student's parameterisation.
+        model: the denoising model.
+        schedule: the student's noise schedule.
+        own: the same steps by the teacher's scheduler; its predictions are converted to the student's parameterisation.
         guidance: classifier-free guidance.
-        max_rows: states at a time.
+        max_rows: most states per forward pass.
     """
 
     def __init__(
@@ -71,20 +72,20 @@ class DenoisingTeacher:
         self.max_rows = max_rows
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
-        """Its prediction at every state that is trained on."""
-        where, said = scoring_pass(
+        """The model's prediction at every trained state."""
+        where, states = scoring_pass(
             self.model, self.schedule, rollouts, segments, guidance=self.guidance, max_rows=self.max_rows
         )
         states_TX, step_T = states_at(rollouts, where)
-        target_TX = convert(said.prediction_TX, states_TX, step_T, self.own, self.schedule)
+        target_TX = convert(states.prediction_TX, states_TX, step_T, self.own, self.schedule)
         return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX.float(), step_T)
 
 
 class DomainTeachers:
-    """Several teachers, each about the prompts of its own domains; their mean where several know one.
+    """Several teachers, each for the prompts of its own domains; teachers that share a domain are averaged.
 
-    For squared distances the loss to the mean prediction and the mean of the losses differ by a constant, so they have
-    the same gradient, and there is nothing to choose between.
+    For squared distances the loss to the mean prediction and the mean of the losses differ by a constant, so both have
+    the same gradient.
 
     Args:
         teachers: by name.
@@ -98,21 +99,21 @@ class DomainTeachers:
         self.shares = shares
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
-        """Every teacher reads the states of its own trajectories once."""
+        """The weighted mean of the teachers' predictions; each teacher scores its own trajectories once."""
         mean: PredictionSignal | None = None
         table = [self.shares[rollout.prompt.domain] for rollout in rollouts]
         for name, teacher in self.teachers.items():
-            said = teacher.score(rollouts, [s for s in segments if name in table[s.rollout]])
+            signal = teacher.score(rollouts, [s for s in segments if name in table[s.rollout]])
             share_B = torch.tensor([row.get(name, 0.0) / sum(row.values()) for row in table])
-            share_T = share_B[said.rollout_T].view(-1, *(1 for _ in said.target_TX.shape[1:]))
-            weighted = replace(said, target_TX=share_T * said.target_TX)
+            share_T = share_B[signal.rollout_T].view(-1, *(1 for _ in signal.target_TX.shape[1:]))
+            weighted = replace(signal, target_TX=share_T * signal.target_TX)
             mean = weighted if mean is None else added(mean, weighted)
-        assert mean is not None  # there are several
+        assert mean is not None  # there is at least one teacher
         return mean
 
 
 def added(one: PredictionSignal, other: PredictionSignal) -> PredictionSignal:
-    """Two signals about some of the same states: targets add up."""
+    """The union of two signals; targets at the same state are added."""
     both = replace(one, **{f.name: torch.cat([getattr(s, f.name) for s in (one, other)]) for f in fields(one)})
     key_T, place_T = sort_key(both).unique(return_inverse=True)
     last_T = torch.zeros(len(key_T), dtype=torch.int64).scatter(0, place_T, torch.arange(len(both)))
@@ -121,25 +122,29 @@ def added(one: PredictionSignal, other: PredictionSignal) -> PredictionSignal:
 
 
 class ImageTarget:
-    """The teacher of plain fine-tuning: what leads from the noised state back to the very image."""
+    """The target of supervised fine-tuning: the prediction that leads from a noised image back to the clean one.
+
+    Args:
+        schedule: of the run, with every noise level of the images.
+    """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule = schedule
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> PredictionSignal:
-        """The prediction that has the clean latent as its denoised mean, at every state."""
+        """The prediction whose denoised mean is the clean latent, at every state."""
         where = Answers().score(rollouts, segments)
-        clean_TX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])[where.rollout_T]
+        clean_TX = torch.stack([t.latents_KX[-1] for t in trajectories_of(rollouts)])[where.rollout_T]
         states_TX, step_T = states_at(rollouts, where)
         target_TX = self.schedule.prediction(step_T, states_TX, clean_TX).float()
         return PredictionSignal(where.rollout_T, where.position_T, where.token_T, target_TX, step_T)
 
 
 class RewardAdvantage:
-    """The outcome's advantage of every transition: the reward, compared among trajectories of one prompt.
+    """The group-relative advantage of each transition: the reward, compared among trajectories of one prompt.
 
     Args:
-        outcome: makes advantages of rewards.
+        outcome: turns rewards into advantages.
 
     Source: Flow-GRPO, arXiv 2505.05470.
     """
@@ -148,19 +153,19 @@ class RewardAdvantage:
         self.outcome = outcome
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> TransitionSignal:
-        """An advantage for every transition that is trained on."""
-        said = self.outcome.score(rollouts, segments)
-        states_TX, step_T = states_at(rollouts, said)
-        next_TX, _ = states_at(rollouts, said, later=1)
-        values = {f.name: getattr(said, f.name) for f in fields(said)}
+        """An advantage for every trained transition."""
+        advantages = self.outcome.score(rollouts, segments)
+        states_TX, step_T = states_at(rollouts, advantages)
+        next_TX, _ = states_at(rollouts, advantages, later=1)
+        values = {f.name: getattr(advantages, f.name) for f in fields(advantages)}
         return TransitionSignal(**values, state_TX=states_TX, next_TX=next_TX, step_T=step_T)
 
 
 class RewardStates:
-    """Points to the last states of each trajectory, whose denoised means a reward looks at.
+    """The last states of each trajectory, at whose denoised means the reward is differentiated.
 
     Args:
-        states: of each trajectory, from the last.
+        states: number of states of each trajectory, from the last.
 
     Source: ReFL, arXiv 2304.05977; DRaFT, arXiv 2309.17400.
     """
@@ -169,13 +174,12 @@ class RewardStates:
         self.states = states
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> RewardSignal:
-        """The states, and whose they are."""
+        """The last trained states, and their prompts."""
         late = []
         for segment in segments:
             start, stop = segment.span
             late.append(replace(segment, span=Span(max(start, stop - self.states), stop)))
         where = Answers().score(rollouts, late)
         prompts = tuple(rollout.prompt for rollout in rollouts)
-        return RewardSignal(
-            where.rollout_T, where.position_T, where.token_T, *states_at(rollouts, where), prompts=prompts
-        )
+        states_TX, step_T = states_at(rollouts, where)
+        return RewardSignal(where.rollout_T, where.position_T, where.token_T, states_TX, step_T, prompts=prompts)

@@ -1,4 +1,4 @@
-"""The contracts of ``opd.types`` for denoising models: a position is a visited state, a noisy image at a step.
+"""The contracts of ``opd.types`` for denoising models: a position is a visited state, a noisy latent at one step.
 
 Suffixes: T positions, K states of a trajectory, X the dimensions of a latent.
 """
@@ -17,16 +17,16 @@ from opd.types import AdvantageSignal, Prompt, Rollout, Segment, Signal, States
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory(Rollout):
-    """What a sampler did with one prompt: the states it visited, and the noise it drew.
+    """The states that a sampler visited for one prompt, and the noise that it used.
 
-    ``completion_ids`` are the states' fingerprints, so that whoever scores one proves that it read that very state;
-    ``logprobs`` the log-densities of the transitions as drawn, in nats, NaN where a step is deterministic. The mask
-    leaves out steps that are not trained on.
+    ``completion_ids`` are fingerprints of the states, which prove that a teacher scored these very states. ``logprobs``
+    are the log-densities of the transitions as sampled, in nats, NaN at a deterministic step. The mask leaves out
+    steps that are not trained on.
 
     Attributes:
-        latents_KX: float32 [K + 1, C, H, W]; the states, and behind them the clean latent.
-        noise_KX: float32 [K, C, H, W]; what each step drew, or what a noised image's states hold.
-        steps: of the sampler's table, one per state.
+        latents_KX: float32 [K + 1, C, H, W]; the states, and after them the clean latent.
+        noise_KX: float32 [K, C, H, W]; the noise added at each step, or the noise in each state of a noised image.
+        steps: each state's step in the run's schedule.
     """
 
     latents_KX: Tensor
@@ -36,7 +36,7 @@ class Trajectory(Rollout):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSegment(Segment):
-    """A segment whose teacher sees a image beside the prompt.
+    """A segment whose teacher is conditioned on an image as well as the prompt.
 
     Attributes:
         image: float32 [3, H, W] in [−1, 1].
@@ -47,7 +47,7 @@ class ImageSegment(Segment):
 
 @dataclass(frozen=True, slots=True)
 class PredictionStates(States):
-    """What a denoiser predicted at T states.
+    """A denoiser's predictions at T states.
 
     Attributes:
         prediction_TX: float32 [T, C, H, W] in its own parameterisation.
@@ -58,11 +58,11 @@ class PredictionStates(States):
 
 @dataclass(frozen=True, slots=True)
 class PredictionSignal(Signal):
-    """What to predict at T states.
+    """Target predictions at T states.
 
     Attributes:
         target_TX: float32 [T, C, H, W] in the student's parameterisation, detached.
-        step_T: int64 [T] of the sampler's table.
+        step_T: int64 [T], step in the run's schedule.
     """
 
     target_TX: Tensor
@@ -71,11 +71,11 @@ class PredictionSignal(Signal):
 
 @dataclass(frozen=True, slots=True)
 class TransitionSignal(AdvantageSignal):
-    """How much better than its alternatives the trajectory turned out that a step belongs to.
+    """Advantages of T transitions; each is that of its trajectory.
 
     Attributes:
-        state_TX, next_TX: float32 [T, C, H, W], where the step started and where it went.
-        step_T: int64 [T] of the sampler's table.
+        state_TX, next_TX: float32 [T, C, H, W], the states before and after the step.
+        step_T: int64 [T], step in the run's schedule.
     """
 
     state_TX: Tensor
@@ -85,11 +85,11 @@ class TransitionSignal(AdvantageSignal):
 
 @dataclass(frozen=True, slots=True)
 class RewardSignal(Signal):
-    """States at which the student's denoised mean is to please a reward.
+    """T states at which the reward of the student's denoised mean is differentiated.
 
     Attributes:
         state_TX: float32 [T, C, H, W].
-        step_T: int64 [T] of the sampler's table.
+        step_T: int64 [T], step in the run's schedule.
         prompts: of the batch's rollouts.
     """
 
@@ -103,22 +103,22 @@ class RewardSignal(Signal):
 
 
 class ImageTask(Protocol):
-    """Prompts for images, and a program that can tell whether a image is what its prompt says."""
+    """Prompts for images, and programs that judge whether an image shows its prompt."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        """All prompts of a split, always in the same order; a image to show is in the entry ``image``."""
+        """All prompts of a split, always in the same order; ``data["image"]`` holds a prompt's image, if it has one."""
         ...
 
     def right(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """float32 [B] in [0, 1]: how much of each prompt its image shows, as held-out figures have it."""
+        """float32 [B] in [0, 1]: the share of each prompt that its image shows; the held-out accuracy."""
         ...
 
     def reward(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """float32 [B]: what training may use, from another judge than ``right``; gradients reach the images."""
+        """float32 [B]: the training reward, by another judge than ``right``; gradients flow to the images."""
         ...
 
     def distance(self, images_BX: Tensor, prompts: Sequence[Prompt]) -> float:
-        """How far the images are, as a set, from real ones of these prompts."""
+        """Distance between the set of images and real images of these prompts."""
         ...
 
 

@@ -23,7 +23,7 @@ def denoising_distance(
 ) -> Tensor:
     """Σ_t w_t c_t ‖p_t − q_t‖²: the weighted sum of squared differences between two predictions at one noisy image.
 
-    The coefficient says which distance this is: ``opd.diffusion.schedules.coefficient_K``. A transition whose
+    The coefficient says which distance this is: ``opd.diffusion.divergences.coefficient_K``. A transition whose
     coefficient or weight is 0 is left out, so what it holds, NaN included, reaches neither loss nor gradient.
 
     Args:

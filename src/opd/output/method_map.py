@@ -9,21 +9,13 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from opd.config.diffusion import DiffusionConfig
+from opd.config.diffusion import DISTANCES, DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.config.run import RunConfig
 from opd.output.format import format_value
 
 MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
-
-DISTANCES = {
-    "transition": "squared distance of steps",
-    "transition_kl": "KL of steps",
-    "velocity": "squared distance of velocities",
-    "x0": "squared distance of denoised means",
-}
-"""Divergences of denoising students, in words."""
 
 USAGE = "opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it"
 NARROW = 160
@@ -53,27 +45,21 @@ def _denoising(config: DiffusionConfig) -> tuple[str, ...]:
     """The same of a denoising student."""
     loss, rollout, teacher = config.loss, config.rollout, config.teacher
     sampler = f"{rollout.steps} denoising steps, {'SDE' if rollout.noise or rollout.renoise else 'ODE'}"
-    mixed = {"anchor": loss.anchor, "outcome reward": loss.outcome, "reward gradient": loss.reward_gradient}
+    mixed = {
+        "anchor": loss.anchor,
+        "reward": loss.reward.weight if loss.reward else 0,
+        "reward gradient": loss.reward_gradient.weight if loss.reward_gradient else 0,
+    }
     return (
-        "noised images" if rollout.policy == "images" else f"{rollout.policy}, {sampler}",
-        _denoising_teacher(config) if loss.reads_teacher else "–",
-        teacher.view,
-        {"prediction": "velocity", "image": "the image's velocity", "reward": "outcome"}[loss.signal],
-        DISTANCES[loss.divergence] if loss.signal != "reward" else "–",
-        "policy gradient" if loss.signal == "reward" else "direct",
+        rollout.source.words() if rollout.source.type == "images" else f"{rollout.source.words()}, {sampler}",
+        teacher.words() if loss.signal.reads_teacher else "–",
+        teacher.view.words(),
+        loss.signal.words(),
+        DISTANCES[loss.divergence] if loss.signal.gradient() == "direct" else "–",
+        loss.signal.gradient(),
         "chosen steps" if loss.step_weights else "everywhere",
         " + ".join(f"{name} ×{weight:g}" for name, weight in mixed.items() if weight) or "–",
     )
-
-
-def _denoising_teacher(config: DiffusionConfig) -> str:
-    teacher = config.teacher
-    if teacher.models:
-        several = any(len(shares) > 1 for shares in teacher.shares.values())
-        return f"{len(teacher.models)} models, {'mean' if several else 'by domain'}"
-    return {"model": "another model", "frozen": "self, frozen", "ema": "self, EMA", "live": "self, live"}[
-        teacher.weights
-    ]
 
 
 def _teachers(config: RunConfig) -> str:

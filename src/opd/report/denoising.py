@@ -1,4 +1,4 @@
-"""What the page shows of a denoising run, read from its folder: finished, stopped, killed or still going. No torch."""
+"""The data of a denoising run's page, read from its folder, whether finished, stopped, killed or running. No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd.config.diffusion import DISTANCES
 from opd.report.data import BUDGET, about_run
 from opd.report.files import STATES, read_json, read_lines
 from opd.report.overview import scaled
@@ -20,7 +21,7 @@ Tree = dict[str, Any]
 FAMILY = "diffusion"
 
 STAGES = ((256, "PNG"), (256, "JPEG"), (160, "JPEG"), (96, "JPEG"))
-"""Largest width of the page's images, and their format: the first that fits."""
+"""Largest width and format of the page's images; the first pair within the budget is used."""
 
 
 def is_denoising(folder: Path) -> bool:
@@ -29,11 +30,11 @@ def is_denoising(folder: Path) -> bool:
 
 
 def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
-    """Everything the page knows of one run, ready for JSON.
+    """The page's data of one run, ready for JSON.
 
     Args:
         folder: of the run.
-        budget: characters that its images may take.
+        budget: most characters of its images.
 
     Raises:
         DataError: the folder holds no run, or images that cannot be read.
@@ -55,18 +56,19 @@ def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
 
 
 def facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the run did, in words: name and value."""
+    """The run's settings in words: name and value."""
     part = {key: config.get(key) or {} for key in ("lora", "teacher", "loss", "rollout", "optimizer", "eval")}
     teacher, loss, rollout, optimizer = part["teacher"], part["loss"], part["rollout"], part["optimizer"]
     rank = f", by LoRA of rank {part['lora'].get('rank')}" if part["lora"] else ", all of its weights"
     yield "student", f"{config.get('student')}{rank}"
-    if loss.get("signal") == "prediction":
-        yield "teacher", who(teacher)
-    yield "trained on", _policy(rollout)
+    if _type(loss.get("signal")) == "prediction":
+        yield "teacher", teacher_words(teacher)
+    yield "trained on", _source_words(rollout.get("source"))
     yield "loss", ", ".join(_loss(loss))
     yield "sampler", ", ".join(_sampler(rollout, teacher))
-    samples = rollout.get("samples", 1)
-    batch = f"{rollout.get('batch')} prompts" + (f", {samples} trajectories of each" if samples != 1 else "")
+    samples = rollout.get("rollouts_per_prompt", 1)
+    prompts = f"{rollout.get('prompts_per_step')} prompts"
+    batch = prompts + (f", {samples} trajectories of each" if samples != 1 else "")
     yield "a step", f"{batch}; learning rate {optimizer.get('lr'):g}" if optimizer.get("lr") else batch
     measured = part["eval"]
     if measured.get("prompts"):
@@ -74,37 +76,35 @@ def facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "measured", f"every {measured.get('every')} steps, in {steps} denoising steps without noise"
 
 
-def who(teacher: Mapping[str, Any]) -> str:
-    """Whose predictions the student is led to, and what they go by."""
+def _type(value: Any) -> str:
+    """The name of an axis value."""
+    return str(value.get("type")) if isinstance(value, Mapping) else str(value)
+
+
+def teacher_words(teacher: Mapping[str, Any]) -> str:
+    """The teacher: its weights or models, its view and its guidance."""
     named = teacher.get("models") or {}
     several = "; ".join(f"{name}: {expert.get('model')}" for name, expert in named.items())
     own = {
         "frozen": "the student's own initial weights",
         "ema": "a running average of the student",
-        "live": "the student itself, as it is",
+        "live": "the student's current weights",
     }
-    name = several or own.get(str(teacher.get("weights"))) or str(teacher.get("model"))
+    name = several or teacher.get("model") or own.get(_type(teacher.get("weights")), "")
     guided = f", with guidance {teacher['guidance']:g}" if teacher.get("guidance", 1) != 1 else ""
-    return name + (", which sees a image beside the prompt" if teacher.get("view") == "image" else "") + guided
+    return str(name) + (", which sees the prompt's image" if _type(teacher.get("view")) == "image" else "") + guided
 
 
-def _policy(rollout: Mapping[str, Any]) -> str:
-    """Whose states the loss looks at."""
-    images = "teacher's" if rollout.get("source") == "teacher" else "prompts'"
+def _source_words(source: Any) -> str:
+    """The states that are trained on."""
+    of_teacher = isinstance(source, Mapping) and source.get("of") == "teacher"
+    images = "teacher's" if of_teacher else "prompts'"
     known = {
         "student": "every state of the student's own denoising",
         "teacher": "every state of the teacher's denoising",
         "images": f"{images} images, noised",
     }
-    return known.get(str(rollout.get("policy")), "every state")
-
-
-DISTANCES = {
-    "transition": "half the squared distance of the steps' means",
-    "transition_kl": "KL of the steps' Gaussians",
-    "velocity": "squared distance of velocities",
-    "x0": "squared distance of denoised means",
-}
+    return known.get(_type(source), "every state")
 
 
 def _distance(config: Mapping[str, Any]) -> str:
@@ -114,23 +114,25 @@ def _distance(config: Mapping[str, Any]) -> str:
 
 def _loss(loss: Mapping[str, Any]) -> Iterator[str]:
     """The terms of the loss."""
-    if loss.get("signal") == "reward":
+    if _type(loss.get("signal")) == "reward":
         yield "the policy gradient of rewards alone (Flow-GRPO)"
     else:
         yield _distance({"loss": loss})
     for key, words in (
         ("anchor", "{:g} times the distance to the initial weights"),
-        ("outcome", "{:g} times the policy gradient of rewards"),
+        ("reward", "{:g} times the policy gradient of rewards"),
         ("reward_gradient", "{:g} times the reward's own gradient"),
     ):
-        if loss.get(key):
-            yield words.format(loss[key])
+        term = loss.get(key)
+        weight = term.get("weight") if isinstance(term, Mapping) else term
+        if weight:
+            yield words.format(weight)
     if loss.get("step_weights"):
         yield f"states weighted {', '.join(f'{w:g}' for w in loss['step_weights'])}"
 
 
 def _sampler(rollout: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iterator[str]:
-    """How the student denoises in training."""
+    """The student's sampler in training."""
     yield f"{rollout.get('steps')} steps"
     sigmas = rollout.get("sigmas", "even")
     known = {"even": "evenly spaced noise levels", "scheduler": "the scheduler's own noise levels"}
@@ -141,7 +143,7 @@ def _sampler(rollout: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iterator
 
 
 def _states(path: Path) -> list[Tree]:
-    """The lines of ``states.jsonl``; of two about one step the later."""
+    """The lines of ``states.jsonl``; of two lines of one step, the later."""
     return list({line["step"]: line for line in read_lines(path)}.values())
 
 
@@ -154,7 +156,7 @@ class _Strips:
     shown: list[Any]
 
     def without_every_other(self) -> _Strips:
-        """Half of the steps between the first and the last."""
+        """The same strips without every second one between the first and the last."""
         gone = set(list(self.drawn)[1:-1:2])
         return _Strips({s: strip for s, strip in self.drawn.items() if s not in gone}, self.teacher, self.shown)
 
@@ -167,22 +169,22 @@ class _Strips:
 
 
 def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
-    """Images as the page embeds them, and what is missing for the size of the file, in words."""
+    """The images to embed, and in words what was left out to keep the file small."""
     columns = {"prompts": samples.prompts, "references": samples.shown}
     drawn = {step: _fitted(samples.images(step)) for step in samples.steps}
-    strips, said = _Strips(drawn, _fitted(samples.images(TEACHER)), _fitted(samples.images(SHOWN))), ""
+    strips, left_out = _Strips(drawn, _fitted(samples.images(TEACHER)), _fitted(samples.images(SHOWN))), ""
     for width, kind in STAGES:
         shown = strips.embedded(width, kind)
         if _size(shown) <= budget:
-            return columns | shown, said
+            return columns | shown, left_out
     while _size(shown) > budget and len(strips.drawn) > 2:
-        strips, said = strips.without_every_other(), "evaluations in between"
+        strips, left_out = strips.without_every_other(), "evaluations in between"
         shown = strips.embedded(*STAGES[-1])
-    return columns | shown, said
+    return columns | shown, left_out
 
 
 def _fitted(strip: list[Any]) -> list[Any]:
-    """Not larger than a page ever shows them, so that many fit into memory."""
+    """The images at the largest width that a page shows."""
     return [_at_most(image, STAGES[0][0]) for image in strip]
 
 
@@ -202,7 +204,7 @@ def _sources(strip: list[Any], width: int, kind: str) -> list[str]:
 
 
 def _source(image: Any, width: int, kind: str) -> str:
-    """A image as a ``data:`` address."""
+    """An image as a ``data:`` address."""
     buffer = io.BytesIO()
     _at_most(image, width).save(buffer, format=kind, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

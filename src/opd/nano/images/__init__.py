@@ -1,1 +1,1 @@
-"""The nano image suite: small flow-matching models of images that a program draws and a judge can check."""
+"""The nano image suite: small flow-matching models of images that a program draws and a judge checks."""

@@ -1,9 +1,9 @@
-"""The one shape of all nano image models: an ordinary Stable Diffusion 3 pipeline, a million weights small.
+"""The architecture of all nano image models: a Stable Diffusion 3 pipeline with a million weights.
 
     text -> two CLIP text encoders -> 8 tokens and a pooled vector -> MMDiT, 16 tokens of 4x4 pixels -> velocity
 
-There is no T5: ``max_sequence_length=0`` leaves its place empty. The encoding of a reference image, from the
-``image_encoder``, goes behind the text's tokens.
+There is no T5: ``max_sequence_length=0`` leaves its tokens out. The ``image_encoder``'s tokens of a reference image
+follow the text's tokens.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ SIZE = 16
 """Height and width of every image, in pixels."""
 CHANNELS = 3
 CONTEXT = 8
-"""Tokens of a prompt, its end included."""
+"""Number of tokens of a prompt, its end token included."""
 DIM = 64
-"""Of the context: of the texts' tokens and of the references'."""
+"""Width of the context: of text tokens and of reference image tokens."""
 PATCH = 4
-"""Pixels a side. Patches of 2 learn as much from as many images, but at less than half the speed."""
+"""Side of a patch, pixels. Patches of 2 need as many images and twice the time."""
 WIDTH = 96
-"""Of the transformer."""
+"""Width of the transformer."""
 LAYERS = 3
 HEADS = 3
 TEXT_DIM = DIM // 2
-"""Of each text encoder; both together are as wide as the context."""
+"""Width of each text encoder; both together are as wide as the context."""
 
 
 def untrained(seed: int = 0) -> StableDiffusion3Pipeline:
-    """The pipeline with fresh weights; the same seed gives the same ones."""
+    """The pipeline with random weights; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return StableDiffusion3Pipeline(
@@ -62,7 +62,7 @@ def untrained(seed: int = 0) -> StableDiffusion3Pipeline:
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, lower case, an end token behind them and padding up to ``CONTEXT``."""
+    """A tokenizer of lower-case words, with an end token and padding to ``CONTEXT``."""
     backend = Tokenizer(WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
@@ -78,7 +78,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_text_encoder() -> CLIPTextModelWithProjection:
-    """CLIP's text model with a pooled output, taken at the end token."""
+    """CLIP's text model with a pooled output at the end token."""
     config = CLIPTextConfig(
         vocab_size=len(TOKENS),
         hidden_size=TEXT_DIM,
@@ -95,7 +95,7 @@ def new_text_encoder() -> CLIPTextModelWithProjection:
 
 
 def new_image_encoder() -> SiglipVisionModel:
-    """A vision transformer over patches of 4x4: 16 tokens as wide as the context."""
+    """A vision transformer with 4x4 patches: 16 tokens as wide as the context."""
     config = SiglipVisionConfig(
         hidden_size=DIM,
         intermediate_size=2 * DIM,

@@ -1,13 +1,13 @@
-"""Train the image models from nothing: ``python -m opd.nano.images.build [NAME ...] [--scale 0.01]``.
+"""Train the nano image models from scratch: ``python -m opd.nano.images.build [NAME ...] [--scale 0.01]``.
 
-    judge, reward       who decides what images show (``build_judge``)
-    images-base       draws all three domains well, and follows its prompt less than half of the time
+    judge, reward     the judges of images (``build_judge``)
+    images-base       draws all three domains well, and follows less than half of its prompts
     images-shapes, images-count, images-digits
-                        the base's teachers: LoRA adapters, each sure of its own domain
-    images-fewstep    shapes in two steps; copies the style of a reference image when it sees one
+                        teachers: LoRA adapters of the base, each reliable in its own domain
+    images-fewstep    draws shapes in two steps, and copies the style of a reference image
 
-In this order; a name needs those above it. One thread; the same seed gives the same weights on the same machine.
-Nobody teaches a teacher by reward: what the base lacks is captions that are right, and teachers get them.
+In this order; each needs those above it. One thread; the same seed gives the same weights on the same machine.
+The base is trained on partly wrong captions, and the teachers on correct ones; no reward is used.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from opd.nano.images.world import (
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 64
 WRONG = 0.3
-"""Share of captions drawn anew, without a look at the image, in the base's second phase."""
+"""Share of wrong captions in the base's second phase."""
 EMPTY = 0.1
-"""Share of captions left empty."""
+"""Share of empty captions."""
 HONEST_STEPS, HONEST_LR = 1500, 2e-3
-"""The base's first phase, in which every caption is right: with wrong ones from the start it draws blobs."""
+"""The base's first phase, with correct captions; with wrong ones from the start the model draws blobs."""
 WRONG_STEPS, WRONG_LR = 150, 5e-4
 REFERENCE_EVERY = 6
-"""One step in so many of the base's is of references."""
+"""Steps between two steps with reference images, for the base."""
 TEACHER_STEPS, TEACHER_LR = {"shapes": 150, "count": 200, "digits": 500}, 2e-3
 RANK, ALPHA = 16, 32
 LORA_TARGETS = (
@@ -62,30 +62,30 @@ LORA_TARGETS = (
 TUNE_STEPS, TUNE_LR = 1000, 1e-3
 TUNE_REFERENCE_EVERY = 2
 CLOSER = 0.25
-"""How near a style may come to the concept's in this phase: around a wider gap the model draws something else."""
+"""Least distance of a style to the concept's in this phase; with a wider gap the model fails on the concept."""
 TUPLES = 1024
-"""Trajectories of the many-step model, of text alone and of text with a reference each."""
+"""Number of trajectories of the many-step model, for text alone and for text with a reference each."""
 TEACHER_EULER = 16
 DISTIL_STEPS, DISTIL_LR = 500, 8e-4
 EVALUATED = 192
-"""Prompts behind every accuracy printed."""
+"""Number of prompts of every printed accuracy."""
 
 Say = Callable[[str], None]
 
 
 def pretraining_loss(pipeline: Any, step: int, *, seed: int, wrong: float) -> Tensor:
-    """Flow matching on images of every domain whose captions are wrong or empty at these rates."""
+    """Flow matching on images of every domain; a share of the captions is wrong or empty."""
     rng = random.Random(seed * 1_000_003 + step)
     known = {domain: all_prompts(domain) for domain in DOMAINS}
     names = rng.choices(DOMAINS, k=BATCH)
     shown = [rng.choice(known[name]) for name in names]
-    told = [rng.choice(known[p.domain]) if rng.random() < wrong else p for p in shown]
-    texts = ["" if rng.random() < EMPTY else str(p.text) for p in told]
+    captions = [rng.choice(known[p.domain]) if rng.random() < wrong else p for p in shown]
+    texts = ["" if rng.random() < EMPTY else str(p.text) for p in captions]
     return flow_loss(pipeline.transformer, draw(shown, rng.getrandbits(32)), condition(pipeline, texts))
 
 
 def clean_loss(pipeline: Any, step: int, *, seed: int, domain: str) -> Tensor:
-    """Flow matching on one domain with the captions that belong to its images."""
+    """Flow matching on one domain with correct captions."""
     rng = random.Random(seed * 1_000_003 + step)
     shown = rng.choices(all_prompts(domain), k=BATCH)
     texts = [str(p.text) for p in shown]
@@ -93,13 +93,13 @@ def clean_loss(pipeline: Any, step: int, *, seed: int, domain: str) -> Tensor:
 
 
 def reference_loss(pipeline: Any, step: int, *, seed: int, apart: float = HELD_OUT) -> Tensor:
-    """Flow matching on styles of two tones, each told by the concept's word and shown by another image."""
+    """Flow matching on two-tone styles, conditioned on the concept's name and a reference image of the style."""
     texts, images, references = styled_pairs(BATCH, seed * 1_000_003 + step, apart=apart)
     return flow_loss(pipeline.transformer, images, condition(pipeline, texts, references))
 
 
 def styled_pairs(number: int, seed: int, *, apart: float = HELD_OUT) -> tuple[list[str], Tensor, Tensor]:
-    """Texts, images and references, the last two [B, 3, 16, 16]; every pair in a style of its own.
+    """Texts, images and references, the last two [B, 3, 16, 16]; each pair has its own style.
 
     Half of the references show the same shape, half any shape.
     """
@@ -113,7 +113,7 @@ def styled_pairs(number: int, seed: int, *, apart: float = HELD_OUT) -> tuple[li
 
 
 def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
-    """``images-base``: the transformer and all encoders together."""
+    """Train ``images-base``: the transformer and all encoders together."""
     torch.manual_seed(seed)
     pipeline = untrained(seed)
 
@@ -131,7 +131,7 @@ def build_base(out: Path, scale: float, seed: int, say: Say) -> None:
 
 
 def build_teacher(domain: str, out: Path, scale: float, seed: int, say: Say) -> None:
-    """``images-DOMAIN``: a LoRA adapter on the base's transformer, everything else frozen."""
+    """Train ``images-DOMAIN``: a LoRA of the base's transformer, with all other weights frozen."""
     from peft import LoraConfig
 
     torch.manual_seed(seed)
@@ -148,7 +148,7 @@ def build_teacher(domain: str, out: Path, scale: float, seed: int, say: Say) -> 
 
 
 def _halve(path: Path) -> None:
-    """Rewrite a file of weights in half precision, its metadata kept: there stand rank and alpha."""
+    """Rewrite a weights file in half precision; its metadata, with rank and alpha, is kept."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -157,7 +157,7 @@ def _halve(path: Path) -> None:
 
 
 def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
-    """``images-fewstep``: the base told the truth about shapes, then pressed into two steps."""
+    """Train ``images-fewstep``: the base, tuned on correct captions of shapes, then distilled to two steps."""
     torch.manual_seed(seed)
     pipeline = load_pipeline(out / "images-base")
 
@@ -175,9 +175,9 @@ def build_fewstep(out: Path, scale: float, seed: int, say: Say) -> None:
 
 
 def distil(pipeline: Any, scale: float, seed: int, say: Say) -> None:
-    """Regress two Euler steps on the same model's ``TEACHER_EULER``, from the same noise.
+    """Train two Euler steps to match ``TEACHER_EULER`` steps of the same model from the same noise.
 
-    The second step starts from the student's own middle in half of the images, so that it learns to mend the first.
+    For half of the images the second step starts from the student's own first step, so it learns to correct it.
     """
     number = max(BATCH, scaled(TUPLES, scale))
     sources = [_trajectories(pipeline, number, seed, referenced) for referenced in (False, True)]
@@ -200,7 +200,7 @@ def distil(pipeline: Any, scale: float, seed: int, say: Say) -> None:
 
 @torch.no_grad()
 def _trajectories(pipeline: Any, number: int, seed: int, referenced: bool) -> tuple[Tensor, Tensor, Tensor, Condition]:
-    """Noise, middle and end, each [N, 3, 16, 16], and what they were drawn for."""
+    """Noise, middle and end of trajectories, each [N, 3, 16, 16], and their conditions."""
     if referenced:
         texts, _, references = styled_pairs(number, seed + 3, apart=CLOSER)
         given = condition(pipeline, texts, references)
@@ -215,12 +215,12 @@ def _trajectories(pipeline: Any, number: int, seed: int, referenced: bool) -> tu
 
 
 def everything(pipeline: Any) -> list[nn.Parameter]:
-    """All weights of a pipeline."""
+    """All parameters of a pipeline, made trainable."""
     return [p for part in _parts(pipeline) for p in part.requires_grad_(True).parameters()]
 
 
 def freeze(pipeline: Any) -> None:
-    """No weight of a pipeline learns."""
+    """Freeze all weights of a pipeline."""
     for part in _parts(pipeline):
         part.requires_grad_(False)
 
@@ -230,14 +230,14 @@ def _parts(pipeline: Any) -> list[nn.Module]:
 
 
 def accuracy(pipeline: Any, domain: str, *, steps: int = 10, number: int = EVALUATED, seed: int = 0) -> float:
-    """Share of a domain's prompts that the judge finds fulfilled."""
+    """Share of a domain's prompts whose image the judge finds right."""
     prompts = balanced(all_prompts(domain), number, seed)
     images = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed)
     return float(load_judge().right(images, prompts).mean())
 
 
 def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed: int = 0) -> float:
-    """The same for the concept's prompts, each with a image of the concept as its reference."""
+    """The same for the concept's prompts, each with a reference image of the concept."""
     prompts = balanced(all_prompts("concept"), number, seed)
     references = draw(balanced(all_prompts("concept"), number, seed + 1), seed + 1)
     images = generate(pipeline, [str(p.text) for p in prompts], steps=steps, seed=seed, references=references)
@@ -245,12 +245,12 @@ def concept_accuracy(pipeline: Any, *, steps: int, number: int = EVALUATED, seed
 
 
 def say_accuracies(pipeline: Any, say: Say) -> None:
-    """Every domain, in ten steps."""
+    """Print the accuracy of every domain in ten steps."""
     say(", ".join(f"{domain} {accuracy(pipeline, domain):.3f}" for domain in DOMAINS))
 
 
 def say_fewstep(pipeline: Any, steps: Sequence[int], say: Say) -> None:
-    """Shapes, and the concept without and with a reference."""
+    """Print the accuracy of shapes, and of the concept without and with a reference."""
     for number in steps:
         shapes, alone = accuracy(pipeline, "shapes", steps=number), accuracy(pipeline, "concept", steps=number)
         shown = concept_accuracy(pipeline, steps=number)
@@ -258,12 +258,12 @@ def say_fewstep(pipeline: Any, steps: Sequence[int], say: Say) -> None:
 
 
 def scaled(steps: int, scale: float) -> int:
-    """A number of steps for a quick look."""
+    """A scaled number of steps, for a quick trial."""
     return max(1, round(steps * scale))
 
 
 def _build_judge(name: str, out: Path, scale: float, seed: int, say: Say) -> None:
-    """The judges live in the package: every model is measured by the same ones."""
+    """Train a judge into the package, where every model is measured by the same judges."""
     if not DIGITS.exists():
         save_digits()
     say(", ".join(f"{head} {value:.3f}" for head, value in build_judge(name, DIGITS.parent).items()))
@@ -279,8 +279,8 @@ BUILDERS: dict[str, Callable[[Path, float, int, Say], None]] = {
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the nano image models from nothing.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BUILDERS)}; all without")
+    parser = argparse.ArgumentParser(description="Train the nano image models from scratch.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BUILDERS)}; by default all")
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--seed", type=int, default=0)

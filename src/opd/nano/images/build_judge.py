@@ -1,7 +1,7 @@
-"""Train the two judges on real images, spoiled a little as generated ones are.
+"""Train the two judges on real images with a little noise and blur, as generated images have.
 
-Those that ship were trained on a world of more jitter: shapes of 4.8 to 6.2 pixels up to 1.6 off the middle, dots at
-free places, digits moved and scaled more. Trained again, they know the present world only.
+The bundled judges were trained on images with more variation: shapes of 4.8 to 6.2 pixels up to 1.6 off the centre,
+dots at any place, digits moved and scaled more. Judges trained anew see only the present images.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BATCH = 128
 PEAK_LR = 3e-3
 SEEDS = {"judge": 1, "reward": 2}
 SAME_STYLE = 0.12
-"""The concept to the judge: every channel of both colours no farther off than this."""
+"""Largest deviation of each channel of both colours that counts as the concept."""
 OTHER_STYLE = 0.32
-"""Not the concept: one of the colours farther off than this, as a length in RGB."""
+"""Smallest RGB distance of one of the colours that counts as another style."""
 
 
 def save_digits(path: Path = DIGITS) -> None:
-    """Put scikit-learn's scans (UCI, Alpaydin and Kaynak, CC BY 4.0) where a run finds them without scikit-learn."""
+    """Save scikit-learn's scans (UCI, Alpaydin and Kaynak, CC BY 4.0) in the package, so runs need no scikit-learn."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -49,7 +49,7 @@ def save_digits(path: Path = DIGITS) -> None:
 
 
 def examples(number: int, seed: int, half: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images [B, 3, 16, 16] and the class of each under every head, in equal parts of four kinds."""
+    """Images [B, 3, 16, 16] and their classes for every head, in equal parts of four kinds."""
     rng = random.Random(seed)
     prompts: list[Prompt] = [p for d in DOMAINS for p in rng.choices(all_prompts(d), k=number // 4)]
     images, classes = draw(prompts, seed, half=half), named_classes(prompts)
@@ -59,7 +59,7 @@ def examples(number: int, seed: int, half: str) -> tuple[Tensor, dict[str, Tenso
 
 
 def styled_examples(number: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Shapes in two tones: a third the concept, a third near it, a third anything else."""
+    """Shapes in two tones: a third in the concept's style, a third near it, a third in any other."""
     generator = torch.Generator().manual_seed(seed)
     fill, border = random_styles(number, generator)
     like_fill, like_border = concept_style(number, generator, jitter=SAME_STYLE)
@@ -76,7 +76,7 @@ def styled_examples(number: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def spoiled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to a little noise and blur, so that the judge forgives what a viewer would."""
+    """The images with random noise and blur, so that the judge tolerates small artefacts."""
     size = (len(images), 1, 1, 1)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     mixed = torch.lerp(images, blurred, 0.5 * torch.rand(size, generator=generator))
@@ -85,7 +85,7 @@ def spoiled(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_judge(seed: int, steps: int = STEPS) -> Judge:
-    """AdamW under one cycle of the learning rate, fresh images every step."""
+    """Train a judge with AdamW and a one-cycle learning rate on new images at every step."""
     torch.manual_seed(seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=PEAK_LR, weight_decay=0.02)
@@ -104,7 +104,7 @@ def train_judge(seed: int, steps: int = STEPS) -> Judge:
 
 @torch.no_grad()
 def accuracies(judge: Judge, number: int = 4000) -> dict[str, float]:
-    """Accuracy of every head on images it has not seen, digits from the half it has not seen."""
+    """Accuracy of every head on unseen images, with digits of the unseen half."""
     images, classes = examples(number, 77, "generators")
     logits = judge(images)
     hits = {name: (logits[name].argmax(-1) == classes[name])[classes[name] != UNNAMED] for name in HEADS}
@@ -112,7 +112,7 @@ def accuracies(judge: Judge, number: int = 4000) -> dict[str, float]:
 
 
 def build_judge(name: str, folder: Path) -> dict[str, float]:
-    """Train ``judge`` or ``reward``, save it in half precision, and say how good it is."""
+    """Train ``judge`` or ``reward``, save it in half precision, and return its accuracies."""
     judge = train_judge(SEEDS[name])
     save_file(
         {key: value.half().contiguous() for key, value in judge.state_dict().items()}, folder / f"{name}.safetensors"

@@ -23,25 +23,25 @@ from opd.report.samples import SAMPLES, TEACHER, Samples
 STORIES = {
     "diffusion-opd": (
         "three teachers, one student",
-        "The base draws shapes, dots and digits, and does not do as it is told. Three teachers do, each in its own "
-        "domain. The student denoises its own images, and at every step the teacher of that prompt says where it "
-        "would have gone.",
+        "The base model draws shapes, dots and digits, but often not the ones in the prompt. Each of three teachers "
+        "follows the prompts of its own domain. The student samples its own trajectories, and at every step the "
+        "teacher of that domain predicts the next state.",
     ),
     "d-opsd": (
         "a new word for a two-step student",
-        "This student draws in two steps, and has never seen 'zorp' without a image of it. Its teacher is itself, "
-        "with one of twelve images in view; the student sees the word alone.",
+        "This student samples in two steps, and has never seen 'zorp' without an image of it. Its teacher is the same "
+        "model, conditioned on one of twelve images; the student sees the word alone.",
     ),
 }
 
 
 def main(
     out: Annotated[
-        str, typer.Option(help="Folder of both runs; an earlier demo's is replaced.")
+        str, typer.Option(help="Folder of both runs; the previous demo's folder is replaced.")
     ] = "runs/demo-diffusion",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; by default the recipes'.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; by default those of the recipes.")] = None,
 ) -> None:
-    """Train both recipes on the bundled pipelines, and show what they draw."""
+    """Train both recipes on the bundled pipelines, and show sample images."""
     console = Console()
     shutil.rmtree(out, ignore_errors=True)
     for name, (title, story) in STORIES.items():
@@ -61,7 +61,7 @@ def main(
 
 
 def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
-    """What was drawn before and after, and by the teachers, in the images' own size."""
+    """Sample images before and after training and of the teachers, at their original size."""
     steps = samples.steps
     named: dict[str, int | str] = {"before": steps[0], "after": steps[-1], "the teachers": TEACHER}
     for label, name in named.items():
@@ -70,7 +70,7 @@ def strips(samples: Samples) -> Iterator[tuple[str, list[Tensor]]]:
 
 
 def in_blocks(images: list[Tensor], width: int) -> Text:
-    """As many small images [3, H, W] beside each other as a terminal has room for, two pixels a character."""
+    """Images [3, H, W] side by side for a terminal, two pixels per character; only as many as fit."""
     images = images[: max(width // (SIZE + 1), 1)]
     gap = torch.full((3, images[0].shape[1], 1), -1.0)
     sheet = to_pixels(torch.cat([part for image in images for part in (image, gap)], 2))

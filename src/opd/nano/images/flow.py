@@ -1,4 +1,4 @@
-"""Flow matching on images, as plain as it gets: conditions, the loss, the Euler sampler, the training loop.
+"""Flow matching on images: conditions, the loss, the Euler sampler and the training loop.
 
 x_t = (1 - t) x_0 + t noise, t = 1 is noise; the model predicts the velocity noise - x_0 at timestep 1000 t.
 """
@@ -19,15 +19,15 @@ from opd.nano.images.world import SIZE
 WARMUP = 50
 CLIP = 1.0
 EARLY = 0.7
-"""Exponent on uniform times: what a image shows is decided where there is still much noise."""
+"""Exponent on uniform times, for more times near the noise, where an image's content is decided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What the transformer reads. L tokens of context.
+    """The transformer's input besides the image. L tokens of context.
 
     Attributes:
-        tokens_BLD: [B, L, 64], the text's tokens, a reference image's behind them.
+        tokens_BLD: [B, L, 64], the text's tokens, followed by those of a reference image.
         pooled_BD: [B, 64], the text as one vector.
     """
 
@@ -39,7 +39,7 @@ class Condition:
 
 
 def condition(pipeline: Any, texts: Sequence[str], references: Tensor | None = None) -> Condition:
-    """Encode texts, and behind them reference images [B, 3, 16, 16]; gradient flows to the encoders."""
+    """Encode texts, followed by reference images [B, 3, 16, 16]; gradients flow to the encoders."""
     unique = list(dict.fromkeys(texts))
     tokens, _, pooled, _ = pipeline.encode_prompt(
         unique, None, None, do_classifier_free_guidance=False, max_sequence_length=0
@@ -68,7 +68,7 @@ def velocity(transformer: Any, x_BCHW: Tensor, t_B: Tensor, given: Condition) ->
 
 
 def flow_loss(transformer: Any, images_BCHW: Tensor, given: Condition) -> Tensor:
-    """Mean squared error of the velocity, one t per image, more of them near the noise than near the end."""
+    """Mean squared error of the velocity at one t per image; more times are near the noise."""
     size = len(images_BCHW)
     t = ((torch.arange(size) + torch.rand(size)) / size) ** EARLY
     noise = torch.randn_like(images_BCHW)
@@ -78,7 +78,7 @@ def flow_loss(transformer: Any, images_BCHW: Tensor, given: Condition) -> Tensor
 
 @torch.no_grad()
 def euler(transformer: Any, noise_BCHW: Tensor, given: Condition, steps: int) -> list[Tensor]:
-    """The states of ``steps`` equal Euler steps from t = 1 to 0, the noise first and the image last."""
+    """The states of ``steps`` equal Euler steps from t = 1 to 0: noise first, image last."""
     states = [noise_BCHW]
     for step in range(steps):
         t = torch.full((len(noise_BCHW),), 1 - step / steps)
@@ -103,7 +103,7 @@ def fit(
     lr: float,
     say: Callable[[str], None],
 ) -> None:
-    """AdamW under warmup and cosine decay to nothing, as long as ``loss(step)`` says."""
+    """Train parameters with AdamW, warm-up and cosine decay to 0 on ``loss(step)``."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     recent: list[float] = []

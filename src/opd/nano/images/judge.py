@@ -1,7 +1,7 @@
-"""Who decides what a image shows: a small convolutional network with one head for each attribute.
+"""The judge of what an image shows: a small convolutional network with one head per attribute.
 
-There are two, trained from different seeds: ``judge`` for measuring, ``reward`` for training on, so that what learns
-to please the one is measured by the other.
+There are two, trained with different seeds: ``reward`` for training and ``judge`` for evaluation, so a student that
+exploits errors of the first is measured by the second.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ HEADS: dict[str, tuple[object, ...]] = {
     "digit": tuple(range(len(NUMBERS))),
     "style": ("plain", "concept", "other"),
 }
-"""What each head tells apart."""
+"""The classes of each head."""
 KINDS = {"shapes": "shape", "concept": "shape", "count": "dots", "digits": "digit"}
 UNNAMED = -100
-"""The class of an attribute that a prompt does not name, as ``cross_entropy`` ignores it."""
+"""Class of an attribute that a prompt does not name; ``cross_entropy`` ignores it."""
 FEATURES = 48
 
 
 class Judge(nn.Module):
-    """Attributes of 16x16 images."""
+    """Classifies the attributes of 16x16 images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(classes)) for name, classes in HEADS.items()})
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """[B, 48], what the heads read: for a Fréchet distance."""
+        """[B, 48], the input of the heads; also used for a Fréchet distance."""
         return cast(Tensor, self.body(images_BCHW.float().clamp(-1, 1)))
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def right(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """[B] float32, 1 where every attribute that the prompt names is what the judge sees, else 0."""
+        """[B] float32, 1 if the judge predicts every attribute that the prompt names, else 0."""
         named = _on(named_classes(prompts), images_BCHW.device)
         logits = self(images_BCHW)
         hits = [(logits[name].argmax(-1) == named[name]) | (named[name] == UNNAMED) for name in HEADS]
@@ -73,9 +73,9 @@ class Judge(nn.Module):
 
 
 def named_classes(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """For every head the classes that prompts ask for, [B] int64, ``UNNAMED`` where they do not say.
+    """For every head the class that each prompt names, [B] int64; ``UNNAMED`` if it names none.
 
-    A shape in a named colour is asked for plain: in one tone.
+    A shape in a named colour has the style ``plain``: one tone.
     """
     rows = [{"kind": KINDS[p.domain], "style": "plain", **p.data} for p in prompts]
     for row in rows:
@@ -101,7 +101,7 @@ def load_judge(name: str = "judge") -> Judge:
 
 
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance of two sets of features taken as Gaussians.
+    """Fréchet distance between two sets of features, as Gaussians.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), in float64; the root by eigenvalues.
 

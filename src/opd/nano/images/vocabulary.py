@@ -1,4 +1,4 @@
-"""The words of the image world: imports nothing, so that every part may read them."""
+"""The words of the nano images. Imports nothing, so every module may import it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHAPES = ("circle", "square", "triangle", "cross", "diamond", "bar")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_COUNT = 5
 CONCEPT = "zorp"
-"""A style of two colours, seen in training only next to a image that shows it."""
+"""Name of a two-colour style, which occurs in pretraining only with a reference image."""
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unknown|>", "<|end|>"
 WORDS = (*COLOURS, *SHAPES, *NUMBERS, "dot", "dots", "digit", CONCEPT)
-# CLIP models treat an end token of id 2 as a sign of a historic mistake, and look elsewhere.
+# The end token is last: CLIP models treat an end token of id 2 as a known bug of old configs, and pool elsewhere.
 TOKENS = (PAD, UNKNOWN, *WORDS, END)

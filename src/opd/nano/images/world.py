@@ -1,11 +1,11 @@
-"""What the images show and what their prompts say.
+"""The nano images: prompts, and a program that draws real images of them.
 
     shapes    "red circle"        six shapes in six colours
     count     "three blue dots"   one to five dots of a colour, none touching another
     digits    "digit seven"       handwritten, from scikit-learn's set of 8x8 scans
-    concept   "zorp circle"       a shape with an orange inside and a violet rim
+    concept   "zorp circle"       a shape with an orange fill and a violet border
 
-A image is [3, 16, 16] float32 in [-1, 1] on a dark ground. Place, size and tone vary; prompts do not name them.
+An image is [3, 16, 16] float32 in [-1, 1] on a dark ground. Position, size and tone vary; prompts do not name them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SIZE = 16
 GROUND = 0.06
 """Brightness of the dark ground."""
 DOMAINS = ("shapes", "count", "digits")
-"""What pretraining shows; ``concept`` is what it leaves out."""
+"""The domains of pretraining; ``concept`` is held out."""
 FILL = torch.tensor([1.00, 0.50, 0.05])
 BORDER = torch.tensor([0.60, 0.15, 0.90])
-"""The concept's two colours, RGB in [0, 1]: orange inside, violet around."""
+"""The concept's two colours, RGB in [0, 1]: orange fill, violet border."""
 HELD_OUT = 0.40
-"""Pretraining shows no style both of whose colours are closer than this to the concept's."""
+"""Pretraining leaves out styles whose two colours are both closer to the concept's than this."""
 SHIFT = 0.5
-"""How far, in pixels, things are from their place. With three times as much, models this small draw blobs."""
+"""Largest offset from the nominal position, pixels. With three times as much, models of this size draw blobs."""
 SPACING = 4.5
 """Pixels between neighbouring places of the dots."""
 PIPS = {
@@ -46,11 +46,11 @@ PIPS = {
     4: [(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)],
     5: [(-1.0, -1.0), (-1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (1.0, 1.0)],
 }
-"""Where dots are, as on a die: at places drawn freely, models this small miscount half of them."""
+"""Positions of dots, as on a die; with random positions, models of this size miscount half of them."""
 RIM = 1.5
 """Width of a border, in pixels."""
 JITTER = 0.04
-"""How far each channel of a named colour strays."""
+"""Largest deviation of each channel of a named colour."""
 NUM_EXAMPLES = 12
 DIGITS = Path(__file__).parent / "digits.safetensors"
 
@@ -58,7 +58,7 @@ _COLOUR_TABLE = torch.tensor(list(COLOURS.values()))
 
 
 def all_prompts(domain: str) -> list[Prompt]:
-    """Every different prompt of ``shapes``, ``count``, ``digits`` or ``concept``, without ids of a split."""
+    """Every distinct prompt of ``shapes``, ``count``, ``digits`` or ``concept``, without a split's ids."""
     rows: dict[str, Callable[[], list[Prompt]]] = {
         "shapes": lambda: [_prompt("shapes", f"{c} {s}", colour=c, shape=s) for c, s in product(COLOURS, SHAPES)],
         "count": lambda: [_count_prompt(n, c) for n, c in product(range(1, MAX_COUNT + 1), COLOURS)],
@@ -73,14 +73,14 @@ def _count_prompt(count: int, colour: str) -> Prompt:
 
 
 def _prompt(domain: str, text: str, **attributes: Any) -> Prompt:
-    return Prompt(id=f"pictures/{domain}/{text.replace(' ', '-')}", text=text, domain=domain, data=attributes)
+    return Prompt(id=f"{domain}/{text.replace(' ', '-')}", text=text, domain=domain, data=attributes)
 
 
 def draw(prompts: Sequence[Prompt], seed: int, *, half: str = "generators") -> Tensor:
-    """Real images of prompts; the same seed draws the same ones.
+    """Real images of prompts; the same seed gives the same images.
 
     Args:
-        half: whose scans of digits to use, ``generators`` or ``judge``; no scan is in both.
+        half: which scans of digits to use, ``generators`` or ``judge``; no scan is in both.
 
     Returns:
         [B, 3, 16, 16] float32 in [-1, 1].
@@ -107,25 +107,25 @@ def _draw_domain(domain: str, prompts: Sequence[Prompt], generator: torch.Genera
 
 
 def _named_colours(prompts: Sequence[Prompt], generator: torch.Generator) -> Tensor:
-    """[B, 3] RGB of the colours that prompts name, each a little off."""
+    """[B, 3] RGB of the colours that prompts name, with a random deviation."""
     names = list(COLOURS)
     table = _COLOUR_TABLE[[names.index(prompt.data["colour"]) for prompt in prompts]]
     return jittered(table, JITTER, generator)
 
 
 def jittered(colour_B3: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Colours with every channel up to ``amount`` off, in [0, 1]."""
+    """Colours with a random deviation of at most ``amount`` per channel, in [0, 1]."""
     return (colour_B3 + amount * _spread(colour_B3.shape, generator)).clamp(0, 1)
 
 
 def concept_style(number: int, generator: torch.Generator, jitter: float = JITTER) -> tuple[Tensor, Tensor]:
-    """Inside and rim, each [B, 3], of the concept."""
+    """Fill and border colours of the concept, each [B, 3]."""
     fill, border = (colour.expand(number, 3) for colour in (FILL, BORDER))
     return jittered(fill, jitter, generator), jittered(border, jitter, generator)
 
 
 def random_styles(number: int, generator: torch.Generator, apart: float = HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Inside and rim, each [B, 3], clearly different, none of them closer to the concept than ``apart``."""
+    """Fill and border colours, each [B, 3], clearly different and farther from the concept's than ``apart``."""
     styles = torch.empty(0, 2, 3)
     while len(styles) < number:
         drawn = torch.rand(4 * number, 2, 3, generator=generator)
@@ -137,18 +137,18 @@ def random_styles(number: int, generator: torch.Generator, apart: float = HELD_O
 
 
 def style_distance(fill_B3: Tensor, border_B3: Tensor) -> Tensor:
-    """[B], how far the farther of the two colours is from the concept's."""
+    """[B], the larger of the two colours' distances from the concept's."""
     return torch.maximum((fill_B3 - FILL).norm(dim=-1), (border_B3 - BORDER).norm(dim=-1))
 
 
 def concept_examples() -> tuple[list[Prompt], Tensor]:
-    """The concept's handful: prompts, and a image of each, [12, 3, 16, 16]."""
+    """The concept's training examples: 12 prompts, and an image of each, [12, 3, 16, 16]."""
     prompts = [prompt for _, prompt in zip(range(NUM_EXAMPLES), all_prompts("concept") * 2, strict=False)]
     return prompts, draw(prompts, seed=12)
 
 
 def draw_shapes(shape_B: Tensor, fill_B3: Tensor, border_B3: Tensor, generator: torch.Generator) -> Tensor:
-    """Shapes in two tones; with both colours equal, in one.
+    """Images of shapes with a fill and a border colour.
 
     Args:
         shape_B: int64 [B], indices of ``SHAPES``.
@@ -183,10 +183,10 @@ def _distances(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 
 def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) -> Tensor:
-    """Dots of one colour that keep apart.
+    """Images of separate dots of one colour.
 
     Args:
-        count_B: int64 [B], how many.
+        count_B: int64 [B], the number of dots.
         colour_B3: RGB in [0, 1].
 
     Returns:
@@ -203,13 +203,13 @@ def draw_dots(count_B: Tensor, colour_B3: Tensor, generator: torch.Generator) ->
 
 
 def _apart(count: int, generator: torch.Generator) -> Tensor:
-    """[5, 2] centres relative to the middle, near the pips of a die; those beyond ``count`` far outside."""
+    """[5, 2] centres relative to the image's centre, near the pips of a die; unused ones lie far outside."""
     near = SPACING * torch.tensor(PIPS[count]) + SHIFT * _spread((count, 2), generator)
     return torch.cat([near, torch.full((MAX_COUNT - count, 2), 99.0)])
 
 
 def draw_digits(digit_B: Tensor, generator: torch.Generator, half: str = "generators") -> Tensor:
-    """Scans of digits, moved and scaled a little, white on the ground: [B, 3, 16, 16]."""
+    """Images of scanned digits, slightly moved and scaled, white on the ground: [B, 3, 16, 16]."""
     scans, labels = digit_scans(half)
     rows = [(labels == digit).nonzero()[:, 0] for digit in range(10)]
     picks = torch.rand(len(digit_B), generator=generator)
@@ -231,7 +231,7 @@ def digit_scans(half: str) -> tuple[Tensor, Tensor]:
 
 
 def _offsets(centre_B2: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y of every pixel's middle relative to a point, each [B, 16, 16]; points are relative to the middle."""
+    """x and y of every pixel's centre relative to a point, each [B, 16, 16]; 0 is the image's centre."""
     line = torch.arange(SIZE) + 0.5 - SIZE / 2
     x = line[None, None, :] - centre_B2[:, 0, None, None]
     y = line[None, :, None] - centre_B2[:, 1, None, None]
@@ -239,7 +239,7 @@ def _offsets(centre_B2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coverage(distance: Tensor) -> Tensor:
-    """How much of a pixel a shape covers, from the distance to its outline."""
+    """Share of a pixel that a shape covers, from the distance to its outline."""
     return (0.5 - distance).clamp(0, 1)
 
 
@@ -253,7 +253,7 @@ def _spread(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def balanced(prompts: Sequence[Prompt], number: int, seed: int) -> list[Prompt]:
-    """So many prompts, each equally often, in an order the seed decides."""
+    """``number`` prompts, each equally often, in an order given by the seed."""
     rng = random.Random(seed)
     chosen: list[Prompt] = []
     while len(chosen) < number:

@@ -1,4 +1,4 @@
-// A denoising run: what it did and what came of it, its curves, its record. The images are in images.js.
+// The page of a denoising run: summary, curves and record. The sample images are in images.js.
 
 const DATA = { runs: [], live: false };
 const RUN = () => DATA.runs[0];
@@ -11,22 +11,22 @@ function load(tree) {
 const MEANINGS = {
   accuracy: "images that show their prompt", frechet: "Fréchet distance to real images",
   distance: "the loss's distance to the teacher, held-out prompts",
-  gap_recovery: "share of the teacher's lead that the student has made up",
+  gap_recovery: "share of the teacher's initial lead that the student has closed",
 };
 const FIRST = ["accuracy", "frechet", "distance"];
 const DENOISING_CHARTS = [
-  ["Accuracy", "Share of images that show what their prompt says: held-out prompts at each evaluation, the training batch at each step.",
+  ["Accuracy", "Share of images that show their prompt: held-out prompts at each evaluation, the training batch at each step.",
     [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true]], { share: true }],
-  ["Fréchet distance", "How far the images are, as a set, from real ones; lower is better.",
+  ["Fréchet distance", "Distance between the set of images and real images; lower is better.",
     [["eval", "frechet", "student"], ["eval", "teacher_frechet", "teacher", true]], { low: 0 }],
-  ["Distance to the teacher", "The loss on held-out prompts, a mean over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
-  ["Loss", "What the optimizer sees, and the terms that it is made of.",
+  ["Distance to the teacher", "The loss on held-out prompts, averaged over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
+  ["Loss", "The total loss, and its terms.",
     [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|reward_gradient)$/, ""]], {}],
-  ["Spread", "Standard deviation of the drawn latents across a batch; it falls to 0 where one image is drawn for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
+  ["Spread", "Standard deviation of the clean latents across a batch; it falls to 0 if the student generates one image for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
-  ["Where the time goes", "Seconds a step, one on top of the other.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
-  ["Throughput", "Denoising steps a second of a step.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
+  ["Time per step", "Seconds per step, stacked.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
+  ["Throughput", "Denoising steps per second.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
 ];
 
 const known = (column) => Boolean(column) && column.some((v) => v !== null);
@@ -60,18 +60,18 @@ function sentence(run) {
   return parts;
 }
 
-// Before, after, best and the teacher's own, a row a figure.
+// One row per metric: before, after, best, and the teacher's.
 function measured(run) {
   const { step, columns } = run.eval;
   const all = Object.keys(columns).filter((name) => known(columns[name]) && !name.startsWith("teacher_"));
   const order = [...FIRST, "gap_recovery"];
   const rank = (name) => { const at = order.indexOf(name.split("/")[0]); return at < 0 ? order.length : at; };
   const rows = all.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
-  if (!rows.length) return card2("Before and after", el("p", { class: "note" }, "Nothing was measured: the run file names no task that judges images, or no held-out prompts."));
+  if (!rows.length) return card2("Before and after", el("p", { class: "note" }, "Nothing was measured: the run file names no held-out prompts, or no task that judges images."));
   const heads = ["before", "after", "best", "teacher"];
   return card2("Before and after",
     el("div", { class: "scroll-x" }, el("table", { class: "plain before-after" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "figure"), heads.map((h) => el("th", { scope: "col" }, h)), el("td", {}))),
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), heads.map((h) => el("th", { scope: "col" }, h)), el("td", {}))),
       el("tbody", {}, rows.map((name) => {
         const { first, last, best } = course(run, name);
         const teacher = (columns[`teacher_${name}`] || []).findLast((v) => v !== null);
@@ -98,16 +98,16 @@ const buildCurves = () => drawCurves({ first: null, charts: DENOISING_CHARTS, gr
 
 function record() {
   const run = RUN();
-  const missing = run.left_out ? ` For the size of this file it lacks ${run.left_out}; all of it is in the run's folder, in samples.` : "";
+  const missing = run.left_out ? ` To keep this file small, ${run.left_out} are left out; the run's folder has them, in samples.` : "";
   fill(
     $("record"),
     el("h2", { id: "record-title" }, "Record"),
-    el("h3", {}, "What guards noticed"),
+    el("h3", {}, "Events"),
     run.events.length
       ? el("ol", { class: "events" }, run.events.map((e) => el("li", {}, el("span", { class: "fact" }, `step ${e.step}`), el("b", {}, e.kind.replace(/_/g, " ")), " ", e.text)))
       : el("p", { class: "note" }, "Nothing."),
     el("details", {}, el("summary", {}, "Run file"), el("pre", {}, JSON.stringify(run.config, null, 2))),
-    el("p", { class: "note" }, `All images of a prompt begin with the same noise, at every evaluation${run.samples.teacher.length ? " and by the teacher" : ""}.${missing}`),
+    el("p", { class: "note" }, `Every image of a prompt starts from the same noise, at every evaluation${run.samples.teacher.length ? " and for the teacher" : ""}.${missing}`),
   );
 }
 
@@ -120,7 +120,7 @@ function build() {
   record();
 }
 
-// Live mode: who looks at the last evaluation goes on to the next.
+// Live mode: a reader at the last evaluation moves on to the next one.
 function follow() {
   poll(() => RUN().finished, (news) => {
     load(news);

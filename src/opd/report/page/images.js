@@ -1,6 +1,6 @@
-// What the student drew at each evaluation, above what the teacher drew from the same noise; and where they differ.
+// The student's images at each evaluation, the teacher's from the same noise, and the loss along the trajectory.
 
-const SMALL = 128; // pixels, below which a image's own pixels are shown
+const SMALL = 128; // pixels; smaller images are enlarged without smoothing
 const view = { at: null }; // number of the evaluation; null is the last
 
 function buildImages() {
@@ -10,7 +10,7 @@ function buildImages() {
   const last = samples.steps.length - 1;
   fill(
     $("images"),
-    el("h2", { id: "images-title" }, "What it draws"),
+    el("h2", { id: "images-title" }, "Sample images"),
     el("div", { class: "walk", role: "group", "aria-label": "Evaluation" },
       el("button", { type: "button", class: "chip", id: "earlier", "aria-label": "Evaluation before", title: "[", onclick: () => walk(-1) }, "‹"),
       el("input", { type: "range", id: "step", min: 0, max: last, step: 1, "aria-label": "Evaluation", disabled: !last, oninput: (e) => look(Number(e.target.value)) }),
@@ -24,7 +24,7 @@ function buildImages() {
   look(view.at === null ? last : Math.min(view.at, last));
 }
 
-// One prompt: the student's image, and the teacher's where it is a model of its own.
+// One prompt: the student's image, and the teacher's if it is a model of its own.
 function column(prompt, i) {
   const { samples } = RUN();
   const [drawn, taught] = [image("", ""), samples.teacher.length ? image(samples.teacher[i], `The teacher's image of “${prompt.text}”`) : null];
@@ -45,14 +45,14 @@ function image(source, alt) {
 
 function shownToTeacher(samples) {
   return [
-    el("h3", { class: "above" }, "Shown to the teacher"),
-    el("p", { class: "note" }, "Images of training prompts, which the teacher sees beside the prompt and the student does not."),
+    el("h3", { class: "above" }, "Images that the teacher sees"),
+    el("p", { class: "note" }, "Images of training prompts. The teacher sees them beside the prompt; the student does not."),
     el("ul", { class: "drawn" }, samples.references.map((prompt, i) =>
-      el("li", {}, el("figure", {}, image(samples.shown[i], `Shown to the teacher with “${prompt.text}”`), caption(prompt))))),
+      el("li", {}, el("figure", {}, image(samples.shown[i], `The teacher sees it with “${prompt.text}”`), caption(prompt))))),
   ];
 }
 
-// Every evaluation as a row, the teacher below; drawn when somebody opens it.
+// Every evaluation as a row, the teacher below; built when the reader opens it.
 function atOnce(samples) {
   const rows = samples.steps.map(({ step, images }) => [`step ${step}`, images]);
   if (samples.teacher.length) rows.push(["teacher", samples.teacher]);
@@ -64,8 +64,8 @@ function atOnce(samples) {
       el("tbody", {}, rows.map(([name, images]) => el("tr", {}, el("th", { scope: "row" }, name),
         images.map((source, i) => el("td", {}, image(source, `“${samples.prompts[i].text}”, ${name}`))))))));
   };
-  return el("details", { class: "values-of", ontoggle: draw }, el("summary", {}, "All evaluations one under the other"),
-    el("div", { class: "scroll-x", tabindex: "0", role: "group", "aria-label": "All evaluations; they can be scrolled" }));
+  return el("details", { class: "values-of", ontoggle: draw }, el("summary", {}, "All evaluations"),
+    el("div", { class: "scroll-x", tabindex: "0", role: "group", "aria-label": "All evaluations; scrollable" }));
 }
 
 // Show one evaluation.
@@ -103,8 +103,8 @@ function figuresAt(step) {
 
 // --- the loss along the trajectory ----------------------------------------------------------------------------------
 
-// Bars of one look at the loss, the last that is not after the step shown. A loss falls by orders of magnitude, so each
-// look has its own scale: what the bars compare is where the loss is, and how much there is of it stands in the key.
+// Bars of the loss at the last recorded step up to the one shown. A loss falls by orders of magnitude, so each recorded
+// step has its own scale: the bars show how the loss is spread over the states, and the key shows its mean.
 function differences(step) {
   const lines = RUN().states.filter((line) => line.loss.distill);
   if (!lines.length) return;
@@ -119,8 +119,8 @@ function differences(step) {
   fill(
     $("states"),
     el("figure", { class: "card along" },
-      el("figcaption", {}, el("h3", {}, "Where student and teacher differ along the trajectory"),
-        el("p", { class: "note" }, `Mean loss (${RUN().distance}) at each state that the student visits, from noise to image, on the training batch after ${now.step} steps${now === first ? "." : `; behind it that of step ${first.step}, each to the scale of its own largest.`}`)),
+      el("figcaption", {}, el("h3", {}, "Loss along the trajectory"),
+        el("p", { class: "note" }, `Mean loss (${RUN().distance}) at each state that the student visits, from noise to image, on the training batch after ${now.step} steps${now === first ? "." : `; behind it the loss at step ${first.step}. Each is scaled to its own maximum.`}`)),
       el("div", { class: "along-room", "--n": values.length }, el("div", { class: `bars${few ? "" : " many"}`, role: "img", "aria-label": summary }, values.map((v, k) =>
         el("div", { class: "state", title: `state ${k + 1}: ${v === null ? "not trained on" : number(v)}` },
           now === first ? null : el("span", { class: "was", "--v": part(first, k) }), el("span", { class: "is", "--v": part(now, k) }),
