@@ -86,7 +86,7 @@ def recipes() -> tuple[dict[str, Case], dict[str, str]]:
     """Recipes whose teacher is another model: those that a gate may watch, and why it may not watch the others."""
     watched, others = {}, {}
     for name in recipe_names("language"):
-        if read(name).teacher.weights != "model":
+        if not read(name).teacher.is_model:
             continue
         try:
             read(name, {"teacher.gate": {}})

@@ -18,7 +18,9 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from loss_peer_common import Inputs, full_logits, parser, work
@@ -58,11 +60,15 @@ def opd(inputs: Inputs, divergence: str) -> Tensor:
     return loss.detach()
 
 
-OWN = {"products": Products, "opd": lambda options: opd, "full logits": lambda options: full_logits}
+OWN: dict[str, Callable[[argparse.Namespace], Callable[[Inputs, str], Tensor]]] = {
+    "products": Products,
+    "opd": lambda options: opd,
+    "full logits": lambda options: full_logits,
+}
 """Variants of this environment, each made from the options."""
 
 
-def run(command: list[str], options: argparse.Namespace, width: int, *flags: str) -> dict[str, float]:
+def run(command: list[str], options: argparse.Namespace, width: int, *flags: str) -> dict[str, Any]:
     """One measurement in a new process."""
     asked = [f"--{name}={getattr(options, name)}" for name in ("divergence", "tokens", "vocab", "device", "dtype")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -71,13 +77,13 @@ def run(command: list[str], options: argparse.Namespace, width: int, *flags: str
     )
     if finished.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{finished.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return result
 
 
 def rows(commands: dict[str, list[str]], options: argparse.Namespace, width: int) -> list[str]:
     """The table's rows for one width."""
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(options.repeats):
         for name, command in commands.items():
             measured[name].append(run(command, options, width))

@@ -18,7 +18,7 @@ def liger(inputs: Inputs, divergence: str) -> Tensor:
     student, teacher = (inputs.hidden_TD, inputs.head_VD), (inputs.teacher_hidden_TD, inputs.teacher_head_VD)
     label = torch.zeros(len(inputs.weight_T), dtype=torch.int64, device=inputs.weight_T.device)
     compute = LigerFusedLinearJSDLoss(0.0, 1.0, beta=BETA[divergence], compiled=inputs.hidden_TD.is_cuda)
-    loss = compute(*student, *teacher, label)
+    loss: Tensor = compute(*student, *teacher, label)
     loss.backward()
     return loss.detach()
 

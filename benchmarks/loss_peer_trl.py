@@ -16,7 +16,7 @@ def trl(inputs: Inputs, divergence: str) -> Tensor:
     """TRL's per-token divergence, weighted and summed."""
     student, teacher = (inputs.hidden_TD, inputs.head_VD), (inputs.teacher_hidden_TD, inputs.teacher_head_VD)
     each, _ = ChunkedDivergenceFunction.apply(*student, None, *teacher, None, BETA[divergence])
-    loss = (each * inputs.weight_T).sum()
+    loss: Tensor = (each * inputs.weight_T).sum()
     loss.backward()
     return loss.detach()
 

@@ -1,6 +1,6 @@
 """Pictures of the report, of real runs of the bundled models: one that goes well, and four that were ruined on purpose.
 
-    python benchmarks/report_pictures.py [--only mask] [--runs FOLDER]
+    PYTHONPATH=tests python benchmarks/report_pictures.py [--only mask] [--runs FOLDER]
 
 The pictures of docs/reading-the-report.md and of the README; needs playwright, Pillow and a chromium. The runs are
 short, a few minutes for all on one free core; with ``--runs`` they are kept, and one that is there is not made again.
@@ -15,17 +15,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from recovery import GUARDS_OFF, LONG, Saboteur, repetition
 
-import opd
+from opd.loop import Loop
 from opd.report.page import write_report
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Rollout
+from support.altered import train_altered
+from support.ruined_runs import GUARDS_OFF, LONG, repetition, sabotaged
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
 
@@ -64,14 +66,14 @@ class Case:
 
     Attributes:
         recipe, overrides: the run.
-        displays: makes what sits between the loop and its teacher.
+        alter: changes the loop before it runs; None leaves it as it is.
         ruined: what is wrong while it runs.
         shots: by name of the picture: what to do on the page, and what of it to show, from the first to the last.
     """
 
     recipe: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    displays: Callable[[], list[Any]] = list
+    alter: Callable[[Loop], Loop] | None = None
     ruined: Callable[[], Any] = nullcontext
     shots: Mapping[str, tuple[Callable[[Page], None], Sequence[str]]] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ def last(page: Page) -> None:
     """The same with the weights at the end, coloured by the student's entropy."""
     tokens_only(page)
     page.locator("#steps .chip").nth(-2).click()
-    page.click('[data-metric="entropy"]')
+    page.click('[data-quantity="entropy"]')
 
 
 HEAD = ("#short", "#text article")
@@ -108,7 +110,7 @@ CASES = {
     "repetition": Case(
         "opd",
         {**LONG, **GUARDS_OFF, "loss.divergence": "jsd", "optimizer.steps": 24, "eval.every": 8},
-        displays=lambda: [Saboteur(repetition, 6, 10**6)],
+        alter=partial(sabotaged, strike=repetition, first=6, last=10**6),
         shots={"repetition": (last, HEAD)},
     ),
 }
@@ -120,7 +122,7 @@ def made(name: str, case: Case, runs: Path) -> Path:
     if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         with case.ruined():
-            opd.train(case.recipe, {**SHORT, **case.overrides, "out": str(folder)}, displays=case.displays())
+            train_altered(case.alter, case.recipe, {**SHORT, **case.overrides, "out": str(folder)})
     return write_report(folder)
 
 

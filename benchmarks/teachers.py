@@ -96,7 +96,7 @@ def main() -> None:
         for name, seed in [("student", 99), *((f"t{n}", n) for n in range(args.teachers))]:
             make(root / name, seed)
         size = (root / "t0" / "model.safetensors").stat().st_size / 2**20
-        found = {}
+        found: dict[int, list[dict[str, float]]] = {}
         for number in (1, args.teachers, 1, args.teachers):  # side by side, twice: the machine is noisy
             command = [sys.executable, __file__, "--one", str(number), "--root", folder, "--steps", str(args.steps)]
             said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout

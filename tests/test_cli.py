@@ -94,7 +94,13 @@ def test_the_doctor_at_the_command_line(tmp_path: Path) -> None:
     assert "ready to train" in done.stdout
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+QUICK = {"diffusion-opd", "gold", "grpo", "hint", "opd", "opsd", "sft"}
+"""Recipes with an own kind of teacher or signal each; the others are slow together."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipe_names()]
+)
 def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     *said, last = examine(recipe, {})

@@ -16,6 +16,7 @@ import opd
 from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config.read import read
+from opd.config.run import RunConfig
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import gap_recovery
 from opd.language.run import LanguageRun
@@ -58,10 +59,16 @@ class Kept(RunLog):
         self.kept = scored
 
 
+def language(tree: dict[str, Any]) -> RunConfig:
+    config = read(tree)
+    assert isinstance(config, RunConfig)
+    return config
+
+
 def a_loop(tmp_path: Path, **changes: Any) -> tuple[Loop, Kept]:
     log = Kept(tmp_path / "metrics.jsonl")
     objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
-    return LanguageRun.load(read(run_file(tmp_path / "out", **changes)), objects).assemble(log), log
+    return LanguageRun.load(language(run_file(tmp_path / "out", **changes)), objects).assemble(log), log
 
 
 def every_third(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
@@ -128,7 +135,13 @@ def test_a_hint_author_that_never_writes_is_named(tmp_path: Path) -> None:
         loop.terms[0].view.author = Mute()  # type: ignore[union-attr]
         return loop
 
-    small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
+    small: dict[str, Any] = {
+        "rollout.prompts_per_step": 4,
+        "guards.max_idle": 2,
+        "eval.prompts": None,
+        "log": [],
+        "report": False,
+    }
     with pytest.raises(EmptyStepError) as error:
         train_altered(alter, "hint", {**small, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=hint, and no hint was written" in str(
@@ -150,7 +163,13 @@ def test_a_feedback_view_without_a_success_is_not_blamed_on_hints(tmp_path: Path
     def alter(loop: Loop) -> Loop:
         return dataclasses.replace(loop, sampler=Wrong(loop.sampler))
 
-    small = {"rollout.prompts_per_step": 4, "guards.max_idle": 2, "eval.prompts": None, "log": [], "report": False}
+    small: dict[str, Any] = {
+        "rollout.prompts_per_step": 4,
+        "guards.max_idle": 2,
+        "eval.prompts": None,
+        "log": [],
+        "report": False,
+    }
     with pytest.raises(EmptyStepError) as error:
         train_altered(alter, "sdpo", {**small, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=feedback" in str(error.value)

@@ -131,7 +131,7 @@ def test_reward_settings_without_rewards_are_refused(overrides: dict[str, Any], 
 
 
 def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
-    small = {
+    small: dict[str, Any] = {
         "optimizer.steps": 1,
         "eval.prompts": None,
         "log": [],

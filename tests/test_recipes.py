@@ -1,4 +1,7 @@
-"""Every shipped recipe on the nano suite, for two steps: it runs, learns from something, and stays finite."""
+"""Every shipped recipe on the nano suite, with evaluations and a report: it runs, learns and stays finite.
+
+All are slow together; tests/golden has the first steps of each.
+"""
 
 import json
 import math
@@ -12,10 +15,12 @@ from opd.config.read import read, recipe_names
 from opd.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
     config = read(name)
     prompts = config.eval.prompts
+    assert prompts is not None
     few = [{**source.model_dump(), "limit": 8} for source in prompts.mix or (prompts,)]
     small: dict[str, Any] = {"optimizer.steps": 2, "rollout.prompts_per_step": 8, "eval.prompts": few, "log": []}
     if name == "lightning":
@@ -29,6 +34,6 @@ def test_a_recipe_takes_two_steps(name: str, tmp_path: Path) -> None:
 
 
 def test_an_outcome_without_a_checker_is_refused(tmp_path: Path) -> None:
-    overrides = {"out": str(tmp_path / "run"), "eval.prompts": None, "log": []}
+    overrides: dict[str, Any] = {"out": str(tmp_path / "run"), "eval.prompts": None, "log": []}
     with pytest.raises(ConfigError, match=r"loss.signal=reward .* answer"):
         opd.train("grpo", overrides, prompts=[{"prompt": f"{n} + 1"} for n in range(20)])

@@ -235,7 +235,8 @@ def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any
     """Overrides, with the keys that given objects stand in for."""
     standing = objects.keys()
     if not standing:
-        return overrides
+        unchanged: list[str] | dict[str, Any] = overrides
+        return unchanged
     given = dict(overrides) if isinstance(overrides, Mapping) else dict(run_file.split(o) for o in overrides)
     return standing | given
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,10 +176,9 @@ def test_what_does_not_go_together_is_refused_with_both_keys(
 
 @pytest.mark.parametrize("old", [*RENAMED])
 def test_an_old_name_is_refused_with_the_new_one(old: str) -> None:
-    if old in ("teacher.gate.overlap",):
+    overrides: dict[str, Any] = {old: {"mean": 1} if old == "loss.positions" else 1}
+    if old == "teacher.gate.overlap":
         overrides = {"teacher": {"model": "t", "gate": {"overlap": 0.1}}}
-    else:
-        overrides = {old: {"mean": 1} if old == "loss.positions" else 1}
     with pytest.raises(ConfigError, match="has a new name. Fix: write") as caught:
         read("hint", overrides)
     assert str(caught.value).startswith(old)

@@ -52,7 +52,7 @@ def rollout(name: str, reward: float | None, source: Any = "student") -> Rollout
     )
 
 
-def learn(adaptive: Adaptive, step: int, seen: list[tuple[str, float | None, list[float]]], **more: Any) -> Any:
+def learn(adaptive: Adaptive, step: int, seen: Sequence[tuple[str, float | None, Sequence[float]]], **more: Any) -> Any:
     """One rollout each, with its reward and the losses of some of its tokens."""
     rollouts = [rollout(name, reward, **more) for name, reward, _ in seen]
     where = [(i, p) for i, (_, _, losses) in enumerate(seen) for p in range(len(losses))]
@@ -75,7 +75,7 @@ def test_the_uniform_order_is_what_it_was() -> None:
 
 
 def test_probabilities_equal_the_formula() -> None:
-    weights = {"success": 1.0, "divergence": 0.5, "staleness": 0.25, "uniform": 0.25}
+    weights: dict[str, Any] = {"success": 1.0, "divergence": 0.5, "staleness": 0.25, "uniform": 0.25}
     adaptive = curriculum(**weights, keep=0.5)
     assert adaptive.probabilities(0).tolist() == pytest.approx([1 / 8] * 8)
     learn(adaptive, 0, [("a", 1.0, [0.5, 1.5]), ("a", 0.0, [1.0]), ("b", 1.0, []), ("c", None, [0.2])])
@@ -89,8 +89,8 @@ def test_probabilities_equal_the_formula() -> None:
     }
     most = (0.5 * 1.0 + 4.0) / 1.5
     left = dict.fromkeys("abcdefgh", most) | {"b": 0.0, "c": 0.2, "d": 2.0}  # e's loss was no number: still unknown
-    stale = dict.fromkeys("fgh", 4 + 1) | {"a": 2, "b": 4, "c": 4, "d": 2, "e": 2}
-    scores = [{n: p[n] * (1 - p[n]) for n in p}, left, stale, dict.fromkeys("abcdefgh", 1)]
+    stale: dict[str, float] = dict.fromkeys("fgh", 4.0 + 1) | {"a": 2, "b": 4, "c": 4, "d": 2, "e": 2}
+    scores: list[dict[str, float]] = [{n: p[n] * (1 - p[n]) for n in p}, left, stale, dict.fromkeys("abcdefgh", 1)]
     wanted = [
         sum(w * s[n] / math.fsum(s.values()) for w, s in zip(weights.values(), scores, strict=True)) / 2.0
         for n in "abcdefgh"

@@ -8,13 +8,14 @@ import pytest
 
 from opd.api import examine
 from opd.evaluation import evaluate
+from opd.models import forward
 
 SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
 
 
 def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    read = evaluate.read
+    read = forward.read
 
     def recorded(model: Any, batch: Any, layers: Any = ()) -> Any:
         sizes.append(len(batch) * max(len(reading.ids) for reading in batch))

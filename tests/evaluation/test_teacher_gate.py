@@ -105,7 +105,7 @@ GATED = {
         "gate": {},
     },
     "prompts.limit": 16,
-    "eval.prompts.limit": 24,
+    "eval.prompts.limit": 12,
     "eval.every": 2,
     "eval.diagnostics": 8,
     "rollout.prompts_per_step": 4,

@@ -7,7 +7,7 @@ Suffixes: K steps of a sampler, T transitions, Q nodes of the quadrature.
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def images(count: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.fl
     return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(count)]
 
 
-def transition(schedule: NoiseSchedule, k: int, x: Tensor, p: Tensor) -> Independent:
+def transition(schedule: NoiseSchedule, k: int, x: Tensor, p: Tensor) -> Any:
     """One image's next one, as torch.distributions has it; x, p: float64 of any shape."""
     mean = float(schedule.mean_x_K[k]) * x + float(schedule.mean_p_K[k]) * p
     return Independent(Normal(mean, float(schedule.std_K[k])), x.ndim)

@@ -27,7 +27,7 @@ NAMES = sorted(FORMULAS)
 
 def reference(
     case: Case, formula: Formula, *, beta: float = 0.5, temperature: float = 1.0, vocab: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Loss and both gradients in float64, from whole logits."""
     c = case.double()
     p = (c.student_hidden @ c.student_head[:vocab].T / temperature).softmax(-1)
@@ -36,7 +36,7 @@ def reference(
     return loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))
 
 
-def ours(case: Case, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+def ours(case: Case, **options: object) -> tuple[Tensor, ...]:
     loss = linear_divergence(*case.tensors(), weight=case.weight, **options)  # type: ignore[arg-type]
     return loss.detach(), *torch.autograd.grad(loss, (case.student_hidden, case.student_head))
 
@@ -354,7 +354,8 @@ def test_vocab_size_leaves_padding_out(name: str) -> None:
 def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
     """Reference from the same rounded inputs; what is left is the rounding of logits and gradients to bfloat16."""
     case = make_case(19, tokens=24, vocab=200, width=32)
-    low = Case(*(t.detach().to(dtype) for t in case.tensors()), case.weight)
+    student_hidden, student_head, teacher_hidden, teacher_head = (t.detach().to(dtype) for t in case.tensors())
+    low = Case(student_hidden, student_head, teacher_hidden, teacher_head, case.weight)
     low.student_hidden.requires_grad_()
     low.student_head.requires_grad_()
     got = ours(low, divergence=name, chunk_tokens=7, temperature=2.0)

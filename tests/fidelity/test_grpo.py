@@ -68,7 +68,8 @@ def ours(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] | None
     row_T = torch.tensor([starts[r] + p for r, p in places])
     hidden_TD, head_VD = (x.float().requires_grad_() for x in student())
     loss = PolicyGradient(clip=clip)(TokenStates(hidden_TD[row_T], head_VD), signal, weight_T)
-    return loss.item(), *torch.autograd.grad(loss, (hidden_TD, head_VD))
+    hidden_grad, head_grad = torch.autograd.grad(loss, (hidden_TD, head_VD))
+    return loss.item(), hidden_grad, head_grad
 
 
 def reference(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] | None) -> tuple[float, Tensor, Tensor]:
@@ -113,7 +114,8 @@ def reference(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] |
         value = torch.stack([total for total, _ in sums]).sum() / sum(own for _, own in sums)
     else:
         value = torch.stack([total / LONGEST for total, _ in sums]).mean()
-    return -value.item(), *torch.autograd.grad(-value, (hidden_TD, head_VD))
+    hidden_grad, head_grad = torch.autograd.grad(-value, (hidden_TD, head_VD))
+    return -value.item(), hidden_grad, head_grad
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], str, tuple[float, float] | None]] = {

@@ -61,7 +61,8 @@ def test_value_and_gradients(
     ours = [t.clone().requires_grad_() for t in (hidden, head)]
     exact = [t.double().requires_grad_() for t in (hidden, head)]
     loss = linear_mixture_divergence(
-        *ours,
+        ours[0],
+        ours[1],
         each,
         share,
         geometric=geometric,
@@ -70,7 +71,7 @@ def test_value_and_gradients(
         temperature=temperature,
         chunk_tokens=chunk,
     )
-    wanted = by_definition(*exact, each, share, weight, temperature, geometric=geometric, reverse=reverse)
+    wanted = by_definition(exact[0], exact[1], each, share, weight, temperature, geometric=geometric, reverse=reverse)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-5)
     loss.backward()
     wanted.backward()

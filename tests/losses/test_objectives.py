@@ -1,7 +1,10 @@
 """Each position's own loss, as objectives fill it in: weighted, it adds up to what they return."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from opd.losses import Support
 from opd.losses.objectives import (
@@ -12,7 +15,16 @@ from opd.losses.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.types import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, Signal, TokenSignal, TokenStates
+from opd.types import (
+    ExpertsSignal,
+    FullSignal,
+    HiddenSignal,
+    Objective,
+    SampledSignal,
+    Signal,
+    TokenSignal,
+    TokenStates,
+)
 
 T, V, D = 7, 19, 6
 DRAW = torch.Generator().manual_seed(3)
@@ -23,7 +35,7 @@ WHERE = torch.zeros(T, dtype=torch.int64), torch.arange(T), torch.randint(V, (T,
 LOGPROBS = [torch.randn(T, generator=DRAW) - 2 for _ in range(2)]
 
 FULL = FullSignal(*WHERE, THEIRS, HEAD_1)
-SAMPLED = SampledSignal(*WHERE, *LOGPROBS, torch.zeros(T))
+SAMPLED = SampledSignal(*WHERE, LOGPROBS[0], LOGPROBS[1], torch.zeros(T))
 
 
 def experts() -> ExpertsSignal:
@@ -31,7 +43,8 @@ def experts() -> ExpertsSignal:
     row_TK = torch.tensor([[0, 0], [1, 1], [2, 2], [3, -1], [4, -1], [-1, 3], [-1, 4]])
     share_TK = torch.where(row_TK >= 0, torch.tensor([0.3, 0.7]), 0.0)
     share_TK = share_TK / share_TK.sum(1, keepdim=True)
-    parts = [FullSignal(*(w[:5] for w in WHERE), h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
+    first = (WHERE[0][:5], WHERE[1][:5], WHERE[2][:5])
+    parts = [FullSignal(*first, h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
     return ExpertsSignal(*WHERE, row_TK, share_TK, tuple(parts))
 
 
@@ -68,9 +81,10 @@ def test_the_temperature_divides_the_logits_of_every_token_loss(temperature: flo
     logits_TV = (HIDDEN.double() @ HEAD.double().T) / temperature
     log_p_T = logits_TV.log_softmax(-1)[torch.arange(T), WHERE[2]]
     ratio_T = LOGPROBS[0].double() - log_p_T
-    states, settings = TokenStates(HIDDEN, HEAD), {"temperature": temperature, "chunk_tokens": 3}
+    states = TokenStates(HIDDEN, HEAD)
+    settings: dict[str, Any] = {"temperature": temperature, "chunk_tokens": 3}
     importance_T = (log_p_T - LOGPROBS[1].double()).exp()
-    wanted = {
+    wanted: dict[Objective, Tensor] = {
         CrossEntropy(**settings): -log_p_T,
         DirectEstimate(estimator="k2", **settings): ratio_T.square() / 2,
         DirectEstimate(estimator="k3", **settings): ratio_T.exp() - ratio_T - 1,

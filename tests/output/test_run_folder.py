@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     monkeypatch.setattr("opd.output.run_folder.PATIENCE_S", 0.1)
-    overrides = {
+    overrides: dict[str, Any] = {
         "optimizer.steps": 1,
         "rollout.prompts_per_step": 4,
         "eval.prompts": None,
@@ -64,7 +65,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
 
 def test_a_partial_run_file_of_a_killed_start_does_not_block_the_folder(tmp_path: Path) -> None:
     (tmp_path / ".run.json").write_text('{"half')
-    overrides = {
+    overrides: dict[str, Any] = {
         "optimizer.steps": 1,
         "rollout.prompts_per_step": 4,
         "rollout.max_new_tokens": 4,
@@ -72,7 +73,7 @@ def test_a_partial_run_file_of_a_killed_start_does_not_block_the_folder(tmp_path
         "log": [],
     }
     prompts = [{"prompt": f"a {letter}"} for letter in "bcde"]
-    models = {"student": make_model(0), "teacher": make_model(1)}
+    models: dict[str, Any] = {"student": make_model(0), "teacher": make_model(1)}
     assert opd.train("opd", {**overrides, "out": str(tmp_path)}, prompts=prompts, **models, resume=True).steps == 1
 
 

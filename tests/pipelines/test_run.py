@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
 from opd.output.run_folder import locked
 from opd.pipelines.process import Worker
-from opd.pipelines.progress import Row
+from opd.pipelines.progress import Display, Row
 from opd.pipelines.result import PipelineResult
 from opd.pipelines.run import pipeline
 from opd.pipelines.state import supersede
@@ -339,7 +340,7 @@ def test_a_pipeline_killed_at_any_time_ends_with_the_same_weights(
         process.send_signal(signal.SIGKILL)
         process.wait()
         worker = int((out / moment.split("/")[0] / ".lock").read_text())
-        wait_until(lambda w=worker: not runs(w), seconds=5)  # the worker has ended
+        wait_until(partial(ended, worker), seconds=5)
     done = subprocess.run(command(file), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for name in ("one", "two", "three"):
@@ -354,17 +355,17 @@ def wait_until(holds: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.01)
 
 
-def runs(process: int) -> bool:
-    """Whether a process is running; a zombie is not."""
+def ended(process: int) -> bool:
+    """Whether a process has ended; a zombie has."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
-        return False
+        return True
 
 
 def test_terminal_and_log_output(copy: Path, no_worker: None) -> None:
     terminal, log = StringIO(), StringIO()
-    displays = [
+    displays: list[Display] = [
         LiveTable(Console(file=terminal, force_terminal=True, width=120, color_system=None)),
         Lines(Console(file=log, width=120)),
     ]

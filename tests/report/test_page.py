@@ -57,6 +57,7 @@ def test_only_a_live_page_may_connect_and_only_to_its_own_server(tmp_path: Path)
     assert "connect-src 'self'" in page([run], live=True)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_cut_to_size_and_the_page_names_the_removed_data(tmp_path: Path) -> None:
     steps = tuple(range(0, 220, 20))
     path = write_run(tmp_path / "run", tokens=1500, rollouts=5, steps=steps)

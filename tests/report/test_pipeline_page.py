@@ -15,7 +15,13 @@ from opd.errors import DataError, OpdError
 from opd.report.pipeline import pipeline_data, write_pipeline_page
 from support.written_run import HOSTILE, write_run
 
-DONE = {"before": {"accuracy": 0.25}, "after": {"accuracy": 0.5}, "best": {"accuracy": 0.5}, "steps": 4, "tokens": 1000}
+DONE: dict[str, Any] = {
+    "before": {"accuracy": 0.25},
+    "after": {"accuracy": 0.5},
+    "best": {"accuracy": 0.5},
+    "steps": 4,
+    "tokens": 1000,
+}
 
 
 def stage(kind: str = "train", inputs: tuple[str, ...] = (), state: str = "done", **more: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def _several() -> Signal:
     return combined([whole, whole.take(whole.rollout_T == 1)], torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 0.0]]))
 
 
-CASES = {
+CASES: dict[str, tuple[Any, Callable[[], Signal]]] = {
     "forward": (FullVocabulary(), _full),
     "top_k": (FullVocabulary(divergence="reverse_kl", support=Support(3, whose="teacher", rest="tail")), _full),
     "several": (SeveralTeachers(inner=FullVocabulary()), _several),

@@ -28,7 +28,7 @@ FIXED = {
     "checkpoint.every": 5,
     "log": [],
 }
-RECOVER = {"guards.recover": {}}
+RECOVER: dict[str, Any] = {"guards.recover": {}}
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0, "guards.max_idle": 1000}
 
 Strike = Callable[[LanguageModel, Sequence[Rollout], FullSignal], FullSignal]
@@ -111,7 +111,7 @@ class Scenario:
     Attributes:
         recipe, overrides: the run.
         strike: what happens to it on the way.
-        first, last: from after so many steps until after so many.
+        first, last: the steps after which it begins and ends, both included.
     """
 
     recipe: str

@@ -28,7 +28,7 @@ def write_run(
 
 def row(step: int, n: int, text: str, tokens: int) -> dict[str, Any]:
     own = [p for p in range(tokens) if p % 4 != 3]
-    said = {
+    said: dict[str, Any] = {
         "logprob": [-0.5] * len(own),
         "entropy": [0.7] * len(own),
         "top": [[text, f"{text}{n}"]] * len(own),

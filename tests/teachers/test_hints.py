@@ -5,8 +5,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -95,7 +96,9 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     chat = Chat(tokenizer)
 
     class Scripted:
-        def generate(self, contexts: list[list[int]], *_: object, **__: object) -> list[Generation]:
+        def generate(
+            self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], **_: Any
+        ) -> list[Generation]:
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
@@ -112,7 +115,7 @@ class Server:
     """A real chat endpoint on this machine that can be told to fail."""
 
     def __init__(self) -> None:
-        self.requests: list[dict[str, object]] = []
+        self.requests: list[dict[str, Any]] = []
         self.authorization: list[str | None] = []
         self.failures: list[tuple[int, dict[str, str]]] = []
         self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}
@@ -261,7 +264,8 @@ def test_every_error_names_the_run_files_key_of_this_author(server: Server, faul
 
 
 def test_an_author_of_experience_is_named_as_such_by_its_run(tmp_path: Path) -> None:
-    author = {"http": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
-    given = {"teacher.view": {"experience": {"author": author, "prompts": 4}}, "out": str(tmp_path / "out")}
-    with pytest.raises(ModelError, match=r"^teacher\.view\.context\.experience\.author\.http: no answer"):
+    author = {"type": "http", "url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+    view = {"type": "context", "experience": {"author": author, "prompts": 4}}
+    given = {"teacher.view": view, "out": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=r"^teacher\.view\.experience\.author\.url: no answer"):
         opd.train("opcd", {**given, "log": []})

@@ -24,7 +24,7 @@ def final_answer(text: str) -> str:
     numbers = _NUMBER.findall(text)
     if not numbers:
         return " ".join(text.lower().split()).strip(" .")
-    number = numbers[-1].replace(",", "")
+    number: str = numbers[-1].replace(",", "")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 

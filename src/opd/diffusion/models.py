@@ -53,7 +53,8 @@ class DenoisingModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -169,7 +170,7 @@ class DenoisingModel:
             return images_BX.to(self.device)
         mean: Tensor = vae.encode(images_BX.to(self.device)).latent_dist.mode()
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (mean - shift) * vae.config.scaling_factor
+        return (mean - shift) * float(vae.config.scaling_factor)
 
     @property
     def _vae(self) -> Any:

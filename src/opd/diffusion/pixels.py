@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, zeros
 
 
-class Pixels(ModelMixin, ConfigMixin):
+class Pixels(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no annotations
     """An autoencoder whose latents are the images themselves, with the interface of ``AutoencoderKL``.
 
     One entry of ``block_out_channels`` makes a pipeline's ``vae_scale_factor`` 1: heights and widths are in pixels.

@@ -49,7 +49,7 @@ def draw(log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
 
 
-class _GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not followed
     """One layer's keys and values in a buffer with room to grow: a step copies one position, not the whole cache."""
 
     room: tuple[Tensor, Tensor] | None = None

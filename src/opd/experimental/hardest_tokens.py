@@ -1,4 +1,4 @@
-"""How hard each token is for the student: what ``experimental.hardest_tokens`` keeps the most difficult of."""
+"""Difficulty of each token for the student, by which ``hardest_tokens`` selects the trained positions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from opd.types import Objective, Rollout, Signal
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """How hard each token is for the student as it is, by a forward pass without gradients.
+    """The student's loss or entropy at each token, by a forward pass without gradients and dropout.
 
-    Over the whole batch and before the update, so that what is chosen by it does not depend on micro-batches.
+    It covers the whole batch before the update, so that the selection does not depend on micro-batches.
 
     Attributes:
-        student: reads its own rollouts, without dropout.
-        max_tokens: padded tokens per pass.
-        objective: whose loss at each position it is; None for the student's entropy. Not for a loss of the sampled
-            token: a choice that depends on what was drawn biases its gradient.
-        temperature: divides the logits, for the entropy.
+        student: the model, with its weights at the time of the call.
+        max_tokens: tokens per forward pass, padding included.
+        objective: the loss that measures difficulty; None for the entropy. A loss of the sampled token is not allowed,
+            because a selection that depends on the sample biases the gradient.
+        temperature: divides the logits for the entropy.
     """
 
     student: LanguageModel
@@ -36,7 +36,7 @@ class Difficulty:
 
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
-        """float32 [T], in nats."""
+        """Difficulty of each position of the signal, float32 [T], nats."""
         where, states = collect(self.student, student_readings(rollouts), max_tokens=self.max_tokens)
         states = states.take(align(rollouts, where, signal))
         if self.objective is None:

@@ -113,7 +113,7 @@ def chunked_loss(
         per_token_T.fill_(torch.nan)
     if not (torch.is_grad_enabled() and (hidden_TD.requires_grad or head_VD.requires_grad)):
         return _walk(hidden_TD.detach(), head_VD.detach(), plan, target, None, per_token_T)
-    loss: Tensor = _ChunkedLoss.apply(hidden_TD, head_VD, plan, target, per_token_T)
+    loss: Tensor = _ChunkedLoss.apply(hidden_TD, head_VD, plan, target, per_token_T)  # type: ignore[no-untyped-call]
     return loss
 
 

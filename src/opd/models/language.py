@@ -39,7 +39,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def head_VD(self) -> Tensor:
@@ -231,7 +232,7 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
             f"difference is {token!r} with id {index}), so their distributions cannot be compared token by token; "
             "take a teacher with the same tokenizer, or set loss.signal=cross and loss.divergence=jsd"
         )
-    return max(ours.values()) + 1
+    return int(max(ours.values())) + 1
 
 
 def stop_ids(language_model: LanguageModel) -> frozenset[int]:

@@ -33,12 +33,12 @@ def main(
     author: Annotated[str, typer.Option(help="Author of the hints: rules, or model (the nano critic).")] = "rules",
     out: Annotated[str, typer.Option(help="Folder of the run; an existing folder is deleted.")] = "runs/demo",
     steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 100,
-    picture: Annotated[str | None, typer.Option(help="Also save the output as an SVG image.")] = None,
+    image: Annotated[str | None, typer.Option(help="Also save the output as an SVG image.")] = None,
 ) -> None:
     """Show the base model, a mistake with its hint, the training, and the result."""
     if author not in AUTHORS:
         raise typer.BadParameter(f"--author: unknown value '{author}'. Fix: use rules or model")
-    console = Console(record=True, width=110, file=io.StringIO()) if picture else Console()
+    console = Console(record=True, width=110, file=io.StringIO()) if image else Console()
     shutil.rmtree(out, ignore_errors=True)
     overrides = {"teacher.view.author": AUTHORS[author], "optimizer.steps": steps, "out": out}
     config = read("hint", overrides)
@@ -57,8 +57,8 @@ def main(
     result = opd.train("hint", overrides, displays=[LiveDisplay(console)])
     console.rule("[bold]4. the result")
     show_result(console, result)
-    if picture:
-        console.save_svg(picture, title="make demo")
+    if image:
+        console.save_svg(image, title="make demo")
 
 
 def _show_mistake(console: Console, run: LanguageContext, rollouts: list[Rollout]) -> None:

@@ -46,7 +46,8 @@ class Stage:
 
     def resolved(self, out: Path) -> dict[str, Any]:
         """The settings with every reference replaced by a folder in ``out``."""
-        return _replace(self.settings, lambda name: str(out / name))
+        settings: dict[str, Any] = _replace(self.settings, lambda name: str(out / name))
+        return settings
 
     def outside(self) -> Iterator[tuple[str, str]]:
         """Key and value of every model, file or folder outside the pipeline."""

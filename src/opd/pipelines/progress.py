@@ -48,7 +48,7 @@ class Row:
     def seconds(self) -> float:
         """Training time of a run over all starts, or duration of another stage; until then the time since its start."""
         if self.record:
-            return self.result["seconds"]
+            return float(self.result["seconds"])
         return time.monotonic() - self.begun if self.begun is not None else 0.0
 
     def finish(self, record: Mapping[str, Any], state: State) -> None:

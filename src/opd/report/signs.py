@@ -120,5 +120,5 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
 def _went(name: str, first: Mapping[str, float], now: Mapping[str, float]) -> str:
     symptom = SYMPTOMS[name]
     words, form = symptom.words
-    was, is_ = (form.format(round(figures[symptom.metric], 4) + 0.0) for figures in (first, now))  # no −0.000
+    was, is_ = (form.format(round(metrics[symptom.metric], 4) + 0.0) for metrics in (first, now))  # no −0.000
     return f"{words} from {was} to {is_}"

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from opd.output.format import METRICS, main_metric
 from opd.training.actions import Continue, Stop
 
 Figures = Mapping[str, float]
 
-VALIDATION = (("accuracy", True), ("reverse_kl", False), ("text_loss", False), ("distance", False))
-"""Metrics that can judge a run, and whether more is better. The first that is measured judges."""
-
 
 def validation(metrics: Figures) -> tuple[str, bool] | None:
     """The metric that judges the run, and whether more of it is better; None if none was measured."""
-    return next(((name, more) for name, more in VALIDATION if name in metrics), None)
+    name = main_metric(metrics)
+    return (name, METRICS[name].better == "higher") if name else None
 
 
 def better(metrics: Figures, best: Figures) -> bool:
