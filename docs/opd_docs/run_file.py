@@ -1,6 +1,5 @@
 """The run file's keys, from its schema: types, defaults, bounds and field docstrings."""
 
-# ruff: noqa: I001
 from __future__ import annotations
 
 import inspect
