@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: fill in generated parts, and make links to files outside docs/ work."""
+"""Hooks of the mkdocs build: generated parts, and links to files outside docs/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opd_docs.links import outside, page_of, relink, text_of
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Every file of the repository that a page links to becomes a page of its own."""
+    """Add a page for every file of the repository that a page links to."""
     pages = {file.src_uri: file.content_string for file in files.documentation_pages()}
     for path in outside(pages):
         files.append(File.generated(config, page_of(path), content=text_of(path)))

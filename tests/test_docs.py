@@ -1,31 +1,133 @@
-"""The code that the documentation shows runs as it stands."""
+"""What the pages state about the package, compared with the package itself."""
 
+from __future__ import annotations
+
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from opd.losses import DIVERGENCES
+import opd
 
 DOCS = Path(__file__).parents[1] / "docs"
 
+PLACES = {
+    "TERM": "(?:distill|reward|anchor|sft|teacher_entropy|reward_gradient)",
+    "KIND": "(?:number|word|mark|special)",
+    "DOMAIN": "[a-z]+",
+    "LABEL": "[a-z/]+",
+    "A~B": "[a-z]+~[a-z]+",
+    "N": "[0-9]+",
+}
+"""Placeholders in the names of ``docs/metrics.md``."""
 
-@pytest.fixture(autouse=True)
-def _forget_what_was_registered() -> Iterator[None]:
-    before = dict(DIVERGENCES)
-    yield
-    DIVERGENCES.clear()
-    DIVERGENCES.update(before)
+DIFFUSION = {"reward_gradient", "spread", "frechet", "distance", "teacher_frechet"}
+"""Metrics of denoising students; tests/diffusion has their runs."""
+
+SMALL: dict[str, Any] = {
+    "optimizer.steps": 1,
+    "rollout.prompts_per_step": 4,
+    "eval.diagnostics": 8,
+    "log": [],
+    "report": False,
+}
+BOTH = [{"task": "math", "limit": 4}, {"task": "tools", "limit": 4}]
+
+RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "hints": ("hint", {"eval.prompts.limit": 8}),
+    "terms": (
+        "opd",
+        {
+            "eval.prompts.limit": 8,
+            "eval.rollouts_per_prompt": 2,
+            "eval.text": "texts.jsonl",
+            "eval.divergence": True,
+            "loss.signal": {"type": "sampled", "teacher_entropy": {"threshold": 0.0}},
+            "loss.reward": 0.1,
+            "loss.sft": 0.1,
+            "rollout.rollouts_per_prompt": 4,
+            "experimental.curriculum": {"success": 1.0},
+        },
+    ),
+    "reward": ("grpo", {"eval.prompts.limit": 8, "rollout.prompts_per_step": 16}),
+    "teachers": (
+        "opd",
+        {
+            "prompts": BOTH,
+            "eval.prompts": BOTH,
+            "teacher.models": {"math": "nano/math-teacher", "tools": "nano/tools-base"},
+            "experimental.conflict": True,
+        },
+    ),
+}
+"""Runs that together have every metric of a language model."""
 
 
-def test_extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rows(*sections: str) -> dict[str, str]:
+    """The names in the tables under these headings, and a pattern for each."""
+    page = (DOCS / "metrics.md").read_text()
+    parts = {part.splitlines()[0]: part for part in page.split("\n## ")[1:]}
+    names = [name for section in sections for name in re.findall(r"^\| `([^`]+)` \|", parts[section], re.MULTILINE)]
+    return {name: _pattern(name) for name in names}
+
+
+def _pattern(name: str) -> str:
+    places = "|".join(re.escape(place) for place in PLACES)
+    return "".join(
+        PLACES.get(part, re.escape(part)) for part in re.split(rf"((?<![a-zA-Z])(?:{places})(?![a-zA-Z]))", name)
+    )
+
+
+@pytest.mark.slow
+def test_every_metric_is_explained_and_every_explained_metric_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```(python|yaml)\n(.*?)^```$", (DOCS / "extending.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert [language for language, _ in blocks] == ["python", "python", "yaml", "python"]
-    space: dict[str, object] = {}
-    for language, code in blocks:
-        if language == "yaml":
-            (tmp_path / "example.yaml").write_text(code)
-        else:
-            exec(code, space)
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "3 + 4 = 7"}) + "\n")
+    found: dict[str, set[str]] = {"train": set(), "eval": set()}
+    for name, (recipe, keys) in RUNS.items():
+        opd.train(recipe, {**SMALL, **keys, "out": name})
+        for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines():
+            for kind, metrics in json.loads(line).items():
+                if kind in found:
+                    found[kind] |= metrics.keys()
+    shown = {
+        "train": rows("Training steps"),
+        "eval": rows("Evaluations", "Student and teacher compared", "Several teachers"),
+    }
+    for kind, explained in shown.items():
+        # With several teachers each comparison with a teacher has a label behind its name.
+        ends = r"(?:/[a-z]+(?:/[a-z]+)?)?" if kind == "eval" else ""
+        unknown = {m for m in found[kind] if not any(re.fullmatch(p + ends, m) for p in explained.values())}
+        assert unknown == set()
+        unseen = {n for n, p in explained.items() if not any(re.fullmatch(p, m) for m in found[kind])}
+        assert unseen - DIFFUSION == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_python_of_the_page_on_own_models(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / "your-own.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    space: dict[str, Any] = {}
+    exec(blocks[number], space)
+    assert space["result"].steps == 2
+
+
+def test_no_metric_is_explained_twice() -> None:
+    page = (DOCS / "metrics.md").read_text()
+    for part in page.split("\n## ")[1:]:
+        names = re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE)
+        assert len(names) == len(set(names))
+
+
+def test_every_kind_of_event_is_explained() -> None:
+    source = "".join(path.read_text() for path in (DOCS.parent / "src" / "opd").rglob("*.py"))
+    kinds = set(re.findall(r'\.event\([^"()]*"([a-z_]+)"', source)) | set(re.findall(r'\bStop\("([a-z_]+)"', source))
+    page = (DOCS / "metrics.md").read_text()
+    assert len(kinds) > 6
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []

@@ -1,4 +1,4 @@
-"""The documentation as a site, and every command that it shows."""
+"""The documentation site, and every command on its pages and in the README."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ from opd.pipelines.graph import build
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(p for p in DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+PAGES = [README, *sorted(p for p in DOCS.rglob("*.md"))]
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 ELSEWHERE = ("make ", "export ", ". .venv/bin/activate")
-"""How a command may begin that is not ours; ``make`` is looked up in the Makefile."""
+"""Beginnings of commands other than ``opd``; targets of ``make`` are looked up in the Makefile."""
 
 SHORT = ["optimizer.steps=2", "rollout.prompts_per_step=8", "eval.prompts.limit=8"]
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
-    """Language, file name and text of a page's code."""
+    """Language, file name and text of the code blocks of a page."""
     yield from BLOCK.findall(page.read_text())
 
 
 def commands(page: Path) -> list[str]:
-    """Every command in a page's ``sh`` blocks."""
+    """Every command in a page's ``sh`` blocks, and in the README's tables."""
     shown = "".join(text for language, _, text in blocks(page) if language == "sh")
-    return [line for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
+    lines = [line.removeprefix(".venv/bin/") for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")] if page == README else []
+    return lines + [command for row in rows for command in re.findall(r"`(opd [^`]+)`", row)]
 
 
 EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
@@ -52,7 +55,7 @@ EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with every file that pages show under a name, and the examples."""
+    """A folder with every titled block of the pages as a file, and the examples."""
     for page in PAGES:
         for _, name, text in blocks(page):
             if name:
@@ -63,12 +66,12 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_there_are_commands_to_check() -> None:
+def test_the_pages_have_commands() -> None:
     assert len(EVERY) > 20
 
 
 @pytest.mark.parametrize(("page", "command"), EVERY)
-def test_a_command_on_a_page_is_one_that_works(page: str, command: str, beside: Path) -> None:
+def test_every_command_on_a_page_is_accepted(page: str, command: str, beside: Path) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif not command.startswith(ELSEWHERE):
@@ -76,8 +79,8 @@ def test_a_command_on_a_page_is_one_that_works(page: str, command: str, beside: 
 
 
 def _check(words: list[str]) -> None:
-    """Parse a command as the command line would, and read what it names with the schema's own eyes."""
-    assert words[0] == "opd", f"'{words[0]}' is neither ours nor in ELSEWHERE"
+    """Parse a command like the command line, and check the run file that it names."""
+    assert words[0] == "opd", f"'{words[0]}' is neither opd nor in ELSEWHERE"
     root = typer.main.get_command(app)
     given = root.commands[words[1]].make_context(f"opd {words[1]}", words[2:]).params  # type: ignore[attr-defined]
     overrides = given.get("overrides") or []
@@ -122,7 +125,7 @@ def test_the_shown_task_is_a_task(beside: Path) -> None:
 @pytest.mark.slow
 def test_the_quickstart_in_a_short_form(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
-    said = ""
+    output = ""
     for command in commands(DOCS / "quickstart.md"):
         if command.startswith(ELSEWHERE):
             continue
@@ -137,11 +140,11 @@ def test_the_quickstart_in_a_short_form(tmp_path: Path) -> None:
             timeout=300,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
-        said += done.stdout
+        output += done.stdout
     shown = (DOCS / "quickstart.md").read_text()
     explained = re.findall(r"^\| `([\w/@]+)` \|", shown, re.MULTILINE)
     assert len(explained) > 8
-    assert [name for name in explained if name not in said] == []
+    assert [name for name in explained if name not in output] == []
 
 
 def test_python_on_the_pages_is_python(beside: Path) -> None:
@@ -152,7 +155,7 @@ def test_python_on_the_pages_is_python(beside: Path) -> None:
 
 
 class Links(HTMLParser):
-    """What a page loads and leads to."""
+    """The resources that a page loads."""
 
     def __init__(self) -> None:
         super().__init__()

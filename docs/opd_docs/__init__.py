@@ -1,1 +1,1 @@
-"""What the site says that is not written by hand: made from recipes, measurements, schema, commands and docstrings."""
+"""Generated parts of the site: from recipes, measurements, schema, commands and docstrings."""

@@ -1,4 +1,4 @@
-"""Which names the Python reference shows: those that the packages themselves call public."""
+"""Names in the Python reference: the public names of each package."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import opd.types as contracts
 
 
 def names() -> str:
-    """What ``import opd`` offers, functions first; what has its home in ``opd.types`` is shown there."""
+    """The names of ``opd``, functions first; names from ``opd.types`` are listed there."""
     ours = [name for name in opd.__all__ if getattr(opd, name).__module__ != contracts.__name__ and name != "Message"]
     return _shown("opd", sorted(ours, key=lambda name: (name[0].isupper(), name)))
 
 
 def losses() -> str:
-    """What ``opd.losses`` offers."""
+    """The names of ``opd.losses``."""
     return _shown("opd.losses", opd.losses.__all__)
 
 
 def types() -> str:
-    """The contracts, in the order in which they stand on their page."""
+    """The contracts, in the order of the module."""
     body = ast.parse(inspect.getsource(contracts)).body
     return _shown("opd.types", [node.name for node in body if isinstance(node, ast.ClassDef)])
 

@@ -1,4 +1,4 @@
-"""The commands, read from the command line itself."""
+"""The commands, generated from the command line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from opd.cli import app
 from opd_docs.tables import table
 
 VALUES = {int: "NUMBER", float: "NUMBER"}
-"""What stands behind an option, by its default's type; anything else is text."""
+"""Placeholder of an option by the type of its default; any other is text."""
 
 
 def commands() -> str:
-    """A section a command: how it is called, what it does, its arguments and options."""
+    """One section per command: usage, description, arguments and options."""
     root: Any = typer.main.get_command(app)
     return "\n\n".join(_section(name, command) for name, command in sorted(root.commands.items()))
 

@@ -1,4 +1,4 @@
-"""Marks in pages, ``<!-- generated: NAME -->`` and ``<!-- measured: RECIPE -->``, give way to what they name."""
+"""Replaces the marks ``<!-- generated: NAME -->`` and ``<!-- measured: RECIPE -->`` in pages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "names of opd.losses": api.losses,
     "names of opd.types": api.types,
 }
-"""Whole parts of pages, by the name in their mark."""
+"""Generators by the name in the mark."""
 
 _MARK = re.compile(r"<!-- (generated|measured): (.+?) -->")
 
 
 def fill(markdown: str, page: str) -> str:
-    """Put everything generated where its mark stands.
+    """Replace every mark by its generated part.
 
     Raises:
         PluginError: a mark names nothing that there is; the build stops.

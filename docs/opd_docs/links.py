@@ -1,4 +1,4 @@
-"""Links of pages to files outside docs/: on GitHub they lead to the file, in the site to a page that shows it."""
+"""Links to files outside docs/: to the file on GitHub, to a generated page in the site."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""Of the repository."""
+"""Root of the repository."""
 
 SHOWN = "source"
 """Folder of the site with pages that show files from outside docs/."""
@@ -25,7 +25,7 @@ def page_of(path: str) -> str:
 
 
 def outside(pages: Mapping[str, str]) -> list[str]:
-    """Files outside docs/ that pages link to, and that those link to in turn, by their paths in the repository.
+    """Paths in the repository of files outside docs/ that pages link to, directly or through other files.
 
     Args:
         pages: text by path in docs/.
@@ -43,7 +43,7 @@ def outside(pages: Mapping[str, str]) -> list[str]:
 
 
 def text_of(path: str) -> str:
-    """The page that shows a file: Markdown as it is, anything else as code."""
+    """The page of a file: Markdown unchanged, any other file as code."""
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
@@ -52,7 +52,7 @@ def text_of(path: str) -> str:
 
 
 def relink(markdown: str, page: str) -> str:
-    """Let links to files outside docs/ lead to their pages.
+    """Point links to files outside docs/ to their pages.
 
     Args:
         page: the page's path in the site's sources, as ``quickstart.md`` or ``source/CONTRIBUTING.md``.
@@ -71,7 +71,7 @@ def relink(markdown: str, page: str) -> str:
 
 
 def _targets(text: str, path: str) -> list[str]:
-    """Relative links of a text, as paths in the repository."""
+    """Relative links in a text, as paths in the repository."""
     prose = _CODE.sub("", text)
     return [posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in _LINK.findall(prose)]
 

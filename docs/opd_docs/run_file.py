@@ -1,6 +1,5 @@
-"""The run file's keys, read from the schema that checks run files: types, defaults, bounds, and the strings below."""
+"""The run file's keys, from its schema: types, defaults, bounds and field docstrings."""
 
-# ruff: noqa: I001
 from __future__ import annotations
 
 import inspect
@@ -14,10 +13,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from opd.config.diffusion import DiffusionConfig
-from opd.config.run import RunConfig
 from opd.axes.base import AXES, GIVEN, AxisValue
 from opd.config.base import Strict
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
 from opd.pipelines.config import PipelineConfig
 from opd_docs.tables import prose, table
 
@@ -27,38 +26,38 @@ WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `fa
 
 
 class Block(NamedTuple):
-    """A part of the schema and where its keys stand in the file."""
+    """A part of the schema and the place of its keys in the file."""
 
     heading: str
     place: str
-    """Of its keys, dotted; empty for the whole file."""
+    """Dotted prefix of its keys; empty for the whole file."""
     model: type[BaseModel]
 
 
 def run_file() -> str:
-    """Every key of a run file, a section a block."""
+    """Every key of a run file, one section per block."""
     return "\n\n".join(_sections(blocks(RunConfig), {}))
 
 
 def denoising_file() -> str:
-    """Every key of a denoising run's file that a language model's has not."""
+    """The keys of a denoising run that a language run lacks."""
     return _beyond_a_run_file(DiffusionConfig, "denoising ")
 
 
 def pipeline_file() -> str:
-    """Every key of a pipeline's file; what a run file has too is in its sections."""
+    """The keys of a pipeline's file that a run file lacks."""
     return _beyond_a_run_file(PipelineConfig)
 
 
 def _beyond_a_run_file(model: type[BaseModel], prefix: str = "") -> str:
-    """A schema's own blocks, their headings apart from those of a run file."""
+    """The blocks of a schema that a run file lacks, with a prefix before each heading."""
     known = {block.model: block.heading for block in blocks(RunConfig)}
     ours = [block._replace(heading=prefix + block.heading) for block in blocks(model) if block.model not in known]
     return "\n\n".join(_sections(ours, known))
 
 
 def blocks(model: type[BaseModel]) -> list[Block]:
-    """A schema's blocks, the outer before the inner; one that stands in several places stands where it came first."""
+    """The blocks of a schema, outer before inner; a repeated block is listed once."""
     found = [Block("", "", model)]
 
     def walk(block: Block) -> None:
@@ -98,19 +97,19 @@ def _row(name: str, info: FieldInfo, homes: Mapping[type[BaseModel], str]) -> li
 
 
 def _said(block: type[BaseModel]) -> str:
-    """A block's own docstring; one inherited from pydantic says nothing about it."""
+    """The docstring of a block; empty if it is inherited from pydantic."""
     own = block.__dict__.get("__doc__")
     return prose(inspect.cleandoc(own)) if own else ""
 
 
 def _said_by_block(info: FieldInfo) -> str:
-    """A key without a string below it is a block, which says itself what it is."""
+    """The docstring of a key's block, for keys without a docstring of their own."""
     inner = next((part for part, _ in _inner(info.annotation)), None)
     return _said(inner).split("\n\n")[0] if inner else ""
 
 
 def _inner(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
-    """Blocks in a type, and how a key below them is written: ``.NAME`` in a mapping from names."""
+    """Blocks in a type, with ``.NAME`` for a mapping from names."""
     if isinstance(annotation, type) and issubclass(annotation, AxisValue):
         for part in _values(annotation).values():
             yield part, ""

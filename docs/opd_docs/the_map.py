@@ -1,4 +1,4 @@
-"""The map: every recipe, where it comes from, its place on the axes, and what it did here beside what is reported."""
+"""The map: source, values on the axes, and measured and reported results of every recipe."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HEADLINES = {
     "teacher/overlap@16": "16 likeliest tokens shared with the teacher",
     "teacher/reverse_kl": "KL(student‖teacher), nats a token",
 }
-"""Metrics of the map, and what they are called there; all others are in ``opd methods NAME``."""
+"""Metrics in the map with their labels; all others are in ``opd methods NAME``."""
 
 TOGETHER = "\N{NO-BREAK SPACE}"
-"""A figure stays on one line."""
+"""Keeps a value on one line."""
 
 
 def overview() -> str:
-    """One row a recipe."""
+    """One row per recipe."""
     rows = [
         [f"[`{name}`](#{name})", method.title, method.source, method.used_by or "–", here(name), method.reported or "–"]
         for name in recipe_names()
@@ -43,12 +43,12 @@ def places() -> str:
 
 
 def recipes() -> str:
-    """A section a recipe."""
+    """One section per recipe."""
     return "\n\n".join(_section(name) for name in recipe_names())
 
 
 def here(name: str) -> str:
-    """What a recipe did here: before, and the median after over seeds."""
+    """Measured results of a recipe: before, and the median over seeds after."""
     rows = _measured().get(name)
     if not rows:
         return "not measured yet"
@@ -65,7 +65,7 @@ def here(name: str) -> str:
 
 
 def _task(config: RunConfig | DiffusionConfig) -> str:
-    """What the recipe's prompts are about."""
+    """The task of the recipe's prompts."""
     first = config.prompts.mix[0] if config.prompts.mix else config.prompts
     return first.task or ""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from opd.data.tasks import TASKS, get_task
+from opd.diffusion.data import image_task
 from opd.errors import ConfigError
 from opd.nano.tasks.tools import ToolsTask
 
@@ -44,6 +46,25 @@ def test_a_class_and_an_instance_by_their_dotted_path() -> None:
 def test_a_wrong_name_is_one_clear_sentence(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         get_task(name)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a module, as the ``opd`` command finds it: not on the module search path."""
+    (tmp_path / "beside.py").write_text(
+        "from opd.nano.tasks.images import Images\nfrom opd.nano.tasks.tools import ToolsTask\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+
+
+def test_a_task_in_the_working_directory_is_found(beside: None) -> None:
+    assert isinstance(get_task("beside:ToolsTask"), ToolsTask)
+
+
+def test_an_image_task_in_the_working_directory_is_found(beside: None) -> None:
+    assert image_task("beside:Images", key="prompts.task").prompts("test")
 
 
 @pytest.mark.slow

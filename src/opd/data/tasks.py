@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import cast
 
+from opd.axes.base import import_named
 from opd.errors import ConfigError
 from opd.types import Task
 
@@ -33,10 +33,7 @@ def get_task(name: str) -> Task:
 
 
 def _import_task(name: str, module: str, attribute: str) -> Task:
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"Task {name!r} cannot be imported: {error}.") from error
+    found = import_named(f"{module}:{attribute}", key="prompts.task")
     if isinstance(found, type) or not hasattr(found, "prompts"):
         if not callable(found):
             raise ConfigError(f"Task {name!r} is a {type(found).__name__}, not a task or a function that makes one.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from opd.axes.base import import_named
 from opd.config.run import PromptsConfig
 from opd.data.prompts import in_turn, load_prompts, with_own_ids
 from opd.diffusion.types import ImageTask
@@ -58,12 +58,7 @@ def image_task(name: str, *, key: str) -> ImageTask:
         raise ConfigError(
             f"{key}: there is no task '{name}' for images. Fix: give {', '.join(IMAGE_TASKS)} or package.module:Name"
         )
-    try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
-        ) from error
+    found = import_named(f"{module}:{attribute}", key=key)
     task = found() if isinstance(found, type) else found
     missing = [method for method in METHODS if not callable(getattr(task, method, None))]
     if missing:
