@@ -42,7 +42,7 @@ def said(model: DenoisingModel) -> Tensor:
 def adapted_student(model: Any, kind: str = "sd3") -> DenoisingModel:
     student: DenoisingModel = model(kind)
     student.model.requires_grad_(False)
-    add_adapter(student, RANK_2)
+    add_adapter(student, **RANK_2.model_dump())
     return student
 
 

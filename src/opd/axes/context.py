@@ -1,4 +1,4 @@
-"""What ``build`` of an axis value gets from the run; ``opd.language.context`` implements it."""
+"""What ``build`` of an axis value gets from the run; the context of each family implements it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from opd.diffusion.models import DenoisingModel
+    from opd.diffusion.schedules import NoiseSchedule
     from opd.models.chat import Chat
     from opd.models.language import LanguageModel
-    from opd.types import Objective, Prompt, Rollout, RolloutSource, Segment, Task, Teacher, View
+    from opd.types import Objective, Prompt, Rollout, RolloutSource, Segment, Signal, Task, Teacher, Term, View
 
 
 class RunContext(Protocol):
-    """A loaded run: models, prompts, and factories that apply the run file's settings."""
+    """A loaded language run: models, prompts, and factories that apply the run file's settings."""
 
     @property
     def student(self) -> LanguageModel: ...
@@ -149,4 +153,66 @@ class RunContext(Protocol):
 
     def engine(self, model: LanguageModel) -> Any:
         """What generates tokens with a model."""
+        ...
+
+
+class DenoisingRunContext(Protocol):
+    """A loaded denoising run: models, and factories that apply the run file's settings."""
+
+    @property
+    def student(self) -> DenoisingModel: ...
+
+    @property
+    def initial(self) -> DenoisingModel:
+        """A frozen copy of the initial student, made once."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The student's noise schedule in training."""
+        ...
+
+    def source(self, who: str) -> RolloutSource:
+        """Trajectories by ``student``, rewarded by the task if there is one, or by ``teacher``."""
+        ...
+
+    def noised(
+        self,
+        latents: Callable[[Sequence[Prompt], int], Sequence[Tensor | None]],
+        *,
+        others: RolloutSource | None = None,
+    ) -> RolloutSource:
+        """Clean images at random noise levels.
+
+        Args:
+            latents: the clean latent of each prompt, for a seed; None for a prompt without an image.
+            others: makes the trajectories of prompts without an image.
+        """
+        ...
+
+    def view(self) -> View:
+        """The teacher's conditioning."""
+        ...
+
+    def teacher(self) -> Teacher:
+        """Predictions of one teacher, or of several by domain."""
+        ...
+
+    @property
+    def distance(self) -> Objective:
+        """``loss.divergence``."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """``loss.weight``."""
+        ...
+
+    @property
+    def step_weights(self) -> Callable[[Sequence[Rollout], Signal], Tensor] | None:
+        """``loss.step_weights`` as weights of a signal's positions."""
+        ...
+
+    def reward_term(self, weight: float) -> Term:
+        """The policy gradient of group-relative rewards."""
         ...

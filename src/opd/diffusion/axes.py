@@ -13,8 +13,8 @@ from pydantic import Field, SerializeAsAny
 from opd.axes.base import AxisValue, axis
 
 if TYPE_CHECKING:
+    from opd.axes.context import DenoisingRunContext
     from opd.diffusion.models import DenoisingModel
-    from opd.diffusion.run import DenoisingRun
     from opd.types import RolloutSource, Term, View
 
 
@@ -31,7 +31,7 @@ class DenoisingSource(AxisValue):
         """Whether a teacher generates the trajectories or images."""
         return False
 
-    def build(self, run: DenoisingRun) -> RolloutSource:
+    def build(self, run: DenoisingRunContext) -> RolloutSource:
         """The source of the trajectories to train on."""
         raise NotImplementedError
 
@@ -41,9 +41,9 @@ class StudentSource(DenoisingSource):
 
     type: Literal["student"] = "student"
 
-    def build(self, run: DenoisingRun) -> RolloutSource:
+    def build(self, run: DenoisingRunContext) -> RolloutSource:
         """The student's sampler; a task, if there is one, rewards its images."""
-        return run.samplers.of_student(reward=run.task.reward if run.task else None)
+        return run.source("student")
 
 
 class TeacherSource(DenoisingSource):
@@ -60,9 +60,9 @@ class TeacherSource(DenoisingSource):
         """A model that generates."""
         return {"": ("teacher model",)}
 
-    def build(self, run: DenoisingRun) -> RolloutSource:
+    def build(self, run: DenoisingRunContext) -> RolloutSource:
         """The teachers' samplers, by domain."""
-        return run.samplers.of_teachers()
+        return run.source("teacher")
 
 
 class ImageSource(DenoisingSource):
@@ -85,17 +85,13 @@ class ImageSource(DenoisingSource):
         """The source's cell in the map."""
         return "noised images"
 
-    def build(self, run: DenoisingRun) -> RolloutSource:
+    def build(self, run: DenoisingRunContext) -> RolloutSource:
         """Noised images; prompts without an image get the student's trajectory."""
-        from opd.diffusion.sampler import GeneratedImages, NoisedImages, PromptImages
+        from opd.diffusion.sampler import GeneratedImages, PromptImages
 
-        steps = run.config.rollout.steps
         if self.uses_teacher:
-            images = GeneratedImages(run.samplers.of_teachers())
-            return NoisedImages(images, run.samplers.training_levels, states=steps, first=steps)
-        own = StudentSource().build(run)
-        images_of = PromptImages(run.student)
-        return NoisedImages(images_of, run.samplers.training_levels, states=steps, first=steps, others=own)
+            return run.noised(GeneratedImages(run.source("teacher")))
+        return run.noised(PromptImages(run.student), others=run.source("student"))
 
 
 # ------------------------------------------------------------------------------------------------------ teacher.weights
@@ -112,7 +108,7 @@ class DenoisingWeights(AxisValue):
         """The weights' cell in the map."""
         return f"self, {self.type}"
 
-    def build(self, run: DenoisingRun) -> tuple[DenoisingModel, Any]:
+    def build(self, run: DenoisingRunContext) -> tuple[DenoisingModel, Any]:
         """The model that predicts, and an ``EmaWeights`` to update after each step, or None."""
         raise NotImplementedError
 
@@ -122,7 +118,7 @@ class FrozenWeights(DenoisingWeights):
 
     type: Literal["frozen"] = "frozen"
 
-    def build(self, run: DenoisingRun) -> tuple[DenoisingModel, Any]:
+    def build(self, run: DenoisingRunContext) -> tuple[DenoisingModel, Any]:
         """The copy that the anchor uses too."""
         return run.initial, None
 
@@ -140,7 +136,7 @@ class EmaTeacherWeights(DenoisingWeights):
         """The weights' cell in the map."""
         return "self, EMA"
 
-    def build(self, run: DenoisingRun) -> tuple[DenoisingModel, Any]:
+    def build(self, run: DenoisingRunContext) -> tuple[DenoisingModel, Any]:
         """A copy, and the average that updates it."""
         from opd.diffusion.models import frozen_copy
         from opd.models.copies import EmaWeights
@@ -154,7 +150,7 @@ class LiveWeights(DenoisingWeights):
 
     type: Literal["live"] = "live"
 
-    def build(self, run: DenoisingRun) -> tuple[DenoisingModel, Any]:
+    def build(self, run: DenoisingRunContext) -> tuple[DenoisingModel, Any]:
         """The student itself."""
         return run.student, None
 
@@ -210,7 +206,7 @@ class DenoisingSignal(AxisValue):
         """The gradient's cell in the map."""
         return "direct"
 
-    def build(self, run: DenoisingRun) -> Term:
+    def build(self, run: DenoisingRunContext) -> Term:
         """The term."""
         raise NotImplementedError
 
@@ -230,13 +226,11 @@ class TeacherPrediction(DenoisingSignal):
         """The signal's cell in the map."""
         return "velocity"
 
-    def build(self, run: DenoisingRun) -> Term:
+    def build(self, run: DenoisingRunContext) -> Term:
         """The distance to one teacher, or to several by domain."""
         from opd.types import Term
 
-        config = run.config
-        view = config.teacher.view.build()
-        return Term("distill", "distill", run.teacher(), view, run.distance, config.loss.weight, run.step_weights)
+        return Term("distill", "distill", run.teacher(), run.view(), run.distance, run.weight, run.step_weights)
 
 
 class ImageSignal(DenoisingSignal):
@@ -252,13 +246,12 @@ class ImageSignal(DenoisingSignal):
         """The signal's cell in the map."""
         return "the image's velocity"
 
-    def build(self, run: DenoisingRun) -> Term:
+    def build(self, run: DenoisingRunContext) -> Term:
         """The distance to the prediction that leads back to the image."""
         from opd.diffusion.teachers import ImageTarget, NoisedImageView
         from opd.types import Term
 
-        target = ImageTarget(run.samplers.schedule)
-        return Term("distill", "distill", target, NoisedImageView(), run.distance, run.config.loss.weight)
+        return Term("distill", "distill", ImageTarget(run.schedule), NoisedImageView(), run.distance, run.weight)
 
 
 class RewardOnly(DenoisingSignal):
@@ -274,9 +267,9 @@ class RewardOnly(DenoisingSignal):
         """The gradient's cell in the map."""
         return "policy gradient"
 
-    def build(self, run: DenoisingRun) -> Term:
+    def build(self, run: DenoisingRunContext) -> Term:
         """The policy gradient of the reward."""
-        return run.reward_term(run.config.loss.weight)
+        return run.reward_term(run.weight)
 
 
 POLICY_GRADIENT = ("density", "several trajectories", "student's trajectories")

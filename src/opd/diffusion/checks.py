@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from opd.diffusion.context import DenoisingContext
 from opd.diffusion.divergences import coefficient_K, convert, no_noise
 from opd.diffusion.images import image_of
 from opd.errors import ConfigError, DataError, ModelError
 from opd.language.load import check_covered
 
-if TYPE_CHECKING:
-    from opd.diffusion.run import DenoisingRun
 
-
-def check(run: DenoisingRun) -> None:
+def check(run: DenoisingContext) -> None:
     """Check that teachers, prompts and noise schedules fit the student and the loss.
 
     Raises:
@@ -26,7 +22,7 @@ def check(run: DenoisingRun) -> None:
     _check_steps(run)
 
 
-def _check_teachers(run: DenoisingRun) -> None:
+def _check_teachers(run: DenoisingContext) -> None:
     config, schedule = run.config, run.samplers.schedule
     if config.teacher.models:
         check_covered(config, [*run.prompts, *run.held_out])  # teachers are measured on held-out prompts
@@ -49,7 +45,7 @@ def _check_teachers(run: DenoisingRun) -> None:
                 raise ModelError(f"{key}: '{model.source}': {error}") from None
 
 
-def _check_prompts(run: DenoisingRun) -> None:
+def _check_prompts(run: DenoisingContext) -> None:
     config, loss = run.config, run.config.loss
     run.curriculum.step(0)  # raises if there are fewer prompts than a step needs
     if (loss.signal.type == "reward" or loss.reward or loss.reward_gradient) and run.task is None:
@@ -68,7 +64,7 @@ def _check_prompts(run: DenoisingRun) -> None:
         )
 
 
-def _check_steps(run: DenoisingRun) -> None:
+def _check_steps(run: DenoisingContext) -> None:
     """Every sampler of the run exists, and its steps have the noise that the loss needs."""
     config, loss, samplers = run.config, run.config.loss, run.samplers
     samplers.of_student(held_out=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from opd.diffusion.context import DenoisingContext
 from opd.diffusion.evaluation import describe, mean_distance
-
-if TYPE_CHECKING:
-    from opd.diffusion.run import DenoisingRun
 
 ROLLOUTS = 32
 """Most trajectories that are generated."""
 
 
-def findings(run: DenoisingRun) -> Iterator[str]:
+def findings(run: DenoisingContext) -> Iterator[str]:
     """The lines of `opd doctor`: what was loaded, and the loss of a few trajectories."""
     config, model = run.config, run.student.model
     count = sum(p.numel() for p in model.parameters())

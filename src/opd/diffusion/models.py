@@ -19,7 +19,6 @@ from diffusers.loaders import PeftAdapterMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from opd.config.diffusion import AdapterConfig
 from opd.diffusion.conditioning import ENCODERS, NOTHING, UNGUIDED, Conditioning, key_of
 from opd.diffusion.folders import load_pipeline, quiet, save_pipeline
 from opd.errors import ConfigError, ModelError
@@ -271,7 +270,7 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
     return replace(base, model=freeze(model), source=name)
 
 
-def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
+def add_adapter(model: DenoisingModel, *, rank: int, alpha: int, targets: Sequence[str]) -> None:
     """Add a LoRA to a model; only its weights train.
 
     Raises:
@@ -281,7 +280,7 @@ def add_adapter(model: DenoisingModel, config: AdapterConfig) -> None:
     from peft import LoraConfig
 
     check_adaptable(model, key="lora")
-    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     try:
         with quiet():
             model.model.add_adapter(settings)

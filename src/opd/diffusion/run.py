@@ -2,67 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from opd.axes.base import Objects
-from opd.axes.views.plain import PlainView
 from opd.config.diffusion import DiffusionConfig
-from opd.data.curriculum import Uniform
 from opd.data.prompts import given_prompts
 from opd.diffusion.checks import check
+from opd.diffusion.context import DenoisingContext
 from opd.diffusion.data import load_image_prompts
 from opd.diffusion.doctor import findings
 from opd.diffusion.evaluation import ImageEvaluation, describe, mean_distance
-from opd.diffusion.loading import SINGLE, load_student, load_teachers
-from opd.diffusion.models import DenoisingModel, add_adapter, frozen_copy
-from opd.diffusion.objectives import DenoisingDistance, RewardGradient, TransitionPolicyGradient
+from opd.diffusion.loading import load_student, load_teachers
+from opd.diffusion.models import add_adapter
 from opd.diffusion.report import Grids
-from opd.diffusion.samplers import Samplers
-from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, RewardAdvantage, RewardStates
 from opd.diffusion.types import ImageTask
 from opd.loop import Loop
-from opd.models.copies import EmaWeights
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
-from opd.teachers.sampled import Outcome
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.types import Metrics, Prompt, Rollout, Signal, Teacher, Term
+from opd.types import Metrics, Prompt, Rollout, Term
 
 if TYPE_CHECKING:
     from opd.output.result import Result
 
 
-EQUAL_REWARDS = (
-    "the rewards were equal in every group. Fix: take prompts that some images get right, or raise "
-    "rollout.rollouts_per_prompt"
-)
-
-
 @dataclass(frozen=True, kw_only=True)
-class DenoisingRun:
-    """A run of a denoising model, with the models and prompts that its run file names.
-
-    Attributes:
-        task: judges the images of training prompts; None if nothing judges them.
-        teachers: the models of ``teacher.model`` or ``teacher.models``, by name.
-    """
-
-    config: DiffusionConfig
-    student: DenoisingModel
-    teachers: Mapping[str, DenoisingModel]
-    prompts: list[Prompt]
-    task: ImageTask | None
-    held_out: list[Prompt]
-    held_out_task: ImageTask | None
+class DenoisingRun(DenoisingContext):
+    """A run of a denoising model that is loaded and checked."""
 
     @classmethod
     def load(cls, config: DiffusionConfig, objects: Objects) -> DenoisingRun:
@@ -93,7 +67,7 @@ class DenoisingRun:
         )
         if config.lora:
             torch.manual_seed(config.seed)
-            add_adapter(student, config.lora)
+            add_adapter(student, **config.lora.model_dump())
         check(run)
         return run
 
@@ -124,95 +98,6 @@ class DenoisingRun:
             evaluate=self.evaluation(terms[0]),
             evaluate_every=config.eval.every,
         )
-
-    @cached_property
-    def samplers(self) -> Samplers:
-        """The run's noise schedules and samplers."""
-        return Samplers(config=self.config, student=self.student, teachers=self.teachers)
-
-    @cached_property
-    def curriculum(self) -> Uniform:
-        """The prompts of each step."""
-        rollout = self.config.rollout
-        batch, samples = rollout.prompts_per_step, rollout.rollouts_per_prompt
-        return Uniform(self.prompts, batch=batch, samples=samples, seed=self.config.seed)
-
-    # ----------------------------------------------------------------------------------------------------- the loss
-
-    def terms(self) -> list[Term]:
-        """The loss terms; the first is the signal's."""
-        loss = self.config.loss
-        terms = [loss.signal.build(self)]
-        if loss.anchor:
-            terms.append(self._anchor())
-        if loss.reward:
-            terms.append(self.reward_term(loss.reward.weight))
-        if loss.reward_gradient:
-            assert self.task is not None
-            schedule, gradient = self.samplers.schedule, loss.reward_gradient
-            objective = RewardGradient(schedule=schedule, model=self.student, reward=self.task.reward)
-            teacher = RewardStates(gradient.steps)
-            terms.append(Term("reward_gradient", "reward", teacher, PlainView(), objective, gradient.weight))
-        return terms
-
-    def _anchor(self) -> Term:
-        """The distance to the initial student: on every state, or on those that no other term covers."""
-        config = self.config
-        guidance, rows = config.rollout.guidance, config.rollout.max_rows
-        reference = DenoisingTeacher(self.initial, self.samplers.schedule, guidance=guidance, max_rows=rows)
-        everywhere = config.teacher.view.type == "plain" and config.loss.signal.type != "image"
-        view = PlainView() if everywhere else None
-        return Term("anchor", "anchor", reference, view, self.distance, config.loss.anchor, self.step_weights)
-
-    def reward_term(self, weight: float) -> Term:
-        """The policy gradient of group-relative rewards."""
-        objective = TransitionPolicyGradient(schedule=self.samplers.schedule)
-        advantages = RewardAdvantage(Outcome())
-        return Term("reward", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS)
-
-    @cached_property
-    def distance(self) -> DenoisingDistance:
-        """The run file's divergence, for the signal's term and the anchor."""
-        samplers = self.samplers
-        return DenoisingDistance.of(samplers.schedule, self.config.loss.divergence, samplers.trained_K)
-
-    @property
-    def step_weights(self) -> Callable[[Sequence[Rollout], Signal], Tensor] | None:
-        """``loss.step_weights`` as weights of a signal's positions."""
-        weights = self.config.loss.step_weights
-        if not weights:
-            return None
-        return lambda rollouts, signal: torch.tensor(weights, device=signal.position_T.device)[signal.position_T]
-
-    @cached_property
-    def initial(self) -> DenoisingModel:
-        """A frozen copy of the initial student, made at the first use."""
-        return frozen_copy(self.student)
-
-    @cached_property
-    def teacher_weights(self) -> tuple[DenoisingModel | None, EmaWeights | None]:
-        """The student's own weights as teacher, and their running average; None if they do not teach."""
-        if self.teachers or not self.config.loss.signal.reads_teacher:
-            return None, None
-        return self.config.teacher.weights.build(self)
-
-    def teacher(self) -> Teacher:
-        """The predictions of one teacher, or of several by domain."""
-        config, samplers = self.config, self.samplers
-        own, _ = self.teacher_weights
-        models = {SINGLE: own} if own else self.teachers
-        guidance, rows = config.teacher.guidance, config.rollout.max_rows
-        teachers = {
-            name: DenoisingTeacher(
-                model,
-                samplers.schedule,
-                own=None if model.pipeline is self.student.pipeline else samplers.schedule_for(model),
-                guidance=guidance,
-                max_rows=rows,
-            )
-            for name, model in models.items()
-        }
-        return DomainTeachers(teachers, config.teacher.shares) if config.teacher.models else teachers[SINGLE]
 
     # --------------------------------------------------------------------------------------- evaluation and the report
 

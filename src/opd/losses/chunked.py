@@ -14,17 +14,16 @@ Suffixes: T positions, N positions of a chunk, B rows of a block, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+import opd.losses.gpu as gpu
 from opd.errors import OpdError
-from opd.losses import gpu
-from opd.losses.gpu import LogitsDtype
+from opd.losses.plan import Fused, LogitsDtype, Plan, RowLoss, Target, slices
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 80 * 2**20, 2**29
 """[N, V] float32 of one chunk when the caller does not choose; on a CPU twice as much gains 2 %."""
@@ -32,42 +31,6 @@ CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 2**21, 2**26
 """Size of one element-wise temporary: a share of a core's cache; on a GPU enough to fill it."""
 CPU_SLICE_BYTES, GPU_SLICE_BYTES = 2**22, 2**28
 """Part of a head that one product takes: on a CPU it is read from memory once and stays in the cache."""
-
-RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Callable[[], Tensor]]]
-"""(rows within the chunk, log_p_BV, p_BV) -> (loss_B, a function that makes slope_BV when it is wanted)."""
-Target = Callable[[slice], RowLoss]
-"""A chunk of the kept positions -> what compares its rows; called once a chunk."""
-Fused = Callable[[slice, Tensor, Tensor, Tensor | None], Tensor]
-"""(chunk, logits_NV before the temperature, scale_N, grad_NV or None) -> loss_N; writes the gradient times scale."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How one loss is computed.
-
-    Attributes:
-        kept_N: int64, positions whose weight is not 0. The others are never read.
-        weight_N: float32, weights of the kept positions.
-        vocab: rows of the head that count.
-        temperature: divides the logits.
-        chunk: positions whose logits exist at one time.
-        on_gpu: the walk is that of ``opd.losses.gpu``.
-        group: on a GPU, positions whose gradients one product takes; a multiple of ``chunk``.
-        logits: on a GPU, the dtype of the logits; None for the head's.
-    """
-
-    kept_N: Tensor
-    weight_N: Tensor
-    vocab: int
-    temperature: float
-    chunk: int
-    on_gpu: bool = False
-    group: int = 1
-    logits: torch.dtype | None = None
-
-    def chunks(self) -> Iterator[slice]:
-        """Slices of the kept positions."""
-        return gpu.slices(len(self.kept_N), self.chunk)
 
 
 def make_plan(
@@ -263,7 +226,7 @@ def _compare(logits_NV: Tensor, compare: RowLoss, loss_N: Tensor, *, wants_slope
     """
     num_rows, vocab = logits_NV.shape
     block_bytes = CPU_BLOCK_BYTES if logits_NV.device.type == "cpu" else GPU_BLOCK_BYTES
-    for rows in gpu.slices(num_rows, max(block_bytes // (4 * vocab), 1)):
+    for rows in slices(num_rows, max(block_bytes // (4 * vocab), 1)):
         log_p_BV, p_BV = log_softmax(logits_NV[rows])
         loss_N[rows], make_slope = compare(rows, log_p_BV, p_BV)
         if wants_slope:
@@ -315,4 +278,4 @@ class _Gradients:
 
 def _head_slices(head_VD: Tensor) -> Iterator[slice]:
     size = CPU_SLICE_BYTES if head_VD.device.type == "cpu" else GPU_SLICE_BYTES
-    return gpu.slices(len(head_VD), max(size // (head_VD.element_size() * head_VD.shape[1]), 1))
+    return slices(len(head_VD), max(size // (head_VD.element_size() * head_VD.shape[1]), 1))

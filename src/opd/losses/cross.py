@@ -33,9 +33,10 @@ import torch
 from torch import Tensor
 
 from opd.errors import OpdError
-from opd.losses.chunked import HeadProduct, RowLoss, chunked_loss, log_softmax, make_plan
+from opd.losses.chunked import HeadProduct, chunked_loss, log_softmax, make_plan
 from opd.losses.divergences import check_divergence
 from opd.losses.full_vocab import linear_token_loss, token_logprobs
+from opd.losses.plan import RowLoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+import opd.losses.gpu as gpu
 from opd.errors import OpdError
-from opd.losses import gpu
-from opd.losses.chunked import Fused, HeadProduct, Plan, RowLoss, Target, chunked_loss, log_softmax, make_plan
+from opd.losses.chunked import HeadProduct, chunked_loss, log_softmax, make_plan
 from opd.losses.divergences import Divergence, check_divergence, clipped
 from opd.losses.fused import divergence_block, has_triton
-from opd.losses.gpu import LogitsDtype
+from opd.losses.plan import Fused, LogitsDtype, Plan, RowLoss, Target
 from opd.losses.support import Support, restricted
 
 Distribution = Callable[[slice], tuple[Tensor, Tensor]]
@@ -293,7 +293,7 @@ def linear_token_loss(
 
 def _fused_token_loss(plan: Plan, token_N: Tensor, losses: Callable[[slice, Tensor], tuple[Tensor, Tensor]]) -> Fused:
     """The losses of tokens by two kernels: one reads the logits for log p, one writes the gradient."""
-    from opd.losses import kernels
+    import opd.losses.kernels as kernels
 
     factor = 1 / plan.temperature
 

@@ -14,15 +14,13 @@ import functools
 import logging
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opd.losses.divergences import DIVERGENCES, Divergence
-
-if TYPE_CHECKING:
-    from opd.losses.chunked import Plan
+from opd.losses.plan import Plan
 
 log = logging.getLogger("opd.losses")
 
@@ -36,7 +34,7 @@ WITH_KERNEL = ("forward_kl", "reverse_kl", "jsd")
 def has_triton() -> bool:
     """Whether Triton is installed and a kernel computes what torch does; a warning in the log says why not, once."""
     try:
-        from opd.losses import kernels
+        import opd.losses.kernels as kernels
 
         logits_NV, teacher_NV = torch.linspace(-4, 4, 20_000, device="cuda").sin().view(2, 2, 5_000).mul(4).unbind()
         scale_N, grad_NV = torch.ones(2, device="cuda"), torch.empty_like(logits_NV)
@@ -58,7 +56,7 @@ def divergence_block(functions: Divergence, beta: float, plan: Plan) -> Block | 
         return None
     for kind in WITH_KERNEL:
         if functions is DIVERGENCES[kind]:
-            from opd.losses import kernels
+            import opd.losses.kernels as kernels
 
             return functools.partial(kernels.divergence, kind, inverse_temperature=1 / plan.temperature, beta=beta)
     return compiled_block(functions, beta, 1 / plan.temperature)

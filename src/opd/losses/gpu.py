@@ -14,21 +14,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from opd.losses import fused
-
-if TYPE_CHECKING:
-    from opd.losses.chunked import Plan, RowLoss
+import opd.losses.fused as fused
+from opd.losses.plan import Plan, RowLoss, slices
 
 log = logging.getLogger("opd.losses")
-
-LogitsDtype = Literal["float32", "bfloat16"]
-"""float32: the products' sums as they are. bfloat16: rounded, which saves time and costs accuracy."""
 
 CHUNK_BYTES = 160 * 10**6
 """Size of the logits [N, V] of one model and one chunk: 256 float32 rows at a vocabulary of 151,936."""
@@ -133,7 +127,7 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.dtype == dtype:
         return gradient.mul_(factor)
     if gradient.is_cuda and fused.has_triton():  # torch's own way with two dtypes reaches a third of the bandwidth
-        from opd.losses import kernels
+        import opd.losses.kernels as kernels
 
         return kernels.scaled(gradient, factor, dtype)
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
@@ -194,8 +188,3 @@ class GroupedGradients:
         if head is not None:
             head[self.plan.vocab if len(self.plan.kept_N) else 0 :].zero_()
         return [hidden, head]
-
-
-def slices(length: int, size: int) -> Iterator[slice]:
-    """0 to ``length`` in parts of ``size``."""
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
