@@ -2,13 +2,12 @@
 
     python benchmarks/adaptive.py [--seeds 3] [--steps N] [--only opd]
 
-The recipes ``opd`` and ``grpo`` with each prompt once per epoch and with ``experimental.curriculum``, and ``opd`` with
-half of the tokens (``experimental.hardest_tokens``): updates, rolled-out tokens and seconds until the greedy accuracy on 128
-prompts of the test split first reaches the best that all variants of a seed reach, in steps of 5 (0 is the start).
-Training has 256 prompts, so that each comes back often enough to be known; ``opd`` makes 40 updates and ``grpo``, which
-is slower, 80. Seconds leave out the looks of this benchmark. With 128 prompts the standard error of one accuracy is up
-to 4.4 points, so that a variant is better only where the ranges over seeds say so.
-"""
+The recipes ``opd`` and ``grpo`` with each prompt once per epoch and with ``experimental.curriculum``, and ``opd``
+with half of the tokens (``experimental.hardest_tokens``): updates, rolled-out tokens and seconds until the greedy
+accuracy on 128 prompts of the test split first reaches the best that all variants of a seed reach, in steps of 5 (0
+is the start). Training has 256 prompts, so that each comes back often enough to be known; ``opd`` makes 40 updates
+and ``grpo``, which is slower, 80. Seconds leave out the looks of this benchmark. With 128 prompts the standard error
+of one accuracy is up to 4.4 points, so that a variant is better only where the ranges over seeds say so."""
 
 from __future__ import annotations
 

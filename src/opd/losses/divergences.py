@@ -73,7 +73,7 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
         raise ConfigError(f"loss.divergence.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
     if name == "jsd" and not 0 < beta < 1:
         raise ConfigError(
-            f"loss.divergence.beta={beta}: jsd needs a beta between 0 and 1, at 0 and 1 it is zero for every pair. Fix: "
+            f"loss.divergence.beta={beta}: jsd needs a beta between 0 and 1; at 0 and 1 it is always zero. Fix: "
             "use forward_kl (what jsd / beta tends to at 0) or reverse_kl (what jsd / (1 - beta) tends to at 1)"
         )
     return DIVERGENCES[name]
