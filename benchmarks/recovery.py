@@ -41,7 +41,7 @@ count when the KL has grown. Losses that are not finite are left out as they com
 row, weights that are not finite, and what the guard of evaluations sees are collapses too. All thresholds are keys of
 `guards.recover`, and so is how often a run may go back (3); after that it stops.
 
-A good checkpoint is one whose own rollouts were as good as any before. Rollbacks put back weights and the optimizer's
+No checkpoint before a good one had better rollouts. Rollbacks put back weights and the optimizer's
 state, not time: steps go on counting, with other prompts and draws. A run that has rolled back ends with its best
 evaluated weights.
 

@@ -1,6 +1,6 @@
 """Every error a user can cause, as one tree. This module imports nothing, so everything may import it.
 
-OpdError                     one sentence: the key or file, the value, the mend
+OpdError                     one sentence: the key or file, the value, the fix
 ├── ConfigError              the run file or an override is wrong
 ├── DataError                prompts, answers or texts are wrong
 ├── ModelError               a model or tokenizer cannot be used as asked

@@ -229,5 +229,7 @@ def test_what_does_not_fit_is_refused(more: dict[str, object], words: str, tmp_p
 
 
 def test_combine_needs_several(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="experimental.combine needs several teachers"):
+    with pytest.raises(
+        ConfigError, match=r"experimental.combine=geometric needs several teachers .*Fix: give teacher.models"
+    ):
         opd.train("opd", {"experimental.combine": "geometric", "out": str(tmp_path / "run")})

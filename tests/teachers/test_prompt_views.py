@@ -90,5 +90,5 @@ def test_experience_is_what_was_said_most_often() -> None:
     author = RulesAuthor({"unknown_tool": "only {{listing}}", "bad_arguments": "count them", "slow": "no {tool}"})
     assert gather_experience(rollouts, author, items=8) == "only {listing}\ncount them\nno x"
     assert gather_experience(rollouts, author, items=1) == "only {listing}"
-    with pytest.raises(EmptyStepError, match="nothing to say about 1 rollouts"):
+    with pytest.raises(EmptyStepError, match="no mistake in 1 rollouts"):
         gather_experience([rollout("p", "e", 1.0)], author, items=8)

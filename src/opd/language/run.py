@@ -21,7 +21,7 @@ from opd.language.preview import preview
 from opd.language.terms import loss_terms
 from opd.loop import Loop
 from opd.models.forward import read_own
-from opd.models.language import check_trainable
+from opd.models.language import check_trainable, checkpoint_activations
 from opd.output.model_card import model_card
 from opd.output.result import Result
 from opd.output.run_folder import write_text
@@ -62,7 +62,7 @@ class LanguageRun:
         torch.manual_seed(config.seed)
         check_trainable(run.student, key="student")
         if config.optimizer.gradient_checkpointing:
-            run.student.model.gradient_checkpointing_enable()
+            checkpoint_activations(run.student)
         self._keep_context()
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)

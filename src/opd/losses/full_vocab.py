@@ -59,7 +59,7 @@ def linear_divergence(
             a registered name.
         beta: mixture weight of ``jsd``, in (0, 1).
         temperature: divides both models' logits.
-        vocab_size: compare the first so many rows of both heads, where padding differs.
+        vocab_size: number of leading rows of both heads that are compared; set it where padding differs.
         chunk_tokens: positions whose logits exist at one time; by default about 140 at a vocabulary of
             150,000 on a CPU, 256 on a GPU.
         per_token: float32 [T], overwritten with D_t in nats, NaN where the weight is 0; for logging, detached.

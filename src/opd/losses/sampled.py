@@ -126,7 +126,7 @@ def overlong_penalty(length_B: Tensor, *, longest: int, margin: int) -> Tensor:
     Args:
         length_B: int64 [B], tokens of each answer.
         longest: tokens at which an answer is cut off.
-        margin: of the last so many tokens, each costs 1 / margin.
+        margin: number of tokens before ``longest`` that cost 1 / margin each.
 
     Source: soft overlong punishment, DAPO, arXiv 2503.14476, equation 13. tests/fidelity/test_grpo.py.
     """

@@ -27,12 +27,12 @@ class Positions:
 
     Attributes:
         skip_ids: tokens that never count, such as a template's special ones.
-        first: only the student's first so many tokens of a rollout count; None for all.
+        first: number of the student's tokens that count, from a rollout's start; None for all.
         mean: over all tokens alike; or every rollout or every turn counts as much as any other, however long; or the
             mean over rollouts of their sums over ``longest`` (constant).
         longest: tokens that a rollout may have.
-        last: only the student's last so many tokens of a rollout count.
-        after: the student's first so many tokens of a rollout do not count.
+        last: number of the student's tokens that count, from a rollout's end.
+        after: number of the student's tokens at a rollout's start that do not count.
         outside_events: factor on tokens outside the spans of the environment's events.
         ramp: late tokens count more, 1 at the student's first and 1 + ramp at its last token of a rollout.
         fade: δ of SOD: turn k counts (d_1 + ε) / (d_k + ε), at most 1 + δ, where d is the mean absolute log-ratio of a

@@ -6,7 +6,7 @@ whose tokens are only a part of a character.
 
 White space alone never keeps two tokenizers apart: whether a space ends a token or begins the next is a habit, so
 groups are cut by counting the other characters. A token of nothing but white space belongs to the group after it: what
-decides between going on with a word and beginning another is then in the same group on both sides. Where both sides
+decides between going on with one word and beginning the next is then in the same group on both sides. Where both sides
 have such a token (a newline, an indentation), it is a group of its own.
 """
 

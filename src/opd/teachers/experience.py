@@ -17,7 +17,7 @@ INSTRUCTION = (
     "These are lessons from single mistakes, with how often each was noted. Merge what says the same, drop what holds "
     "for one case alone, and answer with at most {items} general lessons, one a line, each line starting with '- '."
 )
-"""What an author that consolidates is told; the source gives the step and not its words."""
+"""Instruction for an author that consolidates; the source gives the step and not its words."""
 
 
 def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items: int, consolidate: bool = False) -> str:
@@ -27,13 +27,13 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
         rollouts: the student's own.
         author: finds mistakes and says of each what should have been known.
         items: the most that are kept, so that the context stays short.
-        consolidate: let the author rewrite them all into so many; otherwise equal ones count as one.
+        consolidate: let the author rewrite all items into at most ``items``; otherwise equal ones count as one.
 
     Returns:
         One text, an item a line. Without consolidation the most frequent first, of equally frequent ones the earlier.
 
     Raises:
-        EmptyStepError: the author has nothing to say about any of the rollouts, or writes no lesson.
+        EmptyStepError: the author found no mistake in any of the rollouts, or writes no lesson.
         ConfigError: rules are to consolidate.
 
     Source: OPCD, arXiv 2602.12275.
@@ -41,7 +41,7 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
     said = Counter(hint.text for hints in author.hints(rollouts) for hint in hints)
     if not said:
         raise EmptyStepError(
-            f"teacher.view.experience: the author found nothing to say about {len(rollouts)} rollouts; roll "
+            f"teacher.view.experience: the author found no mistake in {len(rollouts)} rollouts; roll "
             "out more prompts, or write the context yourself"
         )
     if consolidate:

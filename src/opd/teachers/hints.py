@@ -18,7 +18,7 @@ TEMPLATES: Mapping[str, str] = {
 """What the rules say about each kind of event; fields are the event's details."""
 
 INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
-"""What a model that writes hints is told."""
+"""Instruction for a model that writes hints."""
 
 _TURN = re.compile(r"\bturn\s*(\d+)\s*:", re.IGNORECASE)
 

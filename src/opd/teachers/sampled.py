@@ -111,7 +111,7 @@ class Outcome:
         by_deviation: divide by the group's standard deviation.
         skip_equal: leave those groups out.
         skip_truncated: leave rollouts out that did not end by themselves; their rewards count in their groups.
-        overlong: of the last so many tokens before ``longest``, each lowers the reward; None for no punishment.
+        overlong: number of tokens before ``longest`` that each lower the reward; None for no punishment.
         longest: tokens at which a rollout is cut off.
 
     Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783; the other three, DAPO, arXiv
