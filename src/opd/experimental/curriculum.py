@@ -160,7 +160,7 @@ class Adaptive:
         }
 
     def _losses(self, number_B: Tensor, own_B: Tensor, signal: Signal, loss_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss of each prompt's tokens, and whether there is one: 0 where no teacher had anything to say."""
+        """Mean loss of each prompt's tokens, and whether it has one; 0 for a prompt without a loss."""
         row_T, loss_T = signal.rollout_T.cpu(), loss_T.double().cpu()
         mine_T, number_T = own_B[row_T], number_B[row_T]
         finite_T = mine_T & loss_T.isfinite()
