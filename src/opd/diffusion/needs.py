@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from opd.axes.needs import Fact
-
-if TYPE_CHECKING:
-    from opd.config.diffusion import DiffusionConfig
 
 
 def _unless(holds: bool, against: str) -> str | None:
     return None if holds else against
 
 
-def _teacher_in_use(config: DiffusionConfig) -> str | None:
+def _teacher_in_use(config: Any) -> str | None:
     used = config.loss.signal.reads_teacher or config.rollout.source.uses_teacher
     return _unless(used, f"loss.signal={config.loss.signal.type}")
 
 
-def _another_teacher(config: DiffusionConfig) -> str | None:
+def _another_teacher(config: Any) -> str | None:
     teacher, guided = config.teacher, config.teacher.guidance != 1 or config.rollout.guidance != 1
     differs = teacher.is_model or not teacher.weights.is_student or teacher.view.type != "plain" or guided
     return _unless(differs, f"teacher.weights={teacher.weights.type}, teacher.view=plain")
 
 
-def _one_weight_per_step(config: DiffusionConfig) -> str | None:
+def _one_weight_per_step(config: Any) -> str | None:
     number, steps = len(config.loss.step_weights or ()), config.rollout.steps
     return _unless(number == steps, f"{number} weights, rollout.steps={steps}")
 
 
-def _one_noise_level_per_step(config: DiffusionConfig) -> str | None:
+def _one_noise_level_per_step(config: Any) -> str | None:
     number, steps = len(config.rollout.sigmas), config.rollout.steps
     return _unless(number == steps, f"{number} noise levels, rollout.steps={steps}")
 
 
-def _weighted_last_states(config: DiffusionConfig) -> str | None:
+def _weighted_last_states(config: Any) -> str | None:
     weights, gradient = config.loss.step_weights, config.loss.reward_gradient
     last = gradient.steps if gradient else 1
     return _unless(weights is None or any(weights[-last:]), f"loss.step_weights is 0 for the last {last}")
 
 
-def _enough_steps(config: DiffusionConfig) -> str | None:
+def _enough_steps(config: Any) -> str | None:
     gradient, steps = config.loss.reward_gradient, config.rollout.steps
     return _unless(gradient is None or gradient.steps <= steps, f"{gradient and gradient.steps}, rollout.steps={steps}")
 
