@@ -19,7 +19,7 @@ ALLOWED = (
     "math",
     "operator",
 )
-GPU_ALONE = {"kernels.py": ("triton", "os"), "fused.py": ("logging",), "gpu.py": ("logging",)}
+GPU_ALONE = {"kernels.py": ("triton", "os"), "fused.py": ("logging", "types"), "gpu.py": ("logging",)}
 FOLDER = Path(opd.losses.__file__).parent
 
 
