@@ -386,11 +386,11 @@ class Engine(Protocol):
         """
         ...
 
-    def sync(self, step: int) -> None:
-        """Generate with the model's present weights from now on, labelled with ``step``.
+    def sync(self) -> None:
+        """Generate with the model's present weights from now on.
 
-        The caller calls it after every change of the weights: an optimizer step, a rollback, a restored checkpoint.
-        An engine that reads the live parameters does nothing; an engine behind a server sends the weights.
+        Called before each batch of rollouts and of hints: an update, a rollback or a restored checkpoint may have
+        changed the weights. An engine that reads the live parameters does nothing; an engine behind a server sends them.
         """
         ...
 

@@ -131,6 +131,10 @@ def test_a_run_does_not_use_an_excluded_teacher(whole: opd.Result, tmp_path: Pat
     one = opd.train("opd", {**alone, "optimizer.steps": 4, "out": str(tmp_path / "one")})
     assert one.events == []
     assert one.after["accuracy"] == whole.after["accuracy"]
+    written = one.out / "run.json"
+    assert json.loads(written.read_text())["teacher"]["model"] == "nano/math-teacher"
+    again = opd.train(written, resume=True)  # the run file that the run wrote is the run's own
+    assert (again.steps, again.after["accuracy"]) == (4, one.after["accuracy"])
 
 
 def test_a_resumed_run_with_a_gate_ends_with_the_same_weights(whole: opd.Result) -> None:

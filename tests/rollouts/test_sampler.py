@@ -231,7 +231,7 @@ class Scripted:
         self.contexts += contexts
         return [Generation(self.ids, (-1.0,) * len(self.ids), self.ids[-1] in stop_ids) for _ in contexts]
 
-    def sync(self, step: int) -> None: ...
+    def sync(self) -> None: ...
 
 
 class Again:

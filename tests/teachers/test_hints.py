@@ -102,7 +102,7 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
             ids = (*chat.insert_text_ids("turn 2 : a b"), tokenizer.eos_token_id)
             return [Generation(ids, (0.0,) * len(ids), True) for _ in contexts]
 
-        def sync(self, step: int) -> None: ...
+        def sync(self) -> None: ...
 
     author = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8)
     assert author.hints([ROLLOUT]) == [[Hint(ROLLOUT.turns[1], "a b")]]

@@ -131,7 +131,7 @@ class HFEngine:
         self.language_model = language_model
         self.max_rows = max_rows
 
-    def sync(self, step: int) -> None:
+    def sync(self) -> None:
         """Do nothing: ``generate`` reads the live parameters."""
 
     @torch.inference_mode()

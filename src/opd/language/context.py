@@ -201,12 +201,13 @@ class LanguageContext:
 
     def engine(self, model: LanguageModel) -> Engine:
         """What generates tokens with a model; an engine given from Python generates for the student only."""
-        config = self.config.rollout.engine
-        if model is not self.student and self.objects.engine is not None:
-            from opd.axes.engines import Hf
+        from opd.axes.engines import Hf
 
-            config = Hf()
-        engine: Engine = config.build(self, model)
+        config = self.config.rollout.engine
+        if model is self.student:
+            student_engine: Engine = self.once("engine", lambda: config.build(self, model))
+            return student_engine
+        engine: Engine = (Hf() if self.objects.engine is not None else config).build(self, model)
         return engine
 
     @property

@@ -122,6 +122,8 @@ class Sampler:
         Raises:
             DataError: a prompt leaves no room for an answer.
         """
+        for engine in (self.engine, *([self.prefix.engine] if self.prefix else [])):
+            engine.sync()
         trajectories = [_Trajectory(p, self._prompt_ids(p), self.source) for p in prompts]
         most = min(1 + step // self.grow_every, self.max_turns) if self.grow_every else self.max_turns
         if self.prefix:

@@ -96,6 +96,7 @@ class ModelAuthor:
         room = self.max_length - self.max_new_tokens if self.max_length else None
         fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]
         self.counts["too_long"] += len(contexts) - len(fits)
+        self.engine.sync()
         written = self.engine.generate(
             [contexts[i] for i in fits],
             [self.max_new_tokens] * len(fits),

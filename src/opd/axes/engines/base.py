@@ -17,7 +17,7 @@ class EngineConfig(AxisValue):
     axis = "rollout.engine"
 
     def build(self, run: RunContext, model: Any) -> Engine:
-        """What generates tokens with ``model``, a ``LanguageModel``; called once per model and use."""
+        """What generates tokens with ``model``, a ``LanguageModel``; called once for the student."""
         raise NotImplementedError
 
 
