@@ -130,6 +130,7 @@ def test_reward_settings_without_rewards_are_refused(overrides: dict[str, Any], 
         opd.train("tml", {**overrides, "out": str(tmp_path / "run")})
 
 
+@pytest.mark.slow
 def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> None:
     small: dict[str, Any] = {
         "optimizer.steps": 1,

@@ -201,6 +201,7 @@ def test_supervised_training_on_reference_answers(tmp_path: Path) -> None:
     assert losses(tmp_path / "out")[-1] < 0.3 * losses(tmp_path / "out")[0]
 
 
+@pytest.mark.slow
 def test_anchor_holds_the_student_near_its_start(tmp_path: Path) -> None:
     def distance(anchor: float) -> float:
         student = make_model(0)
@@ -289,6 +290,7 @@ def test_an_anchor_beside_a_term_without_a_target_trains_nothing(tmp_path: Path)
         )
 
 
+@pytest.mark.slow
 def test_rollouts_of_the_teacher_do_not_count_as_the_students(tmp_path: Path) -> None:
     small = {
         "optimizer.steps": 2,
@@ -304,6 +306,7 @@ def test_rollouts_of_the_teacher_do_not_count_as_the_students(tmp_path: Path) ->
     assert result.tokens == second["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"loss.signal.bridge.rank": 5000}, {"loss.signal.bridge.prompts": 1}])
 def test_a_bridge_that_cannot_be_fitted_is_refused(overrides: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="loss.signal.bridge: rank="):

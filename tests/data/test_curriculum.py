@@ -98,6 +98,7 @@ def test_probabilities_equal_the_formula() -> None:
     assert adaptive.probabilities(4).tolist() == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_have_the_chances_of_drawing_one_after_the_other() -> None:
     """Against an independent way of drawing without replacement, by Python's own generator."""
     adaptive = curriculum(batch=2, samples=1, success=1.0)
@@ -252,6 +253,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row["train"].items() if not k.endswith("_s")} for row in rows if "train" in row]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, again = Watch(), Watch()
     train(tmp_path / "whole", watch=whole)

@@ -80,6 +80,7 @@ def test_checkpointed_activations_have_the_same_gradient(tmp_path: Path, folder:
         torch.testing.assert_close(saved, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
 
 
+@pytest.mark.slow
 def test_a_run_is_deterministic_in_its_seed(tmp_path: Path, folder: Any) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         tree = run_tree(tmp_path / name, folder("sd3"), teacher={"model": folder("sd3", 1)}, seed=seed)

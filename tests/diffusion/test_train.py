@@ -105,6 +105,7 @@ def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path, 
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_student_approaches_its_teacher_on_held_out_prompts(tmp_path: Path, folder: Any) -> None:
     tree = run_tree(tmp_path / "out", folder("ddim"), teacher={"model": folder("ddim", 1)})
     tree["eval"] = {"prompts": tree["prompts"], "every": 20}

@@ -102,6 +102,7 @@ def test_gap_recovery_is_the_closed_share_of_the_accuracy_gap() -> None:
     assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.9}) == {}
 
 
+@pytest.mark.slow
 def test_a_run_writes_diagnostics_at_every_evaluation(tmp_path: Path) -> None:
     small: dict[str, Any] = {"optimizer.steps": 2, "eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 4}
     small |= {"rollout.prompts_per_step": 4, "log": []}
@@ -120,6 +121,7 @@ def test_a_run_writes_diagnostics_at_every_evaluation(tmp_path: Path) -> None:
     assert not any(name.startswith(("teacher", "gap")) for name in off.after)
 
 
+@pytest.mark.slow
 def test_a_feedback_view_is_compared_on_groups_of_attempts(tmp_path: Path) -> None:
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "rollout.prompts_per_step": 4, "log": []}
     result = opd.train("sdpo", {**small, "eval.divergence": True, "out": str(tmp_path / "run")})

@@ -19,6 +19,7 @@ from support.models import make_model
 SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
 
 
+@pytest.mark.slow
 def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     scoring_pass = forward.read
@@ -38,6 +39,7 @@ def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pyte
     assert whole in lines
 
 
+@pytest.mark.slow
 def test_the_four_memory_settings_are_listed() -> None:
     settings = {"optimizer.micro_batch": 8, "teacher.max_tokens": 4096, "rollout.engine.max_rows": 32}
     (line,) = (line for line in examine("opd", {**SMALL, **settings}) if line.startswith("passes"))

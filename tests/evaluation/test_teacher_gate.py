@@ -122,6 +122,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> opd.Result:
     return opd.train("opd", {**GATED, "optimizer.steps": 4, "out": str(out)})
 
 
+@pytest.mark.slow
 def test_a_run_does_not_use_an_excluded_teacher(whole: opd.Result, tmp_path: Path) -> None:
     assert [e["kind"] for e in whole.events] == ["gate"]
     assert "bad does not teach math: its accuracy is 0.0%" in whole.events[0]["text"]

@@ -97,6 +97,7 @@ def test_it_runs_after_steps_2_to_the_n_and_undoes_a_candidate_exactly(tmp_path:
     assert all(torch.equal(p, before[name]) for name, p in loop.student.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_without_answers_the_divergence_decides_and_its_tokens_count(tmp_path: Path) -> None:
     runs = {}
     for name, more in (("with", {"extrapolate": {"prompts": 16}}), ("without", {})):
@@ -135,6 +136,7 @@ def test_prompts_that_cannot_validate_are_refused(tmp_path: Path) -> None:
         loop.extrapolation(1)
 
 
+@pytest.mark.slow
 def test_a_recipe_extrapolates_by_one_key(tmp_path: Path) -> None:
     small = {
         "optimizer.steps": 2,

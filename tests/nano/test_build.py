@@ -18,6 +18,7 @@ from opd.nano.traces import Turn
 SHIPPED = Path(build.__code__.co_filename).parent / "models"
 
 
+@pytest.mark.slow
 def test_a_small_build_loads_as_a_model(tmp_path: Path) -> None:
     folder = build("math-base", tmp_path, scale=0.005)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

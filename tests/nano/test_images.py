@@ -180,6 +180,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
     assert frechet(a, moved) == pytest.approx(1 + 2 * (3 - 1) ** 2, rel=0.02)
 
 
+@pytest.mark.slow
 @bundled("images-base")
 def test_the_base_follows_part_of_its_prompts() -> None:
     base = load_pipeline("nano/images-base")
@@ -187,6 +188,7 @@ def test_the_base_follows_part_of_its_prompts() -> None:
         assert 0.2 < accuracy(base, domain, number=NUMBER) < 0.7
 
 
+@pytest.mark.slow
 @bundled("images-base", *(f"images-{domain}" for domain in DOMAINS))
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_teacher_is_reliable_in_its_domain(domain: str) -> None:

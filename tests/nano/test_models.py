@@ -87,6 +87,7 @@ def test_math_teachers_are_accurate(name: str) -> None:
     assert metrics_of(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 
 
+@pytest.mark.slow
 def test_the_critic_agrees_with_the_rules() -> None:
     written = rollouts("tools-base", list(get_task("tools").prompts("test"))[:NUMBER], temperature=1.0)
     critic = load("nano/critic", key="author")

@@ -229,6 +229,7 @@ def test_a_run_killed_around_its_rollbacks_resumes_to_the_same_bits(
     assert (resumed.events, resumed.steps, resumed.tokens) == (expected.events, expected.steps, expected.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights_of", ["model", "live"])
 def test_a_healthy_run_is_the_same_with_and_without_recovery(weights_of: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": 1e-3, "steps": 4}}
@@ -257,6 +258,7 @@ def test_each_rollback_lowers_the_learning_rate_and_raises_the_anchor_until_none
     ]
 
 
+@pytest.mark.slow
 def test_one_update_that_is_not_finite_is_skipped_and_several_are_a_collapse(tmp_path: Path) -> None:
     changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
 
