@@ -3,8 +3,8 @@
     Prompt -> Rollout -> [Segment] -> Signal -> loss
     RolloutSource    View        Teacher   Objective
 
-Every dataclass is frozen; nothing edits its input. Token ids are stored once, as they were
-sampled, and are never decoded and tokenised again.
+Every dataclass is frozen. Nothing edits its input, except that each position's loss is filled in (``per_token_T``,
+``Scored.loss_T``). Token ids are stored once, as they were sampled, and are never decoded and tokenised again.
 """
 
 from __future__ import annotations
@@ -133,11 +133,23 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PerPosition:
-    """Values at T positions; every field with T in its suffix has a row for each."""
+    """Values at T positions; every field whose suffix begins with T has a row for each."""
 
     def take(self, rows: Tensor) -> Self:
-        """Select rows, by indices or by a mask."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if "_T" in f.name}
+        """Select rows, by indices or by a mask.
+
+        Raises:
+            TypeError: T stands elsewhere in a field's suffix.
+        """
+        suffixes = {f.name: f.name.rpartition("_")[2] for f in fields(self)}
+        for name, suffix in suffixes.items():
+            if suffix.isupper() and "T" in suffix[1:]:
+                raise TypeError(
+                    f"{type(self).__name__}.{name}: rows have to come first. Fix: let the suffix begin with T"
+                )
+        values = {
+            name: getattr(self, name) for name, suffix in suffixes.items() if suffix[:1] == "T" and suffix.isupper()
+        }
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
 
@@ -159,7 +171,8 @@ class Signal(PerPosition):
 
     def to(self, device: torch.device) -> Self:
         """The same signal on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +403,7 @@ class Engine(Protocol):
         """Generate with the model's present weights from now on.
 
         Called before each batch of rollouts and of hints: an update, a rollback or a restored checkpoint may have
-        changed the weights. An engine that reads the live parameters does nothing; an engine behind a server sends them.
+        changed the weights. An engine that reads the live parameters does nothing; one behind a server sends them.
         """
         ...
 
@@ -471,7 +484,7 @@ class Term:
     """One term of the loss: a teacher, the view it scores through, a distance and a weight.
 
     Example:
-        Term("anchor", "anchor", LocalTeacher(initial), PlainView(), FullVocabulary("reverse_kl"), weight=0.1)
+        Term("anchor", "anchor", LocalTeacher(initial), PlainView(), FullVocabulary(beta=0.3), weight=0.1)
 
     Attributes:
         name: key in ``metrics.jsonl``, where ``NAME_share`` is the share of tokens the term trains on.

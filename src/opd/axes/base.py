@@ -61,9 +61,7 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
     if not isinstance(settings, Mapping) or (len(settings) == 1 and next(iter(settings)) in known):
         raise ValueError(_shape(given, known))
     kind = str(settings.get("type", next(iter(known))))
-    found = known.get(kind)
-    if found is None and ":" in kind:
-        found = _own(kind, base)
+    found = class_named(kind, base)
     if found is None:
         raise ValueError(
             f"there is no '{kind}'. Fix: choose {_choices(known)}, or name your own as package.module:Name"
@@ -74,6 +72,16 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
         raise PydanticCustomError(
             "axis", "{message}", {"message": str(error), "inner": error, "model": found}
         ) from None
+
+
+def class_named(name: str, base: type[Value]) -> type[Value] | None:
+    """The shipped class of a type, or a user's own; None if there is none.
+
+    Raises:
+        ConfigError: a user's own cannot be imported, or is no value of the axis.
+    """
+    found: Any = AXES[base.axis].get(name)
+    return _own(name, base) if found is None and ":" in name else found
 
 
 def _shape(given: Any, known: Mapping[str, type[AxisValue]]) -> str:
@@ -96,6 +104,8 @@ def _own(name: str, base: type[Value]) -> type[Value]:
         raise ConfigError(
             f"{base.axis}: '{name}' is no subclass of {base.__module__}.{base.__name__}. Fix: derive it from that class"
         )
+    if getattr(found, "build", None) is getattr(base, "build", None):
+        raise ConfigError(f"{base.axis}: '{name}' has no build. Fix: define what {base.__name__}.build returns")
     return found
 
 
@@ -114,6 +124,11 @@ def import_named(name: str, *, key: str) -> Any:
         raise ConfigError(
             f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
         ) from None
+    except Exception as error:  # whatever a user's module raises while it is executed
+        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ConfigError(
+            f"{key}: '{name}' cannot be imported: {type(error).__name__}: {said}. Fix: correct the module"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

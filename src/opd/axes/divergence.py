@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from opd.axes.base import GIVEN, import_named
 from opd.config.base import Strict
@@ -18,13 +18,22 @@ class DivergenceConfig(Strict):
     type: str = "forward_kl"
     """forward_kl = KL(teacher‖student), reverse_kl = KL(student‖teacher), jsd, skew_forward, skew_reverse, alpha,
     total_variation, one that was registered, or ``package.module:NAME``."""
-    beta: float = Field(0.5, gt=0, lt=1)
-    """Mixture weight of jsd, of skew_forward and skew_reverse (DistiLLM's α), and of alpha."""
+    beta: float = 0.5
+    """Mixture weight of jsd, of skew_forward and skew_reverse (DistiLLM's α), and of alpha; above 0 and below 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _inside(self) -> DivergenceConfig:
+        if not 0 < self.beta < 1:
+            raise ValueError(
+                f"beta={self.beta:g} is not above 0 and below 1, and at both ends jsd is always zero. Fix: set "
+                "loss.divergence=forward_kl (what jsd / beta tends to at 0) or reverse_kl (its limit at 1)"
+            )
+        return self
 
     def words(self) -> str:
         """The divergence's name for people."""
@@ -37,7 +46,7 @@ class DivergenceConfig(Strict):
             given: a ``Divergence`` that was given from Python.
 
         Raises:
-            ConfigError: it cannot be imported, is none, or its beta makes it vanish.
+            ConfigError: it cannot be imported, or is none.
         """
         from opd.errors import ConfigError
         from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence

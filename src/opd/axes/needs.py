@@ -181,6 +181,10 @@ def check(config: Any, facts: Mapping[str, Fact] = FACTS) -> None:
     for key, name in config.all_needs():
         if name in DATA_FACTS:
             continue
+        if name not in facts:
+            raise ValueError(
+                f"{named(config, key)} needs '{name}', which is no fact. Fix: name one of {', '.join(facts)}"
+            )
         fact = facts[name]
         against = fact.lacks(config)
         if against is not None:

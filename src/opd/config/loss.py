@@ -85,8 +85,10 @@ class LossConfig(Strict):
     @model_validator(mode="after")
     def _divergence_applies(self) -> LossConfig:
         signal: SignalConfig = self.signal
+        if signal.token_ratios and "divergence" not in self.model_fields_set:
+            self.__dict__["divergence"] = DivergenceConfig(type="reverse_kl")  # a frozen model's default
         given = self.divergence != DivergenceConfig()
-        if given and not signal.compares:
+        if given and not signal.compares and not signal.token_ratios:
             raise ValueError(
                 f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or "
                 "set loss.signal=full"

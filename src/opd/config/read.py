@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.axes.base import AXES, AxisValue
+from opd.axes.base import AxisValue, class_named
+from opd.axes.signals import SignalConfig
 from opd.config import diffusion
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import PromptsConfig, RunConfig
@@ -129,10 +130,10 @@ def _depth(key: str, pairs: Mapping[str, Any]) -> int:
 
 
 def _drop_unused_divergence(tree: dict[str, Any]) -> None:
-    """Leave out an inherited divergence if the signal of an override has none."""
+    """Leave out an inherited divergence if the signal of an override has none, or one of its own."""
     signal = _get(tree, "loss.signal")
-    kind = AXES["loss.signal"].get(str(signal.get("type") if isinstance(signal, Mapping) else signal))
-    if kind is not None and not getattr(kind, "compares", True):
+    kind = class_named(str(signal.get("type") if isinstance(signal, Mapping) else signal), SignalConfig)
+    if kind is not None and (kind.token_ratios or not kind.compares):
         drop_key(tree, "loss.divergence")
 
 

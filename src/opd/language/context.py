@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from opd.axes.base import Objects
+from opd.axes.base import GIVEN, Objects
 from opd.axes.views.plain import PlainView
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum
+from opd.errors import ConfigError
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
@@ -108,8 +109,17 @@ class LanguageContext:
         return stop_ids(self.student)
 
     def given(self, name: str) -> Any:
-        """An object that was given to ``opd.train``."""
-        return getattr(self.objects, name)
+        """An object that was given to ``opd.train``.
+
+        Raises:
+            ConfigError: none was.
+        """
+        found = getattr(self.objects, name)
+        if found is None:
+            raise ConfigError(
+                f"'{GIVEN}': opd.train got no {name}. Fix: call opd.train({name}=…), or name another value"
+            )
+        return found
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of the first call of ``make`` for a name."""
@@ -132,7 +142,16 @@ class LanguageContext:
 
     @property
     def scoring(self) -> LanguageModel:
-        """The single model that teaches."""
+        """The single model that teaches.
+
+        Raises:
+            ConfigError: there are several, or one behind a gate.
+        """
+        if self.pool is not None:
+            raise ConfigError(
+                f"loss.signal={self.config.loss.signal.type} reads one model, and teacher.models or teacher.gate may "
+                "name several. Fix: give teacher.model alone, or let the signal's build call run.teacher()"
+            )
         return self.teacher_model or self.own_weights[0]
 
     def load_model(self, name: str, *, key: str) -> LanguageModel:

@@ -32,24 +32,38 @@ ElementWise = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Two element-wise functions; ``source`` says where they come from."""
+    """Two element-wise functions.
+
+    Attributes:
+        source: where the formula comes from.
+        offset: the multiple of (p − q) in the density, which clipping takes out, as a clipped sum of it is not zero;
+            None: the divergence cannot be clipped.
+    """
 
     density: ElementWise
     slope: ElementWise
     source: str = ""
+    offset: float | None = None
 
 
 DIVERGENCES: dict[str, Divergence] = {}
 """Every divergence by name; ``register`` adds one."""
 
 
-def register(name: str, density: ElementWise, slope: ElementWise, source: str = "") -> None:
+def register(
+    name: str,
+    density: ElementWise,
+    slope: ElementWise,
+    source: str = "",
+    *,
+    offset: float | None = None,
+) -> None:
     """Add the divergence Σ density(p, q), whose slope is p · ∂density/∂p.
 
     Args:
         name: what ``divergence`` will be called in a run file or a call.
         density, slope: element-wise functions of (log_p, log_q, p, q, beta); ``beta`` is theirs to use or ignore.
-        source: where the formula comes from.
+        source, offset: as in ``Divergence``.
 
     Raises:
         ConfigError: the name is taken.
@@ -58,7 +72,7 @@ def register(name: str, density: ElementWise, slope: ElementWise, source: str = 
     """
     if name in DIVERGENCES:
         raise ConfigError(f"a divergence called '{name}' exists; choose another name")
-    DIVERGENCES[name] = Divergence(density, slope, source)
+    DIVERGENCES[name] = Divergence(density, slope, source, offset)
 
 
 def check_divergence(name: str, *, beta: float) -> Divergence:
@@ -79,10 +93,6 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
     return DIVERGENCES[name]
 
 
-_OFFSETS = {"forward_kl": 1.0, "reverse_kl": -1.0, "jsd": 0.0}
-"""The multiple of (p − q) in our densities, which clipping has to take out: a clipped sum of it is not zero."""
-
-
 @functools.cache
 def clipped(name: str, limit: float) -> Divergence:
     """The divergence whose terms are cut: Σ min(term, limit), where a term is as the source writes it.
@@ -91,7 +101,7 @@ def clipped(name: str, limit: float) -> Divergence:
     A clipped sum is no divergence: it may be negative.
 
     Args:
-        name: forward_kl (q log(q/p)), reverse_kl (p log(p/q)) or jsd.
+        name: a divergence with an offset: forward_kl (q log(q/p)), reverse_kl (p log(p/q)) or jsd.
         limit: nats.
 
     Raises:
@@ -99,11 +109,10 @@ def clipped(name: str, limit: float) -> Divergence:
 
     Source: OPSD, arXiv 2601.18734. Proof: tests/fidelity/test_divergences.py.
     """
-    if name not in _OFFSETS:
-        raise ConfigError(
-            f"loss.signal.clip goes with {', '.join(_OFFSETS)}, not with {name}; leave one of the two out"
-        )
-    whole, offset = DIVERGENCES[name], _OFFSETS[name]
+    whole = DIVERGENCES[name]
+    if (offset := whole.offset) is None:
+        those = ", ".join(known for known, divergence in DIVERGENCES.items() if divergence.offset is not None)
+        raise ConfigError(f"loss.signal.clip: {name} cannot be clipped. Fix: leave clip out, or choose {those}")
 
     def term(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
         return whole.density(log_p, log_q, p, q, beta).sub_(p - q, alpha=offset)
@@ -148,6 +157,7 @@ register(
     density=lambda log_p, log_q, p, q, beta: (log_q - log_p).mul_(q).add_(p - q),
     slope=lambda log_p, log_q, p, q, beta: p - q,
     source="GKD, arXiv 2306.13649",
+    offset=1.0,
 )
 # KL(student ‖ teacher) = Σ p (log p − log q): seeks one mode, never where the teacher has nothing.
 register(
@@ -155,6 +165,7 @@ register(
     density=lambda log_p, log_q, p, q, beta: (log_p - log_q).mul_(p).add_(q - p),
     slope=lambda log_p, log_q, p, q, beta: (log_p - log_q).mul_(p),
     source="GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543",
+    offset=-1.0,
 )
 # β KL(teacher ‖ M) + (1 − β) KL(student ‖ M), M = β q + (1 − β) p: bounded, between the two.
 register(
@@ -162,6 +173,7 @@ register(
     density=_jsd_density,
     slope=lambda log_p, log_q, p, q, beta: (log_p - _log_mixture(p, q, beta)).mul_(p).mul_(1 - beta),
     source="GKD, arXiv 2306.13649",
+    offset=0.0,
 )
 # KL(teacher ‖ β q + (1 − β) p): forward KL that stays finite where the student has nothing.
 register(

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from opd.errors import OpdError
 from opd.losses import (
     Support,
     direct_estimate,
@@ -21,7 +22,6 @@ from opd.losses import (
 )
 from opd.losses.cross import Groups, Matched, cross_divergence
 from opd.losses.hidden import Projection
-from opd.losses.sampled import Estimator
 from opd.types import (
     AdvantageSignal,
     CrossSignal,
@@ -45,6 +45,13 @@ def per_token_losses(objective: Objective, student: States, signal: Signal) -> T
     return loss_T
 
 
+def _other_signal(objective: object, signal: Signal, needed: str) -> OpdError:
+    return OpdError(
+        f"{type(objective).__name__} reads a {needed}, and the teacher gave a {type(signal).__name__}. Fix: give "
+        "the teacher the objective of its signal"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FullVocabulary:
     """A divergence between whole distributions; the fields are ``linear_divergence``'s arguments."""
@@ -60,7 +67,8 @@ class FullVocabulary:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, FullSignal)
+        if not isinstance(signal, FullSignal):
+            raise _other_signal(self, signal, "FullSignal")
         return linear_divergence(
             student.hidden_TD,
             student.head_VD,
@@ -94,7 +102,8 @@ class SeveralTeachers:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, ExpertsSignal)
+        if not isinstance(signal, ExpertsSignal):
+            raise _other_signal(self, signal, "ExpertsSignal")
         total = torch.zeros((), device=weight_T.device)
         each_T = torch.zeros_like(weight_T) if per_token_T is None else per_token_T.zero_()
         if self.combine == "losses":
@@ -165,7 +174,8 @@ class CrossTokenizer:
         loss stands at its first token in ``per_token_T``, and 0 at its others.
         """
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, CrossSignal)
+        if not isinstance(signal, CrossSignal):
+            raise _other_signal(self, signal, "CrossSignal")
         first_T = signal.group_T.diff(prepend=signal.group_T.new_tensor([-1])) != 0
         index_T = first_T.cumsum(0) - 1
         whole_G = index_T.bincount() == signal.size_T[first_T]
@@ -223,7 +233,8 @@ class PolicyGradient:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """−Σ w r A, float32 []: for a teacher's signal its value estimates the reverse KL."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, SampledSignal | AdvantageSignal)
+        if not isinstance(signal, SampledSignal | AdvantageSignal):
+            raise _other_signal(self, signal, "SampledSignal or AdvantageSignal")
         advantage_T = reward_to_go(signal.advantage_T, signal.rollout_T, self.discount)
         if self.max_advantage is not None:
             advantage_T = advantage_T.clamp(-self.max_advantage, self.max_advantage)
@@ -243,14 +254,15 @@ class PolicyGradient:
 class DirectEstimate:
     """An estimate of the divergence from the sampled token, differentiated as it stands."""
 
-    estimator: Estimator = "k2"
+    estimator: str = "k2"
     temperature: float = 1.0
     chunk_tokens: int | None = None
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of estimates, float32 []."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, SampledSignal)
+        if not isinstance(signal, SampledSignal):
+            raise _other_signal(self, signal, "SampledSignal")
         return linear_token_loss(
             student.hidden_TD,
             student.head_VD,
@@ -273,7 +285,8 @@ class HiddenStates:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of mean squared differences, float32 []."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, HiddenSignal)
+        if not isinstance(signal, HiddenSignal):
+            raise _other_signal(self, signal, "HiddenSignal")
         assert student.layers_TKD is not None
         own_TKR = self.projection(student.layers_TKD) if self.projection else student.layers_TKD
         return hidden_distance(
@@ -291,7 +304,8 @@ class CrossEntropy:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of -log p(token), float32 []."""
         assert isinstance(student, TokenStates)
-        assert isinstance(signal, TokenSignal)
+        if not isinstance(signal, TokenSignal):
+            raise _other_signal(self, signal, "TokenSignal")
         return linear_cross_entropy(
             student.hidden_TD,
             student.head_VD,

@@ -11,14 +11,18 @@ Suffixes: T positions, B some of them.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from opd.losses.full_vocab import TokenFunction
 
-Estimator = Literal["k2", "k3"]
+ESTIMATORS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "k2": lambda ratio: (ratio.square() / 2, -ratio),
+    "k3": lambda ratio: (ratio.expm1() - ratio, -ratio.expm1()),
+}
+"""Estimates of the divergence: log teacher − log student at the sampled token -> value, and ∂value/∂log p(token)."""
 
 
 def policy_gradient(
@@ -55,7 +59,7 @@ def policy_gradient(
     return function
 
 
-def direct_estimate(teacher_logprobs_T: Tensor, estimator: Estimator) -> TokenFunction:
+def direct_estimate(teacher_logprobs_T: Tensor, estimator: str) -> TokenFunction:
     """k2 = R² / 2 or k3 = e^R − R − 1, differentiated as they stand, as a function for ``linear_token_loss``.
 
     k2's gradient is −R ∇log p(y), the policy gradient of reverse KL at ratio 1. k3's value estimates the reverse KL
@@ -63,17 +67,16 @@ def direct_estimate(teacher_logprobs_T: Tensor, estimator: Estimator) -> TokenFu
 
     Args:
         teacher_logprobs_T: float32 [T], nats, detached.
-        estimator: which.
+        estimator: a key of ``ESTIMATORS``.
 
     Source: Schulman, Approximating KL Divergence (2020); KDRL, arXiv 2506.02208, finds k2 better.
     tests/fidelity/test_sampled.py.
     """
 
+    estimate = ESTIMATORS[estimator]
+
     def function(positions_B: Tensor, log_p_B: Tensor) -> tuple[Tensor, Tensor]:
-        ratio_B = teacher_logprobs_T[positions_B] - log_p_B
-        if estimator == "k2":
-            return ratio_B.square() / 2, -ratio_B
-        return ratio_B.expm1() - ratio_B, -ratio_B.expm1()
+        return estimate(teacher_logprobs_T[positions_B] - log_p_B)
 
     return function
 

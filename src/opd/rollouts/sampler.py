@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from opd.errors import DataError
+from opd.errors import DataError, OpdError
 from opd.models.chat import Chat
 from opd.types import Engine, Event, Generation, Message, Prompt, Rollout, Sampling, Span, Task
 
@@ -155,7 +155,18 @@ class Sampler:
         max_new_tokens: Sequence[int],
         seed: int,
     ) -> list[Generation]:
-        return engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=self.stop_ids, seed=seed)
+        written = engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=self.stop_ids, seed=seed)
+        name = type(engine).__name__
+        if len(written) != len(contexts):
+            raise OpdError(f"rollout.engine: {name} gave {len(written)} generations for {len(contexts)} contexts")
+        for number, (generation, most) in enumerate(zip(written, max_new_tokens, strict=True)):
+            ids, logprobs = len(generation.ids), len(generation.logprobs)
+            if not 1 <= ids <= most or logprobs != ids:
+                raise OpdError(
+                    f"rollout.engine: {name} gave {ids} tokens with {logprobs} log-probabilities for context {number}. "
+                    f"Fix: give 1 to {most} tokens, each with its log-probability"
+                )
+        return written
 
     def _begin(self, trajectories: Sequence[_Trajectory], prefix: Prefix, seed: int) -> None:
         """Let the other engine generate the first tokens."""

@@ -51,7 +51,7 @@ class SignalConfig(AxisValue):
 
     def distance(self, divergence: str) -> str:
         """What its loss measures, given the name of ``loss.divergence``: for the map and the report."""
-        return divergence
+        return divergence if self.compares else ""
 
     def label(self, divergence: str) -> str:
         """The name of its loss in the report."""
