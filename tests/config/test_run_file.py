@@ -111,7 +111,11 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[st
         ("opd", ["loss.signal=top_k"], ["'loss.signal.k' is missing"]),
         ("opd", ["loss.signal.k=8"], ["unknown key 'loss.signal.k'", "clip"]),
         ("lsm", ["loss.signal.rest=truncate"], ["loss.signal.rest", "'tail'", "'renormalise'", "'correct'"]),
-        ("gkd", ["loss.signal=sampled", "rollout.source=student"], ["divergence=jsd", "loss.divergence=reverse_kl"]),
+        (
+            "gkd",
+            ["loss.signal=sampled", "loss.divergence=jsd", "rollout.source=student"],
+            ["divergence=jsd", "loss.divergence=reverse_kl"],
+        ),
         ("tml", ["rollout.source=teacher"], ["loss.signal=sampled", "rollout.source=teacher"]),
         ("tml", ["rollout.source={type: mixture, share: 0.5}"], ["loss.signal=sampled", "rollout.source=mixture"]),
         ("opd", ["loss.token_weights.importance=0.5"], ["loss.token_weights.importance", "loss.signal=sampled"]),

@@ -96,7 +96,9 @@ def test_clipped_terms_equal_the_paper(name: str, limit: float) -> None:
 
 
 def test_clip_goes_with_three_divergences_alone() -> None:
-    with pytest.raises(ConfigError, match=r"loss.signal.clip goes with forward_kl, reverse_kl, jsd, not with alpha"):
+    with pytest.raises(
+        ConfigError, match=r"alpha cannot be clipped. Fix: leave clip out, or choose forward_kl, reverse_kl, jsd"
+    ):
         ours(make_case(), divergence="alpha", clip=0.1)
 
 

@@ -11,9 +11,24 @@ if TYPE_CHECKING:
 
     from opd.diffusion.models import DenoisingModel
     from opd.diffusion.schedules import NoiseSchedule
+    from opd.losses.objectives import FullVocabulary
     from opd.models.chat import Chat
     from opd.models.language import LanguageModel
-    from opd.types import Objective, Prompt, Rollout, RolloutSource, Segment, Signal, Task, Teacher, Term, View
+    from opd.teachers.local import LocalTeacher
+    from opd.types import (
+        Engine,
+        HintAuthor,
+        Objective,
+        Prompt,
+        Rollout,
+        RolloutSource,
+        Segment,
+        Signal,
+        Task,
+        Teacher,
+        Term,
+        View,
+    )
 
 
 class RunContext(Protocol):
@@ -119,15 +134,15 @@ class RunContext(Protocol):
         """What scores rollouts with whole distributions: one model, or several by domain."""
         ...
 
-    def scorer(self, model: LanguageModel) -> Any:
+    def scorer(self, model: LanguageModel) -> LocalTeacher:
         """A ``LocalTeacher`` of one model, with the run's batch size."""
         ...
 
-    def divergence(self, name: str | None = None, **settings: Any) -> Any:
+    def divergence(self, name: str | None = None, **settings: Any) -> FullVocabulary:
         """The run's divergence between whole distributions as an objective; ``name`` replaces ``loss.divergence``."""
         ...
 
-    def among_teachers(self, divergence: Any) -> Objective:
+    def among_teachers(self, divergence: FullVocabulary) -> Objective:
         """The same objective for the signal of one teacher or of several."""
         ...
 
@@ -143,7 +158,7 @@ class RunContext(Protocol):
         """Rollouts of the initial student on the first training prompts, at temperature 1."""
         ...
 
-    def author(self, config: Any, *, key: str) -> Any:
+    def author(self, config: Any, *, key: str) -> HintAuthor:
         """The hint author that ``config`` describes, or the one given from Python."""
         ...
 
@@ -151,7 +166,7 @@ class RunContext(Protocol):
         """A further frozen model, such as a critic."""
         ...
 
-    def engine(self, model: LanguageModel) -> Any:
+    def engine(self, model: LanguageModel) -> Engine:
         """What generates tokens with a model."""
         ...
 

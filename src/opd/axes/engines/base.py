@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
 
 if TYPE_CHECKING:
+    from opd.models.language import LanguageModel
     from opd.types import Engine
 
 
@@ -16,8 +17,8 @@ class EngineConfig(AxisValue):
 
     axis = "rollout.engine"
 
-    def build(self, run: RunContext, model: Any) -> Engine:
-        """What generates tokens with ``model``, a ``LanguageModel``; called once for the student."""
+    def build(self, run: RunContext, model: LanguageModel) -> Engine:
+        """What generates tokens with ``model``; called once for the student."""
         raise NotImplementedError
 
 
@@ -26,7 +27,7 @@ class GivenEngine(EngineConfig):
 
     type: Literal["given from Python"] = "given from Python"
 
-    def build(self, run: RunContext, model: Any) -> Engine:
+    def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The engine as it was given."""
         engine: Engine = run.given("engine")
         return engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from opd.axes.context import RunContext
 from opd.axes.engines.base import EngineConfig
 
 if TYPE_CHECKING:
+    from opd.models.language import LanguageModel
     from opd.types import Engine
 
 
@@ -20,7 +21,7 @@ class Hf(EngineConfig):
     max_rows: int = Field(256, ge=1)
     """Sequences decoded at once."""
 
-    def build(self, run: RunContext, model: Any) -> Engine:
+    def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The engine."""
         from opd.engines.hf import HFEngine
 
