@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opd.axes.base import GIVEN, Objects
+from opd.axes.base import GIVEN, Objects, check_methods
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
@@ -113,6 +113,8 @@ def train(
         signal=signal,
         divergence=divergence,
     )
+    objects.check()
+    _check_displays(displays)
     config = run_file.read(source, _with_objects(overrides, objects))
     return start(config, lambda: load(config, objects), resume=resume, displays=displays)
 
@@ -237,16 +239,30 @@ def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any
     if not standing:
         unchanged: list[str] | dict[str, Any] = overrides
         return unchanged
-    given = dict(overrides) if isinstance(overrides, Mapping) else dict(run_file.split(o) for o in overrides)
-    return standing | given
+    return standing | run_file.pairs_of(overrides)
 
 
 def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:
     if model is None or isinstance(model, LanguageModel):
         return model
-    if not (isinstance(model, tuple) and len(model) == 2):
-        raise ConfigError("a model given from Python is a pair (model, tokenizer)")
+    if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])):
+        raise ConfigError(
+            f"a model given from Python is a pair (model, tokenizer) (got {type(model).__name__}). Fix: give the pair, "
+            "or name a folder or hub id as the override student or teacher.model"
+        )
     return LanguageModel(model[0], model[1], getattr(model[0].config, "_name_or_path", "") or GIVEN)
+
+
+def _check_displays(displays: Any) -> None:
+    """Refuse a display that lacks a method.
+
+    Raises:
+        ConfigError: the sentence names the methods.
+    """
+    if not isinstance(displays, list | tuple):
+        raise ConfigError(f"displays: a list of displays is needed (got {displays!r}). Fix: give a list")
+    for number, display in enumerate(displays):
+        check_methods(display, ("start", "step", "evaluation", "event", "stop"), key=f"displays[{number}]")
 
 
 def _check_ours(out: Path) -> None:

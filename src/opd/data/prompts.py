@@ -82,6 +82,10 @@ def from_rows(
     for number, row in enumerate(rows, 1):
         if limit is not None and len(prompts) == limit:
             break
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{key}: row {number} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'"
+            )
         prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
     if not prompts:
         raise DataError(f"{key}: there is not a single prompt; give rows with 'prompt' or 'messages'")
@@ -136,8 +140,8 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
 def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> Prompt:
     text, messages = row.get("prompt"), row.get("messages")
     if (text is None) == (messages is None):
-        found = "both" if text is not None else f"only {', '.join(map(repr, row)) or 'nothing'}"
-        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}")
+        found = "both" if text is not None else ", ".join(map(repr, row)) or "neither"
+        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}. Fix: give one of them")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise DataError(f"{where}: 'prompt' has to be a string with something in it, not {text!r}")
     turns: tuple[Message, ...] | None = None
