@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from opd.axes.base import GIVEN
 from opd.config.read import RENAMED, RENAMED_VALUES, read, recipe_names
 from opd.errors import ConfigError
 
@@ -97,6 +98,12 @@ def test_shorthands() -> None:
         (["log=null"], ["'log' has to be a list (got None). Fix: write log=[]"]),
         (["student="], ["'student' has to be a string (got None)", "student=NAME"]),
         (["teacher.models=[a]"], ["'teacher.models' has to be a mapping", "teacher.models={NAME: …}"]),
+        (
+            ["loss.divergence.beta=0.1"],
+            ["loss.divergence: beta=0.1 has no effect on forward_kl", "write loss.divergence=forward_kl"],
+        ),
+        (["out=2026-13-45", "optimizer.lr=2026-13-45"], ["'optimizer.lr' is '2026-13-45'"]),
+        (["family=[diffusion]"], ["there is no family ['diffusion']", "language or diffusion"]),
         (["loss.anchor=.inf"], ["'loss.anchor' is inf", "finite"]),
         (["optimizer.betas=[0.9, 2]"], ["'optimizer.betas.1' is 2", "less than 1"]),
         (["seed=99999999999999999999"], ["'seed'", "less than 4294967296"]),
@@ -116,6 +123,16 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[st
     assert "Config" not in message.replace("SignalConfig", "")
     for word in words:
         assert word in message
+
+
+def test_a_value_of_several_types_is_refused_by_its_own_key() -> None:
+    with pytest.raises(ConfigError, match="^'rollout.sigmas' is 'random'"):
+        read("diffusion-opd", ["rollout.sigmas=random"])
+
+
+def test_a_denoising_run_takes_no_object_on_its_axes() -> None:
+    with pytest.raises(ConfigError, match=r"^rollout.source: an object from Python cannot be given here"):
+        read("diffusion-opd", {"rollout.source": GIVEN})
 
 
 def test_a_name_that_cannot_be_imported_is_refused_with_its_key_once() -> None:
@@ -241,6 +258,9 @@ def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("student: [1,\nprompts: {")
     with pytest.raises(ConfigError, match="not valid YAML"):
+        read(broken)
+    broken.write_text("student: s\nout: 2026-13-45\n")
+    with pytest.raises(ConfigError, match=r"has a value that YAML cannot read .*Fix: quote it"):
         read(broken)
     broken.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping"):

@@ -62,6 +62,8 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
         raise ValueError(_shape(given, known))
     kind = str(settings.get("type", next(iter(known))))
     found = known.get(kind)
+    if found is None and kind == GIVEN:
+        raise ValueError("an object from Python cannot be given here. Fix: write a class as package.module:Name")
     if found is None and ":" in kind:
         found = _own(kind, base)
     if found is None:

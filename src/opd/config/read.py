@@ -121,7 +121,7 @@ def read(
     if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
         _drop_unused_divergence(tree)
     family = tree.get("family", "language")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         where = f"{at}.family" if at else "family"
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
     _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
@@ -192,9 +192,15 @@ def load(path: Path, what: str = "run file", keys: str = "student, prompts and t
         tree = yaml.load(text, _OnceOnly)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"'{path}' has a value that YAML cannot read ({error}). Fix: quote it") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"'{path}' has to be a mapping of keys such as {keys}")
     return tree
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Errors of PyYAML's constructors, for instance for the date 2026-13-45."""
 
 
 class _OnceOnly(yaml.SafeLoader):
@@ -248,7 +254,7 @@ def split(override: str) -> tuple[str, Any]:
         raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-4")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, *UNREADABLE):
         return key, value
 
 
@@ -291,7 +297,8 @@ def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     problems.sort(key=lambda found: found[0]["type"] != "extra_forbidden")
     first, inner = problems[0]
     where = [at] if at else []
-    key = ".".join([*where, *(str(part) for part in first["loc"])])
+    # A value that may be of several types has pydantic's name of a type as its last part.
+    key = ".".join([*where, *(str(part) for part in first["loc"] if "[" not in str(part))])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])

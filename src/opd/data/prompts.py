@@ -11,7 +11,7 @@ from typing import Any
 
 from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask, EachItsOwn
-from opd.data.tasks import get_task
+from opd.data.tasks import TASKS, get_task
 from opd.errors import DataError
 from opd.types import Message, Prompt, Task
 
@@ -132,7 +132,14 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
             rows = datasets.load_dataset(config.dataset, config.subset, split=config.split)
     except Exception as error:  # the library raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{key}: cannot load dataset '{config.dataset}', split '{config.split}': {reason}") from error
+        fix = (
+            f"write {key}.task={config.dataset}, if you mean the bundled task"
+            if config.dataset in TASKS
+            else ("check its name and split, or give a JSONL file, whose name ends in .jsonl")
+        )
+        raise DataError(
+            f"{key}: cannot load dataset '{config.dataset}', split '{config.split}' ({reason}). Fix: {fix}"
+        ) from error
     result: Iterable[Mapping[str, Any]] = rows
     return result
 
