@@ -143,7 +143,7 @@ def start(
         _claim(out, config, resume=resume)
         run = make()
         if not existed:
-            out.mkdir(parents=True, exist_ok=True)
+            _make_folder(out)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)
         return _run(run, displays)
@@ -222,6 +222,10 @@ def evaluate(
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
+    least = {"samples": (samples, 0), "max_new_tokens": (max_new_tokens, 1), "max_turns": (max_turns, 1)}
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         prompts = {"task": prompts, "split": split} if is_task else {**PromptsConfig.source(prompts), "split": split}
@@ -265,10 +269,17 @@ def _check_displays(displays: Any) -> None:
         check_methods(display, ("start", "step", "evaluation", "event", "stop"), key=f"displays[{number}]")
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: '{out}' cannot be made ({error.strerror}). Fix: choose another folder") from None
+
+
 def _check_ours(out: Path) -> None:
     """Refuse a folder with anything but a run: nothing is overwritten."""
     if not (out / "run.json").exists() and not is_empty(out):
-        raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
+        raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")
 
 
 def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
@@ -278,7 +289,7 @@ def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
     if not saved.exists():
         return
     if not resume:
-        raise ConfigError(f"out: '{out}' already holds a run; go on with --resume, or choose another out")
+        raise ConfigError(f"out: '{out}' already holds a run. Fix: go on with --resume, or choose another out")
     old, new = json.loads(saved.read_text()), config.model_dump(mode="json")
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:

@@ -227,3 +227,16 @@ def test_a_run_file_is_a_name_a_path_or_a_mapping(source: Any) -> None:
 def test_a_device_that_cannot_be_used_is_one_sentence(tmp_path: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here .*Fix: set device=auto or cpu"):
         opd.train("opd", {"device": device, "out": str(tmp_path / "run")})
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"out: .* cannot be made \(Not a directory\). Fix: choose another folder"):
+        train(tmp_path / "file" / "run", teacher=make_model(1))
+
+
+@pytest.mark.parametrize("setting", ["samples", "max_new_tokens", "max_turns"])
+def test_an_impossible_measurement_is_refused(setting: str) -> None:
+    settings: dict[str, Any] = {setting: -1}
+    with pytest.raises(ConfigError, match=f"{setting}: at least . is needed .got -1."):
+        opd.evaluate("nano/math-base", "math", **settings)

@@ -41,7 +41,7 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
 
 def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
     if config.task:
-        task = get_task(config.task)
+        task = get_task(config.task, key=f"{key}.task")
         return list(task.prompts(config.split))[: config.limit], task
     rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
     return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
