@@ -121,7 +121,7 @@ def test_a_finished_run_resumes_to_its_own_result(tmp_path: Path) -> None:
 
 def test_an_occupied_folder_is_refused_and_a_changed_run_too(tmp_path: Path) -> None:
     train(tmp_path / "out")
-    with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
+    with pytest.raises(ConfigError, match="already holds a run. Fix: go on with --resume"):
         train(tmp_path / "out")
     with pytest.raises(CheckpointError, match="another 'seed'"):
         train(tmp_path / "out", seed=5, resume=True)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opd.axes.base import GIVEN, Objects
+from opd.axes.base import GIVEN, Objects, check_methods
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
@@ -113,6 +113,8 @@ def train(
         signal=signal,
         divergence=divergence,
     )
+    objects.check()
+    _check_displays(displays)
     config = run_file.read(source, _with_objects(overrides, objects))
     return start(config, lambda: load(config, objects), resume=resume, displays=displays)
 
@@ -141,7 +143,7 @@ def start(
         _claim(out, config, resume=resume)
         run = make()
         if not existed:
-            out.mkdir(parents=True, exist_ok=True)
+            _make_folder(out)
             held.enter_context(locked(out))
             _claim(out, config, resume=resume)
         return _run(run, displays)
@@ -220,6 +222,10 @@ def evaluate(
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
+    least = {"samples": (samples, 0), "max_new_tokens": (max_new_tokens, 1), "max_turns": (max_turns, 1)}
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         prompts = {"task": prompts, "split": split} if is_task else {**PromptsConfig.source(prompts), "split": split}
@@ -237,22 +243,43 @@ def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any
     if not standing:
         unchanged: list[str] | dict[str, Any] = overrides
         return unchanged
-    given = dict(overrides) if isinstance(overrides, Mapping) else dict(run_file.split(o) for o in overrides)
-    return standing | given
+    return standing | run_file.pairs_of(overrides)
 
 
 def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:
     if model is None or isinstance(model, LanguageModel):
         return model
-    if not (isinstance(model, tuple) and len(model) == 2):
-        raise ConfigError("a model given from Python is a pair (model, tokenizer)")
+    if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])):
+        raise ConfigError(
+            f"a model given from Python is a pair (model, tokenizer) (got {type(model).__name__}). Fix: give the pair, "
+            "or name a folder or hub id as the override student or teacher.model"
+        )
     return LanguageModel(model[0], model[1], getattr(model[0].config, "_name_or_path", "") or GIVEN)
+
+
+def _check_displays(displays: Any) -> None:
+    """Refuse a display that lacks a method.
+
+    Raises:
+        ConfigError: the sentence names the methods.
+    """
+    if not isinstance(displays, list | tuple):
+        raise ConfigError(f"displays: a list of displays is needed (got {displays!r}). Fix: give a list")
+    for number, display in enumerate(displays):
+        check_methods(display, ("start", "step", "evaluation", "event", "stop"), key=f"displays[{number}]")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: '{out}' cannot be made ({error.strerror}). Fix: choose another folder") from None
 
 
 def _check_ours(out: Path) -> None:
     """Refuse a folder with anything but a run: nothing is overwritten."""
     if not (out / "run.json").exists() and not is_empty(out):
-        raise ConfigError(f"out: '{out}' exists and is no run of opd; choose another folder")
+        raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")
 
 
 def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
@@ -262,7 +289,7 @@ def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
     if not saved.exists():
         return
     if not resume:
-        raise ConfigError(f"out: '{out}' already holds a run; go on with --resume, or choose another out")
+        raise ConfigError(f"out: '{out}' already holds a run. Fix: go on with --resume, or choose another out")
     old, new = json.loads(saved.read_text()), config.model_dump(mode="json")
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:

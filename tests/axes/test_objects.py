@@ -12,7 +12,7 @@ import opd
 from opd.axes.views.hint import HintView
 from opd.axes.views.plain import PlainView
 from opd.engines.hf import HFEngine
-from opd.errors import ConfigError
+from opd.errors import ConfigError, OpdError
 from opd.losses import Divergence
 from opd.losses.objectives import FullVocabulary
 from opd.teachers.local import LocalTeacher
@@ -172,3 +172,71 @@ def test_held_out_prompts_are_those_that_are_given(tmp_path: Path) -> None:
         eval_prompts=[{"prompt": "3 + 4", "answer": "7"}],
     )
     assert result.before["accuracy"] in (0.0, 1.0)
+
+
+class NoEvents:
+    def start(self, run: Any) -> None: ...
+    def step(self, step: int, metrics: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("objects", "sentence"),
+    [
+        ({"engine": "hf"}, r"engine: 'hf' has no generate\(\) and no sync\(\). Fix"),
+        ({"sampler": 5}, r"sampler: 5 has no rollout\(\)"),
+        ({"view": object()}, r"view: .* has no segments\(\)"),
+        ({"view": CountedView}, "view: an object is needed .got the class CountedView."),
+        ({"author": "rules"}, r"author: 'rules' has no hints\(\)"),
+        ({"task": "math"}, r"task: 'math' has neither step\(\) nor right\(\).*prompts.task"),
+        ({"signal": "full"}, "signal: a pair .teacher, objective. is needed .got 'full'."),
+        ({"signal": (1, 2)}, r"signal\[0\]: 1 has no score\(\)"),
+        ({"eval_prompts": "math"}, "eval_prompts: a list of prompts is needed .got 'math'.*eval.prompts"),
+        ({"displays": [NoEvents()]}, r"displays\[0\]: .* has no evaluation\(\) and no event\(\) and no stop\(\)"),
+        ({"displays": NoEvents()}, "displays: a list of displays is needed"),
+        ({"teacher": ("a", "b")}, r"a pair \(model, tokenizer\) .*Fix: .* teacher.model"),
+    ],
+)
+def test_an_object_that_does_not_fit_is_refused_before_the_run(
+    tmp_path: Path, objects: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        train(tmp_path / "run", **objects)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_are_one_string_are_not_read_letter_by_letter(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prompts: a list of prompts is needed .got 'math'.*override prompts"):
+        opd.train("opd", {"out": str(tmp_path / "run")}, prompts="math")
+    with pytest.raises(OpdError, match="prompts: row 2 is 5. Fix: give a string"):
+        opd.train("opd", {"out": str(tmp_path / "run"), "log": []}, prompts=["a", 5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("overrides", ["optimizer.steps=1", None, 5, [5]])
+def test_overrides_are_a_mapping_or_strings(overrides: Any) -> None:
+    with pytest.raises(ConfigError, match="overrides are a mapping or a list of strings"):
+        opd.train("opd", overrides)
+
+
+@pytest.mark.parametrize("source", [None, 5, ["opd"]])
+def test_a_run_file_is_a_name_a_path_or_a_mapping(source: Any) -> None:
+    with pytest.raises(ConfigError, match="a run file is a name, a path or a mapping"):
+        opd.train(source)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
+def test_a_device_that_cannot_be_used_is_one_sentence(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here .*Fix: set device=auto or cpu"):
+        opd.train("opd", {"device": device, "out": str(tmp_path / "run")})
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"out: .* cannot be made \(Not a directory\). Fix: choose another folder"):
+        train(tmp_path / "file" / "run", teacher=make_model(1))
+
+
+@pytest.mark.parametrize("setting", ["samples", "max_new_tokens", "max_turns"])
+def test_an_impossible_measurement_is_refused(setting: str) -> None:
+    settings: dict[str, Any] = {setting: -1}
+    with pytest.raises(ConfigError, match=f"{setting}: at least . is needed .got -1."):
+        opd.evaluate("nano/math-base", "math", **settings)

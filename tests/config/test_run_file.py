@@ -1,5 +1,6 @@
 """The run file: what is accepted, and the sentence for what is not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from opd.axes.base import GIVEN
 from opd.config.read import RENAMED, RENAMED_VALUES, read, recipe_names
 from opd.errors import ConfigError
 
@@ -87,7 +89,24 @@ def test_shorthands() -> None:
         (["experimental.hardest_tokens.share=1"], ["experimental.hardest_tokens.share", "less than 1"]),
         (["teacher.view.author=bob"], ["rules, model, http"]),
         (["teacher.view.author={type: http, url: http://x/v1}"], ["teacher.view.author.model", "missing"]),
-        (["prompts.path=a.jsonl"], ["exactly one", "task and path"]),
+        (["prompts={path: a.jsonl, task: math}"], ["exactly one", "task and path", "keep one of them"]),
+        (["lr=1e-4"], ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
+        (["lora.rank=8"], ["unknown key 'lora'", "family=diffusion"]),
+        (["guards=off"], ["'guards' has to be a mapping of settings (got False)", "max_idle", "leave guards out"]),
+        (["guards.recover=true"], ["write guards.recover={NAME: …}", "guards.recover=null to disable it"]),
+        (["log=wandb"], ["'log' has to be a list (got 'wandb'). Fix: write log=[wandb]"]),
+        (["log=null"], ["'log' has to be a list (got None). Fix: write log=[]"]),
+        (["student="], ["'student' has to be a string (got None)", "student=NAME"]),
+        (["teacher.models=[a]"], ["'teacher.models' has to be a mapping", "teacher.models={NAME: …}"]),
+        (
+            ["loss.divergence.beta=0.1"],
+            ["loss.divergence: beta=0.1 has no effect on forward_kl", "write loss.divergence=forward_kl"],
+        ),
+        (["out=2026-13-45", "optimizer.lr=2026-13-45"], ["'optimizer.lr' is '2026-13-45'"]),
+        (["family=[diffusion]"], ["there is no family ['diffusion']", "language or diffusion"]),
+        (["loss.anchor=.inf"], ["'loss.anchor' is inf", "finite"]),
+        (["optimizer.betas=[0.9, 2]"], ["'optimizer.betas.1' is 2", "less than 1"]),
+        (["seed=99999999999999999999"], ["'seed'", "less than 4294967296"]),
         (
             ["loss.signal=sft", "teacher.view=plain"],
             ["loss.signal=sft", "rollout.source=student", "references or teacher"],
@@ -101,8 +120,44 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[st
         read("hint", overrides)
     message = str(caught.value)
     assert "\n" not in message
+    assert "Config" not in message.replace("SignalConfig", "")
     for word in words:
         assert word in message
+
+
+def test_a_value_of_several_types_is_refused_by_its_own_key() -> None:
+    with pytest.raises(ConfigError, match="^'rollout.sigmas' is 'random'"):
+        read("diffusion-opd", ["rollout.sigmas=random"])
+
+
+def test_a_denoising_run_takes_no_object_on_its_axes() -> None:
+    with pytest.raises(ConfigError, match=r"^rollout.source: an object from Python cannot be given here"):
+        read("diffusion-opd", {"rollout.source": GIVEN})
+
+
+def test_a_name_that_cannot_be_imported_is_refused_with_its_key_once() -> None:
+    with pytest.raises(ConfigError, match=r"^loss.signal: 'own:Nothing' cannot be imported"):
+        read("hint", ["loss.signal=own:Nothing"])
+    with pytest.raises(ConfigError, match=r"^loss.signal: 'os:getcwd' is no subclass"):
+        read("diffusion-opd", ["loss.signal=os:getcwd"])
+
+
+def test_another_source_of_prompts_takes_the_place_of_the_recipes() -> None:
+    own = read("hint", ["prompts.path=a.jsonl"])
+    assert (own.prompts.task, own.prompts.path, own.eval.prompts) == (None, "a.jsonl", None)
+    held_out = read("hint", ["eval.prompts.path=b.jsonl"]).eval.prompts
+    assert held_out is not None
+    assert (held_out.task, held_out.path) == (None, "b.jsonl")
+
+
+@pytest.mark.parametrize("old", [*sorted(RENAMED.keys() - {"rollout.max_rows"}), *map("=".join, RENAMED_VALUES)])
+def test_no_sentence_and_no_page_asks_for_an_old_name(old: str) -> None:
+    """``rollout.max_rows`` is still a key of denoising runs."""
+    root = Path(__file__).parents[2]
+    files = [*root.glob("src/opd/**/*.py"), *root.glob("docs/**/*.md"), root / "README.md"]
+    exempt = {root / "src/opd/config/read.py", root / "src/opd/config/diffusion.py", root / "docs/LOG.md"}
+    name = re.compile(rf"(?<![\w.]){re.escape(old)}(?![\w.])")
+    assert [str(file) for file in files if file not in exempt and name.search(file.read_text())] == []
 
 
 @pytest.mark.parametrize(
@@ -190,7 +245,7 @@ def test_an_old_name_is_refused_with_the_new_one(old: str) -> None:
 
 @pytest.mark.parametrize(("key", "old"), [*RENAMED_VALUES])
 def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key}: '{old}' has a new name"):
+    with pytest.raises(ConfigError, match=f"{key}: '{old}' is an old value"):
         read("hint", {key: old})
 
 
@@ -207,6 +262,9 @@ def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("student: [1,\nprompts: {")
     with pytest.raises(ConfigError, match="not valid YAML"):
+        read(broken)
+    broken.write_text("student: s\nout: 2026-13-45\n")
+    with pytest.raises(ConfigError, match=r"has a value that YAML cannot read .*Fix: quote it"):
         read(broken)
     broken.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping"):

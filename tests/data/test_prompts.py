@@ -52,7 +52,7 @@ def test_a_dataset_from_disk(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"}\n{"prompt": \n', "prompts: line 2 of .* is not JSON"),
         ('["a"]\n', "line 1 of .* is not an object"),
-        ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has only 'question'"),
+        ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has 'question'"),
         ('{"prompt": "a", "messages": []}\n', "has both"),
         ('{"prompt": "  "}\n', "something in it"),
         ('{"prompt": 3}\n', "has to be a string"),

@@ -36,11 +36,12 @@ def test_a_class_and_an_instance_by_their_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tolls", r"Unknown task 'tolls': use math, search, strings, tools, or"),
+        ("tolls", r"prompts.task: there is no task 'tolls'. Fix: give math, search, strings, tools or"),
         ("opd.nothing:Task", r"cannot be imported: No module named"),
         ("opd.data.tasks:Nothing", r"cannot be imported: .* no attribute"),
-        (f"{__name__}:number", r"is a int, not a task"),
-        ("collections:Counter", r"makes a Counter without prompts and step\(\)"),
+        (f"{__name__}:number", r"is a int. Fix: name a task"),
+        ("os:system", r"prompts.task: 'os:system' cannot be called .*Fix: name a task"),
+        ("collections:Counter", r"makes a Counter, which has no prompts\(\) and no step\(\). Fix"),
     ],
 )
 def test_a_wrong_name_is_one_clear_sentence(name: str, message: str) -> None:

@@ -61,6 +61,8 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
     if not isinstance(settings, Mapping) or (len(settings) == 1 and next(iter(settings)) in known):
         raise ValueError(_shape(given, known))
     kind = str(settings.get("type", next(iter(known))))
+    if kind == GIVEN and GIVEN not in known:
+        raise ValueError("an object from Python cannot be given here. Fix: write a class as package.module:Name")
     found = class_named(kind, base)
     if found is None:
         raise ValueError(
@@ -78,7 +80,7 @@ def class_named(name: str, base: type[Value]) -> type[Value] | None:
     """The shipped class of a type, or a user's own; None if there is none.
 
     Raises:
-        ConfigError: a user's own cannot be imported, or is no value of the axis.
+        ValueError: a user's own cannot be imported, or is no value of the axis.
     """
     found: Any = AXES[base.axis].get(name)
     return _own(name, base) if found is None and ":" in name else found
@@ -99,13 +101,13 @@ def _choices(known: Mapping[str, Any]) -> str:
 
 def _own(name: str, base: type[Value]) -> type[Value]:
     """A user's own class."""
-    found = import_named(name, key=base.axis)
+    found = _imported(name)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(
-            f"{base.axis}: '{name}' is no subclass of {base.__module__}.{base.__name__}. Fix: derive it from that class"
+        raise ValueError(
+            f"'{name}' is no subclass of {base.__module__}.{base.__name__}. Fix: derive it from that class"
         )
     if getattr(found, "build", None) is getattr(base, "build", None):
-        raise ConfigError(f"{base.axis}: '{name}' has no build. Fix: define what {base.__name__}.build returns")
+        raise ValueError(f"'{name}' has no build. Fix: define what {base.__name__}.build returns")
     return found
 
 
@@ -115,20 +117,51 @@ def import_named(name: str, *, key: str) -> Any:
     Raises:
         ConfigError: it cannot be imported; the sentence names the key.
     """
+    try:
+        return _imported(name)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _imported(name: str) -> Any:
+    """The object behind ``package.module:Name``; a ValueError, if there is none, is a sentence without the key."""
     module, _, attribute = name.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{key}: '{name}' cannot be imported: {error}. Fix: check the module's path and name"
-        ) from None
+        raise ValueError(f"'{name}' cannot be imported: {error}. Fix: check the module's path and name") from None
     except Exception as error:  # whatever a user's module raises while it is executed
         said = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise ConfigError(
-            f"{key}: '{name}' cannot be imported: {type(error).__name__}: {said}. Fix: correct the module"
+        raise ValueError(
+            f"'{name}' cannot be imported: {type(error).__name__}: {said}. Fix: correct the module"
         ) from error
+
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "sampler": ("rollout",),
+    "engine": ("generate", "sync"),
+    "view": ("segments",),
+    "author": ("hints",),
+}
+"""The methods of objects that are given to ``opd.train``, by argument."""
+
+
+def check_methods(given: Any, methods: Sequence[str], *, key: str) -> None:
+    """Refuse an object without these methods, or a class in place of its object.
+
+    Raises:
+        ConfigError: the sentence names the argument and the methods.
+    """
+    if isinstance(given, type):
+        raise ConfigError(f"{key}: an object is needed (got the class {given.__name__}). Fix: give an object of it")
+    missing = [f"{method}()" for method in methods if not callable(getattr(given, method, None))]
+    if missing:
+        raise ConfigError(
+            f"{key}: {given!r} has no {' and no '.join(missing)}. Fix: give an object with "
+            f"{' and '.join(f'{method}()' for method in methods)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +190,36 @@ class Objects:
     """A (teacher, objective) pair."""
     divergence: Any = None
     """An ``opd.losses.Divergence``."""
+
+    def check(self) -> None:
+        """Refuse an object that cannot do what its place asks of it.
+
+        Raises:
+            ConfigError: methods are missing, or prompts are no list.
+        """
+        for name, methods in METHODS.items():
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, AxisValue):
+                check_methods(given, methods, key=name)
+        if self.task is not None and not callable(getattr(self.task, "step", getattr(self.task, "right", None))):
+            raise ConfigError(
+                f"task: {self.task!r} has neither step() nor right(). Fix: give a Task or an ImageTask, or name one as "
+                "the override prompts.task"
+            )
+        if self.signal is not None and not isinstance(self.signal, AxisValue):
+            if not (isinstance(self.signal, tuple) and len(self.signal) == 2):
+                raise ConfigError(
+                    f"signal: a pair (teacher, objective) is needed (got {self.signal!r}). Fix: give both"
+                )
+            check_methods(self.signal[0], ("score",), key="signal[0]")
+            check_methods(self.signal[1], ("__call__",), key="signal[1]")
+        for name in ("prompts", "eval_prompts"):
+            rows = getattr(self, name)
+            if rows is not None and (isinstance(rows, str | Mapping) or not isinstance(rows, Sequence)):
+                raise ConfigError(
+                    f"{name}: a list of prompts is needed (got {rows!r}). Fix: give a list, or name a file or dataset "
+                    f"as the override {name.replace('_', '.')}"
+                )
 
     def keys(self) -> dict[str, Any]:
         """The run file's keys that the given objects stand in for."""

@@ -11,6 +11,9 @@ from opd.config.base import Strict
 
 WORDS = {"jsd": "Jensen–Shannon", "forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 
+WITHOUT_BETA = ("forward_kl", "reverse_kl", "total_variation")
+"""The divergences that have no mixture weight."""
+
 
 class DivergenceConfig(Strict):
     """A divergence by name; a bare string stands for one without settings."""
@@ -32,6 +35,15 @@ class DivergenceConfig(Strict):
             raise ValueError(
                 f"beta={self.beta:g} is not above 0 and below 1, and at both ends jsd is always zero. Fix: set "
                 "loss.divergence=forward_kl (what jsd / beta tends to at 0) or reverse_kl (its limit at 1)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _beta_applies(self) -> DivergenceConfig:
+        if self.type in WITHOUT_BETA and self.beta != type(self).model_fields["beta"].default:
+            raise ValueError(
+                f"beta={self.beta} has no effect on {self.type}. Fix: write loss.divergence={self.type} without "
+                "beta, or choose jsd, skew_forward, skew_reverse or alpha"
             )
         return self
 

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict
 class Strict(BaseModel):
     """A frozen mapping of known keys; the string under a field documents it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     def needs(self) -> Mapping[str, tuple[str, ...]]:
         """What the settings require of the rest of the run: a key of this mapping ("" for all of it) to fact names.

@@ -36,11 +36,11 @@ RENAMED = {
 """Old keys of a denoising run and the new ones. They are refused, not translated."""
 
 RENAMED_VALUES = {
-    ("loss.signal", "picture"): "image",
-    ("rollout.source", "pictures"): "images",
-    ("teacher.weights", "model"): "nothing: teacher.model alone names another model",
+    ("loss.signal", "picture"): "write image",
+    ("rollout.source", "pictures"): "write images",
+    ("teacher.weights", "model"): "leave it out, as teacher.model alone names another model",
 }
-"""Old values of a denoising run and the new ones."""
+"""Old values of a denoising run, and the fix."""
 
 DISTANCES = {
     "transition": "half the squared distance of steps",

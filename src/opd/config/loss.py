@@ -16,11 +16,11 @@ class TokenWeights(Strict):
     """Which of the tokens with a signal count, and how much."""
 
     first: int | None = Field(None, ge=1)
-    """Only the first tokens of a rollout, this many of the student's."""
+    """Number of the student's first tokens in a rollout that count; by default all."""
     after: int = Field(0, ge=0)
-    """Leave out the first tokens of a rollout, this many of the student's."""
+    """Number of the student's first tokens in a rollout that are left out."""
     last: int | None = Field(None, ge=1)
-    """Only the last tokens of a rollout, this many of the student's."""
+    """Number of the student's last tokens in a rollout that count; by default all."""
     skip_special: bool = False
     """Leave out the tokenizer's special tokens."""
     skip_tokens: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class TokenWeights(Strict):
     ramp: float = Field(0.0, ge=0)
     """Late tokens count more: 1 at the first, 1 + ramp at the last of a rollout."""
     fade: float | None = Field(None, ge=0)
-    """δ of SOD (arXiv 2605.07725): a turn counts less the further student and teacher are apart, at most 1 + δ."""
+    """δ of SOD (arXiv 2605.07725): a turn with larger log-ratios of student and teacher weighs less; at most 1 + δ."""
 
     @model_validator(mode="after")
     def _some_left(self) -> TokenWeights:

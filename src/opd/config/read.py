@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest right one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +28,11 @@ RECIPES = files("opd.config") / "recipes"
 PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset", "prompts.mix"})
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
-ONE_OF = ("teacher.weights", "teacher.model", "teacher.models")
-"""An override of one of them removes the others from the file that it overrides."""
+ONE_OF = (
+    ("teacher.weights", "teacher.model", "teacher.models"),
+    *(tuple(f"{key}.{name}" for name in ("task", "path", "dataset", "mix")) for key in ("prompts", "eval.prompts")),
+)
+"""An override of one key of a group removes the others from the file that it overrides."""
 
 RENAMED = {
     "teacher.ema_decay": "teacher.weights={type: ema, decay: …}",
@@ -66,12 +69,12 @@ RENAMED = {
 """Old keys of a language run and the new ones. They are refused, not translated."""
 
 RENAMED_VALUES = {
-    ("loss.signal", "tokens"): "sft",
-    ("loss.signal", "cross"): "other_tokenizer",
-    ("teacher.weights", "model"): "nothing: teacher.model alone names another model",
-    ("rollout.source", "answers"): "references",
+    ("loss.signal", "tokens"): "write sft",
+    ("loss.signal", "cross"): "write other_tokenizer",
+    ("teacher.weights", "model"): "leave it out, as teacher.model alone names another model",
+    ("rollout.source", "answers"): "write references",
 }
-"""Old values of a language run and the new ones."""
+"""Old values of a language run, and the fix."""
 
 RENAMED_BY_FAMILY: dict[str, tuple[Mapping[str, str], Mapping[tuple[str, str], str]]] = {
     "language": (RENAMED, RENAMED_VALUES),
@@ -103,20 +106,23 @@ def read(
     Raises:
         ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
     """
+    if not isinstance(source, str | Path | Mapping):
+        raise ConfigError(f"a run file is a name, a path or a mapping (got {source!r}). Fix: give one of these")
     tree = dict(source) if isinstance(source, Mapping) else _recipe_or_file(source, at)
-    pairs = dict(overrides) if isinstance(overrides, Mapping) else dict(split(o) for o in overrides)
+    pairs = pairs_of(overrides)
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # A user's own prompts are not evaluated on the recipe's held-out prompts.
         set_key(tree, "eval.prompts", None)
-    if pairs.keys() & set(ONE_OF):
-        for other in set(ONE_OF) - pairs.keys():
-            drop_key(tree, other)
+    for group in ONE_OF:
+        if pairs.keys() & set(group):
+            for other in set(group) - pairs.keys():
+                drop_key(tree, other)
     for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
         set_key(tree, key, pairs[key])
     if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
         _drop_unused_divergence(tree)
     family = tree.get("family", "language")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         where = f"{at}.family" if at else "family"
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
     _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
@@ -132,7 +138,10 @@ def _depth(key: str, pairs: Mapping[str, Any]) -> int:
 def _drop_unused_divergence(tree: dict[str, Any]) -> None:
     """Leave out an inherited divergence if the signal of an override has none, or one of its own."""
     signal = _get(tree, "loss.signal")
-    kind = class_named(str(signal.get("type") if isinstance(signal, Mapping) else signal), SignalConfig)
+    try:
+        kind = class_named(str(signal.get("type") if isinstance(signal, Mapping) else signal), SignalConfig)
+    except ValueError:  # validation says it, or it is a signal of another family
+        return
     if kind is not None and (kind.token_ratios or not kind.compares):
         drop_key(tree, "loss.divergence")
 
@@ -145,10 +154,10 @@ def _refuse_renamed(
     for old, new in sorted(renamed.items(), key=lambda pair: -pair[0].count(".")):
         if _get(tree, old) is not None:
             raise ConfigError(f"{where}{old} has a new name. Fix: write {new}")
-    for (key, old), new in values.items():
+    for (key, old), fix in values.items():
         value = _get(tree, key)
         if old in (value, value.get("type") if isinstance(value, Mapping) else None):
-            raise ConfigError(f"{where}{key}: '{old}' has a new name. Fix: write {new}")
+            raise ConfigError(f"{where}{key}: '{old}' is an old value. Fix: {fix}")
 
 
 def _get(tree: Any, key: str) -> Any:
@@ -187,9 +196,15 @@ def load(path: Path, what: str = "run file", keys: str = "student, prompts and t
         tree = yaml.load(text, _OnceOnly)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"'{path}' has a value that YAML cannot read ({error}). Fix: quote it") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"'{path}' has to be a mapping of keys such as {keys}")
     return tree
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Errors of PyYAML's constructors, for instance for the date 2026-13-45."""
 
 
 class _OnceOnly(yaml.SafeLoader):
@@ -221,13 +236,29 @@ def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
     return tree
 
 
+def pairs_of(overrides: Any) -> dict[str, Any]:
+    """Overrides by their dotted keys.
+
+    Raises:
+        ConfigError: they are neither a mapping nor a list of ``key=value`` strings.
+    """
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    if not isinstance(overrides, list | tuple) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError(
+            f"overrides are a mapping or a list of strings (got {overrides!r}). Fix: write "
+            "{'optimizer.steps': 50} or ['optimizer.steps=50']"
+        )
+    return dict(split(one) for one in overrides)
+
+
 def split(override: str) -> tuple[str, Any]:
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-4")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, *UNREADABLE):
         return key, value
 
 
@@ -270,20 +301,53 @@ def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     problems.sort(key=lambda found: found[0]["type"] != "extra_forbidden")
     first, inner = problems[0]
     where = [at] if at else []
-    key = ".".join([*where, *(str(part) for part in first["loc"])])
+    # A value that may be of several types has pydantic's name of a type as its last part.
+    key = ".".join([*where, *(str(part) for part in first["loc"] if "[" not in str(part))])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
         known = list(inner if inner is not None else _fields(model, parents))
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-        fix = f"did you mean '{'.'.join([*where, *parents, near[0]])}'?" if near else f"known keys: {', '.join(known)}"
+        near = [".".join([*parents, close]) for close in difflib.get_close_matches(name, known, 1)]
+        meant = near or [path for path in _keys(model) if path.rpartition(".")[2] == name]
+        fix = f"did you mean '{'.'.join([*where, meant[0]])}'?" if meant else f"known keys: {', '.join(known)}"
+        if elsewhere := _family_with(".".join([*parents, name]), model):
+            fix = f"it is a key of family={elsewhere}; known keys: {', '.join(known)}"
         return f"unknown key '{key}'; {fix}{more}"
     if first["type"] == "missing":
         return f"'{key}' is missing; set it in the file or as {key}=…{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
+    shape = SHAPES.get(first["type"])
+    if shape:
+        return f"'{key}' has to be {shape} (got {first['input']!r}). Fix: {_fix(key, first, model)}{more}"
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+SHAPES = {
+    "model_type": "a mapping of settings",
+    "model_attributes_type": "a mapping of settings",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "string_type": "a string",
+}
+"""What a value of the wrong type has to be, by pydantic's name of the problem."""
+
+
+def _fix(key: str, problem: Any, model: type[BaseModel]) -> str:
+    """What to write instead of a value of the wrong type."""
+    given, kind = problem["input"], problem["type"]
+    if kind == "tuple_type":
+        return f"write {key}=[{'' if given is None or isinstance(given, Mapping) else given}]"
+    if kind == "string_type":
+        return f"put a name there, as in {key}=NAME"
+    if kind == "dict_type":
+        return f"write {key}={{NAME: …}}"
+    *parents, name = [str(part) for part in problem["loc"]]
+    field = _fields(model, parents).get(name)
+    settings = ", ".join(_fields(model, [*parents, name]))
+    without = f"{key}=null to disable it" if field is not None and field.default is None else f"leave {key} out"
+    return f"write {key}={{NAME: …}} with settings ({settings}), or {without}"
 
 
 def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, Mapping[str, Any] | None]]:
@@ -297,6 +361,22 @@ def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, Mapping[s
             known = fields if fields is not None else _fields(owner, [str(part) for part in deeper["loc"][:-1]])
             found.append(({**deeper, "loc": (*problem["loc"], *deeper["loc"])}, known))
     return found
+
+
+def _family_with(path: str, model: type[BaseModel]) -> str | None:
+    """The other family of students whose run file has this key."""
+    others = {family: schema for family, schema in FAMILIES.items() if schema is not model}
+    if len(others) == len(FAMILIES):  # not a whole run file
+        return None
+    return next((family for family, schema in others.items() if path in {*schema.model_fields, *_keys(schema)}), None)
+
+
+def _keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every dotted key inside the mappings of a schema."""
+    for name in model.model_fields:
+        inner = _fields(model, [name])
+        if inner is not model.model_fields:
+            yield from (f"{name}.{key}" for key in inner)
 
 
 def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]:

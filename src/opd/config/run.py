@@ -57,11 +57,15 @@ class PromptsConfig(Strict):
         given = [k for k in ("task", "path", "dataset", "mix") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"needs exactly one of task, path, dataset and mix, and has {' and '.join(given) or 'none'}"
+                f"needs exactly one of task, path, dataset and mix (got {' and '.join(given) or 'none'}). Fix: "
+                f"{'keep one of them' if given else 'give one of them'}"
             )
         if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - {"mix"})):
-            raise ValueError(f"{others[0]} belongs into each source of the mix; put it there")
+            raise ValueError(f"{others[0]} belongs into each source of the mix. Fix: move it there")
         return self
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Strict):
@@ -73,7 +77,7 @@ class OptimizerConfig(Strict):
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Decay to zero after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of AdamW's two moments."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW, decoupled from the gradient."""
@@ -207,7 +211,7 @@ class BaseRun(Strict):
     report: Strict | None
     out: str
     """Folder of the run; after the run it is an ordinary model folder."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the prompts' order, the rollouts and every other draw."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto uses a GPU if there is one."""

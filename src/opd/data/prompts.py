@@ -11,7 +11,7 @@ from typing import Any
 
 from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask, EachItsOwn
-from opd.data.tasks import get_task
+from opd.data.tasks import TASKS, get_task
 from opd.errors import DataError
 from opd.types import Message, Prompt, Task
 
@@ -41,7 +41,7 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
 
 def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
     if config.task:
-        task = get_task(config.task)
+        task = get_task(config.task, key=f"{key}.task")
         return list(task.prompts(config.split))[: config.limit], task
     rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
     return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
@@ -82,6 +82,10 @@ def from_rows(
     for number, row in enumerate(rows, 1):
         if limit is not None and len(prompts) == limit:
             break
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{key}: row {number} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'"
+            )
         prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
     if not prompts:
         raise DataError(f"{key}: there is not a single prompt; give rows with 'prompt' or 'messages'")
@@ -128,7 +132,14 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
             rows = datasets.load_dataset(config.dataset, config.subset, split=config.split)
     except Exception as error:  # the library raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{key}: cannot load dataset '{config.dataset}', split '{config.split}': {reason}") from error
+        fix = (
+            f"write {key}.task={config.dataset}, if you mean the bundled task"
+            if config.dataset in TASKS
+            else ("check its name and split, or give a JSONL file, whose name ends in .jsonl")
+        )
+        raise DataError(
+            f"{key}: cannot load dataset '{config.dataset}', split '{config.split}' ({reason}). Fix: {fix}"
+        ) from error
     result: Iterable[Mapping[str, Any]] = rows
     return result
 
@@ -136,8 +147,8 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
 def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> Prompt:
     text, messages = row.get("prompt"), row.get("messages")
     if (text is None) == (messages is None):
-        found = "both" if text is not None else f"only {', '.join(map(repr, row)) or 'nothing'}"
-        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}")
+        found = "both" if text is not None else ", ".join(map(repr, row)) or "neither"
+        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}. Fix: give one of them")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise DataError(f"{where}: 'prompt' has to be a string with something in it, not {text!r}")
     turns: tuple[Message, ...] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from opd.axes.base import import_named
 from opd.errors import ConfigError
@@ -17,28 +17,39 @@ TASKS: dict[str, str] = {
 """Import paths of the bundled models' tasks by short name; a task is imported when a run names it."""
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, *, key: str = "prompts.task") -> Task:
     """The task of a short name, or the user's own task at ``package.module:attribute``.
 
     The attribute is a ``Task``, or a callable without arguments that returns one.
 
+    Args:
+        key: the run file's key, for the error message.
+
     Raises:
-        ConfigError: No such task, module or attribute, or the attribute is no task.
+        ConfigError: there is no such task, module or attribute, or the attribute is no task.
     """
     module, colon, attribute = TASKS.get(name, name).partition(":")
     if not (module and colon and attribute):
         known = ", ".join(sorted(TASKS))
-        raise ConfigError(f"Unknown task {name!r}: use {known}, or 'package.module:attribute' for your own.")
-    return _import_task(name, module, attribute)
-
-
-def _import_task(name: str, module: str, attribute: str) -> Task:
-    found = import_named(f"{module}:{attribute}", key="prompts.task")
+        raise ConfigError(f"{key}: there is no task '{name}'. Fix: give {known} or package.module:Name")
+    found = import_named(f"{module}:{attribute}", key=key)
     if isinstance(found, type) or not hasattr(found, "prompts"):
-        if not callable(found):
-            raise ConfigError(f"Task {name!r} is a {type(found).__name__}, not a task or a function that makes one.")
-        found = found()
-    missing = [method for method in ("prompts", "step") if not callable(getattr(found, method, None))]
+        found = _made(found, name, key)
+    missing = [f"{method}()" for method in ("prompts", "step") if not callable(getattr(found, method, None))]
     if missing:
-        raise ConfigError(f"Task {name!r} makes a {type(found).__name__} without {' and '.join(missing)}().")
+        raise ConfigError(
+            f"{key}: '{name}' makes a {type(found).__name__}, which has no {' and no '.join(missing)}. Fix: a task has "
+            "prompts() and step()"
+        )
     return cast("Task", found)
+
+
+def _made(make: Any, name: str, key: str) -> Any:
+    """What a class or function of the user's makes without arguments."""
+    fix = "Fix: name a task, or a class or function that makes one without arguments"
+    if not callable(make):
+        raise ConfigError(f"{key}: '{name}' is a {type(make).__name__}. {fix}")
+    try:
+        return make()
+    except TypeError as error:
+        raise ConfigError(f"{key}: '{name}' cannot be called ({error}). {fix}") from error

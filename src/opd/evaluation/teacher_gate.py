@@ -16,7 +16,7 @@ class Gate:
     Args:
         teachers: the pool whose shares are set.
         shares: those of the run file.
-        prompts: number of held-out prompts by domain.
+        prompts: the number of held-out prompts of each domain.
         margin, overlap, by_quality: see ``GateConfig``.
     """
 

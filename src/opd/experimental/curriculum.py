@@ -21,7 +21,7 @@ LEAST = 1e-300
 
 @dataclass(frozen=True, kw_only=True)
 class Interest:
-    """How a prompt's probability is mixed: a weight for each thing that may speak for it.
+    """The weights of the priorities that make up a prompt's probability.
 
     Attributes:
         success: p (1 − p), p its success rate; a rollout without a reward counts as a failure.
@@ -148,7 +148,7 @@ class Adaptive:
             own_N.copy_(tensors[name])
 
     def _scores(self, step: int) -> dict[str, Tensor]:
-        """What speaks for each prompt, float64 [N] ≥ 0, by the weight's name."""
+        """The priorities of each prompt, float64 [N] ≥ 0, by the weight's name."""
         rate_N, known_N = self.rates, self.measured_N > 0
         left_N = (self.diverged_N / self.measured_N.clamp_min(LEAST)).clamp_min(0)
         most = left_N.max() if bool(known_N.any()) else torch.ones_like(left_N[0])

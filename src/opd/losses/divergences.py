@@ -82,7 +82,7 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
         ConfigError: there is none, or beta makes it vanish.
     """
     if name not in DIVERGENCES:
-        raise ConfigError(f"loss.divergence: there is no divergence '{name}'; choose {', '.join(DIVERGENCES)}")
+        raise ConfigError(f"loss.divergence: there is no divergence '{name}'. Fix: choose {', '.join(DIVERGENCES)}")
     if name in ("skew_forward", "skew_reverse", "alpha") and not 0 < beta < 1:
         raise ConfigError(f"loss.divergence.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
     if name == "jsd" and not 0 < beta < 1:

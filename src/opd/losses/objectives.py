@@ -93,7 +93,7 @@ class SeveralTeachers:
     Attributes:
         inner: the divergence.
         combine: the mean of the teachers' losses, or one loss to the arithmetic or geometric mean of their
-            distributions. Where one teacher speaks alone all three are the same.
+            distributions. With one teacher at a position all three are the same.
     """
 
     inner: FullVocabulary
@@ -115,9 +115,9 @@ class SeveralTeachers:
                     total = total + self.inner(states, part, weight_T[rows] * share_T, own_T)
                     each_T[rows] += share_T * own_T
             return total
-        speaks_TK = signal.row_TK >= 0
-        for who_K in speaks_TK.unique(dim=0):
-            rows = (speaks_TK == who_K).all(1).nonzero()[:, 0]
+        scores_TK = signal.row_TK >= 0
+        for who_K in scores_TK.unique(dim=0):
+            rows = (scores_TK == who_K).all(1).nonzero()[:, 0]
             own_T = each_T[rows]
             states = student.take(rows)
             total = total + self._together(states, signal, rows, who_K, weight_T[rows], own_T)
@@ -133,7 +133,7 @@ class SeveralTeachers:
         weight_T: Tensor,
         per_token_T: Tensor,
     ) -> Tensor:
-        """The loss where the same teachers speak."""
+        """The loss at the positions that the same teachers score."""
         members = who_K.nonzero()[:, 0]
         parts = [signal.part(int(k), rows) for k in members]
         if len(parts) == 1:
@@ -215,7 +215,7 @@ class CrossTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient:
-    """Do more of what has an advantage: the teacher's log-ratio at the sampled token, or the outcome's.
+    """Policy gradient of advantages: the teacher's log-ratio at the sampled token, or the reward's advantage.
 
     Attributes:
         discount: of the advantages that come later in the same rollout; 0 leaves each token its own.

@@ -31,7 +31,7 @@ class Support:
     Attributes:
         k: tokens on each side.
         whose: the k likeliest of the ``teacher``, of the ``student``, or both sets' ``union`` or ``intersection``.
-        rest: ``tail``: all other tokens are one more outcome, which makes it a divergence of coarser
+        rest: ``tail``: all other tokens together count as one more token, which makes it a divergence of coarser
             distributions. ``renormalise``: both distributions are renormalised on the support; mass outside it
             is free to go anywhere. ``correct``: the sum over the support of a density that is never negative,
             such as p log(p/q) − p + q, so that equality stays the optimum.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from opd.errors import ModelError
+from opd.errors import ConfigError, ModelError
 from opd.models.bundled import resolve
 from opd.models.chat import Chat
 
@@ -95,10 +95,19 @@ SMALL_MODEL = 20_000_000
 
 
 def device_named(name: str) -> str:
-    """The device's name; ``auto`` is a GPU if there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device's name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ConfigError: torch does not know the device, or cannot use it here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"device: '{name}' cannot be used here ({reason}). Fix: set device=auto or cpu") from None
+    return name
 
 
 def set_threads(threads: int | None, model: nn.Module) -> None:
@@ -229,8 +238,8 @@ def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
         index, token = (differing or extra)[0]
         raise ModelError(
             f"{key}: the teacher's vocabulary is not the student's ({len(theirs)} and {len(ours)} tokens; the first "
-            f"difference is {token!r} with id {index}), so their distributions cannot be compared token by token; "
-            "take a teacher with the same tokenizer, or set loss.signal=cross and loss.divergence=jsd"
+            f"difference is {token!r} with id {index}), so their distributions cannot be compared token by token. "
+            "Fix: take a teacher with the same tokenizer, or set loss.signal=other_tokenizer"
         )
     return int(max(ours.values())) + 1
 

@@ -1,4 +1,4 @@
-"""The outcome of a run."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opd.types import Metrics
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run; ``result.json`` holds the same.
+    """The result of a run; ``result.json`` holds the same.
 
     Attributes:
         out: folder with the model, ``metrics.jsonl`` and ``result.json``.

@@ -1,4 +1,4 @@
-"""Several teachers: each rollout is read by those that know its domain, one teacher after the other."""
+"""Several teachers: each rollout is scored by the teachers of its domain, one teacher after the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opd.teachers.local import LocalTeacher
 from opd.types import ExpertsSignal, FullSignal, Prompt, Rollout, RolloutSource, Segment
 
 Shares = Mapping[str, Mapping[str, float]]
-"""By domain and teacher: how much the teacher has to say there, above 0."""
+"""By domain and teacher: the teacher's weight there, above 0."""
 
 
 class Experts:
@@ -23,10 +23,10 @@ class Experts:
 
     Args:
         pool: the models.
-        shares: who speaks about which domain; not normalised.
+        shares: the weight of each teacher in each domain; not normalised.
         max_tokens: padded tokens per forward pass.
-        alternate: where several speak about a domain, one of them reads each rollout, drawn by share; the draw
-            depends on the rollout alone, so that a resumed run makes the same one.
+        alternate: if a domain has several teachers, one of them scores each rollout, drawn by share. The draw
+            depends on the rollout alone, so a resumed run makes the same one.
 
     Source: routing by domain and hidden states instead of logits, DeepSeek-V4, arXiv 2606.19348 §5.2; MOPD, arXiv
     2601.02780.
@@ -43,7 +43,7 @@ class Experts:
         self.shares = shares
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> ExpertsSignal:
-        """Every teacher reads the segments of its own rollouts once."""
+        """One signal for each teacher, from one scoring pass over the segments of its own rollouts."""
         shares = [self._shares(rollout) for rollout in rollouts]
         parts, names = [], self.names(rollouts)
         for name in names:
@@ -54,7 +54,7 @@ class Experts:
         return combined(parts, table_BK)
 
     def names(self, rollouts: Sequence[Rollout]) -> list[str]:
-        """Who has something to say about any of them, in the order of a signal's parts."""
+        """The teachers with a share in any of the rollouts, in the order of a signal's parts."""
         return [name for name in self.pool if any(name in self._shares(rollout) for rollout in rollouts)]
 
     def _shares(self, rollout: Rollout) -> Mapping[str, float]:
@@ -71,7 +71,7 @@ class Experts:
 
 
 def combined(parts: Sequence[FullSignal], share_BK: torch.Tensor) -> ExpertsSignal:
-    """What K teachers say as one signal, ordered by rollout and position.
+    """The signals of K teachers as one, ordered by rollout and position.
 
     Args:
         parts: each teacher's own signal.
@@ -93,7 +93,7 @@ def combined(parts: Sequence[FullSignal], share_BK: torch.Tensor) -> ExpertsSign
 
 
 class ExpertsWrite:
-    """Rollouts by the teacher that knows most about a prompt's domain, one teacher after the other.
+    """Rollouts by the teacher with the largest share in a prompt's domain, one teacher after the other.
 
     Args:
         pool: the models.
@@ -119,10 +119,10 @@ class ExpertsWrite:
 
 
 def label_of(shares: Shares, domain: str, name: str) -> str:
-    """What stands behind the figures of a teacher on a domain: the domain, with its name where several read it."""
+    """The suffix of a teacher's metrics on a domain: the domain, and the teacher's name if the domain has several."""
     return f"{domain}/{name}" if len(shares[domain]) > 1 else domain
 
 
 def first(shares: Mapping[str, float]) -> str:
-    """Who has the largest share; of equal ones the first."""
+    """The name with the largest share; of equal ones the first."""
     return max(shares, key=lambda name: shares[name])

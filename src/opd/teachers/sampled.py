@@ -1,4 +1,4 @@
-"""Teachers that say one number a token: what another thinks of the sampled token, or what came of the rollout."""
+"""Teachers that give one number per token: a log-probability of the sampled token, or an advantage from rewards."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from opd.types import AdvantageSignal, ExpertsSignal, FullSignal, Rollout, Sampl
 
 
 class SampledTeacher:
-    """Boils a full-vocabulary teacher down to the log-probability of the token that was drawn.
+    """Reduces a full-vocabulary teacher to the log-probability of the sampled token.
 
     With a reference it is extrapolated: scale · log q(y) + (1 − scale) · log ref(y). A scale above 1 goes beyond the
     teacher, away from what it was before its own training.
 
     Args:
         teacher: gives whole distributions.
-        reference: reads the rollout as the student did; None leaves the teacher as it is.
+        reference: scores the rollout after the student's own prompt; None leaves the teacher as it is.
         student: the live student, for a baseline: each position's own mean log-ratio, −KL(student‖teacher), which
             takes variance from the advantage and leaves its mean gradient. Costs a forward pass. None for no baseline.
         scale: of the reward log q − log ref.
-        arithmetic: where several teachers speak, mix their probabilities; otherwise their log-probabilities, which is
-            the mean of their losses and, but for a constant at each position, the geometric mean as well.
+        arithmetic: for several teachers, average their probabilities; otherwise their log-probabilities, which is the
+            mean of their losses and, except for a constant at each position, also the geometric mean.
         temperature: divides the logits.
 
     Source: Thinking Machines, On-Policy Distillation (2025); the scale, G-OPD, arXiv 2602.12125; the
@@ -53,7 +53,7 @@ class SampledTeacher:
         self.temperature = temperature
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
-        """Every segment is read once by the teacher, and once by the reference where there is one."""
+        """One scoring pass of the teacher over every segment, and one of the reference if there is one."""
         signal = self.teacher.score(rollouts, segments)
         logprobs_T = self._logprobs(signal)
         if self.reference is not None:
@@ -102,16 +102,16 @@ class SampledTeacher:
 
 
 class Outcome:
-    """The rollout's reward, compared with those of the other rollouts of the same prompt, for each of its tokens.
+    """Gives each token of a rollout the rollout's advantage: its reward relative to its prompt's other rollouts.
 
-    Rollouts of a group in which all did equally well have an advantage of 0, and count in the mean unless
-    ``skip_equal``; a batch that has nothing but such groups gets no signal.
+    Rollouts of a group with equal rewards have an advantage of 0, and count in the mean unless
+    ``skip_equal``; a batch of such groups alone gets no signal.
 
     Args:
         by_deviation: divide by the group's standard deviation.
         skip_equal: leave those groups out.
-        skip_truncated: leave rollouts out that did not end by themselves; their rewards count in their groups.
-        overlong: number of tokens before ``longest`` that each lower the reward; None for no punishment.
+        skip_truncated: leave out rollouts that were cut off; their rewards count in their groups.
+        overlong: number of tokens before ``longest`` over which the reward falls; None for no penalty.
         longest: tokens at which a rollout is cut off.
 
     Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783; the other three, DAPO, arXiv
@@ -151,7 +151,7 @@ class Outcome:
         return whole.take(self._counts(rollouts, group_B, advantage_B)[signal.rollout_T])
 
     def _counts(self, rollouts: Sequence[Rollout], group_B: Tensor, advantage_B: Tensor) -> Tensor:
-        """Which rollouts the mean is over, bool [B]: none where no group has anything to teach."""
+        """Mask of the rollouts that count in the mean, bool [B]; all False if every advantage is 0."""
         ended_B = torch.tensor([r.finish == "stop" or not self.skip_truncated for r in rollouts])
         size_G = torch.zeros(int(group_B.max()) + 1).index_add_(0, group_B, advantage_B.abs() * ended_B)
         teaches_B = size_G[group_B] > 0
@@ -159,7 +159,7 @@ class Outcome:
 
 
 def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:
-    """Which prompt each rollout answers, numbered from 0, int64 [B].
+    """The number of each rollout's prompt, from 0, int64 [B].
 
     Those not asked about have a group each: they would lower the mean that the others are compared with.
     """
@@ -169,7 +169,7 @@ def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:
 
 
 def _as_the_student_reads(reader: LocalTeacher, rollouts: Sequence[Rollout], where: Signal) -> FullSignal:
-    """What a model thinks of the same positions, read in the student's own context."""
+    """A model's signal at the same positions, after the student's own prompt."""
     own = reader.score(rollouts, PlainView().segments(rollouts))
     return own.take(torch.isin(sort_key(own), sort_key(where)))
 

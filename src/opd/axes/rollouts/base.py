@@ -23,11 +23,6 @@ class SourceConfig(AxisValue):
         return {"student"}
 
     @property
-    def begun_by_teacher(self) -> bool:
-        """Whether the teacher writes the beginning."""
-        return False
-
-    @property
     def first_prompts(self) -> int | None:
         """How many of the training prompts it uses, the first ones; None for all."""
         return None

@@ -32,11 +32,6 @@ class Prefix(SourceConfig):
         """One teacher that can write the student's tokens."""
         return {"": ("teacher model", "one teacher", "same tokenizer", "room after the prefix")}
 
-    @property
-    def begun_by_teacher(self) -> bool:
-        """The teacher writes the beginning; its tokens carry no signal."""
-        return True
-
     def words(self) -> str:
         """The source's cell in the map."""
         what = f"{self.tokens} of the teacher's tokens" if self.tokens else f"{self.turns} of the teacher's turns"

@@ -21,7 +21,7 @@ class TeacherEntropy(Strict):
     threshold: float = Field(0.8, ge=0)
     """Least entropy of the teacher, in nats."""
     k: int = Field(16, ge=1)
-    """The teacher's likeliest tokens; all others are one more outcome."""
+    """The teacher's likeliest tokens; all others together count as one more token."""
     weight: float = Field(1.0, gt=0)
     """Weight of the term."""
 

@@ -22,7 +22,7 @@ class TopK(SignalConfig):
     support: Literal["teacher", "student", "union", "intersection"] = "teacher"
     """Whose k likeliest tokens, or both sets' union or intersection."""
     rest: Literal["tail", "renormalise", "correct"] = "tail"
-    """The other tokens are one more outcome, are left out of both distributions, or are corrected for."""
+    """The other tokens count as one more token together, are left out of both distributions, or are corrected for."""
 
     distributions = True
     mixable = True

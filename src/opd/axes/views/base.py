@@ -27,7 +27,7 @@ class ViewConfig(AxisValue):
     """Whether it compares attempts at one prompt."""
     report: ClassVar[str] = "with a view of its own"
     """How the teacher sees the rollouts, for the report."""
-    if_empty: ClassVar[str] = "Fix: check teacher.view and loss.token_weights"
+    if_empty: ClassVar[str] = "no token got a target with a weight. Fix: check teacher.view and loss.token_weights"
     """The likely reason why a whole run has no target, and what to change."""
     where: ClassVar[str] = ""
     """Which tokens get the signal, for the map; empty for all of them."""

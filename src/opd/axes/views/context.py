@@ -29,7 +29,8 @@ class ExperienceConfig(Strict):
     """A context gathered before the first step from the student's own mistakes (OPCD)."""
 
     author: Author = Rules()
-    """What reads the rollouts. A rule's template may leave a field of the prompt open, as ``{{listing}}``."""
+    """Finds the mistakes in rollouts: rules, a local model, or a chat endpoint. A rule's template may leave a field of
+    the prompt open, as ``{{listing}}``."""
     prompts: int = Field(256, ge=1)
     """Number of training prompts that the student rolls out."""
     items: int = Field(8, ge=1)
