@@ -18,8 +18,9 @@ from opd.axes.views.plain import PlainView
 from opd.losses import group_advantage, overlong_penalty
 from opd.losses.objectives import PolicyGradient
 from opd.losses.token_weights import Positions
+from opd.signals import TokenStates
 from opd.teachers.sampled import Outcome
-from opd.types import Prompt, Rollout, Span, TokenStates
+from opd.types import Prompt, Rollout, Span
 
 LONGEST, VOCAB, WIDTH = 12, 11, 5
 

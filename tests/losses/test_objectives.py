@@ -15,16 +15,8 @@ from opd.losses.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.types import (
-    ExpertsSignal,
-    FullSignal,
-    HiddenSignal,
-    Objective,
-    SampledSignal,
-    Signal,
-    TokenSignal,
-    TokenStates,
-)
+from opd.signals import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, TokenSignal, TokenStates
+from opd.types import Objective, Signal
 
 T, V, D = 7, 19, 6
 DRAW = torch.Generator().manual_seed(3)

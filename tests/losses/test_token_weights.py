@@ -9,8 +9,9 @@ from opd.axes.views.plain import PlainView
 from opd.experimental.hardest_tokens import Difficulty
 from opd.losses.objectives import FullVocabulary
 from opd.losses.token_weights import Positions, Unsure
+from opd.signals import FullSignal, SampledSignal
 from opd.teachers.local import LocalTeacher
-from opd.types import Event, FullSignal, Prompt, Rollout, SampledSignal, Signal, Span
+from opd.types import Event, Prompt, Rollout, Signal, Span
 from support.models import make_model
 
 

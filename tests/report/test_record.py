@@ -28,19 +28,9 @@ from opd.report.data import run_data
 from opd.report.files import ROLLOUTS, read_rollouts
 from opd.report.preview import spaced_prompts, varied_rollouts
 from opd.report.texts import Texts, difference
+from opd.signals import FullSignal, HiddenSignal, SampledSignal, TokenSignal, TokenStates
 from opd.teachers.experts import combined
-from opd.types import (
-    Event,
-    FullSignal,
-    HiddenSignal,
-    Prompt,
-    Rollout,
-    SampledSignal,
-    Signal,
-    Span,
-    TokenSignal,
-    TokenStates,
-)
+from opd.types import Event, Prompt, Rollout, Signal, Span
 from support.interrupt import Interrupt
 from support.models import make_model
 

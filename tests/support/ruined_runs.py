@@ -17,8 +17,9 @@ import torch
 import opd
 from opd.loop import Loop
 from opd.models.language import LanguageModel, stop_ids
+from opd.signals import FullSignal
 from opd.training.state import State
-from opd.types import FullSignal, Rollout, Segment, Teacher
+from opd.types import Rollout, Segment, Teacher
 from support.altered import train_altered
 
 FIXED = {

@@ -19,10 +19,11 @@ from opd.models.forward import align, read, student_readings
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import Sampler
+from opd.signals import CrossSignal
 from opd.teachers.alignment import TokenTexts, match
 from opd.teachers.cross import CrossTeacher
 from opd.teachers.local import LocalTeacher
-from opd.types import CrossSignal, Prompt, Rollout, Task
+from opd.types import Prompt, Rollout, Task
 from support.chat_templates import make_chat_tokenizer
 from support.models import make_model
 from support.tokenizers import SHARED_DATA, make_byte_tokenizer

@@ -19,10 +19,11 @@ from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
+from opd.signals import TokenStates
 from opd.teachers.experts import Experts, ExpertsWrite
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import Rollout, Sampling, TokenStates
+from opd.types import Rollout, Sampling
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 STUDENT = load("nano/math-base", key="student")
@@ -122,10 +123,10 @@ def test_log_probabilities_of_the_sampled_token() -> None:
 
 
 class _Fixed(LocalTeacher):
-    def __init__(self, signal: opd.types.FullSignal) -> None:
+    def __init__(self, signal: opd.signals.FullSignal) -> None:
         self.signal = signal
 
-    def score(self, rollouts: Sequence[Rollout], segments: Sequence[opd.types.Segment]) -> opd.types.FullSignal:
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[opd.types.Segment]) -> opd.signals.FullSignal:
         return self.signal
 
 

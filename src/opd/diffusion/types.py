@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from opd.types import AdvantageSignal, Prompt, Rollout, Segment, Signal, States
+from opd.signals import AdvantageSignal
+from opd.types import Prompt, Rollout, Segment, Signal, States
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from opd.losses import linear_divergence
 from opd.models.forward import align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.output.format import CONFLICT
+from opd.signals import ExpertsSignal, FullSignal
 from opd.teachers.experts import Experts
 from opd.teachers.local import LocalTeacher
-from opd.types import ExpertsSignal, FullSignal, Metrics, Objective, Rollout, Segment, View
+from opd.types import Metrics, Objective, Rollout, Segment, View
 
 
 @dataclass(frozen=True)

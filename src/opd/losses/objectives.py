@@ -22,19 +22,17 @@ from opd.losses import (
 )
 from opd.losses.cross import Groups, Matched, cross_divergence
 from opd.losses.hidden import Projection
-from opd.types import (
+from opd.signals import (
     AdvantageSignal,
     CrossSignal,
     ExpertsSignal,
     FullSignal,
     HiddenSignal,
-    Objective,
     SampledSignal,
-    Signal,
-    States,
     TokenSignal,
     TokenStates,
 )
+from opd.types import Objective, Signal, States
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from opd.losses import linear_entropy
-from opd.types import FullSignal, Rollout, SampledSignal, Signal
+from opd.signals import FullSignal, SampledSignal
+from opd.types import Rollout, Signal
 
 EPSILON = 1e-6
 """SOD's, in nats."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from opd.errors import AlignmentError
 from opd.models.language import LanguageModel, pad
-from opd.types import Rollout, Segment, Signal, TokenStates
+from opd.signals import TokenStates
+from opd.types import Rollout, Segment, Signal
 
 
 class Reading(NamedTuple):

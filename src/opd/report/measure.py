@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.distributions import logprob_chunks
+from opd.signals import CrossSignal, ExpertsSignal, FullSignal, SampledSignal
 from opd.teachers.experts import Experts
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import CrossSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Scored, Signal
+from opd.types import Rollout, Scored, Signal
 
 
 @dataclass(frozen=True, slots=True)

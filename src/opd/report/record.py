@@ -33,7 +33,8 @@ from opd.report.measure import Scores, scores_of, teacher_scores
 from opd.report.page import write_report
 from opd.report.preview import Preview, varied_rollouts
 from opd.report.texts import Texts, difference
-from opd.types import Metrics, Rollout, Scored, Signal, TokenStates
+from opd.signals import TokenStates
+from opd.types import Metrics, Rollout, Scored, Signal
 
 MAX_COPY = 100_000_000
 """Largest number of parameters for which a copy of the initial weights stays in memory to score later rollouts."""

@@ -14,9 +14,10 @@ import torch
 
 from opd.errors import CheckpointError
 from opd.rollouts.sampler import ALL_TURNS
+from opd.signals import SampledSignal
 from opd.teachers.sampled import SampledTeacher
 from opd.teachers.views import runs
-from opd.types import Prompt, Rollout, RolloutSource, SampledSignal, Segment, Span, View
+from opd.types import Prompt, Rollout, RolloutSource, Segment, Span, View
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from opd.losses import token_logprobs
 from opd.models.chat import Chat
 from opd.models.forward import Reading, collect
 from opd.models.language import LanguageModel
+from opd.signals import CrossSignal
 from opd.teachers.alignment import Group, TokenTexts, groups
-from opd.types import CrossSignal, Prompt, Rollout, Segment, Span
+from opd.types import Prompt, Rollout, Segment, Span
 
 
 class _Turn(NamedTuple):

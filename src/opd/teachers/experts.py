@@ -11,8 +11,9 @@ import torch
 from opd.models.forward import sort_key
 from opd.models.language import LanguageModel
 from opd.models.pool import ModelPool
+from opd.signals import ExpertsSignal, FullSignal
 from opd.teachers.local import LocalTeacher
-from opd.types import ExpertsSignal, FullSignal, Prompt, Rollout, RolloutSource, Segment
+from opd.types import Prompt, Rollout, RolloutSource, Segment
 
 Shares = Mapping[str, Mapping[str, float]]
 """By domain and teacher: the teacher's weight there, above 0."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from opd.losses.hidden import Projection
 from opd.models.forward import states_of
 from opd.models.language import LanguageModel
-from opd.types import HiddenSignal, Rollout, Segment
+from opd.signals import HiddenSignal
+from opd.types import Rollout, Segment
 
 
 class HiddenTeacher:

@@ -8,7 +8,8 @@ import torch
 
 from opd.models.forward import states_of
 from opd.models.language import LanguageModel
-from opd.types import FullSignal, Rollout, Segment, TokenSignal
+from opd.signals import FullSignal, TokenSignal
+from opd.types import Rollout, Segment
 
 
 class LocalTeacher:

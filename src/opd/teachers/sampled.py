@@ -10,9 +10,10 @@ from torch import Tensor
 from opd.axes.views.plain import PlainView
 from opd.losses import group_advantage, linear_divergence, overlong_penalty, token_logprobs
 from opd.models.forward import sort_key
+from opd.signals import AdvantageSignal, ExpertsSignal, FullSignal, SampledSignal
 from opd.teachers.experts import Experts
 from opd.teachers.local import Answers, LocalTeacher, Once
-from opd.types import AdvantageSignal, ExpertsSignal, FullSignal, Rollout, SampledSignal, Segment, Signal
+from opd.types import Rollout, Segment, Signal
 
 
 class SampledTeacher:
