@@ -31,7 +31,7 @@ from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
-from opd.teachers.experts import Experts
+from opd.teachers.by_domain import TeachersByDomain
 
 STUDENT, SOURCES = "nano/math-base", {"good": "nano/math-teacher", "biased": "nano/math-biased"}
 DOMAINS = (sums.CARRY, sums.PLAIN)
@@ -98,9 +98,9 @@ def pull(seed: int) -> str:
         own = [r for r in rollouts if r.prompt.domain == domain]
         # The cosine is between domains: the same answers stand in one for each teacher.
         twice = [replace(r, prompt=replace(r.prompt, domain=name)) for name in SOURCES for r in own]
-        experts = Experts(pool, {name: {name: 1.0} for name in SOURCES})
+        teachers = TeachersByDomain(pool, {name: {name: 1.0} for name in SOURCES})
         objective = SeveralTeachers(inner=FullVocabulary(divergence="reverse_kl"))
-        found = Conflict(student, experts, PlainView(), objective)(twice)
+        found = Conflict(student, teachers, PlainView(), objective)(twice)
         cosine, jsd = (next(v for k, v in found.items() if k.startswith(f"conflict/{n}")) for n in ("cosine", "jsd"))
         said.append(f"sums {'with' if domain == sums.CARRY else 'without'} a carry: JSD {jsd:.3f}, cosine {cosine:.2f}")
     return "; ".join(said)

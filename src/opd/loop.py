@@ -140,9 +140,9 @@ class Loop:
             )
         with _timed(times, "teacher_s"):
             scored = self.score(rollouts)
-        for said in scored:
-            if said.term.role != "anchor":
-                self.state.targets[said.term.name] = self.state.targets.get(said.term.name, 0) + len(said.signal)
+        for entry in scored:
+            if entry.term.role != "anchor":
+                self.state.targets[entry.term.name] = self.state.targets.get(entry.term.name, 0) + len(entry.signal)
         if step + 1 == self.guards.max_idle and self.state.taught:
             for term in self._without_target:
                 self.event("no_target", f"no token has had a target for '{term.name}' yet: {term.if_empty}")
@@ -187,14 +187,14 @@ class Loop:
         self.student.model.train()
         for where, states in self.forward(rollouts):
             losses: list[Tensor] = []
-            for said in scored:
-                term, chosen = said.term, torch.isin(said.signal.rollout_T, where.rollout_T)
-                here = said.signal.take(chosen)
+            for entry in scored:
+                term, chosen = entry.term, torch.isin(entry.signal.rollout_T, where.rollout_T)
+                here = entry.signal.take(chosen)
                 if not len(here):
                     continue
-                row_T, loss_T = align(rollouts, where, here), torch.full_like(said.loss_T[chosen], torch.nan)
-                loss = term.objective(states.take(row_T), here, said.weight_T[chosen], loss_T)
-                said.loss_T[chosen] = loss_T
+                row_T, loss_T = align(rollouts, where, here), torch.full_like(entry.loss_T[chosen], torch.nan)
+                loss = term.objective(states.take(row_T), here, entry.weight_T[chosen], loss_T)
+                entry.loss_T[chosen] = loss_T
                 sums[term.name] += loss.item()
                 losses.append(term.weight * loss)
             if losses:

@@ -34,7 +34,7 @@ class FullSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertsSignal(Signal):
+class TeachersSignal(Signal):
     """The signals of several teachers, each on the rollouts of its own domains. K teachers.
 
     Attributes:
@@ -52,7 +52,7 @@ class ExpertsSignal(Signal):
         part = self.parts[k].take(self.row_TK[rows, k])
         return replace(part, head_VD=part.head_VD.to(part.hidden_TD.device))
 
-    def to(self, device: torch.device) -> ExpertsSignal:
+    def to(self, device: torch.device) -> TeachersSignal:
         """The same signal on another device; heads stay where they are until they are used."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "parts"}
         parts = tuple(replace(p.to(device), head_VD=p.head_VD) for p in self.parts)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import opd
 from opd.errors import ConfigError
 from opd.evaluation.teacher_gate import Gate
-from opd.teachers.experts import Experts
+from opd.teachers.by_domain import TeachersByDomain
 
 SHARES = {"math": {"good": 1.0, "bad": 1.0}, "tools": {"other": 2.0}}
 
@@ -21,8 +21,8 @@ class _Pool:
 
 
 def gate(**settings: object) -> Gate:
-    experts = Experts(_Pool(), SHARES)  # type: ignore[arg-type]
-    return Gate(experts, SHARES, prompts={"math": 100, "tools": 100}, **settings)  # type: ignore[arg-type]
+    teachers = TeachersByDomain(_Pool(), SHARES)  # type: ignore[arg-type]
+    return Gate(teachers, SHARES, prompts={"math": 100, "tools": 100}, **settings)  # type: ignore[arg-type]
 
 
 def metrics(

@@ -16,7 +16,7 @@ from opd.models.chat import Chat
 from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
-from opd.teachers.experts import Experts
+from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.types import Rollout
 
@@ -38,9 +38,9 @@ def rollouts() -> list[Rollout]:
 def measured(divergence: str = "reverse_kl", routes: dict[str, dict[str, float]] | None = None) -> dict[str, float]:
     student = load("nano/critic", key="student")
     pool = ModelPool(SOURCES, key="teacher.models")
-    experts = Experts(pool, routes or {name: {name: 1.0} for name in SOURCES})
+    teachers = TeachersByDomain(pool, routes or {name: {name: 1.0} for name in SOURCES})
     objective = SeveralTeachers(inner=FullVocabulary(divergence=divergence))
-    found = Conflict(student, experts, PlainView(), objective)(rollouts())
+    found = Conflict(student, teachers, PlainView(), objective)(rollouts())
     assert all(p.grad is None for p in student.model.parameters())
     return found
 

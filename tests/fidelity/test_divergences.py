@@ -402,7 +402,7 @@ def test_jsd_where_it_vanishes_is_refused(beta: float) -> None:
 
 def test_unknown_and_taken_names_are_refused() -> None:
     case = make_case()
-    with pytest.raises(ConfigError, match="no divergence 'kl'; choose forward_kl, reverse_kl, jsd"):
+    with pytest.raises(ConfigError, match="no divergence 'kl'. Fix: choose forward_kl, reverse_kl, jsd"):
         linear_divergence(*case.tensors(), weight=case.weight, divergence="kl")
     with pytest.raises(ConfigError, match="'jsd' exists"):
         register("jsd", lambda *a: a[0], lambda *a: a[0])

@@ -19,7 +19,7 @@ from opd.losses import group_advantage, overlong_penalty
 from opd.losses.objectives import PolicyGradient
 from opd.losses.token_weights import Positions
 from opd.signals import TokenStates
-from opd.teachers.sampled import Outcome
+from opd.teachers.sampled import GroupAdvantages
 from opd.types import Prompt, Rollout, Span
 
 LONGEST, VOCAB, WIDTH = 12, 11, 5
@@ -60,7 +60,7 @@ def student() -> tuple[Tensor, Tensor]:
 def ours(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] | None) -> tuple[float, Tensor, Tensor]:
     """Loss and gradients, put together as the loop does."""
     batch = rollouts()
-    signal = Outcome(**outcome, longest=LONGEST).score(batch, PlainView().segments(batch))
+    signal = GroupAdvantages(**outcome, longest=LONGEST).score(batch, PlainView().segments(batch))
     weight_T = Positions(mean=mean, longest=LONGEST)(batch, signal)  # type: ignore[arg-type]
     counts = weight_T > 0
     weight_T, signal = weight_T[counts] / counts.sum(), signal.take(counts)
@@ -85,19 +85,19 @@ def reference(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] |
         group = [(r, start) for r, start in answers if r.prompt.id == prompt]
         rewards = []
         for rollout, _ in group:
-            reward, length, cache = rollout.reward or 0.0, len(rollout.completion_ids), outcome.get("overlong")
+            reward, length, cache = rollout.reward or 0.0, len(rollout.completion_ids), outcome.get("overlong_penalty")
             if cache and length > LONGEST - cache:  # DAPO's equation 13
                 reward += (LONGEST - cache - length) / cache if length <= LONGEST else -1
             rewards.append(reward)
-        if outcome.get("skip_equal") and len(set(rewards)) == 1:
+        if outcome.get("drop_zero_variance_groups") and len(set(rewards)) == 1:
             continue
         average = math.fsum(rewards) / len(rewards)
         deviation = math.sqrt(math.fsum((r - average) ** 2 for r in rewards) / len(rewards))
         for (rollout, start), reward in zip(group, rewards, strict=True):
-            if outcome.get("skip_truncated") and rollout.finish != "stop":
+            if outcome.get("mask_truncated") and rollout.finish != "stop":
                 continue
             advantage = reward - average
-            if outcome.get("by_deviation", True) and deviation:
+            if outcome.get("normalize_std", True) and deviation:
                 advantage /= deviation
             total, own = torch.zeros((), dtype=torch.float64), 0
             for p, token in enumerate(rollout.completion_ids):
@@ -121,12 +121,20 @@ def reference(outcome: Mapping[str, Any], mean: str, clip: tuple[float, float] |
 
 VARIANTS: dict[str, tuple[dict[str, Any], str, tuple[float, float] | None]] = {
     "GRPO": ({}, "sequence", (0.2, 0.2)),
-    "Dr. GRPO": ({"by_deviation": False}, "constant", (0.2, 0.2)),
-    "DAPO": ({"skip_equal": True, "overlong": 5}, "token", (0.2, 0.28)),
-    "DAPO, truncated answers left out": ({"skip_equal": True, "skip_truncated": True}, "token", (0.2, 0.28)),
+    "Dr. GRPO": ({"normalize_std": False}, "constant", (0.2, 0.2)),
+    "DAPO": ({"drop_zero_variance_groups": True, "overlong_penalty": 5}, "token", (0.2, 0.28)),
+    "DAPO, truncated answers left out": (
+        {"drop_zero_variance_groups": True, "mask_truncated": True},
+        "token",
+        (0.2, 0.28),
+    ),
     "the recipe": ({}, "token", None),
-    "all at once": ({"skip_equal": True, "skip_truncated": True, "overlong": LONGEST}, "sequence", (0.1, 0.3)),
-    "a constant over what is left": ({"skip_equal": True, "skip_truncated": True}, "constant", None),
+    "all at once": (
+        {"drop_zero_variance_groups": True, "mask_truncated": True, "overlong_penalty": LONGEST},
+        "sequence",
+        (0.1, 0.3),
+    ),
+    "a constant over what is left": ({"drop_zero_variance_groups": True, "mask_truncated": True}, "constant", None),
 }
 
 
@@ -166,20 +174,20 @@ def scored(rewards: Sequence[float], **outcome: Any) -> set[int]:
         )
         for n, reward in enumerate(rewards)
     ]
-    return set(Outcome(**outcome, longest=4).score(batch, PlainView().segments(batch)).rollout_T.tolist())
+    return set(GroupAdvantages(**outcome, longest=4).score(batch, PlainView().segments(batch)).rollout_T.tolist())
 
 
 def test_there_is_no_signal_where_nothing_differs() -> None:
-    assert scored([1, 1, 1]) == scored([0.1] * 3, skip_equal=True) == set()
+    assert scored([1, 1, 1]) == scored([0.1] * 3, drop_zero_variance_groups=True) == set()
     assert scored([0, 1, 1]) == {0, 1, 2}
-    assert scored([0, 1, 1], skip_truncated=True) == {1, 2}
-    assert scored([0, 0, 0], skip_truncated=True) == set()
+    assert scored([0, 1, 1], mask_truncated=True) == {1, 2}
+    assert scored([0, 0, 0], mask_truncated=True) == set()
 
 
-@pytest.mark.parametrize("by_deviation", [True, False])
+@pytest.mark.parametrize("normalize_std", [True, False])
 @pytest.mark.parametrize("apart", [1.0, 1e-3, 2e-5])
-def test_rewards_that_differ_a_little_are_compared_as_any_others(apart: float, *, by_deviation: bool) -> None:
+def test_rewards_that_differ_a_little_are_compared_as_any_others(apart: float, *, normalize_std: bool) -> None:
     reward_B = torch.tensor([0.5, 0.5 + apart, 0.25, 0.25, 0.1, 0.1, 0.1], dtype=torch.float64)
-    advantage_B = group_advantage(reward_B, torch.tensor([0, 0, 1, 1, 2, 2, 2]), by_deviation=by_deviation)
-    size = 1.0 if by_deviation else apart / 2
+    advantage_B = group_advantage(reward_B, torch.tensor([0, 0, 1, 1, 2, 2, 2]), normalize_std=normalize_std)
+    size = 1.0 if normalize_std else apart / 2
     assert advantage_B.tolist() == pytest.approx([-size, size, 0, 0, 0, 0, 0], rel=1e-3, abs=1e-12)

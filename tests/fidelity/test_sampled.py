@@ -193,11 +193,11 @@ def test_group_advantages_equal_the_formula_and_vanish_where_all_are_equal() -> 
     groups = {0: [1.0, 0.0, 0.0, 1.0, 1.0], 1: [1.0, 1.0], 2: [0.0], 3: [0.25, 0.5, 1.0]}
     order = [(g, r) for g, rewards in groups.items() for r in rewards][::-1]
     group_B, reward_B = (torch.tensor(x) for x in zip(*order, strict=True))
-    for by_deviation, (i, (g, r)) in product((True, False), enumerate(order)):
+    for normalize_std, (i, (g, r)) in product((True, False), enumerate(order)):
         rewards = groups[g]
         mean = sum(rewards) / len(rewards)
         deviation = math.sqrt(sum((x - mean) ** 2 for x in rewards) / len(rewards))
-        wanted = (r - mean) / (deviation if by_deviation and deviation else 1)
-        assert float(group_advantage(reward_B, group_B, by_deviation=by_deviation)[i]) == pytest.approx(
+        wanted = (r - mean) / (deviation if normalize_std and deviation else 1)
+        assert float(group_advantage(reward_B, group_B, normalize_std=normalize_std)[i]) == pytest.approx(
             wanted, abs=1e-6
         )

@@ -15,7 +15,7 @@ from opd.losses.objectives import (
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.signals import ExpertsSignal, FullSignal, HiddenSignal, SampledSignal, TokenSignal, TokenStates
+from opd.signals import FullSignal, HiddenSignal, SampledSignal, TeachersSignal, TokenSignal, TokenStates
 from opd.types import Objective, Signal
 
 T, V, D = 7, 19, 6
@@ -30,14 +30,14 @@ FULL = FullSignal(*WHERE, THEIRS, HEAD_1)
 SAMPLED = SampledSignal(*WHERE, LOGPROBS[0], LOGPROBS[1], torch.zeros(T))
 
 
-def experts() -> ExpertsSignal:
+def teachers() -> TeachersSignal:
     """Both speak at the first three positions, and one alone at the others."""
     row_TK = torch.tensor([[0, 0], [1, 1], [2, 2], [3, -1], [4, -1], [-1, 3], [-1, 4]])
     share_TK = torch.where(row_TK >= 0, torch.tensor([0.3, 0.7]), 0.0)
     share_TK = share_TK / share_TK.sum(1, keepdim=True)
     first = (WHERE[0][:5], WHERE[1][:5], WHERE[2][:5])
     parts = [FullSignal(*first, h[:5], head) for h, head in ((THEIRS, HEAD_1), (OTHERS, HEAD_2))]
-    return ExpertsSignal(*WHERE, row_TK, share_TK, tuple(parts))
+    return TeachersSignal(*WHERE, row_TK, share_TK, tuple(parts))
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def experts() -> ExpertsSignal:
     [
         (FullVocabulary(divergence="reverse_kl", chunk_tokens=2), FULL),
         (FullVocabulary(support=Support(k=3, whose="teacher", rest="tail")), FULL),
-        (SeveralTeachers(inner=FullVocabulary(), combine="losses"), experts()),
-        (SeveralTeachers(inner=FullVocabulary(), combine="arithmetic"), experts()),
-        (SeveralTeachers(inner=FullVocabulary(), combine="geometric"), experts()),
+        (SeveralTeachers(inner=FullVocabulary(), combine="losses"), teachers()),
+        (SeveralTeachers(inner=FullVocabulary(), combine="arithmetic"), teachers()),
+        (SeveralTeachers(inner=FullVocabulary(), combine="geometric"), teachers()),
         (PolicyGradient(), SAMPLED),
         (DirectEstimate(), SAMPLED),
         (HiddenStates(), HiddenSignal(*WHERE, LAYERS_1)),

@@ -29,7 +29,7 @@ from opd.report.files import ROLLOUTS, read_rollouts
 from opd.report.preview import spaced_prompts, varied_rollouts
 from opd.report.texts import Texts, difference
 from opd.signals import FullSignal, HiddenSignal, SampledSignal, TokenSignal, TokenStates
-from opd.teachers.experts import combined
+from opd.teachers.by_domain import combined
 from opd.types import Event, Prompt, Rollout, Signal, Span
 from support.interrupt import Interrupt
 from support.models import make_model

@@ -15,7 +15,7 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, load, stop_ids
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
-from opd.teachers.sampled import Outcome, SampledTeacher
+from opd.teachers.sampled import GroupAdvantages, SampledTeacher
 from opd.types import Rollout
 
 
@@ -86,12 +86,12 @@ def test_the_outcome_is_a_mean_over_all_tokens(rollouts: list[Rollout]) -> None:
     """Groups that all did equally well count with an advantage of 0; only a batch of nothing else has no signal."""
     rewards = [1.0, 0.0, 1.0, 1.0, *[0.7] * 12]
     given = [dataclasses.replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)]
-    for by_deviation in (True, False):
-        signal = Outcome(by_deviation=by_deviation).score(given, PlainView().segments(given))
+    for normalize_std in (True, False):
+        signal = GroupAdvantages(normalize_std=normalize_std).score(given, PlainView().segments(given))
         assert len(signal) == sum(r.num_tokens for r in given)
         assert bool((signal.advantage_T[signal.rollout_T >= 4] == 0).all())
         equal = given[4:]
-        assert not len(Outcome(by_deviation=by_deviation).score(equal, PlainView().segments(equal)))
+        assert not len(GroupAdvantages(normalize_std=normalize_std).score(equal, PlainView().segments(equal)))
 
 
 def test_the_baseline_is_the_mean_log_ratio_of_each_position(
@@ -117,7 +117,7 @@ def test_the_rollouts_own_logprobs_are_the_students(student: LanguageModel, roll
 def test_an_outcome_compares_the_rollouts_of_a_prompt(rollouts: list[Rollout]) -> None:
     rewards = [1, 0, 0, 0] + [1] * 4 + [0] * 4 + [1, 1, 0, 0]
     given = [dataclasses.replace(r, reward=float(x)) for r, x in zip(rollouts, rewards, strict=True)]
-    signal = Outcome().score(given, PlainView().segments(given))
+    signal = GroupAdvantages().score(given, PlainView().segments(given))
     differing = signal.rollout_T[signal.advantage_T != 0]
     assert set(differing.tolist()) == {0, 1, 2, 3, 12, 13, 14, 15}
     first = signal.advantage_T[signal.rollout_T == 0]

@@ -133,9 +133,9 @@ def _imported(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be imported: {error}. Fix: check the module's path and name") from None
     except Exception as error:  # whatever a user's module raises while it is executed
-        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        text = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ValueError(
-            f"'{name}' cannot be imported: {type(error).__name__}: {said}. Fix: correct the module"
+            f"'{name}' cannot be imported: {type(error).__name__}: {text}. Fix: correct the module"
         ) from error
 
 

@@ -21,7 +21,7 @@ from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, RewardAdvantage, RewardStates
 from opd.diffusion.types import ImageTask
 from opd.models.copies import EmaWeights
-from opd.teachers.sampled import Outcome
+from opd.teachers.sampled import GroupAdvantages
 from opd.types import Prompt, Rollout, RolloutSource, Signal, Teacher, Term, View
 
 EQUAL_REWARDS = (
@@ -119,7 +119,7 @@ class DenoisingContext:
     def reward_term(self, weight: float) -> Term:
         """The policy gradient of group-relative rewards."""
         objective = TransitionPolicyGradient(schedule=self.schedule)
-        advantages = RewardAdvantage(Outcome())
+        advantages = RewardAdvantage(GroupAdvantages())
         return Term("reward", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS)
 
     @cached_property

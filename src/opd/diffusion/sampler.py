@@ -17,7 +17,7 @@ from opd.diffusion.images import image_of
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.schedules import NoiseSchedule, schedule_of
 from opd.diffusion.types import Trajectory, fingerprint
-from opd.teachers.experts import first
+from opd.teachers.by_domain import first
 from opd.types import Prompt, RolloutSource, Span
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]

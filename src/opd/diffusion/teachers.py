@@ -16,7 +16,7 @@ from opd.diffusion.schedules import NoiseSchedule
 from opd.diffusion.types import ImageSegment, PredictionSignal, RewardSignal, TransitionSignal
 from opd.models.forward import sort_key
 from opd.teachers.local import Answers
-from opd.teachers.sampled import Outcome
+from opd.teachers.sampled import GroupAdvantages
 from opd.types import Rollout, Segment, Span
 
 
@@ -144,17 +144,17 @@ class RewardAdvantage:
     """The group-relative advantage of each transition: the reward, compared among trajectories of one prompt.
 
     Args:
-        outcome: turns rewards into advantages.
+        advantages: turns rewards into advantages.
 
     Source: Flow-GRPO, arXiv 2505.05470.
     """
 
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+    def __init__(self, advantages: GroupAdvantages) -> None:
+        self.advantages = advantages
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> TransitionSignal:
         """An advantage for every trained transition."""
-        advantages = self.outcome.score(rollouts, segments)
+        advantages = self.advantages.score(rollouts, segments)
         states_TX, step_T = states_at(rollouts, advantages)
         next_TX, _ = states_at(rollouts, advantages, later=1)
         values = {f.name: getattr(advantages, f.name) for f in fields(advantages)}

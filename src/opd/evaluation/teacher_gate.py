@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from opd.errors import ConfigError
-from opd.teachers.experts import Experts, Shares, label_of
+from opd.teachers.by_domain import Shares, TeachersByDomain, label_of
 from opd.types import Metrics
 
 
@@ -22,7 +22,7 @@ class Gate:
 
     def __init__(
         self,
-        teachers: Experts,
+        teachers: TeachersByDomain,
         shares: Shares,
         *,
         prompts: Mapping[str, int],

@@ -13,8 +13,8 @@ from opd.losses import linear_divergence
 from opd.models.forward import align, batches, read, student_readings
 from opd.models.language import LanguageModel
 from opd.output.format import CONFLICT
-from opd.signals import ExpertsSignal, FullSignal
-from opd.teachers.experts import Experts
+from opd.signals import FullSignal, TeachersSignal
+from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.types import Metrics, Objective, Rollout, Segment, View
 
@@ -33,7 +33,7 @@ class Conflict:
     """
 
     student: LanguageModel
-    teachers: Experts
+    teachers: TeachersByDomain
     view: View
     objective: Objective
     max_tokens: int = 16_384
@@ -84,7 +84,7 @@ class Conflict:
 
     def _gradient(self, rollouts: Sequence[Rollout]) -> Tensor | None:
         """Gradient of the mean loss over these rollouts' tokens, float32 on the CPU; None if the signal is empty."""
-        signal: ExpertsSignal = self.teachers.score(rollouts, self.view.segments(rollouts)).to(self.student.device)
+        signal: TeachersSignal = self.teachers.score(rollouts, self.view.segments(rollouts)).to(self.student.device)
         if not len(signal):
             return None
         self.student.model.eval()

@@ -20,7 +20,7 @@ from opd.models.language import LanguageModel, load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
-from opd.teachers.experts import Experts, ExpertsWrite
+from opd.teachers.by_domain import TeacherRollouts, TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.types import (
     Engine,
@@ -176,12 +176,12 @@ class LanguageContext:
         """One teacher of whole distributions, or several by domain."""
         return self.several() or self.scorer(self.scoring)
 
-    def several(self) -> Experts | None:
+    def several(self) -> TeachersByDomain | None:
         """Several teachers by domain; None for one."""
         if self.pool is None:
             return None
         alternate = self.combine == "alternate"
-        return Experts(self.pool, self.shares, max_tokens=self.max_tokens, alternate=alternate)
+        return TeachersByDomain(self.pool, self.shares, max_tokens=self.max_tokens, alternate=alternate)
 
     def divergence(self, name: str | None = None, **settings: Any) -> FullVocabulary:
         """The run's divergence between whole distributions; ``name`` replaces it."""
@@ -281,7 +281,7 @@ class LanguageContext:
         if who == "references":
             return self.references()
         if who == "teacher" and self.pool:
-            return ExpertsWrite(self.pool, self.shares, lambda model: self.sampler(self.sampling, model=model))
+            return TeacherRollouts(self.pool, self.shares, lambda model: self.sampler(self.sampling, model=model))
         return self.sampler(self.sampling, model=self.teacher_model if who == "teacher" else None, prefix=prefix)
 
     def references(self) -> ReferenceAnswers:

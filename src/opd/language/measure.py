@@ -20,7 +20,7 @@ from opd.language.context import LanguageContext
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, load, set_threads, stop_ids
 from opd.rollouts.sampler import Sampler
-from opd.teachers.experts import Experts, first, label_of
+from opd.teachers.by_domain import TeachersByDomain, first, label_of
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Sampling, Teacher, Term, View
@@ -104,7 +104,7 @@ def gate(run: LanguageContext, main: Term) -> Gate | None:
     if config is None:
         return None
     teacher = main.teacher.teacher if isinstance(main.teacher, SampledTeacher) else main.teacher
-    assert isinstance(teacher, Experts)
+    assert isinstance(teacher, TeachersByDomain)
     prompts = Counter(p.domain for p in run.held_out)
     return Gate(
         teacher,
@@ -212,7 +212,7 @@ def _teachers(run: LanguageContext) -> list[DomainTeacher]:
 
 def _conflict(run: LanguageContext, main: Term) -> Conflict:
     """How several teachers relate to each other, by the run's loss."""
-    assert isinstance(main.teacher, Experts)
+    assert isinstance(main.teacher, TeachersByDomain)
     return Conflict(
         student=run.student,
         teachers=main.teacher,

@@ -25,10 +25,10 @@ from opd.losses.hidden import Projection
 from opd.signals import (
     AdvantageSignal,
     CrossSignal,
-    ExpertsSignal,
     FullSignal,
     HiddenSignal,
     SampledSignal,
+    TeachersSignal,
     TokenSignal,
     TokenStates,
 )
@@ -100,8 +100,8 @@ class SeveralTeachers:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(student, TokenStates)
-        if not isinstance(signal, ExpertsSignal):
-            raise _other_signal(self, signal, "ExpertsSignal")
+        if not isinstance(signal, TeachersSignal):
+            raise _other_signal(self, signal, "TeachersSignal")
         total = torch.zeros((), device=weight_T.device)
         each_T = torch.zeros_like(weight_T) if per_token_T is None else per_token_T.zero_()
         if self.combine == "losses":
@@ -125,7 +125,7 @@ class SeveralTeachers:
     def _together(
         self,
         student: TokenStates,
-        signal: ExpertsSignal,
+        signal: TeachersSignal,
         rows: Tensor,
         who_K: Tensor,
         weight_T: Tensor,

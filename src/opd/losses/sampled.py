@@ -100,13 +100,13 @@ def reward_to_go(advantage_T: Tensor, rollout_T: Tensor, discount: float) -> Ten
     return advantage_T.new_tensor(totals)
 
 
-def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = True) -> Tensor:
+def group_advantage(reward_B: Tensor, group_B: Tensor, *, normalize_std: bool = True) -> Tensor:
     """(r − mean) / standard deviation within each group of rollouts of one prompt, [B]; 0 where all are equal.
 
     Args:
         reward_B: float32 [B], a rollout each.
         group_B: int64 [B], which prompt, numbered from 0.
-        by_deviation: divide by the group's (population) standard deviation, or not: Dr. GRPO.
+        normalize_std: divide by the group's (population) standard deviation, or not: Dr. GRPO.
 
     Source: GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783. tests/fidelity/test_grpo.py.
     """
@@ -117,7 +117,7 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, by_deviation: bool = T
         return (x_B.new_zeros(num_groups).index_add_(0, group_B, x_B) / count_G)[group_B]
 
     centred_B = reward_B - mean(reward_B)
-    if not by_deviation:
+    if not normalize_std:
         return torch.where(centred_B.abs() > 1e-6, centred_B, 0.0)  # equal rewards differ from their mean by rounding
     deviation_B = mean(centred_B.square()).sqrt()
     return torch.where(deviation_B > 1e-6, centred_B / deviation_B.clamp_min(1e-6), 0.0)

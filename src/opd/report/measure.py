@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.distributions import logprob_chunks
-from opd.signals import CrossSignal, ExpertsSignal, FullSignal, SampledSignal
-from opd.teachers.experts import Experts
+from opd.signals import CrossSignal, FullSignal, SampledSignal, TeachersSignal
+from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
@@ -71,20 +71,20 @@ def teacher_scores(
     """
     teacher, signal = scored.term.teacher, scored.signal.take(rows)
     if isinstance(signal, SampledSignal) and again and isinstance(teacher, SampledTeacher):
-        names = teacher.teacher.names(rollouts) if isinstance(teacher.teacher, Experts) else []
+        names = teacher.teacher.names(rollouts) if isinstance(teacher.teacher, TeachersByDomain) else []
         whole = _picked(teacher.teacher.score(rollouts, scored.segments), signal)
         return _of_signal(whole, names, top_k, vocab_size)
     if isinstance(teacher, HiddenTeacher) and again:
         whole = _picked(LocalTeacher(teacher.language_model).score(rollouts, scored.segments), signal)
         return _of_signal(whole, [], top_k, vocab_size)
-    names = teacher.names(rollouts) if isinstance(teacher, Experts) else []
+    names = teacher.names(rollouts) if isinstance(teacher, TeachersByDomain) else []
     return _of_signal(signal, names, top_k, vocab_size)
 
 
 def _of_signal(signal: Signal, names: Sequence[str], top_k: int, vocab_size: int | None) -> list[Scores]:
     if isinstance(signal, FullSignal):
         return [scores_of(signal.hidden_TD, signal.head_VD, signal.token_T, top_k, vocab_size=vocab_size)]
-    if isinstance(signal, ExpertsSignal):
+    if isinstance(signal, TeachersSignal):
         found = []
         for k, name in enumerate(names):
             rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]

@@ -61,7 +61,7 @@ class Recording:
         return [
             Segment(index, rollout.prompt_ids + rollout.completion_ids[: span.start], span)
             for index, rollout in enumerate(rollouts)
-            for span in runs([not math.isnan(x) for x in self._said(rollout)])
+            for span in runs([not math.isnan(x) for x in self._teacher_logprobs(rollout)])
         ]
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
@@ -69,11 +69,11 @@ class Recording:
         table = []
         for segment in segments:
             rollout = rollouts[segment.rollout]
-            said = self._said(rollout)
+            teacher_logprobs = self._teacher_logprobs(rollout)
             table += [
-                (segment.rollout, p, rollout.completion_ids[p], said[p], rollout.logprobs[p])
+                (segment.rollout, p, rollout.completion_ids[p], teacher_logprobs[p], rollout.logprobs[p])
                 for p in range(*segment.span)
-                if not math.isnan(said[p])
+                if not math.isnan(teacher_logprobs[p])
             ]
         columns = torch.tensor(table, dtype=torch.float64).reshape(-1, 5).unbind(1)
         rollout_T, position_T, token_T = (column.long() for column in columns[:3])
@@ -81,12 +81,12 @@ class Recording:
             rollout_T, position_T, token_T, columns[3].float(), columns[4].float(), torch.zeros(len(table))
         )
 
-    def _said(self, rollout: Rollout) -> tuple[float, ...]:
+    def _teacher_logprobs(self, rollout: Rollout) -> tuple[float, ...]:
         return next(t.teacher_logprobs for t in self.takes[rollout.prompt.id] if t.rollout is rollout)
 
 
 def record(
-    roller: RolloutSource,
+    source: RolloutSource,
     teacher: SampledTeacher,
     view: View,
     prompts: Sequence[Prompt],
@@ -99,13 +99,13 @@ def record(
     takes = []
     for number, start in enumerate(range(0, len(prompts), batch)):
         asked = [p for p in prompts[start : start + batch] for _ in range(samples)]
-        rollouts = roller.rollout(asked, seed * 1_000_003 + number, ALL_TURNS)
+        rollouts = source.rollout(asked, seed * 1_000_003 + number, ALL_TURNS)
         signal = teacher.score(rollouts, view.segments(rollouts))
-        said = [[math.nan] * len(r.completion_ids) for r in rollouts]
+        teacher_logprobs = [[math.nan] * len(r.completion_ids) for r in rollouts]
         where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
         for (index, position), logprob in zip(where, signal.teacher_logprobs_T.tolist(), strict=True):
-            said[index][position] = logprob
-        takes += [_Take(rollout, tuple(s)) for rollout, s in zip(rollouts, said, strict=True)]
+            teacher_logprobs[index][position] = logprob
+        takes += [_Take(rollout, tuple(s)) for rollout, s in zip(rollouts, teacher_logprobs, strict=True)]
     return takes
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from opd.axes.views.plain import PlainView
 from opd.losses import group_advantage, linear_divergence, overlong_penalty, token_logprobs
 from opd.models.forward import sort_key
-from opd.signals import AdvantageSignal, ExpertsSignal, FullSignal, SampledSignal
-from opd.teachers.experts import Experts
+from opd.signals import AdvantageSignal, FullSignal, SampledSignal, TeachersSignal
+from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.local import Answers, LocalTeacher, Once
 from opd.types import Rollout, Segment, Signal
 
@@ -38,7 +38,7 @@ class SampledTeacher:
 
     def __init__(
         self,
-        teacher: LocalTeacher | Once | Experts,
+        teacher: LocalTeacher | Once | TeachersByDomain,
         *,
         reference: LocalTeacher | None = None,
         student: LocalTeacher | None = None,
@@ -69,7 +69,7 @@ class SampledTeacher:
             self._baseline(rollouts, signal),
         )
 
-    def _logprobs(self, signal: FullSignal | ExpertsSignal) -> Tensor:
+    def _logprobs(self, signal: FullSignal | TeachersSignal) -> Tensor:
         """The teacher's, or those of several in one, float32 [T]."""
         if isinstance(signal, FullSignal):
             return _token_logprobs(signal, self.temperature)
@@ -81,7 +81,7 @@ class SampledTeacher:
             return (each_TK + signal.share_TK.log()).logsumexp(-1)
         return (signal.share_TK * each_TK).sum(-1)
 
-    def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal | ExpertsSignal) -> Tensor:
+    def _baseline(self, rollouts: Sequence[Rollout], teacher: FullSignal | TeachersSignal) -> Tensor:
         if self.student is None:
             return torch.zeros(len(teacher), device=teacher.token_T.device)
         assert isinstance(teacher, FullSignal)
@@ -102,46 +102,46 @@ class SampledTeacher:
         return -divergence_T
 
 
-class Outcome:
+class GroupAdvantages:
     """Gives each token of a rollout the rollout's advantage: its reward relative to its prompt's other rollouts.
 
     Rollouts of a group with equal rewards have an advantage of 0, and count in the mean unless
-    ``skip_equal``; a batch of such groups alone gets no signal.
+    ``drop_zero_variance_groups``; a batch of such groups alone gets no signal.
 
     Args:
-        by_deviation: divide by the group's standard deviation.
-        skip_equal: leave those groups out.
-        skip_truncated: leave out rollouts that were cut off; their rewards count in their groups.
-        overlong: number of tokens before ``longest`` over which the reward falls; None for no penalty.
+        normalize_std: divide by the group's standard deviation.
+        drop_zero_variance_groups: leave those groups out.
+        mask_truncated: leave out rollouts that were cut off; their rewards count in their groups.
+        overlong_penalty: number of tokens before ``longest`` over which the reward falls; None for no penalty.
         longest: tokens at which a rollout is cut off.
 
     Source: GRPO, arXiv 2402.03300; without the division, Dr. GRPO, arXiv 2503.20783; the other three, DAPO, arXiv
-    2503.14476, which draws other prompts in place of those that ``skip_equal`` leaves out.
+    2503.14476, which draws other prompts in place of those that ``drop_zero_variance_groups`` leaves out.
     """
 
     def __init__(
         self,
         *,
-        by_deviation: bool = True,
-        skip_equal: bool = False,
-        skip_truncated: bool = False,
-        overlong: int | None = None,
+        normalize_std: bool = True,
+        drop_zero_variance_groups: bool = False,
+        mask_truncated: bool = False,
+        overlong_penalty: int | None = None,
         longest: int = 0,
     ) -> None:
-        self.by_deviation = by_deviation
-        self.skip_equal = skip_equal
-        self.skip_truncated = skip_truncated
-        self.overlong = overlong
+        self.normalize_std = normalize_std
+        self.drop_zero_variance_groups = drop_zero_variance_groups
+        self.mask_truncated = mask_truncated
+        self.overlong_penalty = overlong_penalty
         self.longest = longest
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> AdvantageSignal:
         """An advantage for every student-chosen position of every segment; a rollout without a reward counts as 0."""
         signal, group_B = Answers().score(rollouts, segments), _groups(rollouts, segments)
         reward_B = torch.tensor([r.reward or 0.0 for r in rollouts])
-        if self.overlong is not None:
+        if self.overlong_penalty is not None:
             length_B = torch.tensor([len(r.completion_ids) for r in rollouts])
-            reward_B = reward_B + overlong_penalty(length_B, longest=self.longest, margin=self.overlong)
-        advantage_B = group_advantage(reward_B, group_B, by_deviation=self.by_deviation)
+            reward_B = reward_B + overlong_penalty(length_B, longest=self.longest, margin=self.overlong_penalty)
+        advantage_B = group_advantage(reward_B, group_B, normalize_std=self.normalize_std)
         whole = AdvantageSignal(
             signal.rollout_T,
             signal.position_T,
@@ -153,10 +153,10 @@ class Outcome:
 
     def _counts(self, rollouts: Sequence[Rollout], group_B: Tensor, advantage_B: Tensor) -> Tensor:
         """Mask of the rollouts that count in the mean, bool [B]; all False if every advantage is 0."""
-        ended_B = torch.tensor([r.finish == "stop" or not self.skip_truncated for r in rollouts])
+        ended_B = torch.tensor([r.finish == "stop" or not self.mask_truncated for r in rollouts])
         size_G = torch.zeros(int(group_B.max()) + 1).index_add_(0, group_B, advantage_B.abs() * ended_B)
         teaches_B = size_G[group_B] > 0
-        return ended_B & (teaches_B if self.skip_equal else teaches_B.any())
+        return ended_B & (teaches_B if self.drop_zero_variance_groups else teaches_B.any())
 
 
 def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:

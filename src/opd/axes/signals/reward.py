@@ -38,18 +38,18 @@ class RewardShape(Strict):
         """Group-relative advantages, and the policy gradient."""
         from opd.errors import ConfigError
         from opd.losses.objectives import PolicyGradient
-        from opd.teachers.sampled import Outcome
+        from opd.teachers.sampled import GroupAdvantages
 
         if (self.overlong_penalty or 0) > run.max_new_tokens:
             raise ConfigError(
                 f"overlong_penalty={self.overlong_penalty} is above rollout.max_new_tokens={run.max_new_tokens}. Fix: "
                 "lower it"
             )
-        advantages = Outcome(
-            by_deviation=self.normalize_std,
-            skip_equal=self.drop_zero_variance_groups,
-            skip_truncated=self.mask_truncated,
-            overlong=self.overlong_penalty,
+        advantages = GroupAdvantages(
+            normalize_std=self.normalize_std,
+            drop_zero_variance_groups=self.drop_zero_variance_groups,
+            mask_truncated=self.mask_truncated,
+            overlong_penalty=self.overlong_penalty,
             longest=run.max_new_tokens,
         )
         objective = PolicyGradient(

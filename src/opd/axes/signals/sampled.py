@@ -104,14 +104,14 @@ class Sampled(SignalConfig):
     def build(self, run: RunContext) -> tuple[Teacher, Objective]:
         """The teacher reduced to the drawn token, and the estimator."""
         from opd.losses.objectives import DirectEstimate, PolicyGradient
-        from opd.teachers.experts import Experts
+        from opd.teachers.by_domain import TeachersByDomain
         from opd.teachers.local import LocalTeacher, Once
         from opd.teachers.sampled import SampledTeacher
 
         whole = run.teacher()
-        assert isinstance(whole, LocalTeacher | Experts)
+        assert isinstance(whole, LocalTeacher | TeachersByDomain)
         teacher = SampledTeacher(
-            whole if isinstance(whole, Experts) else Once(whole),
+            whole if isinstance(whole, TeachersByDomain) else Once(whole),
             reference=run.scorer(run.initial) if self.scale != 1 else None,
             student=run.scorer(run.student) if self.baseline else None,
             scale=self.scale,

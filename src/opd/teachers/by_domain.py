@@ -11,7 +11,7 @@ import torch
 from opd.models.forward import sort_key
 from opd.models.language import LanguageModel
 from opd.models.pool import ModelPool
-from opd.signals import ExpertsSignal, FullSignal
+from opd.signals import FullSignal, TeachersSignal
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, RolloutSource, Segment
 
@@ -19,7 +19,7 @@ Shares = Mapping[str, Mapping[str, float]]
 """By domain and teacher: the teacher's weight there, above 0."""
 
 
-class Experts:
+class TeachersByDomain:
     """Scores each rollout with the teachers of its domain, grouped by teacher, and keeps last hidden states alone.
 
     Args:
@@ -43,7 +43,7 @@ class Experts:
         """Use other shares from now on; a teacher without a share in a domain no longer scores its rollouts."""
         self.shares = shares
 
-    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> ExpertsSignal:
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> TeachersSignal:
         """One signal for each teacher, from one scoring pass over the segments of its own rollouts."""
         shares = [self._shares(rollout) for rollout in rollouts]
         parts, names = [], self.names(rollouts)
@@ -71,7 +71,7 @@ class Experts:
         return {name: 1.0}
 
 
-def combined(parts: Sequence[FullSignal], share_BK: torch.Tensor) -> ExpertsSignal:
+def combined(parts: Sequence[FullSignal], share_BK: torch.Tensor) -> TeachersSignal:
     """The signals of K teachers as one, ordered by rollout and position.
 
     Args:
@@ -90,15 +90,15 @@ def combined(parts: Sequence[FullSignal], share_BK: torch.Tensor) -> ExpertsSign
     rollout_T, position_T = key_T // 2**32, key_T % 2**32
     share_TK = share_BK[rollout_T].masked_fill(row_TK < 0, 0.0)
     share_TK = share_TK / share_TK.sum(-1, keepdim=True).clamp_min(1e-12)
-    return ExpertsSignal(rollout_T, position_T, token_T, row_TK, share_TK, tuple(parts))
+    return TeachersSignal(rollout_T, position_T, token_T, row_TK, share_TK, tuple(parts))
 
 
-class ExpertsWrite:
+class TeacherRollouts:
     """Rollouts by the teacher with the largest share in a prompt's domain, one teacher after the other.
 
     Args:
         pool: the models.
-        shares: as in ``Experts``.
+        shares: as in ``TeachersByDomain``.
         sampler: makes the sampler of one model.
     """
 

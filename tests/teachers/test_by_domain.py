@@ -20,7 +20,7 @@ from opd.models.language import load, stop_ids
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.signals import TokenStates
-from opd.teachers.experts import Experts, ExpertsWrite
+from opd.teachers.by_domain import TeacherRollouts, TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.types import Rollout, Sampling
@@ -69,7 +69,7 @@ def test_a_head_stays_its_own_when_the_next_model_moves_in() -> None:
 def test_each_rollout_is_read_by_the_teachers_of_its_domain() -> None:
     batch = rollouts()
     segments = PlainView().segments(batch)
-    signal = Experts(pool(), {name: {name: 2.0} for name in SOURCES}).score(batch, segments)
+    signal = TeachersByDomain(pool(), {name: {name: 2.0} for name in SOURCES}).score(batch, segments)
     assert len(signal) == sum(r.num_tokens for r in batch)
     order = signal.rollout_T * 2**32 + signal.position_T
     assert torch.equal(order, order.sort().values)
@@ -87,7 +87,7 @@ def test_each_rollout_is_read_by_the_teachers_of_its_domain() -> None:
 def test_a_mean_of_losses_and_losses_to_means(combine: str) -> None:
     batch = rollouts()
     segments = PlainView().segments(batch)
-    signal = Experts(pool(), BOTH).score(batch, segments).take(torch.arange(0, 60, 2))
+    signal = TeachersByDomain(pool(), BOTH).score(batch, segments).take(torch.arange(0, 60, 2))
     inner = FullVocabulary(divergence="reverse_kl")
     head = STUDENT.head_VD.detach()
     student = TokenStates(torch.randn(len(signal), 96) * 3, head)
@@ -113,7 +113,7 @@ def test_a_mean_of_losses_and_losses_to_means(combine: str) -> None:
 def test_log_probabilities_of_the_sampled_token() -> None:
     batch = rollouts()
     segments = PlainView().segments(batch)
-    both = Experts(pool(), BOTH)
+    both = TeachersByDomain(pool(), BOTH)
     each = [LocalTeacher(load(s, key="x")).score(batch, segments) for s in SOURCES.values()]
     logs = torch.stack([SampledTeacher(_Fixed(signal)).score(batch, segments).teacher_logprobs_T for signal in each], 1)
     share = both.score(batch, segments).share_TK
@@ -132,8 +132,8 @@ class _Fixed(LocalTeacher):
 
 def test_alternating_teachers_are_drawn_by_share_and_by_the_rollout_alone() -> None:
     batch = [replace(r, prompt=replace(r.prompt, id=f"{r.prompt.id}-{n}")) for r in rollouts() for n in range(12)]
-    one = Experts(pool(), BOTH, alternate=True).score(batch, PlainView().segments(batch))
-    again = Experts(pool(), BOTH, alternate=True).score(batch[::-1], PlainView().segments(batch[::-1]))
+    one = TeachersByDomain(pool(), BOTH, alternate=True).score(batch, PlainView().segments(batch))
+    again = TeachersByDomain(pool(), BOTH, alternate=True).score(batch[::-1], PlainView().segments(batch[::-1]))
     assert bool(((one.row_TK >= 0).sum(1) == 1).all())
     math = torch.tensor([r.prompt.domain == "math" for r in batch])
     first = {i: bool(s) for i, s in zip(one.rollout_T.tolist(), one.share_TK[:, 0] == 1, strict=True)}
@@ -162,7 +162,7 @@ def test_teachers_write_the_answers_of_their_own_domains() -> None:
             source="teacher",
         )
 
-    written = ExpertsWrite(models, {name: {name: 1.0} for name in SOURCES}, sampler).rollout(prompts, 0)
+    written = TeacherRollouts(models, {name: {name: 1.0} for name in SOURCES}, sampler).rollout(prompts, 0)
     for prompt, rollout in zip(prompts, written, strict=True):
         alone = sampler(load(SOURCES[prompt.domain], key="x")).rollout([prompt], 0)[0]
         assert rollout.completion_ids == alone.completion_ids
