@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 import opd
+import opd.config.run
+from opd.axes.base import AXES, GIVEN
+from opd.losses import DIVERGENCES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -131,3 +134,13 @@ def test_every_kind_of_event_is_explained() -> None:
     page = (DOCS / "metrics.md").read_text()
     assert len(kinds) > 6
     assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []
+
+
+def test_the_readme_lists_every_value_of_every_axis() -> None:
+    rows = [line.split("|") for line in (DOCS.parent / "README.md").read_text().splitlines() if line.startswith("| ")]
+    values = {key: cells[3] for cells in rows if len(cells) > 3 for key in re.findall("`([a-z._]+)`", cells[2])}
+    shipped = {key: [v for v in known if v != GIVEN] for key, known in AXES.items() if "family" not in key}
+    missing = {f"{key}={v}" for key, known in shipped.items() for v in known if not re.search(rf"\b{v}\b", values[key])}
+    assert shipped.keys() >= {"loss.signal", "rollout.source", "teacher.view", "rollout.engine"}
+    assert not missing
+    assert not {name for name in DIVERGENCES if ":" not in name and name not in values["loss.divergence"]}

@@ -65,7 +65,7 @@ class SampledTeacher:
             signal.position_T,
             signal.token_T,
             logprobs_T,
-            _rollout_logprobs(rollouts, signal).to(logprobs_T),
+            rollout_logprobs(rollouts, signal).to(logprobs_T),
             self._baseline(rollouts, signal),
         )
 
@@ -147,7 +147,7 @@ class GroupAdvantages:
             signal.position_T,
             signal.token_T,
             advantage_B[signal.rollout_T],
-            _rollout_logprobs(rollouts, signal),
+            rollout_logprobs(rollouts, signal),
         )
         return whole.take(self._counts(rollouts, group_B, advantage_B)[signal.rollout_T])
 
@@ -179,6 +179,7 @@ def _token_logprobs(signal: FullSignal, temperature: float) -> Tensor:
     return token_logprobs(signal.hidden_TD, signal.head_VD.to(signal.hidden_TD.dtype), signal.token_T, temperature)
 
 
-def _rollout_logprobs(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+def rollout_logprobs(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
+    """The log-probability that each token of a signal was sampled with, float32 [T], nats."""
     where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
     return torch.tensor([rollouts[rollout].logprobs[position] for rollout, position in where], dtype=torch.float32)
