@@ -27,23 +27,23 @@ run looks collapsed where, in the median of five steps, a **symptom** shows *and
 
 | symptom | beside the first step's rollouts |
 |---|---|
-| `kl_vanished` | the KL to the teacher, per token, is below a tenth: the teacher follows, or says nothing |
+| `kl_vanished` | the KL to the teacher, per token, is below a tenth: no signal, or the teacher equals the student |
 | `kl_exploded` | it is above three times |
 | `entropy_collapsed`, `entropy_exploded` | the entropy is below a tenth, or above five times |
 | `repeating` | the share of repetitive rollouts is up by 20 points |
 | `too_long` | rollouts are more than twice as long |
 | `truncated` | the share cut off is up by 25 points |
 
-Worse means that the accuracy of rollouts has lost a tenth of its best, and more than chance explains. Either alone is
-what learning looks like: a student that has become its teacher has no KL left, and one that changes its way of working
-does worse for a while. Where no reward is known, repetition, length and truncation stand for themselves, and the others
-count when the KL has grown. Losses that are not finite are left out as they come; `guards.max_skipped` of them in a
-row, weights that are not finite, and what the guard of evaluations sees are collapses too. All thresholds are keys of
-`guards.recover`, and so is how often a run may go back (3); after that it stops.
+Worse means that the accuracy of rollouts has lost a tenth of its best, and more than chance explains. Either alone
+also happens in a healthy run: a student that equals its teacher has no KL left, and accuracy can fall for some steps
+while the student changes its answers. Without rewards, repetition, length and truncation each count alone, and the
+other symptoms count only if the KL has grown. Losses that are not finite are left out as they come;
+`guards.max_skipped` of them in a row, weights that are not finite, and a collapse that an evaluation finds count too.
+All thresholds are keys of `guards.recover`, and so is how often a run may go back (3); after that it stops.
 
-No checkpoint before a good one had better rollouts. Rollbacks put back weights and the optimizer's
-state, not time: steps go on counting, with other prompts and draws. A run that has rolled back ends with its best
-evaluated weights.
+A run goes back to the last checkpoint whose rollouts were no worse than those before. A rollback restores the weights
+and the optimizer's state, not the step: it goes on counting, with other prompts and draws. A run that has rolled back
+ends with its best evaluated weights.
 
 Each line is two runs from the same seed, checkpoints every 5 steps, evaluations every 10:
 `PYTHONPATH=tests python benchmarks/recovery.py --write docs/recovery.md`. Without recovery all guards are off. Onset is
