@@ -228,8 +228,8 @@ def evaluate(
             raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
-        source = {"task": prompts} if is_task else PromptsConfig.source(prompts)
-        prompts = source if "path" in source else {**source, "split": split}
+        named = {"task": prompts} if is_task else PromptsConfig.source(prompts)
+        prompts = named if "path" in named else {**named, "split": split}
     config = run_file.validate(PromptsConfig, prompts, at="prompts")
     source = model if isinstance(model, str) else _pair(model)
     assert source is not None

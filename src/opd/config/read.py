@@ -334,7 +334,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
             return f"unknown key '{key}'{value}; it is a key of family={elsewhere}{known_keys}{more}"
         if others := _values_with(name, inner):
             fix = f". Fix: set {axis}={others[0]}, or leave it out"
-            return f"unknown key '{key}'{value}; it is a setting of {axis}={' and '.join(others)}{fix}{more}"
+            return f"unknown key '{key}'{value}; it is a setting of {axis}={' or '.join(others)}{fix}{more}"
         guess = f"; did you mean '{'.'.join([*where, meant[0]])}'? Fix: correct the key" if meant else known_keys
         return f"unknown key '{key}'{value}{guess}{more}"
     if first["type"] == "missing":
