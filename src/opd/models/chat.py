@@ -136,7 +136,7 @@ class Chat:
             raise ModelError(
                 "a hint cannot be inserted above this turn: its history does not end in the chat template's generation "
                 f"prompt {self.decode(opening, skip_special_tokens=False)!r}. Fix: take a model whose chat template is "
-                "the same at every turn, or set teacher.view=feedback"
+                "the same at every turn, or set another teacher.view"
             )
         return history_ids[:kept] + self._standing_alone(message)
 

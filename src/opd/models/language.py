@@ -218,7 +218,7 @@ def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: boo
         raise ModelError(
             f"{key}: the logits of '{language_model.source}' are not its last hidden states times its output head "
             "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that. Fix: use another "
-            "model, or set loss.signal=sampled"
+            "model"
         )
 
 
