@@ -228,7 +228,8 @@ def evaluate(
             raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
-        prompts = {"task": prompts, "split": split} if is_task else {**PromptsConfig.source(prompts), "split": split}
+        named = {"task": prompts} if is_task else PromptsConfig.source(prompts)
+        prompts = named if "path" in named else {**named, "split": split}
     config = run_file.validate(PromptsConfig, prompts, at="prompts")
     source = model if isinstance(model, str) else _pair(model)
     assert source is not None
@@ -294,8 +295,8 @@ def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
     changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
     if changed:
         raise CheckpointError(
-            f"'{out}' was started with another '{changed[0]}' ({old.get(changed[0])}, now {new[changed[0]]}); resume "
-            "with the same run file or choose another out"
+            f"'{out}' was started with another '{changed[0]}' ({old.get(changed[0])}, now {new[changed[0]]}). Fix: "
+            "resume with the same run file, or choose another out"
         )
 
 

@@ -164,7 +164,7 @@ def test_no_sentence_and_no_page_asks_for_an_old_name(old: str) -> None:
     ("recipe", "overrides", "words"),
     [
         ("opd", ["loss.signal=top_k"], ["'loss.signal.k' is missing"]),
-        ("opd", ["loss.signal.k=8"], ["unknown key 'loss.signal.k'", "clip"]),
+        ("opd", ["loss.signal.k=8"], ["unknown key 'loss.signal.k'", "loss.signal=top_k"]),
         ("lsm", ["loss.signal.rest=truncate"], ["loss.signal.rest", "'tail'", "'renormalise'", "'correct'"]),
         (
             "gkd",
@@ -249,15 +249,93 @@ def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
         read("hint", {key: old})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "sentence"),
+    [
+        (
+            "opd",
+            {"teacher.view.author": GIVEN},
+            "author: teacher.view=plain takes no author. Fix: set teacher.view=hint",
+        ),
+        (
+            "opd",
+            {"loss.signal": {"type": "full", "k": 8}},
+            "unknown key 'loss.signal.k' of loss.signal=full; it is a setting of loss.signal=top_k. Fix: set "
+            "loss.signal=top_k, or leave it out",
+        ),
+        (
+            "opd",
+            {"teacher.view": {"type": "hint", "rol": "system"}},
+            "unknown key 'teacher.view.rol' of teacher.view=hint; did you mean 'teacher.view.role'? Fix: correct the "
+            "key",
+        ),
+        (
+            "opd",
+            {"optimizer.lr.x": 5},
+            "unknown key 'optimizer.lr.x'; optimizer.lr is a single value. Fix: write optimizer.lr=…",
+        ),
+        (
+            "opd",
+            {"optimizer.schedule.x": 5},
+            "unknown key 'optimizer.schedule.x'; optimizer.schedule is a single value. Fix: write optimizer.schedule=…",
+        ),
+        (
+            "opd",
+            {"optimizer.steps": 5, "optimizer.warmup": 6},
+            "optimizer.warmup=6 is above optimizer.steps=5. Fix: lower optimizer.warmup",
+        ),
+        ("opd", {"loss.anchor": True}, "loss.anchor: true is not a number. Fix: give a number, or leave it out"),
+        (
+            "opd",
+            {"eval.diagnostics": True},
+            "eval.diagnostics: true is not a number. Fix: give a number, or leave it out",
+        ),
+        (
+            "opd",
+            {"optimizer.micro_batch": False},
+            "optimizer.micro_batch: false is not a number. Fix: give a number, or leave it out",
+        ),
+        (
+            "opd",
+            {"prompts": {"path": "a.jsonl", "split": "test"}},
+            "prompts: split=test does not apply to a JSONL file. Fix: leave it out",
+        ),
+        (
+            "opd",
+            {"prompts": {"task": "math", "subset": "main"}},
+            "prompts: subset=main applies to a dataset only. Fix: leave it out, or give dataset",
+        ),
+    ],
+)
+def test_a_setting_without_effect_or_of_another_value_is_refused(
+    recipe: str, overrides: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(recipe, overrides)
+    assert str(caught.value) == sentence
+
+
+def test_a_shorter_run_keeps_its_recipes_warmup_and_can_be_resumed() -> None:
+    short = read("opd", {"optimizer.steps": 4})
+    assert short.optimizer.warmup == 10
+    assert read(short.model_dump(mode="json")) == short
+
+
+def test_an_overriding_source_does_not_inherit_the_recipes_split() -> None:
+    held_out = read("opd", {"eval.prompts.path": "b.jsonl"}).eval.prompts
+    assert held_out is not None
+    assert held_out.split == "train"
+
+
 def test_the_run_file_is_read_without_torch() -> None:
     command = "import sys; import opd.config.read as r; r.read('hint'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], timeout=60).returncode == 0
 
 
 def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'hint'"):
+    with pytest.raises(ConfigError, match="^there is no recipe 'hnt' and no such file; did you mean 'hint'.*Fix: "):
         read("hnt")
-    with pytest.raises(ConfigError, match="cannot read run file"):
+    with pytest.raises(ConfigError, match=r"^cannot read run file '.*none.yaml' \(No such file or directory\)\. Fix: "):
         read(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("student: [1,\nprompts: {")

@@ -293,7 +293,7 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
 def test_a_memory_of_other_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", at=5)
-    with pytest.raises(opd.errors.CheckpointError, match="remembers 32 prompts, and there are 31"):
+    with pytest.raises(opd.errors.CheckpointError, match="the checkpoint's curriculum has 32 prompts, the run has 31"):
         train(tmp_path / "out", rows=ROWS[:-1])
 
 

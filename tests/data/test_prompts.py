@@ -54,9 +54,9 @@ def test_a_dataset_from_disk(tmp_path: Path) -> None:
         ('["a"]\n', "line 1 of .* is not an object"),
         ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has 'question'"),
         ('{"prompt": "a", "messages": []}\n', "has both"),
-        ('{"prompt": "  "}\n', "something in it"),
-        ('{"prompt": 3}\n', "has to be a string"),
-        ('{"messages": []}\n', "has to be a list"),
+        ('{"prompt": "  "}\n', "is not a string with text"),
+        ('{"prompt": 3}\n', "is not a string with text"),
+        ('{"messages": []}\n', "is not a list of messages"),
         ('{"messages": [{"role": "user"}]}\n', "with strings"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "ends with an assistant turn"),
         ("\n", "has no rows"),
@@ -74,7 +74,7 @@ def test_missing_sources(tmp_path: Path) -> None:
         load_prompts(PromptsConfig(dataset=str(tmp_path / "no")), key="eval.prompts", has_template=True)
     with pytest.raises(ConfigError, match="no split 'tset'"):
         load_prompts(PromptsConfig(task="math", split="tset"), key="prompts", has_template=True)
-    with pytest.raises(DataError, match="not a single prompt"):
+    with pytest.raises(DataError, match="there are no prompts"):
         from_rows([], key="prompts", chat=False)
 
 
@@ -136,5 +136,5 @@ def test_turns_of_a_solution(tmp_path: Path) -> None:
     config = write(tmp_path / "a.jsonl", '{"prompt": "x", "turns": ["call f", "done"]}\n')
     assert load_prompts(config, key="prompts", has_template=True)[0][0].turns == ("call f", "done")
     config = write(tmp_path / "b.jsonl", '{"prompt": "x", "turns": "done"}\n')
-    with pytest.raises(DataError, match="row 1: 'turns' has to be a list of strings"):
+    with pytest.raises(DataError, match="row 1: 'turns' is not a list of strings"):
         load_prompts(config, key="prompts", has_template=True)

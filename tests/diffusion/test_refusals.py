@@ -9,6 +9,7 @@ import pytest
 
 import opd
 from opd.config.read import read
+from opd.data.answers import AnswerTask
 from opd.errors import ConfigError, DataError, ModelError, OpdError
 from support.models import make_model
 from support.tiny_pipelines import prompt_rows, run_tree, sd, write_rows
@@ -37,7 +38,10 @@ def test_valid_run_files_are_accepted_and_survive_being_written(tree: dict[str, 
         (
             TAUGHT,
             {"rollout.sigmas": [1.0, 0.5]},
-            ["rollout.sigmas needs one noise level per step (2 noise levels, rollout.steps=10)", "numbers equal"],
+            [
+                "rollout.sigmas needs one noise level per step (2 noise levels, rollout.steps=10)",
+                "give rollout.sigmas one number",
+            ],
         ),
         (TAUGHT, {"rollout.renoise": True, "rollout.noise": 0.7}, ["renoise", "leave rollout.noise out"]),
         (TAUGHT, {"rollout.of": "teacher"}, ["unknown key 'rollout.of'"]),
@@ -59,7 +63,7 @@ def test_valid_run_files_are_accepted_and_survive_being_written(tree: dict[str, 
             {"teacher": {"model": "t", "models": {"a": "t"}}},
             ["teacher.model", "teacher.models", "leave one of them out"],
         ),
-        (TAUGHT, {"loss.step_weights": [1.0]}, ["1 weights, rollout.steps=10", "make their numbers equal"]),
+        (TAUGHT, {"loss.step_weights": [1.0]}, ["1 weights, rollout.steps=10", "give loss.step_weights one number"]),
         (TAUGHT, {"loss.step_weights": [0.0] * 10}, ["loss.step_weights", "a weight above 0"]),
         (
             TAUGHT,
@@ -235,6 +239,12 @@ def test_impossible_runs(
 ) -> None:
     tree = run_tree(tmp_path / "out", folder(kind, **changes), teacher={"model": folder(kind, 1, **changes)})
     refused(read(tree, overrides).model_dump(mode="json"), error, match)
+
+
+def test_a_task_for_text_is_refused(tmp_path: Path, folder: Any) -> None:
+    tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)})
+    with pytest.raises(ConfigError, match=r"^task: .* has no reward\(\), .*Fix: give an ImageTask"):
+        opd.train(tree, task=AnswerTask())
 
 
 def test_a_teacher_with_other_latents_is_refused(tmp_path: Path, folder: Any) -> None:

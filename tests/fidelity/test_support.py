@@ -119,5 +119,5 @@ def test_the_truncated_sum_goes_negative_and_ours_do_not() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1 token"):
         Support(0)
-    with pytest.raises(ConfigError, match=r"rest='truncate': use tail, renormalise, correct"):
+    with pytest.raises(ConfigError, match=r"rest='truncate' is unknown. Fix: use tail, renormalise, correct"):
         Support(4, "teacher", "truncate")  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_references_make_the_graph_and_become_folders() -> None:
         ({"stages": {"a": RUN}}, "'out' is missing"),
         ({**tree(a=RUN), "paralel": 2}, "unknown key 'paralel'; did you mean 'parallel'?"),
         ({**tree(a=RUN), "parallel": 0}, "'parallel' is 0"),
-        (tree(a=None), "stages.a has to be a mapping with run, average or eval"),
+        (tree(a=None), "stages.a: None is not a mapping. Fix: give it run, average or eval"),
         (tree(a={"student": "x"}), "stages.a has none of run"),
         (tree(**{"a/b": RUN}), "'a/b' cannot name a folder"),
         (tree(a={"run": "odp"}), "stages.a.run: there is no recipe 'odp'"),

@@ -217,7 +217,7 @@ def test_a_slow_server_and_a_dead_one_are_named(server: Server) -> None:
     server.delay = 0.5
     with pytest.raises(ModelError, match=r"no answer from .* after 2 attempts \(ReadTimeout"):
         HttpAuthor(server.url, "m", timeout=0.1, retries=1).hints([ROLLOUT])
-    with pytest.raises(ModelError, match="is the server running"):
+    with pytest.raises(ModelError, match="Fix: start the server"):
         HttpAuthor("http://127.0.0.1:9/v1", "m", retries=0).hints([ROLLOUT])
 
 

@@ -16,7 +16,7 @@ class Fact:
 
     Attributes:
         words: what is needed, for the sentence "KEY needs WORDS".
-        lacks: a config to the setting that stands against it, or None if the fact holds.
+        lacks: takes the config; returns the conflicting setting, or None if the fact holds.
         fix: what to change.
     """
 

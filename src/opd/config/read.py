@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.axes.base import AxisValue, class_named
+from opd.axes.base import AXES, GIVEN, AxisValue, class_named
 from opd.axes.signals import SignalConfig
 from opd.config import diffusion
 from opd.config.diffusion import DiffusionConfig
@@ -117,6 +117,12 @@ def read(
         if pairs.keys() & set(group):
             for other in set(group) - pairs.keys():
                 drop_key(tree, other)
+    for key in ("prompts", "eval.prompts"):
+        # A split or subset of the source that an override replaces.
+        inherited = ("split", "subset") if f"{key}.path" in pairs else ("subset",) if f"{key}.task" in pairs else ()
+        for name in inherited:
+            if f"{key}.{name}" not in pairs:
+                drop_key(tree, f"{key}.{name}")
     for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
         set_key(tree, key, pairs[key])
     if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
@@ -126,7 +132,15 @@ def read(
         where = f"{at}.family" if at else "family"
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
     _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
-    return validate(FAMILIES[family], tree, at=at)
+    config = validate(FAMILIES[family], tree, at=at)
+    # Fewer steps of a file with a warm-up, as for a trial, are no mistake, nor is such a run when it is resumed.
+    written = not isinstance(source, Mapping) and "optimizer.steps" not in pairs
+    if (written or "optimizer.warmup" in pairs) and config.optimizer.warmup > config.optimizer.steps:
+        raise ConfigError(
+            f"{f'{at}.' if at else ''}optimizer.warmup={config.optimizer.warmup} is above optimizer.steps="
+            f"{config.optimizer.steps}. Fix: lower optimizer.warmup"
+        )
+    return config
 
 
 def _depth(key: str, pairs: Mapping[str, Any]) -> int:
@@ -191,15 +205,16 @@ def load(path: Path, what: str = "run file", keys: str = "student, prompts and t
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {what} '{path}': {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read {what} '{path}' ({reason}). Fix: check the path") from None
     try:
         tree = yaml.load(text, _OnceOnly)
     except yaml.YAMLError as error:
-        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}. Fix: correct it") from None
     except UNREADABLE as error:
         raise ConfigError(f"'{path}' has a value that YAML cannot read ({error}). Fix: quote it") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"'{path}' has to be a mapping of keys such as {keys}")
+        raise ConfigError(f"'{path}' is not a mapping. Fix: write keys such as {keys}")
     return tree
 
 
@@ -227,10 +242,10 @@ def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
         return load(path)
     if str(source) not in recipe_names():  # a folder of that name is no run file
         near = difflib.get_close_matches(str(source), recipe_names(), 1)
-        guess = f"; did you mean '{near[0]}'?" if near else ""
+        guess = f"; did you mean '{near[0]}'?" if near else "."
         raise ConfigError(
-            f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' (shipped: {', '.join(recipe_names())}) and no "
-            f"such file{guess}"
+            f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' and no such file{guess} Fix: give the path of "
+            f"a run file, or one of {', '.join(recipe_names())}"
         )
     tree: dict[str, Any] = yaml.safe_load((RECIPES / f"{source}.yaml").read_text())
     return tree
@@ -255,7 +270,7 @@ def pairs_of(overrides: Any) -> dict[str, Any]:
 def split(override: str) -> tuple[str, Any]:
     key, equals, value = override.partition("=")
     if not equals:
-        raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-4")
+        raise ConfigError(f"override '{override}' is not of the form key=value. Fix: write it like optimizer.lr=1e-4")
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, *UNREADABLE):
@@ -306,23 +321,38 @@ def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
-        known = list(inner if inner is not None else _fields(model, parents))
+        known = list(inner.model_fields if inner is not None else _fields(model, parents))
         near = [".".join([*parents, close]) for close in difflib.get_close_matches(name, known, 1)]
         meant = near or [path for path in _keys(model) if path.rpartition(".")[2] == name]
-        fix = f"did you mean '{'.'.join([*where, meant[0]])}'?" if meant else f"known keys: {', '.join(known)}"
+        axis = ".".join([*where, *parents])
+        kind = _type_of(inner) if inner is not None else ""
+        if key == "teacher.view.author" and first["input"] == GIVEN:
+            return f"author: teacher.view={kind} takes no author. Fix: set teacher.view=hint{more}"
+        value = f" of {axis}={kind}" if kind else ""
+        known_keys = f". Fix: use one of the known keys: {', '.join(known)}"
         if elsewhere := _family_with(".".join([*parents, name]), model):
-            fix = f"it is a key of family={elsewhere}; known keys: {', '.join(known)}"
-        return f"unknown key '{key}'; {fix}{more}"
+            return f"unknown key '{key}'{value}; it is a key of family={elsewhere}{known_keys}{more}"
+        if others := _values_with(name, inner):
+            fix = f". Fix: set {axis}={others[0]}, or leave it out"
+            return f"unknown key '{key}'{value}; it is a setting of {axis}={' or '.join(others)}{fix}{more}"
+        guess = f"; did you mean '{'.'.join([*where, meant[0]])}'? Fix: correct the key" if meant else known_keys
+        return f"unknown key '{key}'{value}{guess}{more}"
     if first["type"] == "missing":
-        return f"'{key}' is missing; set it in the file or as {key}=…{more}"
+        return f"'{key}' is missing. Fix: set it in the file or as {key}=…{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
+    if first["type"] in SINGLE and isinstance(first["input"], Mapping):
+        inside = next((name for name in first["input"] if name not in ("type", "weight")), "type")
+        return f"unknown key '{key}.{inside}'; {key} is a single value. Fix: write {key}=…{more}"
     shape = SHAPES.get(first["type"])
     if shape:
         return f"'{key}' has to be {shape} (got {first['input']!r}). Fix: {_fix(key, first, model)}{more}"
-    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}. Fix: correct {key}{more}"
 
+
+SINGLE = {"float_type", "int_type", "bool_type", "string_type", "literal_error"}
+"""pydantic's names of the problem that a value is no number, string or choice."""
 
 SHAPES = {
     "model_type": "a mapping of settings",
@@ -350,17 +380,30 @@ def _fix(key: str, problem: Any, model: type[BaseModel]) -> str:
     return f"write {key}={{NAME: …}} with settings ({settings}), or {without}"
 
 
-def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, Mapping[str, Any] | None]]:
-    """The problems inside a value of an axis, with their whole place and the fields known there."""
+def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, type[BaseModel] | None]]:
+    """The problems inside a value of an axis, with their whole place and the schema there."""
     if problem["type"] != "axis":
         return [(problem, None)]
     inner, owner = problem["ctx"]["inner"], problem["ctx"]["model"]
-    found: list[tuple[Any, Mapping[str, Any] | None]] = []
+    found: list[tuple[Any, type[BaseModel] | None]] = []
     for one in inner.errors():
-        for deeper, fields in _unnested(one, owner):
-            known = fields if fields is not None else _fields(owner, [str(part) for part in deeper["loc"][:-1]])
+        for deeper, schema in _unnested(one, owner):
+            known = schema if schema is not None else _schema(owner, [str(part) for part in deeper["loc"][:-1]])
             found.append(({**deeper, "loc": (*problem["loc"], *deeper["loc"])}, known))
     return found
+
+
+def _type_of(schema: type[BaseModel]) -> str:
+    """The type that names a value of an axis; empty for any other mapping."""
+    default = schema.model_fields["type"].default if issubclass(schema, AxisValue) else ""
+    return default if isinstance(default, str) else ""
+
+
+def _values_with(name: str, schema: type[BaseModel] | None) -> list[str]:
+    """The other values of a value's axis that have this setting."""
+    if schema is None or not issubclass(schema, AxisValue):
+        return []
+    return [kind for kind, other in AXES.get(schema.axis, {}).items() if name in other.model_fields]
 
 
 def _family_with(path: str, model: type[BaseModel]) -> str | None:
@@ -381,6 +424,11 @@ def _keys(model: type[BaseModel]) -> Iterator[str]:
 
 def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]:
     """Field names of the model at a path."""
+    return _schema(model, parents).model_fields
+
+
+def _schema(model: type[BaseModel], parents: Sequence[str]) -> type[BaseModel]:
+    """The model at a path."""
     for part in parents:
         candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
         inner = [
@@ -392,4 +440,4 @@ def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]
         if not inner:
             break
         model = inner[0]
-    return model.model_fields
+    return model

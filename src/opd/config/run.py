@@ -62,6 +62,10 @@ class PromptsConfig(Strict):
             )
         if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - {"mix"})):
             raise ValueError(f"{others[0]} belongs into each source of the mix. Fix: move it there")
+        if self.path and self.split != "train":
+            raise ValueError(f"split={self.split} does not apply to a JSONL file. Fix: leave it out")
+        if self.subset and not self.dataset:
+            raise ValueError(f"subset={self.subset} applies to a dataset only. Fix: leave it out, or give dataset")
         return self
 
 

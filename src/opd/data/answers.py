@@ -33,7 +33,7 @@ class AnswerTask:
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Refuse: this task has no prompts."""
-        raise DataError(f"the answer checker has no prompts, so no split '{split}'; give prompts.path")
+        raise DataError(f"the answer checker has no prompts, so no split '{split}'. Fix: give prompts.path")
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Check the turn against ``prompt.answer``."""
@@ -55,7 +55,7 @@ class EachItsOwn:
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Refuse: this task has no prompts."""
-        raise DataError(f"a mix has no prompts of its own, so no split '{split}'; ask its tasks")
+        raise DataError(f"a mix has no prompts of its own, so no split '{split}'. Fix: call prompts() of its tasks")
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """The reaction of the prompt's own task."""

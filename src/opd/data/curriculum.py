@@ -87,6 +87,6 @@ class Uniform:
 def check_batch(prompts: Sequence[Prompt], batch: int) -> None:
     if len(prompts) < batch:
         raise DataError(
-            f"prompts: there are {len(prompts)} prompts, fewer than one batch (rollout.prompts_per_step={batch}); "
+            f"prompts: there are {len(prompts)} prompts, fewer than one batch (rollout.prompts_per_step={batch}). Fix: "
             "add prompts or lower rollout.prompts_per_step"
         )

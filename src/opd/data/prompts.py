@@ -88,7 +88,7 @@ def from_rows(
             )
         prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
     if not prompts:
-        raise DataError(f"{key}: there is not a single prompt; give rows with 'prompt' or 'messages'")
+        raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
     return prompts, AnswerTask() if any(p.answer for p in prompts) else None
 
 
@@ -101,7 +101,8 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{key}: cannot read '{path}': {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{key}: cannot read '{path}' ({reason}). Fix: give the path of a UTF-8 JSONL file") from None
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -113,10 +114,12 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
                 f"{key}: line {number} of '{path}' is not JSON ({error.msg}). Fix: correct or delete it"
             ) from None
         if not isinstance(row, dict):
-            raise DataError(f"{key}: line {number} of '{path}' is not an object with keys such as 'prompt'")
+            raise DataError(
+                f"{key}: line {number} of '{path}' is not an object. Fix: write one with 'prompt' or 'messages'"
+            )
         rows.append(row)
     if not rows:
-        raise DataError(f"{key}: '{path}' has no rows")
+        raise DataError(f"{key}: '{path}' has no rows. Fix: add rows, or give another file")
     return rows
 
 
@@ -150,7 +153,7 @@ def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> P
         found = "both" if text is not None else ", ".join(map(repr, row)) or "neither"
         raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}. Fix: give one of them")
     if text is not None and (not isinstance(text, str) or not text.strip()):
-        raise DataError(f"{where}: 'prompt' has to be a string with something in it, not {text!r}")
+        raise DataError(f"{where}: 'prompt' is not a string with text ({text!r}). Fix: write the prompt's text")
     turns: tuple[Message, ...] | None = None
     if messages is not None:
         turns = _messages(messages, where)
@@ -158,7 +161,9 @@ def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> P
         turns = ({"role": "user", "content": str(text)},)
     answer, solution = row.get("answer"), row.get("turns")
     if solution is not None and not (isinstance(solution, list) and all(isinstance(t, str) for t in solution)):
-        raise DataError(f"{where}: 'turns' has to be a list of strings, the assistant turns of a solution")
+        raise DataError(
+            f"{where}: 'turns' is not a list of strings. Fix: list the assistant turns of a solution, or leave it out"
+        )
     return Prompt(
         id=str(row.get("id", number)),
         messages=turns,
@@ -176,7 +181,11 @@ def _messages(messages: Any, where: str) -> tuple[Message, ...]:
         isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in messages
     ):
-        raise DataError(f"{where}: 'messages' has to be a list of {{'role': …, 'content': …}} with strings")
+        raise DataError(
+            f"{where}: 'messages' is not a list of messages. Fix: write [{{'role': …, 'content': …}}, …] with strings"
+        )
     if messages[-1]["role"] == "assistant":
-        raise DataError(f"{where}: 'messages' ends with an assistant turn; the student writes that turn")
+        raise DataError(
+            f"{where}: 'messages' ends with an assistant turn, and the student writes that turn. Fix: delete it"
+        )
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)

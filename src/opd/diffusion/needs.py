@@ -79,8 +79,14 @@ FACTS: dict[str, Fact] = {
         lambda c: _unless(not c.loss.divergence.startswith("transition"), f"loss.divergence={c.loss.divergence}"),
         "set loss.divergence=velocity or x0",
     ),
-    "one weight per step": Fact("one weight per step", _one_weight_per_step, "make their numbers equal"),
-    "one noise level per step": Fact("one noise level per step", _one_noise_level_per_step, "make their numbers equal"),
+    "one weight per step": Fact(
+        "one weight per step", _one_weight_per_step, "give loss.step_weights one number for each of rollout.steps"
+    ),
+    "one noise level per step": Fact(
+        "one noise level per step",
+        _one_noise_level_per_step,
+        "give rollout.sigmas one number for each of rollout.steps",
+    ),
     "a weight above 0": Fact(
         "a weight above 0",
         lambda c: _unless(any(c.loss.step_weights or ()), "all are 0"),
@@ -91,7 +97,9 @@ FACTS: dict[str, Fact] = {
         _weighted_last_states,
         "raise loss.reward_gradient.steps, or give one of these states a weight",
     ),
-    "enough steps": Fact("at most as many states as there are steps", _enough_steps, "lower its steps"),
+    "enough steps": Fact(
+        "at most as many states as there are steps", _enough_steps, "lower loss.reward_gradient.steps"
+    ),
     "scaled noise": Fact(
         "a sampler that scales its noise, and renoise adds all of it anew",
         lambda c: _unless(not c.rollout.renoise, "rollout.renoise=true"),

@@ -22,6 +22,7 @@ from opd.diffusion.loading import load_student, load_teachers
 from opd.diffusion.models import add_adapter
 from opd.diffusion.report import Grids
 from opd.diffusion.types import ImageTask
+from opd.errors import ConfigError
 from opd.loop import Loop
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
@@ -45,6 +46,10 @@ class DenoisingRun(DenoisingContext):
         Raises:
             OpdError: the first problem, as one sentence.
         """
+        if objects.task is not None and not hasattr(objects.task, "reward"):
+            raise ConfigError(
+                f"task: {objects.task!r} has no reward(), so it cannot judge images. Fix: give an ImageTask"
+            )
         student = load_student(config, objects)
         if objects.prompts is not None:
             prompts, task = given_prompts(objects.prompts, chat=False)[0], None

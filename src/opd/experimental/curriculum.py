@@ -68,8 +68,8 @@ class Adaptive:
         for number, prompt in enumerate(prompts):
             if self.number.setdefault(prompt.id, number) != number:
                 raise DataError(
-                    f"prompts: two prompts have the id '{prompt.id}', and experimental.curriculum remembers prompts by "
-                    "their id; give each its own, or leave experimental.curriculum out"
+                    f"prompts: two prompts have the id '{prompt.id}', and experimental.curriculum tells prompts apart "
+                    "by their id. Fix: give each its own 'id', or leave experimental.curriculum out"
                 )
         self.prompts = prompts
         self.batch = batch
@@ -144,7 +144,9 @@ class Adaptive:
         """
         for name, own_N in self.tensors().items():
             if tensors[name].shape != own_N.shape:
-                raise ValueError(f"the curriculum remembers {len(tensors[name])} prompts, and there are {len(own_N)}")
+                raise ValueError(
+                    f"the checkpoint's curriculum has {len(tensors[name])} prompts, the run has {len(own_N)}"
+                )
             own_N.copy_(tensors[name])
 
     def _scores(self, step: int) -> dict[str, Tensor]:

@@ -151,7 +151,9 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise OpdError("the gradients of this loss were handed out by an earlier backward; compute the loss again")
+            raise OpdError(
+                "the gradients of this loss were handed out by an earlier backward. Fix: compute the loss again"
+            )
         # A reference kept here would make autograd copy the head's gradient instead of taking it over.
         gradients, ctx.gradients = ctx.gradients, None
         if ctx.on_gpu:

@@ -71,7 +71,7 @@ def register(
     Source: tests/fidelity/test_divergences.py registers one, Pearson's χ², and proves it.
     """
     if name in DIVERGENCES:
-        raise ConfigError(f"a divergence called '{name}' exists; choose another name")
+        raise ConfigError(f"a divergence called '{name}' exists. Fix: choose another name")
     DIVERGENCES[name] = Divergence(density, slope, source, offset)
 
 
@@ -84,7 +84,10 @@ def check_divergence(name: str, *, beta: float) -> Divergence:
     if name not in DIVERGENCES:
         raise ConfigError(f"loss.divergence: there is no divergence '{name}'. Fix: choose {', '.join(DIVERGENCES)}")
     if name in ("skew_forward", "skew_reverse", "alpha") and not 0 < beta < 1:
-        raise ConfigError(f"loss.divergence.beta={beta}: {name} needs a beta between 0 and 1; DistiLLM's skew is 0.1")
+        raise ConfigError(
+            f"loss.divergence.beta={beta}: {name} needs a beta between 0 and 1. Fix: set loss.divergence.beta=0.1, "
+            "DistiLLM's skew"
+        )
     if name == "jsd" and not 0 < beta < 1:
         raise ConfigError(
             f"loss.divergence.beta={beta}: jsd needs a beta between 0 and 1; at 0 and 1 it is always zero. Fix: "

@@ -49,10 +49,12 @@ class Support:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ConfigError(f"loss.signal.k={self.k}: a support has at least 1 token")
+            raise ConfigError(
+                f"loss.signal.k={self.k}: a support has at least 1 token. Fix: set loss.signal.k to 1 or more"
+            )
         for key, value, known in (("whose", self.whose, get_args(Whose)), ("rest", self.rest, get_args(Rest))):
             if value not in known:
-                raise ConfigError(f"loss.signal.{key}='{value}': use {', '.join(known)}")
+                raise ConfigError(f"loss.signal.{key}='{value}' is unknown. Fix: use {', '.join(known)}")
 
     def mask(self, p_BV: Tensor, q_BV: Tensor) -> Tensor:
         """bool [B, V]: the tokens that count one by one."""

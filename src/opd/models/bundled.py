@@ -16,6 +16,6 @@ def resolve(name: str) -> str:
         folder = BUNDLED / name.removeprefix("nano/")
         if not folder.is_dir():
             known = ", ".join(sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/")))
-            raise ModelError(f"there is no bundled model '{name}'; the package has {known}")
+            raise ModelError(f"there is no bundled model '{name}'. Fix: name one of {known}")
         return str(folder)
     return name

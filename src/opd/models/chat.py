@@ -135,7 +135,8 @@ class Chat:
         if history_ids[kept:] != opening:
             raise ModelError(
                 "a hint cannot be inserted above this turn: its history does not end in the chat template's generation "
-                f"prompt {self.decode(opening, skip_special_tokens=False)!r}"
+                f"prompt {self.decode(opening, skip_special_tokens=False)!r}. Fix: take a model whose chat template is "
+                "the same at every turn, or set another teacher.view"
             )
         return history_ids[:kept] + self._standing_alone(message)
 
@@ -200,7 +201,7 @@ class Chat:
         if whole[:kept] != self._message_end_ids or len(before) > 1:
             raise ModelError(
                 f"teacher.view.role: the chat template changes what comes before a message of role "
-                f"'{message['role']}'; choose another role"
+                f"'{message['role']}'. Fix: set teacher.view.role to another role"
             )
         return whole[kept:]
 
@@ -216,8 +217,8 @@ class Chat:
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         if not self.has_template:
             raise ModelError(
-                f"the tokenizer of '{self.tokenizer.name_or_path}' has no chat template, and the prompts are messages; "
-                "use a chat model, set tokenizer.chat_template, or give plain 'prompt' strings"
+                f"the tokenizer of '{self.tokenizer.name_or_path}' has no chat template, and the prompts are messages. "
+                "Fix: use a chat model, set tokenizer.chat_template, or give plain 'prompt' strings"
             )
         try:
             text: str = self.tokenizer.apply_chat_template(
@@ -227,7 +228,7 @@ class Chat:
             roles = ", ".join(m["role"] for m in messages)
             raise ModelError(
                 f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
-                "; for hints, set teacher.view.role to one it takes"
+                ". Fix: correct the roles in 'messages', or for hints set teacher.view.role to a role it takes"
             ) from error
         return text
 

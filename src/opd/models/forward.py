@@ -176,7 +176,7 @@ def align(rollouts: Sequence[Rollout], student: Signal, teacher: Signal) -> Tens
         index, position = int(teacher.rollout_T[first]), int(teacher.position_T[first])
         raise AlignmentError(
             f"the teacher scored token {int(teacher.token_T[first])} at position {position} of the rollout of prompt "
-            f"'{rollouts[index].prompt.id}', where the student produced {int(student.token_T[row[first]])}: "
-            "the view's context or span is shifted"
+            f"'{rollouts[index].prompt.id}', where the student produced {int(student.token_T[row[first]])}. "
+            "Fix: correct the context or span of the view's segment"
         )
     return row

@@ -203,7 +203,10 @@ def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: boo
     was_training = model.training
     model.eval()
     if model.get_output_embeddings() is None:
-        raise ModelError(f"{key}: '{language_model.source}' has no output head, so it is not a language model")
+        raise ModelError(
+            f"{key}: '{language_model.source}' has no output head, so it is not a language model. Fix: name a causal "
+            "language model"
+        )
     ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[None]
     mask = torch.ones_like(ids)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
@@ -214,7 +217,8 @@ def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: boo
     if ours.shape != logits.shape or not close(ours, logits):
         raise ModelError(
             f"{key}: the logits of '{language_model.source}' are not its last hidden states times its output head "
-            "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that; use another model"
+            "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that. Fix: use another "
+            "model"
         )
 
 

@@ -129,14 +129,14 @@ def _check_distinct(models: Sequence[str]) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the most similar name, or all names."""
     near = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    return f"; did you mean '{near[0]}'? Fix: correct the name" if near else f". Fix: name one of {', '.join(known)}"
 
 
 def _settings(name: str, settings: Any) -> dict[str, Any]:
     if not NAME.fullmatch(name):
         raise ConfigError(f"stages: '{name}' cannot name a folder. Fix: use letters, digits, - and _")
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"stages.{name} has to be a mapping with run, average or eval ({settings!r})")
+        raise ConfigError(f"stages.{name}: {settings!r} is not a mapping. Fix: give it run, average or eval")
     return {str(key): value for key, value in settings.items()}
 
 
@@ -147,7 +147,7 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     if first != "stages":
         run_file.set_key(tree, key, value)
     elif name not in tree["stages"]:
-        raise ConfigError(f"{key}: there is no stage '{name}'; {nearest(name, tree['stages'])}")
+        raise ConfigError(f"{key}: there is no stage '{name}'{nearest(name, tree['stages'])}")
     elif not inner:
         tree["stages"][name] = _settings(name, value)
     elif "run" in tree["stages"][name]:

@@ -101,7 +101,7 @@ def _check_references(stage: Stage, stages: Mapping[str, Stage]) -> None:
     for key, name in _references(stage.settings):
         at = f"stages.{stage.name}.{key}"
         if name not in stages:
-            raise ConfigError(f"{at}: there is no stage '{name}'; {nearest(name, stages)}")
+            raise ConfigError(f"{at}: there is no stage '{name}'{nearest(name, stages)}")
         if stages[name].kind == "eval":
             raise ConfigError(
                 f"{at}: stage '{name}' measures and leaves no model. Fix: name one that trains or averages"

@@ -131,8 +131,8 @@ def load(path: Path, prompts: Sequence[Prompt]) -> list[_Take]:
             takes.append(_take(row, known[row["prompt"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"line {number} of '{path}' is broken or about another run's prompt ({error}); delete the file and the "
-                "run to start again"
+                f"line {number} of '{path}' is broken or about another run's prompt ({error}). Fix: delete the "
+                "file and the run, and start again"
             ) from None
     return takes
 

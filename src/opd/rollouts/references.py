@@ -40,7 +40,10 @@ class ReferenceAnswers:
         seen = Observation()
         for text in prompt.turns or (prompt.answer or "",):
             if transcript and seen.message is None:
-                raise DataError(f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'")
+                raise DataError(
+                    f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'. Fix: shorten "
+                    "'turns'"
+                )
             if seen.message:
                 transcript.append(seen.message)
                 ids += self.chat.message_ids(seen.message, ids[start:])
@@ -52,7 +55,7 @@ class ReferenceAnswers:
         if self.max_length is not None and len(prompt_ids) + len(ids) > self.max_length:
             raise DataError(
                 f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "
-                f"{self.max_length}; shorten or drop it"
+                f"{self.max_length}. Fix: shorten or drop the prompt"
             )
         written = {p for turn in turns for p in range(*turn)}
         return Rollout(

@@ -158,7 +158,10 @@ class Sampler:
         written = engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=self.stop_ids, seed=seed)
         name = type(engine).__name__
         if len(written) != len(contexts):
-            raise OpdError(f"rollout.engine: {name} gave {len(written)} generations for {len(contexts)} contexts")
+            raise OpdError(
+                f"rollout.engine: {name} gave {len(written)} generations for {len(contexts)} contexts. Fix: return one "
+                f"for each context from {name}.generate"
+            )
         for number, (generation, most) in enumerate(zip(written, max_new_tokens, strict=True)):
             ids, logprobs = len(generation.ids), len(generation.logprobs)
             if not 1 <= ids <= most or logprobs != ids:
@@ -208,7 +211,8 @@ class Sampler:
         if self.max_length is not None and len(ids) + self.max_new_tokens > self.max_length:
             raise DataError(
                 f"prompt '{prompt.id}' has {len(ids)} tokens, and with rollout.max_new_tokens="
-                f"{self.max_new_tokens} exceeds the model's {self.max_length}; shorten one of the two"
+                f"{self.max_new_tokens} exceeds the model's {self.max_length}. Fix: lower rollout.max_new_tokens or "
+                "shorten the prompt"
             )
         return ids
 

@@ -41,8 +41,8 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
     said = Counter(hint.text for hints in author.hints(rollouts) for hint in hints)
     if not said:
         raise EmptyStepError(
-            f"teacher.view.experience: the author found no mistake in {len(rollouts)} rollouts; roll "
-            "out more prompts, or write the context yourself"
+            f"teacher.view.experience: the author found no mistake in {len(rollouts)} rollouts. Fix: raise "
+            "teacher.view.experience.prompts, or write teacher.view.text"
         )
     if consolidate:
         return _rewritten(said, author, items)
@@ -52,7 +52,7 @@ def gather_experience(rollouts: Sequence[Rollout], author: HintAuthor, *, items:
 def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
     if not isinstance(author, ModelAuthor | HttpAuthor):
         raise ConfigError(
-            "teacher.view.experience.consolidate: rules cannot rewrite; name a model as author, or leave it out"
+            "teacher.view.experience.consolidate: rules cannot rewrite. Fix: name a model as author, or leave it out"
         )
     listed = "\n".join(f"({count} times) {text}" for text, count in said.most_common(LISTED))
     task = {"role": "system", "content": INSTRUCTION.format(items=items)}
@@ -62,6 +62,6 @@ def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
     if not lessons:
         raise EmptyStepError(
             "teacher.view.experience.consolidate: the author wrote no line that starts with '- ', but "
-            f"'{answer[:100]}'; take another author, or leave consolidate out"
+            f"'{answer[:100]}'. Fix: take another author, or leave consolidate out"
         )
     return "\n".join(lessons[:items])

@@ -113,15 +113,19 @@ class HttpAuthor:
             content = response.json()["choices"][0]["message"]["content"]
         except httpx.HTTPStatusError as error:
             reply = error.response
-            raise ModelError(f"{self.key}: '{self.url}' answered {reply.status_code}: {reply.text[:200]}") from None
+            raise ModelError(
+                f"{self.key}: '{self.url}' answered {reply.status_code}: {reply.text[:200]}. Fix: correct "
+                f"{self.key}, its model or its token"
+            ) from None
         except httpx.HTTPError as error:
             raise ModelError(
                 f"{self.key}: no answer from '{self.url}' after {self.retries + 1} attempts "
-                f"({type(error).__name__}: {error}); is the server running?"
+                f"({type(error).__name__}: {error}). Fix: start the server, or correct {self.key}"
             ) from None
         except (ValueError, KeyError, IndexError, TypeError):
             raise ModelError(
-                f"{self.key}: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: {response.text[:200]}"
+                f"{self.key}: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
+                f"{response.text[:200]}. Fix: correct {self.key}"
             ) from None
         return content if isinstance(content, str) else ""
 

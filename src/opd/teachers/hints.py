@@ -47,7 +47,7 @@ class RulesAuthor:
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(
                 f"teacher.view.author.templates.{event.kind} has the field {error}, and events of this kind have "
-                f"{', '.join(event.detail) or 'no fields'}"
+                f"{', '.join(event.detail) or 'no fields'}. Fix: use only these"
             ) from None
 
 

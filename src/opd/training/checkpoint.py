@@ -116,7 +116,10 @@ class Checkpoints:
         """
         good = self._at(step)
         if good is None:
-            raise CheckpointError(f"'{self.folder}' has no checkpoint of step {step} or before to roll back to")
+            raise CheckpointError(
+                f"'{self.folder}' has no checkpoint of step {step} or before to roll back to. Fix: start the run again "
+                "in another out"
+            )
         saved = _load(run, good)
         for bad in self._complete():
             if bad > good:

@@ -63,5 +63,8 @@ class PrivilegedView(PromptView):
     def seen(self, prompt: Prompt) -> Prompt:
         """The prompt as the teacher sees it."""
         if prompt.answer is None:
-            raise DataError(f"prompt '{prompt.id}' has no answer, and teacher.view=privileged needs one")
+            raise DataError(
+                f"prompt '{prompt.id}' has no answer, and teacher.view=privileged needs one. Fix: give the prompt an "
+                "'answer', or set another teacher.view"
+            )
         return rewritten(prompt, self.template, answer=prompt.answer)
