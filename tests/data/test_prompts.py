@@ -138,3 +138,16 @@ def test_turns_of_a_solution(tmp_path: Path) -> None:
     config = write(tmp_path / "b.jsonl", '{"prompt": "x", "turns": "done"}\n')
     with pytest.raises(DataError, match="row 1: 'turns' is not a list of strings"):
         load_prompts(config, key="prompts", has_template=True)
+
+
+def test_a_row_of_jsonl_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    rows = '\ufeff{"prompt": "a\u2028b\u0085c", "id": null}\r\n{"prompt": "d", "id": null}\n'
+    (tmp_path / "a.jsonl").write_bytes(rows.encode())
+    prompts, _ = load_prompts(PromptsConfig(path=str(tmp_path / "a.jsonl")), key="prompts", has_template=False)
+    assert [(p.id, p.text) for p in prompts] == [("1", "a\u2028b\u0085c"), ("2", "d")]
+
+
+def test_two_rows_with_one_id_are_refused() -> None:
+    rows = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}]
+    with pytest.raises(DataError, match="prompts: rows 1 and 3 have the same id 'x'. Fix: give each row its own id"):
+        from_rows(rows, key="prompts", chat=False)

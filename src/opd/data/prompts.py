@@ -87,6 +87,12 @@ def from_rows(
                 f"{key}: row {number} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'"
             )
         prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
+    seen: dict[str, int] = {}
+    for number, prompt in enumerate(prompts, 1):
+        if (first := seen.setdefault(prompt.id, number)) != number:
+            raise DataError(
+                f"{key}: rows {first} and {number} have the same id '{prompt.id}'. Fix: give each row its own id, or none"
+            )
     if not prompts:
         raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
     return prompts, AnswerTask() if any(p.answer for p in prompts) else None
@@ -99,12 +105,12 @@ def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
         DataError: the file is missing, or a line is no JSON object; the sentence names the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"{key}: cannot read '{path}' ({reason}). Fix: give the path of a UTF-8 JSONL file") from None
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -165,7 +171,7 @@ def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> P
             f"{where}: 'turns' is not a list of strings. Fix: list the assistant turns of a solution, or leave it out"
         )
     return Prompt(
-        id=str(row.get("id", number)),
+        id=str(number if row.get("id") is None else row["id"]),
         messages=turns,
         text=None if turns else text,
         answer=None if answer is None else str(answer),

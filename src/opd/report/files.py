@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 def read_lines(path: Path) -> list[Tree]:
     """The lines of a file that may still be written to; empty without the file. Broken lines are skipped."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
         try:
             found.append(json.loads(line))
         except ValueError:

@@ -125,7 +125,8 @@ def load(path: Path, prompts: Sequence[Prompt]) -> list[_Take]:
     """
     known = {prompt.id: prompt for prompt in prompts}
     takes = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    # Not splitlines(), which also splits at separators that may stand inside a JSON string.
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             takes.append(_take(row, known[row["prompt"]]))
