@@ -149,5 +149,5 @@ def test_a_row_of_jsonl_ends_at_a_newline_alone(tmp_path: Path) -> None:
 
 def test_two_rows_with_one_id_are_refused() -> None:
     rows = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}]
-    with pytest.raises(DataError, match="prompts: rows 1 and 3 have the same id 'x'. Fix: give each row its own id"):
+    with pytest.raises(DataError, match="prompts: rows 1 and 3 have the same id 'x'. Fix: give each its own id"):
         from_rows(rows, key="prompts", chat=False)

@@ -107,7 +107,7 @@ def test_alignment_fires_on_a_batch_shifted_by_one(student: LanguageModel, teach
     assert align(ROLLOUTS, where, signal).tolist() == list(range(len(signal)))
     shifted = Signal(signal.rollout_T, signal.position_T, signal.token_T.roll(1))
     assert shifted.token_T.shape == signal.token_T.shape
-    with pytest.raises(AlignmentError, match="prompt 'p8'.*shifted"):
+    with pytest.raises(AlignmentError, match="prompt 'p8'.*Fix: correct the context or span"):
         align(ROLLOUTS, where, shifted)
 
 

@@ -91,7 +91,7 @@ def from_rows(
     for number, prompt in enumerate(prompts, 1):
         if (first := seen.setdefault(prompt.id, number)) != number:
             raise DataError(
-                f"{key}: rows {first} and {number} have the same id '{prompt.id}'. Fix: give each row its own id, or none"
+                f"{key}: rows {first} and {number} have the same id '{prompt.id}'. Fix: give each its own id, or none"
             )
     if not prompts:
         raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
