@@ -143,4 +143,5 @@ def test_the_readme_lists_every_value_of_every_axis() -> None:
     missing = {f"{key}={v}" for key, known in shipped.items() for v in known if not re.search(rf"\b{v}\b", values[key])}
     assert shipped.keys() >= {"loss.signal", "rollout.source", "teacher.view", "rollout.engine"}
     assert not missing
-    assert not {name for name in DIVERGENCES if ":" not in name and name != GIVEN and name not in values["loss.divergence"]}
+    divergences = {name for name in DIVERGENCES if ":" not in name and name != GIVEN}
+    assert not {name for name in divergences if name not in values["loss.divergence"]}
