@@ -133,9 +133,8 @@ def read(
         raise ConfigError(f"{where}: there is no family {family!r}. Fix: choose {' or '.join(FAMILIES)}")
     _refuse_renamed(tree, at, *RENAMED_BY_FAMILY[family])
     config = validate(FAMILIES[family], tree, at=at)
-    # Fewer steps of a file with a warm-up, as for a trial, are no mistake, nor is such a run when it is resumed.
-    written = not isinstance(source, Mapping) and "optimizer.steps" not in pairs
-    if (written or "optimizer.warmup" in pairs) and config.optimizer.warmup > config.optimizer.steps:
+    # Fewer steps than a recipe's warm-up, as for a trial, are no mistake, nor is such a run when it is resumed.
+    if "optimizer.warmup" in pairs and config.optimizer.warmup > config.optimizer.steps:
         raise ConfigError(
             f"{f'{at}.' if at else ''}optimizer.warmup={config.optimizer.warmup} is above optimizer.steps="
             f"{config.optimizer.steps}. Fix: lower optimizer.warmup"
