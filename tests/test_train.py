@@ -263,6 +263,7 @@ def test_the_run_file_is_saved_whole(tmp_path: Path) -> None:
     assert read(saved).model_dump(mode="json") == saved
 
 
+@pytest.mark.slow
 def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> None:
     overrides = {
         "loss.sft": 0.5,
@@ -283,6 +284,7 @@ def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> Non
     loop.run()
 
 
+@pytest.mark.slow
 def test_an_anchor_beside_a_term_without_a_target_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(EmptyStepError, match="without a target for 'distill'"):
         opd.train(

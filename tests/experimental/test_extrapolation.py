@@ -113,6 +113,7 @@ def test_without_answers_the_divergence_decides_and_its_tokens_count(tmp_path: P
     assert runs["with"].tokens > runs["without"].tokens + 4 * 2 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 5, 8])
 def test_an_interrupted_run_resumes_to_the_same_bits(at: int, tmp_path: Path) -> None:
     def go(out: Path, **more: Any) -> opd.Result:

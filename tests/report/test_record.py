@@ -60,6 +60,7 @@ def held_out(tmp_path: Path) -> dict[str, Any]:
     return {"prompts": {"path": str(path)}, "every": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measured", [True, False])
 def test_weights_and_metrics_are_the_same_with_and_without_recording(tmp_path: Path, measured: bool) -> None:
     evaluated = held_out(tmp_path) if measured else {"every": 2}
@@ -84,6 +85,7 @@ def _metrics(out: Path) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_an_interrupted_and_resumed_run_records_the_same_lines(tmp_path: Path, at: int) -> None:
     evaluated = held_out(tmp_path)

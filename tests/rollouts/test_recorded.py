@@ -57,6 +57,7 @@ def test_a_broken_recording_is_one_sentence(tmp_path: Path) -> None:
         read_recording(tmp_path / "r.jsonl", PROMPTS)
 
 
+@pytest.mark.slow
 def test_a_run_asks_its_teacher_once_and_goes_on_from_its_file(tmp_path: Path) -> None:
     small = {
         "rollout.source": {"type": "recorded", "prompts": 20},
