@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from opd.axes.divergence import WITHOUT_BETA
 from opd.errors import ConfigError, OpdError
 from opd.losses import DIVERGENCES, linear_cross_entropy, linear_divergence, register
 from support.cases import FORMULAS, Case, Formula, assert_same, kl, make_case, mixture
@@ -458,3 +459,11 @@ def test_a_second_backward_is_refused() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(OpdError, match="compute the loss again"):
         loss.backward()
+
+
+def test_beta_changes_exactly_the_divergences_that_take_it() -> None:
+    p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.3, 0.6]])
+    for name in sorted({"forward_kl", "reverse_kl", "total_variation", "jsd", "skew_forward", "skew_reverse", "alpha"}):
+        density = DIVERGENCES[name].density
+        low, high = (float(density(p.log(), q.log(), p, q, beta).sum()) for beta in (0.2, 0.8))
+        assert (low == high) == (name in WITHOUT_BETA), name
