@@ -24,24 +24,6 @@ from opd.diffusion.axes import (
 )
 from opd.diffusion.needs import FACTS
 
-RENAMED = {
-    "rollout.policy": "rollout.source",
-    "rollout.batch": "rollout.prompts_per_step",
-    "rollout.samples": "rollout.rollouts_per_prompt",
-    "teacher.ema_decay": "teacher.weights={type: ema, decay: …}",
-    "loss.outcome": "loss.reward",
-    "loss.reward_steps": "loss.reward_gradient={weight: …, steps: …}",
-    "eval.samples": "eval.images_per_prompt",
-}
-"""Old keys of a denoising run and the new ones. They are refused, not translated."""
-
-RENAMED_VALUES = {
-    ("loss.signal", "picture"): "write image",
-    ("rollout.source", "pictures"): "write images",
-    ("teacher.weights", "model"): "leave it out, as teacher.model alone names another model",
-}
-"""Old values of a denoising run, and the fix."""
-
 DISTANCES = {
     "transition": "half the squared distance of steps",
     "transition_kl": "KL of steps",

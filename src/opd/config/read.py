@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest right one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from opd.axes.base import AXES, GIVEN, AxisValue, class_named
+from opd.axes.base import AxisValue, class_named
 from opd.axes.signals import SignalConfig
-from opd.config import diffusion
 from opd.config.diffusion import DiffusionConfig
+from opd.config.problems import FAMILIES, sentence
+from opd.config.renamed import RENAMED_BY_FAMILY
 from opd.config.run import PromptsConfig, RunConfig
 from opd.errors import ConfigError
 
@@ -28,63 +29,22 @@ RECIPES = files("opd.config") / "recipes"
 PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.dataset", "prompts.mix"})
 """Overrides that replace a recipe's prompts; held-out prompts then have to be named too."""
 
-ONE_OF = (
-    ("teacher.weights", "teacher.model", "teacher.models"),
-    *(tuple(f"{key}.{name}" for name in ("task", "path", "dataset", "mix")) for key in ("prompts", "eval.prompts")),
-)
-"""An override of one key of a group removes the others from the file that it overrides."""
-
-RENAMED = {
-    "teacher.ema_decay": "teacher.weights={type: ema, decay: …}",
-    "teacher.combine": "experimental.combine",
-    "teacher.gate.overlap": "teacher.gate.min_overlap",
-    "loss.positions": "loss.token_weights",
-    "loss.positions.mean": "loss.aggregate",
-    "loss.positions.hardest": "experimental.hardest_tokens",
-    "loss.outcome": "loss.reward",
-    "loss.gold": "loss.sft",
-    "loss.beta": "loss.divergence={type: …, beta: …}",
-    "loss.clip": "loss.signal={type: full, clip: …}",
-    "loss.top_k": "loss.signal={type: top_k, k: …}",
-    "loss.sampled": "loss.signal={type: sampled, …}",
-    "loss.hidden": "loss.signal={type: hidden, …}",
-    "loss.cross": "loss.signal={type: other_tokenizer, …}",
-    "loss.unsure": "loss.signal={type: sampled, teacher_entropy: {threshold: …}}",
-    "rollout.policy": "rollout.source",
-    "rollout.batch": "rollout.prompts_per_step",
-    "rollout.samples": "rollout.rollouts_per_prompt",
-    "rollout.off_policy": "rollout.source={type: mixture, share: …}",
-    "rollout.off_policy_steps": "rollout.source={type: mixture, first_steps: …}",
-    "rollout.other": "rollout.source={type: mixture, other: …}",
-    "rollout.offline": "rollout.source={type: recorded, prompts: …}",
-    "rollout.prefix": "rollout.source={type: prefix, tokens: …}",
-    "rollout.prefix_turns": "rollout.source={type: prefix, turns: …}",
-    "rollout.turns_grow_every": "rollout.grow_turns_every",
-    "rollout.max_rows": "rollout.engine.max_rows",
-    "rollout.curriculum": "experimental.curriculum",
-    "optimizer.extrapolate": "experimental.extrapolate",
-    "eval.samples": "eval.rollouts_per_prompt",
-    "eval.conflict": "experimental.conflict",
+ALTERNATIVES = {
+    "teacher": ("weights", "model", "models"),
+    "prompts": ("task", "path", "dataset", "mix"),
+    "eval.prompts": ("task", "path", "dataset", "mix"),
 }
-"""Old keys of a language run and the new ones. They are refused, not translated."""
+"""Keys of which a mapping has one."""
 
-RENAMED_VALUES = {
-    ("loss.signal", "tokens"): "write sft",
-    ("loss.signal", "cross"): "write other_tokenizer",
-    ("teacher.weights", "model"): "leave it out, as teacher.model alone names another model",
-    ("rollout.source", "answers"): "write references",
+WITHOUT = {"task": ("subset",), "path": ("split", "subset")}
+"""Settings that a source of prompts does not have."""
+
+REPLACED = {
+    f"{place}.{name}": {f"{place}.{other}" for other in (*names, *WITHOUT.get(name, ())) if other != name}
+    for place, names in ALTERNATIVES.items()
+    for name in names
 }
-"""Old values of a language run, and the fix."""
-
-RENAMED_BY_FAMILY: dict[str, tuple[Mapping[str, str], Mapping[tuple[str, str], str]]] = {
-    "language": (RENAMED, RENAMED_VALUES),
-    "diffusion": (diffusion.RENAMED, diffusion.RENAMED_VALUES),
-}
-"""Old keys and values of each family."""
-
-
-FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
-"""The schema of each family of students."""
+"""By override, the keys that it removes from the file that it overrides."""
 
 
 def recipe_names(family: str | None = None) -> list[str]:
@@ -113,16 +73,9 @@ def read(
     if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
         # A user's own prompts are not evaluated on the recipe's held-out prompts.
         set_key(tree, "eval.prompts", None)
-    for group in ONE_OF:
-        if pairs.keys() & set(group):
-            for other in set(group) - pairs.keys():
-                drop_key(tree, other)
-    for key in ("prompts", "eval.prompts"):
-        # A split or subset of the source that an override replaces.
-        inherited = ("split", "subset") if f"{key}.path" in pairs else ("subset",) if f"{key}.task" in pairs else ()
-        for name in inherited:
-            if f"{key}.{name}" not in pairs:
-                drop_key(tree, f"{key}.{name}")
+    for key in pairs.keys() & REPLACED.keys():
+        for other in REPLACED[key] - pairs.keys():
+            drop_key(tree, other)
     for key in sorted(pairs, key=lambda key: _depth(key, pairs)):
         set_key(tree, key, pairs[key])
     if "loss.signal" in pairs and not any(key.startswith("loss.divergence") for key in pairs):
@@ -192,7 +145,7 @@ def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Mo
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, model, at)) from None
+        raise ConfigError(sentence(error, model, at)) from None
 
 
 def load(path: Path, what: str = "run file", keys: str = "student, prompts and teacher") -> dict[str, Any]:
@@ -307,136 +260,3 @@ def _whole(part: str, bare: Any) -> dict[str, Any]:
     if isinstance(bare, int | float) and not isinstance(bare, bool):
         return {"weight": bare}
     return {}
-
-
-def _sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
-    """The first problem as one sentence, unknown keys before all else."""
-    problems = [found for problem in error.errors() for found in _unnested(problem, model)]
-    problems.sort(key=lambda found: found[0]["type"] != "extra_forbidden")
-    first, inner = problems[0]
-    where = [at] if at else []
-    # A value that may be of several types has pydantic's name of a type as its last part.
-    key = ".".join([*where, *(str(part) for part in first["loc"] if "[" not in str(part))])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        *parents, name = (str(part) for part in first["loc"])
-        known = list(inner.model_fields if inner is not None else _fields(model, parents))
-        near = [".".join([*parents, close]) for close in difflib.get_close_matches(name, known, 1)]
-        meant = near or [path for path in _keys(model) if path.rpartition(".")[2] == name]
-        axis = ".".join([*where, *parents])
-        kind = _type_of(inner) if inner is not None else ""
-        if key == "teacher.view.author" and first["input"] == GIVEN:
-            return f"author: teacher.view={kind} takes no author. Fix: set teacher.view=hint{more}"
-        value = f" of {axis}={kind}" if kind else ""
-        known_keys = f". Fix: use one of the known keys: {', '.join(known)}"
-        if elsewhere := _family_with(".".join([*parents, name]), model):
-            return f"unknown key '{key}'{value}; it is a key of family={elsewhere}{known_keys}{more}"
-        if others := _values_with(name, inner):
-            fix = f". Fix: set {axis}={others[0]}, or leave it out"
-            return f"unknown key '{key}'{value}; it is a setting of {axis}={' or '.join(others)}{fix}{more}"
-        guess = f"; did you mean '{'.'.join([*where, meant[0]])}'? Fix: correct the key" if meant else known_keys
-        return f"unknown key '{key}'{value}{guess}{more}"
-    if first["type"] == "missing":
-        return f"'{key}' is missing. Fix: set it in the file or as {key}=…{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}{more}" if key else f"{message}{more}"
-    if first["type"] in SINGLE and isinstance(first["input"], Mapping):
-        inside = next((name for name in first["input"] if name not in ("type", "weight")), "type")
-        return f"unknown key '{key}.{inside}'; {key} is a single value. Fix: write {key}=…{more}"
-    shape = SHAPES.get(first["type"])
-    if shape:
-        return f"'{key}' has to be {shape} (got {first['input']!r}). Fix: {_fix(key, first, model)}{more}"
-    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}. Fix: correct {key}{more}"
-
-
-SINGLE = {"float_type", "int_type", "bool_type", "string_type", "literal_error"}
-"""pydantic's names of the problem that a value is no number, string or choice."""
-
-SHAPES = {
-    "model_type": "a mapping of settings",
-    "model_attributes_type": "a mapping of settings",
-    "dict_type": "a mapping",
-    "tuple_type": "a list",
-    "string_type": "a string",
-}
-"""What a value of the wrong type has to be, by pydantic's name of the problem."""
-
-
-def _fix(key: str, problem: Any, model: type[BaseModel]) -> str:
-    """What to write instead of a value of the wrong type."""
-    given, kind = problem["input"], problem["type"]
-    if kind == "tuple_type":
-        return f"write {key}=[{'' if given is None or isinstance(given, Mapping) else given}]"
-    if kind == "string_type":
-        return f"put a name there, as in {key}=NAME"
-    if kind == "dict_type":
-        return f"write {key}={{NAME: …}}"
-    *parents, name = [str(part) for part in problem["loc"]]
-    field = _fields(model, parents).get(name)
-    settings = ", ".join(_fields(model, [*parents, name]))
-    without = f"{key}=null to disable it" if field is not None and field.default is None else f"leave {key} out"
-    return f"write {key}={{NAME: …}} with settings ({settings}), or {without}"
-
-
-def _unnested(problem: Any, model: type[BaseModel]) -> list[tuple[Any, type[BaseModel] | None]]:
-    """The problems inside a value of an axis, with their whole place and the schema there."""
-    if problem["type"] != "axis":
-        return [(problem, None)]
-    inner, owner = problem["ctx"]["inner"], problem["ctx"]["model"]
-    found: list[tuple[Any, type[BaseModel] | None]] = []
-    for one in inner.errors():
-        for deeper, schema in _unnested(one, owner):
-            known = schema if schema is not None else _schema(owner, [str(part) for part in deeper["loc"][:-1]])
-            found.append(({**deeper, "loc": (*problem["loc"], *deeper["loc"])}, known))
-    return found
-
-
-def _type_of(schema: type[BaseModel]) -> str:
-    """The type that names a value of an axis; empty for any other mapping."""
-    default = schema.model_fields["type"].default if issubclass(schema, AxisValue) else ""
-    return default if isinstance(default, str) else ""
-
-
-def _values_with(name: str, schema: type[BaseModel] | None) -> list[str]:
-    """The other values of a value's axis that have this setting."""
-    if schema is None or not issubclass(schema, AxisValue):
-        return []
-    return [kind for kind, other in AXES.get(schema.axis, {}).items() if name in other.model_fields]
-
-
-def _family_with(path: str, model: type[BaseModel]) -> str | None:
-    """The other family of students whose run file has this key."""
-    others = {family: schema for family, schema in FAMILIES.items() if schema is not model}
-    if len(others) == len(FAMILIES):  # not a whole run file
-        return None
-    return next((family for family, schema in others.items() if path in {*schema.model_fields, *_keys(schema)}), None)
-
-
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    """Every dotted key inside the mappings of a schema."""
-    for name in model.model_fields:
-        inner = _fields(model, [name])
-        if inner is not model.model_fields:
-            yield from (f"{name}.{key}" for key in inner)
-
-
-def _fields(model: type[BaseModel], parents: Sequence[str]) -> Mapping[str, Any]:
-    """Field names of the model at a path."""
-    return _schema(model, parents).model_fields
-
-
-def _schema(model: type[BaseModel], parents: Sequence[str]) -> type[BaseModel]:
-    """The model at a path."""
-    for part in parents:
-        candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
-        inner = [
-            a
-            for c in candidates
-            for a in (c, *getattr(c, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not inner:
-            break
-        model = inner[0]
-    return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from opd.config.read import FAMILIES
+from opd.config.problems import FAMILIES
 from opd.config.run import RunConfig
 from opd.errors import OpdError
 from opd.models.bundled import resolve
