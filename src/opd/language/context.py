@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +219,9 @@ class LanguageContext:
     # Rollouts
 
     def engine(self, model: LanguageModel) -> Engine:
-        """What generates tokens with a model; an engine given from Python generates for the student only."""
-        from opd.axes.engines import Hf
-
-        config = self.config.rollout.engine
-        if model is self.student:
-            student_engine: Engine = self.once("engine", lambda: config.build(self, model))
-            return student_engine
-        engine: Engine = (Hf() if self.objects.engine is not None else config).build(self, model)
+        """What generates tokens with a model; the student has one engine."""
+        build = partial(self.config.rollout.engine.build, self, model)
+        engine: Engine = self.once("engine", build) if model is self.student else build()
         return engine
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from opd.axes.base import Objects
-from opd.axes.signals import Full
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
@@ -17,7 +16,6 @@ from opd.data.prompts import given_prompts, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
-from opd.losses.divergences import clipped
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, accept, check_vocabulary, device_named, load, set_threads
 from opd.models.pool import ModelPool
@@ -34,9 +32,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         OpdError: the first problem, as one sentence.
     """
     device = device_named(config.device)
-    divergence = config.loss.divergence.resolve(objects.divergence)
-    if isinstance(config.loss.signal, Full) and config.loss.signal.clip is not None:
-        clipped(divergence, config.loss.signal.clip)  # raises if it cannot be clipped
+    config.loss.signal.check_divergence(config.loss.divergence.resolve(objects.divergence))
     given = objects.student and accept(objects.student, key="student")
     student = given or load(config.student, key="student", device=device)
     student = dataclasses.replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)

@@ -28,6 +28,8 @@ class GivenEngine(EngineConfig):
     type: Literal["given from Python"] = "given from Python"
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
-        """The engine as it was given."""
-        engine: Engine = run.given("engine")
+        """The engine as it was given, for the student."""
+        from opd.engines.hf import HFEngine
+
+        engine: Engine = run.given("engine") if model is run.student else HFEngine(model)
         return engine

@@ -53,6 +53,13 @@ class SignalConfig(AxisValue):
         """What its loss measures, given the name of ``loss.divergence``: for the map and the report."""
         return divergence if self.compares else ""
 
+    def check_divergence(self, name: str) -> None:
+        """Refuse a divergence that cannot do what the settings ask of it, before any model is loaded.
+
+        Raises:
+            ConfigError: the sentence names the setting.
+        """
+
     def label(self, divergence: str) -> str:
         """The name of its loss in the report."""
         return self.distance(divergence)

@@ -28,6 +28,13 @@ class Full(SignalConfig):
         """The signal's cell in the map."""
         return "full vocabulary"
 
+    def check_divergence(self, name: str) -> None:
+        """Refuse to clip a divergence that cannot be clipped."""
+        from opd.losses.divergences import clipped
+
+        if self.clip is not None:
+            clipped(name, self.clip)
+
     def build(self, run: RunContext) -> tuple[Teacher, Objective]:
         """The teacher, and the divergence over the whole vocabulary."""
         return run.teacher(), run.among_teachers(run.divergence(clip=self.clip))
