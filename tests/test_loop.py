@@ -25,26 +25,11 @@ from opd.output.run_log import RunLog
 from opd.types import Metrics, Rollout, Scored, Segment, Signal
 from support.altered import train_altered
 from support.models import make_model
-
-PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+from support.small_runs import PROMPTS, merged, small_run
 
 
 def run_file(out: Path, **changes: Any) -> dict[str, Any]:
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
-        "optimizer": {"lr": 1e-2, "steps": 6},
-        "guards": {"max_idle": 3},
-        "log": [],
-        "report": False,
-        "out": str(out),
-    }
-    for key, value in changes.items():
-        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
-    return tree
+    return merged(small_run(out, guards={"max_idle": 3}, report=False), changes)
 
 
 def train(out: Path, alter: Callable[[Loop], Loop] | None = None, **changes: Any) -> opd.Result:
@@ -123,6 +108,15 @@ def test_a_view_that_is_always_empty_ends_the_run_with_an_error(anchor: float, t
         train(tmp_path / "out", silent(99), loss={"anchor": anchor})
 
 
+SOON_IDLE: dict[str, Any] = {
+    "rollout.prompts_per_step": 4,
+    "guards.max_idle": 2,
+    "eval.prompts": None,
+    "log": [],
+    "report": False,
+}
+
+
 class Mute:
     """A hint author that never writes a hint."""
 
@@ -135,15 +129,8 @@ def test_a_hint_author_that_never_writes_is_named(tmp_path: Path) -> None:
         loop.terms[0].view.author = Mute()  # type: ignore[union-attr]
         return loop
 
-    small: dict[str, Any] = {
-        "rollout.prompts_per_step": 4,
-        "guards.max_idle": 2,
-        "eval.prompts": None,
-        "log": [],
-        "report": False,
-    }
     with pytest.raises(EmptyStepError) as error:
-        train_altered(alter, "hint", {**small, "out": str(tmp_path / "out")})
+        train_altered(alter, "hint", {**SOON_IDLE, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=hint, and no hint was written" in str(
         error.value
     )
@@ -163,15 +150,8 @@ def test_a_feedback_view_without_a_success_is_not_blamed_on_hints(tmp_path: Path
     def alter(loop: Loop) -> Loop:
         return dataclasses.replace(loop, sampler=Wrong(loop.sampler))
 
-    small: dict[str, Any] = {
-        "rollout.prompts_per_step": 4,
-        "guards.max_idle": 2,
-        "eval.prompts": None,
-        "log": [],
-        "report": False,
-    }
     with pytest.raises(EmptyStepError) as error:
-        train_altered(alter, "sdpo", {**small, "out": str(tmp_path / "out")})
+        train_altered(alter, "sdpo", {**SOON_IDLE, "out": str(tmp_path / "out")})
     assert "ended at step 2 without a target for 'distill': teacher.view=feedback" in str(error.value)
     assert "hint" not in str(error.value)
 

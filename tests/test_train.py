@@ -19,25 +19,11 @@ from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
 from support.interrupt import Interrupt
 from support.models import make_model
-
-PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+from support.small_runs import PROMPTS, merged, small_run
 
 
 def run_file(out: Path, **changes: Any) -> dict[str, Any]:
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
-        "optimizer": {"lr": 1e-2, "steps": 6},
-        "checkpoint": {"every": 2},
-        "log": [],
-        "out": str(out),
-    }
-    for key, value in changes.items():
-        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
-    return tree
+    return merged(small_run(out, checkpoint={"every": 2}), changes)
 
 
 def train(out: Path, *, student: LanguageModel | None = None, **changes: Any) -> opd.Result:

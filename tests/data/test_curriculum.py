@@ -28,6 +28,8 @@ from opd.types import Prompt, Rollout, Signal, Span
 from support.altered import train_altered
 from support.interrupt import Interrupt
 from support.models import make_model
+from support.small_runs import PROMPTS as SMALL_PROMPTS
+from support.small_runs import small_run
 
 PROMPTS = [Prompt(id=name, text=name) for name in "abcdefgh"]
 
@@ -181,25 +183,15 @@ def test_a_curriculum_that_means_nothing_is_one_sentence(recipe: str, overrides:
     assert "\n" not in str(caught.value)
 
 
-ROWS = [{"prompt": f"{a} {b} {c}", "answer": "k l"} for a in "abcd" for b in "efgh" for c in "ij"]
+ROWS = [{**row, "answer": "k l"} for row in SMALL_PROMPTS]
 
 
 def train(
     out: Path, *, rows: Any = ROWS, watch: Watch | None = None, at: int | None = None, **changes: Any
 ) -> opd.Result:
     """Train, watched and cut off at a step if asked to; a run that exists is resumed."""
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
-        "experimental": {"curriculum": {"success": 1.0, "divergence": 1.0, "staleness": 0.1}},
-        "optimizer": {"lr": 1e-2, "steps": 6},
-        "checkpoint": {"every": 2},
-        "log": [],
-        "out": str(out),
-    }
+    weights = {"success": 1.0, "divergence": 1.0, "staleness": 0.1}
+    tree = small_run(out, experimental={"curriculum": weights}, checkpoint={"every": 2})
     teacher = make_model(1, layers=3, hidden=48)
     student = make_model(0)
     return train_altered(

@@ -20,24 +20,16 @@ from opd.output.run_log import RunLog
 from opd.types import Metrics
 from support.interrupt import Interrupt
 from support.models import make_model
-
-PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
+from support.small_runs import PROMPTS, small_run
 
 
 def run_file(out: Path, **changes: Any) -> dict[str, Any]:
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+    own = {
         "optimizer": {"lr": 1e-3, "steps": 9},
         "experimental": {"extrapolate": {"prompts": 16}},
         "checkpoint": {"every": 3},
-        "log": [],
-        "out": str(out),
     }
-    return tree | changes
+    return small_run(out, **(own | changes))
 
 
 def a_loop(tmp_path: Path, **changes: Any) -> Loop:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opd.losses import fused, linear_cross_entropy, linear_divergence
-from support.cases import FORMULAS, Case, Formula
+from support.cases import FORMULAS, Case, reference
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
@@ -40,17 +40,6 @@ def make_case(dtype: torch.dtype, *, tokens: int = 700, vocab: int = 5003, width
         normal(vocab, width, scale=scale),
         weight,
     )
-
-
-def reference(
-    case: Case, formula: Formula, *, beta: float = 0.5, temperature: float = 1.0, vocab: int | None = None
-) -> tuple[Tensor, ...]:
-    """Loss and both gradients in float64, from whole logits."""
-    c = case.double()
-    p = (c.student_hidden @ c.student_head[:vocab].T / temperature).softmax(-1)
-    q = (c.teacher_hidden @ c.teacher_head[:vocab].T / temperature).softmax(-1)
-    loss = (c.weight * formula(p, q, beta)).sum()
-    return loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))
 
 
 @contextmanager

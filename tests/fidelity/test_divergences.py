@@ -16,30 +16,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from opd.axes.divergence import WITHOUT_BETA
 from opd.errors import ConfigError, OpdError
 from opd.losses import DIVERGENCES, linear_cross_entropy, linear_divergence, register
-from support.cases import FORMULAS, Case, Formula, assert_same, kl, make_case, mixture
+from support.cases import FORMULAS, Case, Formula, assert_same, kl, make_case, mixture, ours, reference
 
 NAMES = sorted(FORMULAS)
-
-
-def reference(
-    case: Case, formula: Formula, *, beta: float = 0.5, temperature: float = 1.0, vocab: int | None = None
-) -> tuple[Tensor, ...]:
-    """Loss and both gradients in float64, from whole logits."""
-    c = case.double()
-    p = (c.student_hidden @ c.student_head[:vocab].T / temperature).softmax(-1)
-    q = (c.teacher_hidden @ c.teacher_head[:vocab].T / temperature).softmax(-1)
-    loss = (c.weight * formula(p, q, beta)).sum()
-    return loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))
-
-
-def ours(case: Case, **options: object) -> tuple[Tensor, ...]:
-    loss = linear_divergence(*case.tensors(), weight=case.weight, **options)  # type: ignore[arg-type]
-    return loss.detach(), *torch.autograd.grad(loss, (case.student_hidden, case.student_head))
 
 
 # ---- value and gradients ---------------------------------------------------------------------------------------

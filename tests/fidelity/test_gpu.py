@@ -33,7 +33,7 @@ from opd.losses import (
     linear_mixture_divergence,
     linear_token_loss,
 )
-from support.cases import FORMULAS, Case, Formula, assert_same, make_case
+from support.cases import FORMULAS, Case, assert_same, make_case, ours, reference
 
 NAMES = sorted(FORMULAS)
 
@@ -75,22 +75,6 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def one_case(seed: int = 0, **options: float) -> Case:
     return make_case(seed, tokens=11, vocab=VOCAB, **options)  # type: ignore[arg-type]
-
-
-def reference(
-    case: Case, formula: Formula, *, beta: float = 0.5, temperature: float = 1.0, vocab: int | None = None
-) -> tuple[Tensor, ...]:
-    """Loss and both gradients in float64, from whole logits."""
-    c = case.double()
-    p = (c.student_hidden @ c.student_head[:vocab].T / temperature).softmax(-1)
-    q = (c.teacher_hidden @ c.teacher_head[:vocab].T / temperature).softmax(-1)
-    loss = (c.weight * formula(p, q, beta)).sum()
-    return loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))
-
-
-def ours(case: Case, **options: object) -> tuple[Tensor, ...]:
-    loss = linear_divergence(*case.tensors(), weight=case.weight, **options)  # type: ignore[arg-type]
-    return loss.detach(), *torch.autograd.grad(loss, (case.student_hidden, case.student_head))
 
 
 @needs_triton

@@ -16,22 +16,14 @@ import opd
 from opd.models.language import stop_ids
 from support.interrupt import Interrupt
 from support.models import SHAPES, make_model
+from support.small_runs import small_run
 
 PROMPTS = [{"prompt": f"{a} {b}"} for a in "abcd" for b in "efgh"]
 
 
 def train(out: Path, shape: dict[str, Any], **more: Any) -> opd.Result:
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 8},
-        "optimizer": {"lr": 1e-2, "steps": 3},
-        "checkpoint": {"every": 1},
-        "log": [],
-        "out": str(out),
-    }
+    rollout, optimizer = {"prompts_per_step": 8, "max_new_tokens": 8}, {"lr": 1e-2, "steps": 3}
+    tree = small_run(out, rollout=rollout, optimizer=optimizer, checkpoint={"every": 1})
     models: dict[str, Any] = {"student": make_model(0, **shape), "teacher": make_model(1, layers=3, hidden=48, **shape)}
     return opd.train(tree, prompts=PROMPTS, **models, **more)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,10 @@ def sampler(max_new_tokens: int = 64, max_turns: int = 5, temperature: float = 0
         max_new_tokens=max_new_tokens,
         max_turns=max_turns,
     )
+
+
+def greedy(engine: HFEngine, **settings: Any) -> Sampler:
+    return Sampler(engine, CHAT, TOOLS, sampling=Sampling(temperature=0), stop_ids=stop_ids(MODEL), **settings)
 
 
 def rollouts(**settings: float) -> list[Rollout]:
@@ -87,16 +92,7 @@ def test_too_long_is_an_event_and_counts_as_wrong() -> None:
 @pytest.mark.parametrize(("step", "turns"), [(0, 1), (9, 1), (10, 2), (25, 3), (1000, 3)])
 def test_the_turn_limit_grows(step: int, turns: int) -> None:
     engine = HFEngine(MODEL)
-    growing = Sampler(
-        engine,
-        CHAT,
-        TOOLS,
-        sampling=Sampling(temperature=0),
-        stop_ids=stop_ids(MODEL),
-        max_new_tokens=64,
-        max_turns=3,
-        grow_every=10,
-    )
+    growing = greedy(engine, max_new_tokens=64, max_turns=3, grow_every=10)
     assert max(len(r.turns) for r in growing.rollout(TOOLS.prompts("test")[:16], 0, step)) == turns
 
 
@@ -143,16 +139,7 @@ def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
     engine = HFEngine(MODEL)
     other = HFEngine(load("nano/critic", key="x"))
     prompts = TOOLS.prompts("test")[:12]
-    sampler = Sampler(
-        engine,
-        CHAT,
-        TOOLS,
-        sampling=Sampling(temperature=0),
-        stop_ids=stop_ids(MODEL),
-        max_new_tokens=40,
-        max_turns=1,
-        prefix=Prefix(other, Sampling(temperature=0), tokens=3),
-    )
+    sampler = greedy(engine, max_new_tokens=40, max_turns=1, prefix=Prefix(other, Sampling(temperature=0), tokens=3))
     lengths = set()
     for seed in range(8):
         batch = sampler.rollout(prompts, seed)
@@ -177,16 +164,7 @@ def test_a_teachers_prefix_is_read_and_not_chosen() -> None:
 def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() -> None:
     teacher = HFEngine(load("nano/tools-base", key="x"))
     student = HFEngine(MODEL)
-    sampler = Sampler(
-        student,
-        CHAT,
-        TOOLS,
-        sampling=Sampling(temperature=0),
-        stop_ids=stop_ids(MODEL),
-        max_new_tokens=64,
-        max_turns=4,
-        prefix=Prefix(teacher, turns=2),
-    )
+    sampler = greedy(student, max_new_tokens=64, max_turns=4, prefix=Prefix(teacher, turns=2))
     led = set()
     for seed in range(6):
         for rollout in sampler.rollout(TOOLS.prompts("test")[:12], seed):
@@ -199,16 +177,7 @@ def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() ->
             text = MODEL.tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
             assert rollout.prompt_ids + rollout.completion_ids == CHAT.insert_text_ids(text)
     assert led == {0, 1, 2}
-    tight = Sampler(
-        student,
-        CHAT,
-        TOOLS,
-        sampling=Sampling(temperature=0),
-        stop_ids=stop_ids(MODEL),
-        max_new_tokens=64,
-        max_turns=1,
-        prefix=Prefix(teacher, turns=2),
-    )
+    tight = greedy(student, max_new_tokens=64, max_turns=1, prefix=Prefix(teacher, turns=2))
     assert all(all(r.completion_mask) for r in tight.rollout(TOOLS.prompts("test")[:4], 1))
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opd.losses import linear_divergence
+
 Formula = Callable[[Tensor, Tensor, float], Tensor]
 """(p, q, beta), float64 [T, V] -> float64 [T]."""
 
@@ -76,6 +78,23 @@ def make_case(
         normal(vocab, teacher_width, scale=scale / teacher_width**0.5),
         weight,
     )
+
+
+def reference(
+    case: Case, formula: Formula, *, beta: float = 0.5, temperature: float = 1.0, vocab: int | None = None
+) -> tuple[Tensor, ...]:
+    """Loss and both gradients in float64, from whole logits."""
+    c = case.double()
+    p = (c.student_hidden @ c.student_head[:vocab].T / temperature).softmax(-1)
+    q = (c.teacher_hidden @ c.teacher_head[:vocab].T / temperature).softmax(-1)
+    loss = (c.weight * formula(p, q, beta)).sum()
+    return loss.detach(), *torch.autograd.grad(loss, (c.student_hidden, c.student_head))
+
+
+def ours(case: Case, **options: object) -> tuple[Tensor, ...]:
+    """Loss and both gradients of ``linear_divergence``."""
+    loss = linear_divergence(*case.tensors(), weight=case.weight, **options)  # type: ignore[arg-type]
+    return loss.detach(), *torch.autograd.grad(loss, (case.student_hidden, case.student_head))
 
 
 def assert_same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], *, rtol: float = 2e-5, atol: float = 2e-6) -> None:

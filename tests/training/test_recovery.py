@@ -27,6 +27,7 @@ from support import ruined_runs
 from support.altered import train_altered
 from support.interrupt import Interrupt
 from support.models import make_model
+from support.small_runs import PROMPTS, small_run
 
 FIRST = {
     "accuracy": 0.5,
@@ -156,24 +157,14 @@ def test_a_ruined_run_is_caught_and_ends_no_worse_than_it_began(name: str, tmp_p
     assert off.after["accuracy"] < off.before["accuracy"] / 2 or off.stopped_by == "non_finite"
 
 
-PROMPTS = [{"prompt": f"{a} {b} {c}"} for a in "abcd" for b in "efgh" for c in "ij"]
-
-
 def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     """A tiny run whose learning rate is far too high; without rewards, so the KL speaks for itself."""
-    tree: dict[str, Any] = {
-        "student": "s",
-        "prompts": {"path": "p.jsonl"},
-        "teacher": {"model": "t"},
-        "loss": {"divergence": "reverse_kl"},
-        "rollout": {"prompts_per_step": 8, "max_new_tokens": 6},
+    own = {
         "optimizer": {"lr": 1.0, "steps": 14},
         "checkpoint": {"every": 2},
         "guards": {"recover": {"thresholds": {"kl_exploded": 1.5}, "lr": 0.5}},
-        "log": [],
-        "out": str(out),
     }
-    return tree | changes
+    return small_run(out, **(own | changes))
 
 
 def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
