@@ -16,11 +16,11 @@ from opd.diffusion.axes import (
     FrozenWeights,
     PlainImageView,
     SeenByTeacher,
-    Signal,
-    Source,
+    SignalChoice,
+    SourceChoice,
     StudentSource,
     TeacherPrediction,
-    Weights,
+    WeightsChoice,
 )
 from opd.diffusion.needs import FACTS
 
@@ -47,7 +47,7 @@ class AdapterConfig(Strict):
 class SamplerConfig(Strict):
     """How trajectories are made; every visited state is a training position."""
 
-    source: Source = StudentSource()
+    source: SourceChoice = StudentSource()
     """What is trained on: the student's trajectories (on-policy), the teacher's, or noised images."""
     prompts_per_step: int = Field(32, ge=1)
     """Number of prompts per step."""
@@ -74,7 +74,7 @@ class SamplerConfig(Strict):
 
 
 class DenoisingTeacherConfig(Strict):
-    weights: Weights = FrozenWeights()
+    weights: WeightsChoice = FrozenWeights()
     """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
     """Another model that teaches: a pipeline's path or id, or the folder of a LoRA of the student."""
@@ -140,7 +140,7 @@ class RewardGradientConfig(Strict):
 
 
 class DenoisingLossConfig(Strict):
-    signal: Signal = TeacherPrediction()
+    signal: SignalChoice = TeacherPrediction()
     """The target: the teacher's prediction, the clean image behind a noised one (image), or rewards alone (reward)."""
     divergence: Literal["transition", "transition_kl", "velocity", "x0"] = "transition"
     """Half the squared distance of the steps' means, the KL of their Gaussians (with ``rollout.noise``), or the mean

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from opd.axes.divergence import DivergenceConfig
-from opd.axes.signals import Full, Signal, SignalConfig
+from opd.axes.signals import Full, SignalChoice, SignalConfig
 from opd.axes.signals.reward import RewardShape
 from opd.config.base import Strict
 
@@ -54,7 +54,7 @@ class RewardTerm(RewardShape):
 
 
 class LossConfig(Strict):
-    signal: Signal = Full()
+    signal: SignalChoice = Full()
     """The target of every token: full, top_k, sampled, hidden, other_tokenizer; or reward, sft (no teacher)."""
     divergence: DivergenceConfig = DivergenceConfig()
     """How two distributions are compared, for the signals full, top_k and sampled."""

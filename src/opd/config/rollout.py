@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from opd.axes.engines import Engine, Hf
-from opd.axes.rollouts import Source, Student
+from opd.axes.engines import EngineChoice, Hf
+from opd.axes.rollouts import SourceChoice, Student
 from opd.config.base import Strict
 
 
 class RolloutConfig(Strict):
-    source: Source = Student()
+    source: SourceChoice = Student()
     """What writes the completions: student (on-policy), teacher, references, mixture, prefix or recorded."""
-    engine: Engine = Hf()
+    engine: EngineChoice = Hf()
     """What generates tokens."""
     prompts_per_step: int = Field(64, ge=1)
     """Number of prompts per step."""

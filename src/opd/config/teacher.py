@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from opd.axes.views import Plain, View
-from opd.axes.weights import Frozen, Weights
+from opd.axes.views import Plain, ViewChoice
+from opd.axes.weights import Frozen, WeightsChoice
 from opd.config.base import Strict
 
 
@@ -44,13 +44,13 @@ class GateConfig(Strict):
 
 
 class TeacherConfig(Strict):
-    weights: Weights = Frozen()
+    weights: WeightsChoice = Frozen()
     """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
     """Path or id of another model that teaches."""
     models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
     """Several teachers by name; each scores the prompts of its own domains."""
-    view: View = Plain()
+    view: ViewChoice = Plain()
     """What the teacher reads before the student's tokens: plain, privileged, context, feedback or hint."""
     gate: GateConfig | None = None
     """Measure teachers against the student, and refuse those that would make it worse."""

@@ -275,9 +275,13 @@ class RewardOnly(DenoisingSignal):
 POLICY_GRADIENT = ("density", "several trajectories", "student's trajectories")
 """The needs of a policy gradient."""
 
-Source = Annotated[SerializeAsAny[DenoisingSource], axis(DenoisingSource, StudentSource, TeacherSource, ImageSource)]
-Weights = Annotated[
+SourceChoice = Annotated[
+    SerializeAsAny[DenoisingSource], axis(DenoisingSource, StudentSource, TeacherSource, ImageSource)
+]
+WeightsChoice = Annotated[
     SerializeAsAny[DenoisingWeights], axis(DenoisingWeights, FrozenWeights, EmaTeacherWeights, LiveWeights)
 ]
 SeenByTeacher = Annotated[SerializeAsAny[DenoisingView], axis(DenoisingView, PlainImageView, ReferenceImageView)]
-Signal = Annotated[SerializeAsAny[DenoisingSignal], axis(DenoisingSignal, TeacherPrediction, ImageSignal, RewardOnly)]
+SignalChoice = Annotated[
+    SerializeAsAny[DenoisingSignal], axis(DenoisingSignal, TeacherPrediction, ImageSignal, RewardOnly)
+]

@@ -10,6 +10,6 @@ from opd.axes.authors.model import Model
 from opd.axes.authors.rules import Rules
 from opd.axes.base import axis
 
-Author = Annotated[SerializeAsAny[AuthorConfig], axis(AuthorConfig, Rules, Model, Http, GivenAuthor)]
+AuthorChoice = Annotated[SerializeAsAny[AuthorConfig], axis(AuthorConfig, Rules, Model, Http, GivenAuthor)]
 
-__all__ = ["Author", "AuthorConfig", "Rules"]
+__all__ = ["AuthorChoice", "AuthorConfig", "Rules"]

@@ -8,6 +8,6 @@ from opd.axes.base import axis
 from opd.axes.engines.base import EngineConfig, GivenEngine
 from opd.axes.engines.hf import Hf
 
-Engine = Annotated[SerializeAsAny[EngineConfig], axis(EngineConfig, Hf, GivenEngine)]
+EngineChoice = Annotated[SerializeAsAny[EngineConfig], axis(EngineConfig, Hf, GivenEngine)]
 
-__all__ = ["Engine", "EngineConfig", "Hf"]
+__all__ = ["EngineChoice", "EngineConfig", "Hf"]

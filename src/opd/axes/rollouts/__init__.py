@@ -13,9 +13,9 @@ from opd.axes.rollouts.references import References
 from opd.axes.rollouts.student import Student
 from opd.axes.rollouts.teacher import Teacher
 
-Source = Annotated[
+SourceChoice = Annotated[
     SerializeAsAny[SourceConfig],
     axis(SourceConfig, Student, Teacher, References, Mixture, Prefix, Recorded, GivenSource),
 ]
 
-__all__ = ["Source", "SourceConfig", "Student"]
+__all__ = ["SourceChoice", "SourceConfig", "Student"]

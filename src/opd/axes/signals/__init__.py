@@ -14,9 +14,9 @@ from opd.axes.signals.sampled import Sampled
 from opd.axes.signals.sft import Sft
 from opd.axes.signals.top_k import TopK
 
-Signal = Annotated[
+SignalChoice = Annotated[
     SerializeAsAny[SignalConfig],
     axis(SignalConfig, Full, TopK, Sampled, Hidden, OtherTokenizer, Reward, Sft, GivenSignal),
 ]
 
-__all__ = ["Full", "Signal", "SignalConfig"]
+__all__ = ["Full", "SignalChoice", "SignalConfig"]

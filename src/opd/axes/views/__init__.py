@@ -12,6 +12,8 @@ from opd.axes.views.hint import Hint
 from opd.axes.views.plain import Plain
 from opd.axes.views.privileged import Privileged
 
-View = Annotated[SerializeAsAny[ViewConfig], axis(ViewConfig, Plain, Privileged, Context, Feedback, Hint, GivenView)]
+ViewChoice = Annotated[
+    SerializeAsAny[ViewConfig], axis(ViewConfig, Plain, Privileged, Context, Feedback, Hint, GivenView)
+]
 
-__all__ = ["Plain", "View", "ViewConfig"]
+__all__ = ["Plain", "ViewChoice", "ViewConfig"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from opd.axes.authors import Author, AuthorConfig, Rules
+from opd.axes.authors import AuthorChoice, AuthorConfig, Rules
 from opd.axes.context import RunContext
 from opd.axes.views.base import PromptView, ViewConfig, checked_template, filled, rewritten
 from opd.config.base import Strict
@@ -28,7 +28,7 @@ CONTEXT_FILE = "context.txt"
 class ExperienceConfig(Strict):
     """A context gathered before the first step from the student's own mistakes (OPCD)."""
 
-    author: Author = Rules()
+    author: AuthorChoice = Rules()
     """Finds the mistakes in rollouts: rules, a local model, or a chat endpoint. A rule's template may leave a field of
     the prompt open, as ``{{listing}}``."""
     prompts: int = Field(256, ge=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from opd import types
-from opd.axes.authors import Author, Rules
+from opd.axes.authors import AuthorChoice, Rules
 from opd.axes.context import RunContext
 from opd.axes.views.base import ViewConfig
 from opd.types import HintAuthor, Rollout, Segment, Span
@@ -21,7 +21,7 @@ class Hint(ViewConfig):
     """A hint inserted above the mistake; only the faulty span gets a signal (HINT-SD, arXiv 2605.17873)."""
 
     type: Literal["hint"] = "hint"
-    author: Author = Rules()
+    author: AuthorChoice = Rules()
     """What reads the rollouts and writes hints: rules, a local model, or a chat endpoint."""
     place: Literal["turn", "start"] = "turn"
     """Right above the faulty turn, or at the start of the rollout."""

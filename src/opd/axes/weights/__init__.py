@@ -10,6 +10,6 @@ from opd.axes.weights.ema import Ema
 from opd.axes.weights.frozen import Frozen
 from opd.axes.weights.live import Live
 
-Weights = Annotated[SerializeAsAny[WeightsConfig], axis(WeightsConfig, Frozen, Ema, Live)]
+WeightsChoice = Annotated[SerializeAsAny[WeightsConfig], axis(WeightsConfig, Frozen, Ema, Live)]
 
-__all__ = ["Frozen", "Weights", "WeightsConfig"]
+__all__ = ["Frozen", "WeightsChoice", "WeightsConfig"]
