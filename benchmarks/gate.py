@@ -23,6 +23,7 @@ import sums  # tasks are named as sums:…
 import opd
 from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
+from opd.config.run import RunConfig
 from opd.errors import ConfigError
 from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
@@ -129,9 +130,9 @@ def caught_up(student: str, seed: int, folder: Path) -> bool:
     """Whether a teacher that has taught so far is refused by a student that has become as good."""
     case = Case("opd", {"student": student}, "Sums")
     out = Path(tempfile.mkdtemp(dir=folder))
-    loop = LanguageRun.load(read("opd", config(case, seed, out / "run")), Objects()).assemble(
-        RunLog(out / "log", [], [])
-    )
+    run_file = read("opd", config(case, seed, out / "run"))
+    assert isinstance(run_file, RunConfig)
+    loop = LanguageRun.load(run_file, Objects()).assemble(RunLog(out / "log", [], []))
     assert loop.gate is not None
     assert loop.evaluate is not None
     return bool(loop.gate(loop.evaluate(), [])[0])

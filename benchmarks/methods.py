@@ -264,6 +264,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def method_of(name: str) -> tuple[RunConfig, MethodConfig]:
     config = read(name)
+    assert isinstance(config, RunConfig)
     assert config.method is not None
     return config, config.method
 

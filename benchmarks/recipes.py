@@ -22,6 +22,7 @@ import opd
 from opd.axes.base import Objects
 from opd.axes.views.hint import HintView
 from opd.config.read import read
+from opd.config.run import RunConfig
 from opd.language.load import load_run
 from opd.teachers.hints import ModelAuthor
 
@@ -72,7 +73,9 @@ def hint(seeds: int, folder: Path) -> None:
 
 def critic_precision() -> None:
     """How often the critic is right about real rollouts of the base model, against the environment's events."""
-    run = load_run(read("hint", CRITIC), Objects())
+    config = read("hint", CRITIC)
+    assert isinstance(config, RunConfig)
+    run = load_run(config, Objects())
     view = run.view()
     assert isinstance(view, HintView)
     assert isinstance(view.author, ModelAuthor)

@@ -17,6 +17,7 @@ from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, 
 from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
+from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
 from support.small_runs import PROMPTS, merged, small_run
@@ -259,7 +260,7 @@ def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> Non
         "rollout.rollouts_per_prompt": 3,
     }
     small = {"optimizer.steps": 1, "eval.prompts.limit": 8, "log": []}
-    config = read("opd", {**overrides, **small, "out": str(tmp_path / "run")})
+    config = read_language("opd", {**overrides, **small, "out": str(tmp_path / "run")})
     loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
     assert [r.source for r in rollouts] == ["student"] * 12 + ["references"] * 4

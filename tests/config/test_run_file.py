@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from opd.axes.base import GIVEN
+from opd.axes.views.hint import Hint
 from opd.config.read import read, recipe_names
 from opd.config.renamed import RENAMED, RENAMED_VALUES
 from opd.errors import ConfigError
@@ -31,8 +32,9 @@ def test_every_recipe_is_valid_and_names_its_source(name: str) -> None:
 def test_overrides_from_strings_and_mappings() -> None:
     assert read("hint", ["optimizer.lr=3e-5", "optimizer.steps=7"]).optimizer.lr == 3e-5
     assert read("hint", {"optimizer.steps": 7}).optimizer.steps == 7
-    author = read("hint", ["teacher.view.author={type: model, model: nano/critic}"]).teacher.view.author
-    assert author.type == "model"
+    view = read("hint", ["teacher.view.author={type: model, model: nano/critic}"]).teacher.view
+    assert isinstance(view, Hint)
+    assert view.author.type == "model"
     assert read("hint", ["optimizer.steps=7", "prompts.limit=70", "prompts=a.jsonl"]).prompts.limit == 70
 
 

@@ -26,6 +26,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Prompt, Rollout, Signal, Span
 from support.altered import train_altered
+from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
 from support.small_runs import PROMPTS as SMALL_PROMPTS
@@ -293,7 +294,7 @@ def test_the_loop_tells_the_mean_loss_of_each_prompts_tokens(tmp_path: Path) -> 
     """In one step, micro-batch by micro-batch: weighted by their tokens, the prompts' means are the loss."""
     changes = {"experimental.curriculum.divergence": 1.0, "rollout.prompts_per_step": 8, "optimizer.micro_batch": 3}
     small = {"optimizer.steps": 1, "prompts.limit": 16, "eval.prompts.limit": 8, "log": [], "out": str(tmp_path / "r")}
-    config = read("opd", {**changes, **small})
+    config = read_language("opd", {**changes, **small})
     loop = LanguageRun.load(config, Objects()).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert isinstance(loop.curriculum, Adaptive)
     tokens = Counter({r.prompt.id: r.num_tokens for r in loop.sampler.rollout(loop.curriculum.step(0), 0, 0)})

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import opd
 from opd.axes.base import Objects
-from opd.config.read import read
 from opd.config.run import PromptsConfig
 from opd.diffusion.data import load_image_prompts
 from opd.diffusion.images import grid, image_of, save, to_pixels, to_tensor
@@ -24,6 +23,7 @@ from opd.errors import DataError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Prompt
+from support.families import read_denoising
 from support.tiny_pipelines import make_pipeline, prompt_rows, run_tree, write_rows
 
 FINE_TUNING: dict[str, Any] = {
@@ -49,7 +49,7 @@ def prompts(tmp_path: Path, every: int = 1, size: int = 8) -> dict[str, str]:
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 

@@ -25,6 +25,7 @@ from opd.diffusion.models import (
 from opd.diffusion.schedules import schedule_of
 from opd.errors import ConfigError, ModelError
 from opd.types import Prompt
+from support.families import read_denoising
 from support.tiny_pipelines import run_tree
 
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
@@ -151,12 +152,11 @@ def test_a_lora_teacher_does_not_change(
 ) -> None:
     """Also if all of the student's weights train, so that nothing is shared."""
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
     from opd.output.run_log import RunLog
 
     tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": str(lora)}, lora=adapter)
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     teacher = run.teachers["teacher"]
     before, start = said(teacher), said(run.student)
     assert not torch.allclose(before, start, atol=1e-4)

@@ -20,6 +20,7 @@ from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
 from opd.types import Prompt
+from support.families import read_denoising
 from support.report_pipelines import run_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -51,12 +52,11 @@ def test_every_evaluation_writes_a_strip_of_the_same_prompts(folder: Path) -> No
 
 def test_a_strip_shows_the_images_of_the_weights(folder: Path) -> None:
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.evaluation import decoded_images
     from opd.diffusion.images import to_pixels
     from opd.diffusion.run import DenoisingRun
 
-    config = read({**run_file(folder), "student": str(folder / "out")})
+    config = read_denoising({**run_file(folder), "student": str(folder / "out")})
     run = DenoisingRun.load(config, Objects())
     grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
     assert isinstance(grids, Grids)
@@ -75,10 +75,9 @@ def test_sample_grids_do_not_change_the_run(folder: Path) -> None:
 
 def test_sample_grids_change_neither_the_global_generator_nor_the_mode(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
 
-    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids
@@ -172,10 +171,9 @@ def test_a_run_on_noised_images_has_strips_but_no_states(folder: Path, tmp_path:
 
 def test_by_state_is_the_mean_loss_of_each_state(folder: Path) -> None:
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
 
-    run = DenoisingRun.load(read(run_file(folder)), Objects())
+    run = DenoisingRun.load(read_denoising(run_file(folder)), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     rollouts = run.config.rollout.source.build(run).rollout(run.prompts[:2], 0)
     (said,) = loop.score(rollouts)
@@ -195,10 +193,9 @@ def test_reference_images_are_padded_to_squares() -> None:
 
 def test_the_images_that_the_teacher_sees_are_saved(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
 
-    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     own = run.recorder(loop)
     assert own
@@ -243,10 +240,9 @@ def test_the_overview_has_a_row_per_strip(folder: Path) -> None:
 
 def test_after_a_collapse_the_overview_ends_with_the_kept_weights(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
-    from opd.config.read import read
     from opd.diffusion.run import DenoisingRun
 
-    run = DenoisingRun.load(read({**run_file(folder), "out": str(tmp_path)}), Objects())
+    run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
     loop = run.assemble(None)  # type: ignore[arg-type]
     grids = run.recorder(loop)
     assert grids

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import opd
 from opd.axes.base import Objects
-from opd.config.read import read
 from opd.diffusion.divergences import log_density
 from opd.diffusion.objectives import RewardGradient
 from opd.diffusion.run import DenoisingRun
@@ -23,6 +22,7 @@ from opd.errors import EmptyStepError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Rollout, Scored
+from support.families import read_denoising
 from support.tiny_pipelines import run_tree
 
 TASK = '''
@@ -77,7 +77,7 @@ def tree_of(out: Path, folder: Any, kind: str = "sd3", **changes: Any) -> dict[s
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -262,7 +262,7 @@ def test_without_a_judge_the_distance_to_the_teacher_is_measured(tmp_path: Path,
 
     def before(**loss: Any) -> float:
         tree = run_tree(tmp_path / "out", folder("sd3"), teacher={"model": folder("sd3", 1)}, loss=loss)
-        run = DenoisingRun.load(read(tree | {"eval": {"prompts": held_out}}), Objects())
+        run = DenoisingRun.load(read_denoising(tree | {"eval": {"prompts": held_out}}), Objects())
         measure = run.evaluation(run.terms()[0])
         assert measure is not None
         return measure()["distance"]

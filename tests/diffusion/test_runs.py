@@ -19,6 +19,7 @@ from opd.diffusion.run import DenoisingRun
 from opd.errors import CheckpointError, ConfigError
 from opd.loop import Loop
 from opd.output.run_log import RunLog
+from support.families import read_denoising
 from support.interrupt import Interrupt
 from support.tiny_pipelines import prompt_rows, run_tree, write_rows
 
@@ -41,7 +42,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -50,7 +51,7 @@ def gradient(tree: dict[str, Any], tmp_path: Path) -> Tensor:
     _, loop = loop_of(tree, tmp_path)
     caught: list[Tensor] = []
 
-    def instead(step: int, loss: float, *, scale: float) -> float:
+    def instead(step: int, loss: float, *, scale: float = 1.0) -> float:
         grads = [p.grad for p in loop.optimizer.named.values()]
         caught.append(torch.cat([g.flatten() for g in grads if g is not None]))
         return 1.0

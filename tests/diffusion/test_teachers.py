@@ -16,24 +16,24 @@ from torch import Tensor
 import opd
 from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
-from opd.config.read import read
 from opd.diffusion.evaluation import mean_distance
 from opd.diffusion.models import DenoisingModel
 from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
 from opd.diffusion.teachers import DenoisingTeacher, DomainTeachers, ImageView
-from opd.diffusion.types import PredictionSignal
+from opd.diffusion.types import PredictionSignal, PredictionStates
 from opd.errors import ModelError
 from opd.loop import Loop
 from opd.models.forward import sort_key
 from opd.output.run_log import RunLog
 from opd.types import Prompt, Scored
+from support.families import read_denoising
 from support.tiny_pipelines import WORDS, prompt_rows, run_tree, write_rows
 
 
 def loop_of(tree: dict[str, Any], tmp_path: Path) -> tuple[DenoisingRun, Loop]:
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     return run, run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
 
 
@@ -265,7 +265,9 @@ def test_another_parameterisation_is_converted(model: Any) -> None:
 
 def test_a_run_takes_a_teacher_with_another_parameterisation(tmp_path: Path, folder: Any) -> None:
     theirs = folder("ddim", 1, prediction="v_prediction")
-    run = DenoisingRun.load(read(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects())
+    run = DenoisingRun.load(
+        read_denoising(run_tree(tmp_path / "out", folder("ddim"), teacher={"model": theirs})), Objects()
+    )
     (term,) = run.terms()
     drawn = run.config.rollout.source.build(run).rollout(run.prompts, 0)
     said = mean_distance(
@@ -312,6 +314,7 @@ def test_a_guided_teacher_predicts_with_guidance(tmp_path: Path, folder: Any) ->
         plain = m.predict(state_TX, run.samplers.schedule.time(signal.step_T), conditioning)
     torch.testing.assert_close(signal.target_TX, expected, atol=1e-5, rtol=1e-4)
     ((_, states),) = loop.forward(rollouts)
+    assert isinstance(states, PredictionStates)
     torch.testing.assert_close(states.prediction_TX.detach(), plain, atol=1e-5, rtol=1e-4)
 
 

@@ -12,14 +12,15 @@ import torch
 
 import opd
 from opd.axes.base import Objects
-from opd.config.read import read
 from opd.diffusion.folders import load_pipeline
 from opd.diffusion.models import load, of_pipeline
 from opd.diffusion.run import DenoisingRun
 from opd.diffusion.sampler import DenoisingSampler
 from opd.diffusion.schedules import schedule_of
+from opd.diffusion.types import Trajectory
 from opd.output.run_log import RunLog
 from opd.types import Prompt
+from support.families import read_denoising
 from support.tiny_pipelines import KINDS, prompt_rows, run_tree
 
 PROMPTS = [Prompt(id="a", text="big red circle", data={"label": 1}), Prompt(id="b", text="blue", data={"label": 3})]
@@ -75,12 +76,13 @@ def test_the_saved_pipeline_generates_the_students_latents(
     tmp_path: Path, folder: Any, kind: str, lora: dict[str, int] | None
 ) -> None:
     tree = run_tree(tmp_path / "out", folder(kind), teacher={"model": folder(kind, 1)}, lora=lora)
-    run = DenoisingRun.load(read(tree), Objects())
+    run = DenoisingRun.load(read_denoising(tree), Objects())
     loop = run.assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     loop._step(0)
     loop._step(1)
     run.student.save(tmp_path / "left")
-    own = run.config.rollout.source.build(run).rollout(PROMPTS, 0)
+    drawn = run.config.rollout.source.build(run).rollout(PROMPTS, 0)
+    own = [trajectory for trajectory in drawn if isinstance(trajectory, Trajectory)]
     pipeline = load_pipeline(tmp_path / "left")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 import opd
 from opd.axes.base import Objects
-from opd.config.read import read
 from opd.errors import ConfigError, DataError
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.types import Metrics
+from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
 from support.small_runs import PROMPTS, small_run
@@ -34,7 +34,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def a_loop(tmp_path: Path, **changes: Any) -> Loop:
     objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
-    return LanguageRun.load(read(run_file(tmp_path / "out", **changes)), objects).assemble(
+    return LanguageRun.load(read_language(run_file(tmp_path / "out", **changes)), objects).assemble(
         RunLog(tmp_path / "m", [], [])
     )
 

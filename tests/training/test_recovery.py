@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 import opd
 from opd.axes.base import Objects
-from opd.config.read import read
 from opd.evaluation.metrics import entropy
 from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
@@ -25,6 +24,7 @@ from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.types import Prompt, Rollout, Span
 from support import ruined_runs
 from support.altered import train_altered
+from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
 from support.small_runs import PROMPTS, small_run
@@ -251,7 +251,7 @@ def test_each_rollback_lowers_the_learning_rate_and_raises_the_anchor_until_none
 
 @pytest.mark.slow
 def test_one_update_that_is_not_finite_is_skipped_and_several_are_a_collapse(tmp_path: Path) -> None:
-    changes = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
+    changes: dict[str, Any] = {"optimizer": {"lr": 1e-3, "steps": 8}, "guards": {"max_skipped": 3, "recover": {}}}
 
     poison = {last: partial(ruined_runs.sabotaged, strike=ruined_runs.no_number, first=2, last=last) for last in (2, 4)}
     once = train(tmp_path / "once", alter=poison[2], **changes)
@@ -265,7 +265,7 @@ def test_after_a_rollback_only_a_best_evaluation_refreshes_the_teacher(tmp_path:
     tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"})
     rows = [{**row, "answer": "k l"} for row in PROMPTS]
     objects = Objects(student=make_model(0), prompts=rows)
-    loop = LanguageRun.load(read(tree), objects).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop = LanguageRun.load(read_language(tree), objects).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
     assert loop.recovery is not None
     assert loop.average is not None
     loop.run()
