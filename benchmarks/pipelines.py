@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import opd
-from opd.models.language import load
+from opd.models.loading import load
 from opd.pipelines.graph import REFERENCE
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ import torch
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, device_named, load, pad, stop_ids
+from opd.models.language import LanguageModel, device_named, pad, stop_ids
+from opd.models.loading import load
 from opd.types import Sampling
 
 

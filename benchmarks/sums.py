@@ -8,7 +8,8 @@ from functools import cache
 
 from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.nano.tasks import math as additions
 from opd.nano.tasks.math import MathTask
 from opd.nano.traces import without_carry

@@ -15,7 +15,8 @@ from opd.engines.hf import HFEngine
 from opd.evaluation.diagnostics import diagnose, token_class
 from opd.evaluation.metrics import gap_recovery, repeats
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Rollout

@@ -13,7 +13,8 @@ from opd.errors import ConfigError
 from opd.experimental.conflict import Conflict
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
-from opd.models.language import load, stop_ids
+from opd.models.language import stop_ids
+from opd.models.loading import load
 from opd.models.pool import ModelPool
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain

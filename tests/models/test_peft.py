@@ -15,7 +15,8 @@ from opd.errors import ModelError
 from opd.models.chat import Chat
 from opd.models.copies import EmaWeights, frozen_copy
 from opd.models.forward import read, student_readings
-from opd.models.language import LanguageModel, accept, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import accept, load
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt
 from support.models import make_model

@@ -8,7 +8,8 @@ import opd
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.nano.traces import without_carry
 from opd.rollouts.sampler import Sampler
 from opd.types import Sampling

@@ -10,7 +10,8 @@ from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
-from opd.models.language import load, stop_ids
+from opd.models.language import stop_ids
+from opd.models.loading import load
 from opd.nano.traces import PRIVILEGED
 from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor

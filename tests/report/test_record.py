@@ -23,7 +23,8 @@ from opd.losses.objectives import (
     SeveralTeachers,
     per_token_losses,
 )
-from opd.models.language import LanguageModel, load
+from opd.models.language import LanguageModel
+from opd.models.loading import load
 from opd.report.data import run_data
 from opd.report.files import ROLLOUTS, read_rollouts
 from opd.report.preview import spaced_prompts, varied_rollouts

@@ -13,7 +13,8 @@ from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.errors import CheckpointError
 from opd.models.chat import Chat
-from opd.models.language import load, stop_ids
+from opd.models.language import stop_ids
+from opd.models.loading import load
 from opd.rollouts.recorded import Recording, record, save
 from opd.rollouts.recorded import load as read_recording
 from opd.rollouts.sampler import Sampler

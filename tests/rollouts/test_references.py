@@ -8,7 +8,7 @@ import pytest
 from opd.data.tasks import get_task
 from opd.errors import DataError
 from opd.models.chat import Chat
-from opd.models.language import load
+from opd.models.loading import load
 from opd.rollouts.references import ReferenceAnswers
 from opd.types import Message, Observation, Prompt
 from support.chat_templates import FORMATS, make_chat_tokenizer

@@ -13,7 +13,8 @@ from opd.engines.hf import HFEngine
 from opd.errors import DataError
 from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
-from opd.models.language import load, stop_ids
+from opd.models.language import stop_ids
+from opd.models.loading import load
 from opd.rollouts.sampler import Prefix, Sampler
 from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
 from support.chat_templates import FORMATS, make_chat_tokenizer

@@ -16,7 +16,8 @@ from opd.losses.cross import Matched
 from opd.losses.objectives import CrossTokenizer, per_token_losses
 from opd.models.chat import Chat
 from opd.models.forward import align, read, student_readings
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import Sampler
 from opd.signals import CrossSignal

@@ -12,7 +12,8 @@ from opd.axes.views.privileged import PrivilegedView
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import GroupAdvantages, SampledTeacher

@@ -23,7 +23,8 @@ from opd.diffusion.conditioning import ENCODERS, NOTHING, UNGUIDED, Conditioning
 from opd.diffusion.folders import load_pipeline, quiet, save_pipeline
 from opd.errors import ConfigError, ModelError
 from opd.models.bundled import resolve
-from opd.models.language import freeze, unloadable
+from opd.models.language import freeze
+from opd.models.loading import unloadable
 from opd.types import Prompt
 
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -16,7 +16,8 @@ from opd.errors import ConfigError
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
-from opd.models.language import LanguageModel, load, stop_ids
+from opd.models.language import LanguageModel, stop_ids
+from opd.models.loading import load
 from opd.models.pool import ModelPool
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler

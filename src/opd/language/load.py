@@ -17,7 +17,8 @@ from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, accept, check_vocabulary, device_named, load, set_threads
+from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
+from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
 from opd.types import Prompt, Task
 

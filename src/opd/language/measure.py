@@ -18,7 +18,8 @@ from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.language.context import LanguageContext
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, device_named, load, set_threads, stop_ids
+from opd.models.language import LanguageModel, device_named, set_threads, stop_ids
+from opd.models.loading import load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain, first, label_of
 from opd.teachers.local import LocalTeacher

@@ -21,7 +21,8 @@ from opd.language.preview import preview
 from opd.language.terms import loss_terms
 from opd.loop import Loop
 from opd.models.forward import read_own
-from opd.models.language import check_trainable, checkpoint_activations
+from opd.models.language import checkpoint_activations
+from opd.models.loading import check_trainable
 from opd.output.model_card import model_card
 from opd.output.result import Result
 from opd.output.run_folder import write_text

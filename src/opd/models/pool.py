@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from opd.models.bundled import resolve
-from opd.models.language import LanguageModel, load, unloadable
+from opd.models.language import LanguageModel
+from opd.models.loading import load, unloadable
 
 NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 """Entries of a model's config that do not affect the shapes of its weights."""

@@ -43,7 +43,7 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
     """
     import torch
 
-    from opd.models.language import load
+    from opd.models.loading import load
 
     (first, path), *others = models.items()
     share = list(weights) if weights is not None else [1 / len(models)] * len(models)
