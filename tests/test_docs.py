@@ -41,6 +41,7 @@ BOTH = [{"task": "math", "limit": 4}, {"task": "tools", "limit": 4}]
 
 RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hints": ("hint", {"eval.prompts.limit": 8}),
+    "critic": ("hint", {"eval.prompts": None, "teacher.view.author": {"type": "model", "model": "nano/critic"}}),
     "terms": (
         "opd",
         {

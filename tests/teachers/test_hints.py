@@ -1,5 +1,6 @@
 """Hint authors: rules, a local model's strict format, and a real HTTP server that misbehaves."""
 
+import dataclasses
 import json
 import socket
 import threading
@@ -14,8 +15,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 import opd
+from opd.api import examine
+from opd.config.read import read
 from opd.engines.hf import HFEngine
-from opd.errors import ConfigError, EmptyStepError, ModelError
+from opd.errors import ConfigError, DataError, EmptyStepError, ModelError
 from opd.models.chat import Chat
 from opd.models.language import stop_ids
 from opd.teachers.experience import gather_experience
@@ -65,15 +68,28 @@ def test_transcript_numbers_the_turns() -> None:
 @pytest.mark.parametrize(
     ("answer", "hints", "counted"),
     [
-        ("turn 1: use d", [(0, "use d")], {"hints": 1}),
-        ("Turn 2 : x\nturn 1: y", [(1, "x"), (0, "y")], {"hints": 2}),
-        ("turn 1 : x turn 2 : y", [(0, "x"), (1, "y")], {"hints": 2}),
+        ("turn 1: use d", [(0, "use d")], {"written": 1}),
+        ("Turn 2 : x\nturn 1: y", [(1, "x"), (0, "y")], {"written": 2}),
+        ("turn 1 : x turn 2 : y", [(0, "x"), (1, "y")], {"written": 2}),
         ("none", [], {"none": 1}),
         (" None. ", [], {"none": 1}),
         ("", [], {"unparsable": 1}),
         ("I think turn 1: x", [], {"unparsable": 1}),
-        ("turn 0: x turn 3: y turn 1: z", [(0, "z")], {"bad_turn": 2, "hints": 1}),
-        ("turn 1:  turn 2: y", [(1, "y")], {"empty": 1, "hints": 1}),
+        ("turn 0: x turn 3: y turn 1: z", [(0, "z")], {"bad_turn": 2, "written": 1}),
+        ("turn 1:  turn 2: y", [(1, "y")], {"empty": 1, "written": 1}),
+        ("<think>turn 2: no, turn 1</think>\n\nturn 1: use d", [(0, "use d")], {"written": 1}),
+        ("turn 2 looks fine\n</think>\nturn 1: use d", [(0, "use d")], {"written": 1}),
+        ("<think>turn 1: cut off", [], {"unparsable": 1}),
+        ("Here are the faulty turns:\n- **Turn 1**: use d", [(0, "use d")], {"written": 1}),
+        ("Sure!\n\n1. **Turn 1:** use d\n2. **Turn 2:** or e", [(0, "use d"), (1, "or e")], {"written": 2}),
+        ("### Turn 2: use d\nand then e.\n\nI hope that helps.", [(1, "use d\nand then e.")], {"written": 1}),
+        ("turn 1: as in turn 2: use d\nturn 2: e", [(0, "as in turn 2: use d"), (1, "e")], {"written": 2}),
+        ("I read all of it.\n\n**None.**", [], {"none": 1}),
+        (
+            "<|channel|>analysis<|message|>turn 1: x<|end|><|start|>assistant<|channel|>final<|message|>none",
+            [],
+            {"none": 1},
+        ),
     ],
 )
 def test_the_strict_format(answer: str, hints: list[tuple[int, str]], counted: dict[str, int]) -> None:
@@ -166,8 +182,6 @@ def server() -> Iterator[Server]:
 
 
 def other(number: int) -> Rollout:
-    import dataclasses
-
     prompt = Prompt(id=str(number), messages=({"role": "user", "content": f"number {number}"},))
     return dataclasses.replace(ROLLOUT, prompt=prompt)
 
@@ -180,7 +194,75 @@ def test_an_endpoint_is_asked_once_per_transcript(server: Server, monkeypatch: p
     assert len(server.requests) == 1
     assert server.authorization == ["Bearer secret"]
     assert server.requests[0]["model"] == "critic-1"
-    assert author.counts["hints"] == 2
+    assert author.counts["written"] == 2
+
+
+def test_the_fields_of_a_request_can_be_chosen(server: Server) -> None:
+    HttpAuthor(server.url, "m").hints([other(0)])
+    thinker = {
+        "max_new_tokens": None,
+        "temperature": None,
+        "extra": {"max_completion_tokens": 99, "reasoning_effort": "low"},
+    }
+    HttpAuthor(server.url, "m", **thinker).hints([other(0)])  # type: ignore[arg-type]
+    usual, own = ({k: v for k, v in r.items() if k not in ("model", "messages")} for r in server.requests)
+    assert usual == {"temperature": 0, "max_tokens": 256}
+    assert own == {"max_completion_tokens": 99, "reasoning_effort": "low"}
+
+
+def test_the_reference_answer_is_shown_where_asked_for(server: Server) -> None:
+    known = dataclasses.replace(ROLLOUT, prompt=dataclasses.replace(ROLLOUT.prompt, answer="f"))
+    for see_answer in (False, True):
+        HttpAuthor(server.url, "m", see_answer=see_answer).hints([known])
+    hidden, shown = (request["messages"][1]["content"] for request in server.requests)
+    assert "Reference" not in hidden
+    assert shown == f"Reference answer: f\n{hidden}"
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"temperature": 1}, r"author\.extra: 'temperature' is set by the author itself. Fix: use its key temperature"),
+        ({"stream": True}, r"author\.extra: one whole answer is read. Fix: leave stream and n out"),
+    ],
+)
+def test_a_field_that_the_author_sets_is_refused(extra: dict[str, Any], sentence: str) -> None:
+    author = {"type": "http", "url": "http://127.0.0.1:9/v1", "model": "m", "extra": extra}
+    with pytest.raises(ConfigError, match=sentence):
+        read("hint", {"teacher.view.author": author})
+
+
+def test_an_answer_can_only_be_shown_where_there_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    keys = {"prompts": str(file), "eval.prompts": None, "out": str(tmp_path / "out")}
+    author = {"type": "model", "model": "nano/critic", "see_answer": True}
+    with pytest.raises(DataError, match=r"prompt '1' has no answer, and teacher\.view\.author\.see_answer needs one"):
+        opd.train("hint", {**keys, "teacher.view.author": author})
+
+
+def test_what_became_of_answers_is_measured_and_doctor_shows_one(server: Server, tmp_path: Path) -> None:
+    server.answers = ["<think>\nhm</think>\n- **Turn 1**: use another tool"]
+    server.answer = {"choices": [{"message": {"content": "All of it is wrong."}}]}
+    keys = {
+        "teacher.view.author": {"type": "http", "url": server.url, "model": "m", "concurrency": 1},
+        "rollout.prompts_per_step": 4,
+        "optimizer.steps": 1,
+        "eval.prompts": None,
+        "log": [],
+        "report": False,
+        "out": str(tmp_path / "out"),
+    }
+    opd.train("hint", keys)
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["train"]
+    found = {name: value for name, value in line.items() if name.startswith("hints/")}
+    assert found == {"hints/written": 1, "hints/unparsable": 3, "hints/bad_turn": 0, "hints/too_long": 0}
+    lines = list(examine("hint", keys))
+    assert "hints     0 written, 32 unparsable, 0 bad turn, 0 too long" in lines
+    assert "answer    of the hint author: 'All of it is wrong.'" in lines
+    assert any(
+        line.startswith("WARNING   most of the hint author's answers have no line 'turn N: …'") for line in lines
+    )
 
 
 def test_without_a_token_none_is_sent(server: Server) -> None:

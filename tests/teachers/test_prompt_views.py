@@ -54,6 +54,8 @@ def test_without_a_success_the_environment_speaks_and_without_that_nobody() -> N
 def test_thoughts_are_left_out_and_turns_are_named() -> None:
     one = rollout("p", "<think>x\ny</think> f", 1.0)
     assert attempt(one) == "f"
+    opened_in_the_prompt = dataclasses.replace(one, transcript=({"role": "assistant", "content": "hm\n</think>\n\nf"},))
+    assert attempt(opened_in_the_prompt) == "f"
     assert attempt(rollout("p", "f", 1.0, heard="g")) == "assistant: f\ntool: g"
 
 

@@ -14,10 +14,13 @@ from opd.language.terms import loss_terms
 from opd.models.language import LanguageModel
 from opd.output.format import format_value
 from opd.teachers.alignment import TokenTexts, match
-from opd.types import Metrics
+from opd.types import Metrics, View
 
 NUM_PROMPTS = 32
 """Number of prompts to roll out: enough to compare teacher and student, seconds on a small model."""
+
+ANSWER_CHARACTERS = 400
+"""Length at which a hint author's answer is cut."""
 
 
 def findings(run: LanguageContext) -> Iterator[str]:
@@ -114,7 +117,9 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
             "ends its turns with the turn end above"
         )
     assert main.view is not None
-    signal = main.teacher.score(rollouts, main.view.segments(rollouts)).to(run.student.device)
+    segments = main.view.segments(rollouts)
+    yield from _hints(main.view)
+    signal = main.teacher.score(rollouts, segments).to(run.student.device)
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
         max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)
@@ -128,6 +133,22 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
         yield f"teacher   on the same prompts: {_line(theirs)}"
         if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:
             yield "WARNING   the teacher's accuracy is not above the student's on these prompts"
+
+
+def _hints(view: View) -> Iterator[str]:
+    """What a hint view's author wrote, and one answer as it was written."""
+    metrics: Metrics = getattr(view, "metrics", {})
+    if metrics:
+        counts = [f"{value:g} {name.partition('/')[2].replace('_', ' ')}" for name, value in metrics.items()]
+        yield f"hints     {', '.join(counts)}"
+    answer: str | None = getattr(getattr(view, "author", None), "last_answer", None)
+    if answer is not None:
+        yield f"answer    of the hint author: {answer[:ANSWER_CHARACTERS]!r}"
+    if metrics.get("hints/unparsable", 0) > metrics.get("hints/written", 0):
+        yield (
+            "WARNING   most of the hint author's answers have no line 'turn N: …' or 'none'. Fix: state the format in "
+            "its instruction, or raise its max_new_tokens"
+        )
 
 
 def _size(model: torch.nn.Module) -> str:

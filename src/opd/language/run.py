@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from opd.axes.base import Objects
 from opd.axes.views.context import CONTEXT_FILE, ContextView
 from opd.config.run import RunConfig
 from opd.evaluation.doctor import findings
+from opd.evaluation.metrics import describe
 from opd.language.context import LanguageContext
 from opd.language.load import load_run
 from opd.language.measure import evaluation, extrapolation, gate
@@ -34,7 +35,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Metrics
+from opd.types import Metrics, Rollout, View
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class LanguageRun:
             log=log,
             steps=config.optimizer.steps,
             seed=config.seed,
+            describe=partial(described, run.view()),
             average=average,
             gate=gate(run, terms[0]),
             evaluate=evaluation(run, terms[0]),
@@ -135,3 +137,8 @@ class LanguageRun:
         view = self.context.view()
         if isinstance(view, ContextView):
             write_text(Path(self.config.out) / CONTEXT_FILE, view.context + "\n")
+
+
+def described(view: View, rollouts: Sequence[Rollout]) -> Metrics:
+    """Metrics of a step's rollouts, and what its view reports about them."""
+    return describe(rollouts) | getattr(view, "metrics", {})

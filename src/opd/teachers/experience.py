@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from opd.data.thoughts import without_thoughts
 from opd.errors import ConfigError, EmptyStepError
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import ModelAuthor
@@ -56,7 +57,7 @@ def _rewritten(said: Counter[str], author: HintAuthor, items: int) -> str:
         )
     listed = "\n".join(f"({count} times) {text}" for text, count in said.most_common(LISTED))
     task = {"role": "system", "content": INSTRUCTION.format(items=items)}
-    answer = author.answers([(task, {"role": "user", "content": listed})])[0] or ""
+    answer = without_thoughts(author.answers([(task, {"role": "user", "content": listed})])[0] or "")
     lines = [line.strip() for line in answer.splitlines()]
     lessons = [line.removeprefix("- ").strip() for line in lines if line.startswith("- ")]
     if not lessons:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,16 @@ class HttpAuthor:
         retries: further attempts after a connection error, a timeout, status 429 or 5xx.
         concurrency: largest number of requests at a time.
         cache: folder that keeps answers across runs; None keeps them for this run only.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; None leaves the request's ``max_tokens`` out.
+        temperature: of the answer; None leaves it out.
+        extra: further fields of every request, such as ``max_completion_tokens`` or ``reasoning_effort``.
         instruction: the system message.
+        see_answer: show the model the prompt's reference answer.
         key: the run file's key of this author, for error messages.
 
     Attributes:
         counts: number of answers by result; see ``hints.parse``.
+        last_answer: the latest answer as it was written, thoughts included.
     """
 
     def __init__(
@@ -51,8 +55,11 @@ class HttpAuthor:
         retries: int = 4,
         concurrency: int = 8,
         cache: str | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = 256,
+        temperature: float | None = 0.0,
+        extra: Mapping[str, Any] | None = None,
         instruction: str = INSTRUCTION,
+        see_answer: bool = False,
         key: str = "teacher.view.author.url",
     ) -> None:
         token = os.environ.get(api_key_env)
@@ -64,10 +71,13 @@ class HttpAuthor:
         self.concurrency = concurrency
         self.cache = Path(cache) if cache else None
         self.known: dict[str, str] = {}
-        self.max_new_tokens = max_new_tokens
+        asked = {"temperature": temperature, "max_tokens": max_new_tokens}
+        self.fields = {name: value for name, value in asked.items() if value is not None} | dict(extra or {})
         self.instruction = instruction
+        self.see_answer = see_answer
         self.key = key
         self.counts: Counter[str] = Counter()
+        self.last_answer: str | None = None
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
         """One list per rollout.
@@ -75,7 +85,8 @@ class HttpAuthor:
         Raises:
             ModelError: the endpoint refuses, or does not answer after all attempts.
         """
-        answers = self.answers([transcript(rollout, self.instruction) for rollout in rollouts])
+        answers = self.answers([transcript(r, self.instruction, see_answer=self.see_answer) for r in rollouts])
+        self.last_answer = answers[0] if answers else self.last_answer
         return [parse(a, r, self.counts) for a, r in zip(answers, rollouts, strict=True)]
 
     def answers(self, conversations: Sequence[tuple[Message, ...]]) -> list[str]:
@@ -87,12 +98,7 @@ class HttpAuthor:
             return list(pool.map(lambda conversation: self._answer(client, conversation), conversations))
 
     def _answer(self, client: httpx.Client, conversation: tuple[Message, ...]) -> str:
-        body = {
-            "model": self.model,
-            "messages": [dict(m) for m in conversation],
-            "temperature": 0,
-            "max_tokens": self.max_new_tokens,
-        }
+        body = {"model": self.model, "messages": [dict(m) for m in conversation], **self.fields}
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         known = self._recall(key)
         if known is None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from opd.data.thoughts import without_thoughts
 from opd.errors import ConfigError
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, stop_ids
@@ -20,7 +21,13 @@ TEMPLATES: Mapping[str, str] = {
 INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
 """Instruction for a model that writes hints."""
 
-_TURN = re.compile(r"\bturn\s*(\d+)\s*:", re.IGNORECASE)
+_AT_LINE_START = re.compile(
+    r"^[ \t>#*_`•-]*(?:\d+[.)][ \t]*)?[*_`]*turn\s*(\d+)[ \t*_`]*:[*_`]*", re.IGNORECASE | re.MULTILINE
+)
+"""A hint's beginning, with Markdown around it."""
+
+_IN_ONE_LINE = re.compile(r"\bturn\s*(\d+)\s*:", re.IGNORECASE)
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
 
 
 class RulesAuthor:
@@ -60,10 +67,12 @@ class ModelAuthor:
         stop_ids: ids that end its answer.
         max_new_tokens: the longest answer.
         instruction: its system message.
+        see_answer: show it the prompt's reference answer.
         max_length: the most tokens transcript and answer may have; longer transcripts are dropped and counted.
 
     Attributes:
         counts: answers by what became of them; see ``parse``.
+        last_answer: the latest answer as it was written, thoughts included.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class ModelAuthor:
         stop_ids: frozenset[int],
         max_new_tokens: int = 256,
         instruction: str = INSTRUCTION,
+        see_answer: bool = False,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -81,12 +91,15 @@ class ModelAuthor:
         self.stop_ids = stop_ids
         self.max_new_tokens = max_new_tokens
         self.instruction = instruction
+        self.see_answer = see_answer
         self.max_length = max_length
         self.counts: Counter[str] = Counter()
+        self.last_answer: str | None = None
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
         """One list per rollout; the model answers greedily."""
-        answers = self.answers([transcript(r, self.instruction) for r in rollouts])
+        answers = self.answers([transcript(r, self.instruction, see_answer=self.see_answer) for r in rollouts])
+        self.last_answer = next((a for a in answers if a is not None), self.last_answer)
         pairs = zip(answers, rollouts, strict=True)
         return [[] if answer is None else parse(answer, r, self.counts) for answer, r in pairs]
 
@@ -110,7 +123,9 @@ class ModelAuthor:
         return found
 
 
-def local_author(critic: LanguageModel, *, max_new_tokens: int, instruction: str = INSTRUCTION) -> ModelAuthor:
+def local_author(
+    critic: LanguageModel, *, max_new_tokens: int, instruction: str = INSTRUCTION, see_answer: bool = False
+) -> ModelAuthor:
     """An author that generates greedily with a model on this machine."""
     from opd.engines.hf import HFEngine
 
@@ -121,11 +136,17 @@ def local_author(critic: LanguageModel, *, max_new_tokens: int, instruction: str
         max_new_tokens=max_new_tokens,
         max_length=critic.max_length,
         instruction=instruction,
+        see_answer=see_answer,
     )
 
 
-def transcript(rollout: Rollout, instruction: str) -> tuple[Message, ...]:
-    """A rollout as a model reads it, its turns numbered from 1."""
+def transcript(rollout: Rollout, instruction: str, *, see_answer: bool = False) -> tuple[Message, ...]:
+    """A rollout as a model reads it, its turns numbered from 1.
+
+    Args:
+        instruction: the system message.
+        see_answer: put the prompt's reference answer, if it has one, above the transcript.
+    """
     lines = [f"{m['role']}: {m['content']}" for m in rollout.prompt.messages or ()]
     if rollout.prompt.text is not None:
         lines.append(f"user: {rollout.prompt.text}")
@@ -136,30 +157,36 @@ def transcript(rollout: Rollout, instruction: str) -> tuple[Message, ...]:
             lines.append(f"turn {turn}: {message['content']}")
         else:
             lines.append(f"{message['role']}: {message['content']}")
+    answer = f"Reference answer: {rollout.prompt.answer}\n" if see_answer and rollout.prompt.answer is not None else ""
     return (
         {"role": "system", "content": instruction},
-        {"role": "user", "content": "Transcript:\n" + "\n".join(lines)},
+        {"role": "user", "content": answer + "Transcript:\n" + "\n".join(lines)},
     )
 
 
 def parse(answer: str, rollout: Rollout, counts: Counter[str]) -> list[Hint]:
-    """Hints in an answer of the form ``turn N: hint``, a line each, or ``none``.
+    """Hints in an answer with lines ``turn N: hint``, or with the line ``none``.
 
-    Nothing is guessed: what does not parse is dropped. ``counts`` gets one more of ``hints`` per hint, of
-    ``none`` or ``unparsable`` per answer without any, and of ``bad_turn`` or ``empty`` per hint dropped.
+    Thoughts, Markdown around ``turn N:`` and other lines are left out. A hint ends with its paragraph. An answer of one
+    line that starts with a hint may have several. Nothing else is guessed: what does not parse is dropped. ``counts``
+    gets one more of ``written`` per hint, of ``none`` or ``unparsable`` per answer without any, and of ``bad_turn`` or
+    ``empty`` per hint dropped.
     """
-    parts = _TURN.split(answer)
-    if parts[0].strip() or len(parts) == 1:
-        counts["none" if answer.strip().lower().rstrip(".") == "none" else "unparsable"] += 1
+    text = without_thoughts(answer)
+    in_one_line = "\n" not in text and _IN_ONE_LINE.match(text)
+    _, *parts = (_IN_ONE_LINE if in_one_line else _AT_LINE_START).split(text)
+    if not parts:
+        none = any(line.strip(" \t*_`.").lower() == "none" for line in text.splitlines())
+        counts["none" if none else "unparsable"] += 1
         return []
     found = []
-    for number, text in zip(parts[1::2], parts[2::2], strict=True):
-        turn = int(number) - 1
+    for number, rest in zip(parts[::2], parts[1::2], strict=True):
+        turn, hint = int(number) - 1, _PARAGRAPH_END.split(rest.strip(), maxsplit=1)[0].strip()
         if not 0 <= turn < len(rollout.turns):
             counts["bad_turn"] += 1
-        elif not text.strip():
+        elif not hint:
             counts["empty"] += 1
         else:
-            counts["hints"] += 1
-            found.append(Hint(rollout.turns[turn], text.strip()))
+            counts["written"] += 1
+            found.append(Hint(rollout.turns[turn], hint))
     return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from opd.axes.authors.base import AuthorConfig
 from opd.axes.context import RunContext
@@ -23,8 +23,14 @@ class Http(AuthorConfig):
     """The served model's name."""
     instruction: str | None = None
     """Replaces the model's system message."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest answer."""
+    see_answer: bool = False
+    """Show it the prompt's reference answer."""
+    max_new_tokens: int | None = Field(256, ge=1)
+    """Longest answer, sent as ``max_tokens``; ``null`` leaves the field out."""
+    temperature: float | None = Field(0.0, ge=0)
+    """Sampling temperature of the answer; ``null`` leaves the field out, as some reasoning models demand."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as ``{max_completion_tokens: 4096, reasoning_effort: low}``."""
     api_key_env: str = "OPD_HINT_API_KEY"
     """Environment variable with the endpoint's token; never written anywhere."""
     timeout: float = Field(60.0, gt=0)
@@ -38,6 +44,25 @@ class Http(AuthorConfig):
 
     writes = True
     sends_requests = True
+
+    @field_validator("extra")
+    @classmethod
+    def _without_own_fields(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        keys = {
+            "model": "model",
+            "messages": "instruction",
+            "max_tokens": "max_new_tokens",
+            "temperature": "temperature",
+        }
+        for name in sorted(keys.keys() & extra.keys()):
+            raise ValueError(f"'{name}' is set by the author itself. Fix: use its key {keys[name]}")
+        if extra.get("stream") or extra.get("n", 1) != 1:
+            raise ValueError("one whole answer is read. Fix: leave stream and n out")
+        return extra
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Answers, if they are shown."""
+        return {"see_answer": ("answers",)} if self.see_answer else {}
 
     def build(self, run: RunContext, key: str) -> HintAuthor:
         """The author; nothing is sent yet."""

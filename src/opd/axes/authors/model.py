@@ -21,10 +21,16 @@ class Model(AuthorConfig):
     """Path or id."""
     instruction: str | None = None
     """Replaces the model's system message."""
+    see_answer: bool = False
+    """Show it the prompt's reference answer."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer."""
 
     writes = True
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """Answers, if they are shown."""
+        return {"see_answer": ("answers",)} if self.see_answer else {}
 
     def build(self, run: RunContext, key: str) -> HintAuthor:
         """The author, with its model loaded."""
@@ -32,4 +38,6 @@ class Model(AuthorConfig):
 
         critic = run.load_model(self.model, key=f"{key}.model")
         instruction = self.instruction or INSTRUCTION
-        return local_author(critic, max_new_tokens=self.max_new_tokens, instruction=instruction)
+        return local_author(
+            critic, max_new_tokens=self.max_new_tokens, instruction=instruction, see_answer=self.see_answer
+        )

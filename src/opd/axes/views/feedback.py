@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +9,7 @@ from pydantic import model_validator
 
 from opd.axes.context import RunContext
 from opd.axes.views.base import PromptView, ViewConfig, checked_template, rewritten
+from opd.data.thoughts import without_thoughts
 from opd.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ ENVIRONMENT = "\n\nWhat came of an earlier attempt that failed:\n\n{feedback}"
 
 SUCCESS = 1.0
 """Least reward of an attempt that counts as successful."""
-
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 class Feedback(ViewConfig):
@@ -111,6 +109,6 @@ class FeedbackView(PromptView):
 def attempt(rollout: Rollout) -> str:
     """The student's text without its thoughts; several turns are shown with their roles."""
     if len(rollout.transcript) == 1:
-        return _THOUGHT.sub("", rollout.transcript[0]["content"]).strip()
-    lines = (f"{m['role']}: {_THOUGHT.sub('', m['content']).strip()}" for m in rollout.transcript)
+        return without_thoughts(rollout.transcript[0]["content"])
+    lines = (f"{m['role']}: {without_thoughts(m['content'])}" for m in rollout.transcript)
     return "\n".join(lines)

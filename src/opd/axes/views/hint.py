@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -11,10 +12,13 @@ from opd import types
 from opd.axes.authors import AuthorChoice, Rules
 from opd.axes.context import RunContext
 from opd.axes.views.base import ViewConfig
-from opd.types import HintAuthor, Rollout, Segment, Span
+from opd.types import HintAuthor, Metrics, Rollout, Segment, Span
 
 if TYPE_CHECKING:
     from opd.models.chat import Chat
+
+DROPPED = ("unparsable", "bad_turn", "too_long")
+"""Counts of an author: answers without a hint or ``none``, hints about a turn that is not there, unread transcripts."""
 
 
 class Hint(ViewConfig):
@@ -84,10 +88,17 @@ class HintView:
         self.max_hints = max_hints
         self.last_hints: list[list[types.Hint]] = []
         """The hints of each rollout of the last call."""
+        self.metrics: Metrics = {}
+        """``hints/written`` of the last call, and of authors that answer in text what became of the other answers."""
 
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """A segment for every hint that the author writes."""
+        counts: Counter[str] | None = getattr(self.author, "counts", None)
+        before = Counter(counts)
         written = self.author.hints(rollouts)
+        self.metrics = {"hints/written": float(sum(map(len, written)))}
+        if counts is not None:
+            self.metrics |= {f"hints/{name}": float(counts[name] - before[name]) for name in DROPPED}
         self.last_hints = [apart(hints)[: self.max_hints] for hints in written]
         return [
             Segment(index, self._context(rollouts[index], hint), hint.span)
