@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from opd.config.secrets import redact_sentence
 from opd.errors import OpdError
+from opd.output.visible import sentence, visible
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
+console = Console(emoji=False)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the run file.")]
 
@@ -118,7 +121,7 @@ def doctor(
     from opd.api import examine
 
     for line in examine(source, overrides or []):
-        console.print(line, highlight=False)
+        console.print(escape(visible(line)), highlight=False)
 
 
 def main() -> None:
@@ -131,7 +134,11 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("\ninterrupted; go on with --resume")
         sys.exit(130)
+    except Exception:  # a fault of opd or of a library; what libraries say may hold a key
+        sys.stderr.write(redact_sentence(traceback.format_exc()))
+        sys.exit(1)
 
 
-def _complain(sentence: str) -> None:
-    Console(stderr=True).print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+def _complain(problem: str) -> None:
+    console = Console(stderr=True, emoji=False)
+    console.print(f"[red]error:[/] {escape(sentence(problem))}", highlight=False, soft_wrap=True)

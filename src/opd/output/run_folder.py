@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from opd.config.secrets import redact
 from opd.errors import ConfigError
 
 if sys.platform != "win32":
@@ -74,10 +75,10 @@ def is_empty(folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically and flush it to disk."""
+    """Write a file atomically and flush it to disk, without any key of a server."""
     partial = path.with_name(f".{path.name}")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(redact(text))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

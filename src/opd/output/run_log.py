@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from opd.config.secrets import redact_sentence
 from opd.types import Metrics, Rollout, Scored
 
 PROJECT = "opd"
@@ -186,8 +187,8 @@ def open_sinks(
             sinks.append(_OPEN[name](name, folder, config, project))
         except Exception as error:  # a tracker's own errors must not end a run
             warnings.append(
-                f"log: {name} could not be started ({error}), so it records nothing. Fix: configure it, or remove it "
-                "from log"
+                f"log: {name} could not be started ({redact_sentence(str(error))}), so it records nothing. Fix: "
+                "configure it, or remove it from log"
             )
     return sinks, warnings
 

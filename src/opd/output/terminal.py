@@ -12,6 +12,7 @@ from rich.table import Table
 from opd.output.format import STEP, format_line, format_value, headline
 from opd.output.result import Result
 from opd.output.run_log import RunStart
+from opd.output.visible import sentence
 from opd.report.files import ROLLOUTS
 from opd.report.page import REPORT
 from opd.report.samples import SAMPLES
@@ -62,7 +63,7 @@ class LiveDisplay:
             self.console.print(rollout)
 
     def event(self, step: int, kind: str, text: str) -> None:
-        self.console.print(f"[yellow]step {step:>4}  {kind}:[/] {escape(text)}")
+        self.console.print(f"[yellow]step {step:>4}  {kind}:[/] {escape(sentence(text))}")
 
     def stop(self) -> None:
         self.progress.stop()
@@ -77,7 +78,8 @@ def show_result(console: Console, result: Result) -> None:
             table.add_row(name, *["" if value is None else format_value(name, value) for value in row])
         console.print(table)
     if result.stopped_by:
-        console.print(f"[yellow]stopped by the guard '{result.stopped_by}':[/] {escape(result.events[-1]['text'])}")
+        reason = escape(sentence(result.events[-1]["text"]))
+        console.print(f"[yellow]stopped by the guard '{result.stopped_by}':[/] {reason}")
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"metrics  {result.out}/README.md, result.json, metrics.jsonl")
     if (result.out / REPORT).exists():

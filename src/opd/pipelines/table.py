@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from opd.output.format import format_value, main_metric
+from opd.output.visible import sentence
 from opd.pipelines.progress import Row
 from opd.pipelines.result import PipelineResult
 
@@ -66,7 +67,7 @@ class Lines:
     def stop(self) -> None: ...
 
     def _print(self, row: Row, *parts: str) -> None:
-        line = "  ".join(part for part in (row.stage.name, *parts) if part)
+        line = "  ".join(sentence(part) for part in (row.stage.name, *parts) if part)
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -84,7 +85,7 @@ def table(rows: Mapping[str, Row]) -> Table:
         seconds = f"{row.seconds:.0f} s" if row.seconds else ""
         colour = COLOURS[row.state]
         cells = [stage.name, stage.title, f"[{colour}]{row.state}[/]", progress]
-        shown.add_row(*cells, validation(row), seconds, escape(row.problem or row.event))
+        shown.add_row(*cells, validation(row), seconds, escape(sentence(row.problem or row.event)))
     return shown
 
 

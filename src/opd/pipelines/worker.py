@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from opd.config.secrets import redact_sentence
 from opd.errors import OpdError
 from opd.output.run_folder import locked, write_json
 from opd.pipelines import state
@@ -34,10 +35,10 @@ def main() -> None:
     try:
         _do(job)
     except OpdError as error:
-        answer.write(str(error)[:LONGEST])
+        answer.write(redact_sentence(str(error))[:LONGEST])
     except Exception as error:
-        traceback.print_exc()
-        answer.write(f"{type(error).__name__}: {error}"[:LONGEST])
+        sys.stderr.write(redact_sentence(traceback.format_exc()))
+        answer.write(redact_sentence(f"{type(error).__name__}: {error}")[:LONGEST])
         status = 1
     answer.close()
     sys.exit(status)

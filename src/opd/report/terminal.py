@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from opd.output.visible import visible
 from opd.report.files import read_rollouts
 
 SHADES = ((2.0, "black on #e07b1a"), (0.5, "black on #eda865"), (0.05, "black on #f7d5b5"))
@@ -41,10 +42,10 @@ def _losses(row: Mapping[str, Any]) -> dict[int, float]:
 
 def _coloured(row: Mapping[str, Any]) -> Text:
     losses, own = _losses(row), set(row["own"])
-    shown = Text(f"{row['prompt']}  ", style="dim", end="")
+    shown = Text(f"{visible(row['prompt'])}  ", style="dim", end="")
     for position, token in enumerate(row["text"][:LONGEST]):
         loss = losses.get(position, 0.0)
         shade = next((style for least, style in SHADES if loss >= least), "not dim")
-        shown.append(token, style=shade if position in own else "italic")
+        shown.append(visible(token), style=shade if position in own else "italic")
     shown.append(" …" if len(row["text"]) > LONGEST else "")
     return shown

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from opd.axes.authors.base import AuthorConfig
 from opd.axes.context import RunContext
+from opd.config.secrets import KeyVariable, RequestFields, ServerUrl
 
 if TYPE_CHECKING:
     from opd.types import HintAuthor
@@ -17,7 +18,7 @@ class Http(AuthorConfig):
     """A model behind an OpenAI-compatible chat endpoint."""
 
     type: Literal["http"] = "http"
-    url: str
+    url: ServerUrl
     """Base URL, up to and including /v1."""
     model: str
     """The served model's name."""
@@ -29,12 +30,12 @@ class Http(AuthorConfig):
     """Longest answer, sent as ``max_tokens``; ``null`` leaves the field out."""
     temperature: float | None = Field(0.0, ge=0)
     """Sampling temperature of the answer; ``null`` leaves the field out, as some reasoning models demand."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: RequestFields = Field(default_factory=dict)
     """Further fields of every request, such as ``{max_completion_tokens: 4096, reasoning_effort: low}``."""
-    api_key_env: str = "OPD_HINT_API_KEY"
-    """Environment variable with the endpoint's token; never written anywhere."""
+    api_key_env: KeyVariable = "OPD_HINT_API_KEY"
+    """Environment variable with the server's key, which is never written anywhere."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds per request."""
+    """Seconds for a whole request."""
     retries: int = Field(4, ge=0)
     """Further attempts after a connection error, a timeout, status 429 or 5xx."""
     concurrency: int = Field(8, ge=1)
