@@ -21,7 +21,8 @@ import opd
 from opd.cli import app
 from opd.config import read as run_file
 from opd.config.read import recipe_names
-from opd.data.prompts import from_rows, read_jsonl
+from opd.data.prompts import read_jsonl
+from opd.data.rows import from_rows
 from opd.pipelines import config as pipelines
 from opd.pipelines.graph import build
 

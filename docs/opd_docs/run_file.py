@@ -22,7 +22,14 @@ from opd_docs.tables import prose, table
 
 HEADER = ("key", "value", "default", "meaning")
 
-WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
+WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    type(None): "`null`",
+    Any: "any value",
+}
 
 
 class Block(NamedTuple):

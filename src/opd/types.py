@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Message = Mapping[str, str]
-"""One chat message: ``{"role": "user", "content": "..."}``."""
+Message = Mapping[str, Any]
+"""One chat message: ``{"role": "user", "content": "..."}``, and any other field that the chat template reads.
+
+``content`` is a string, a list of text parts, or None beside ``tool_calls``.
+"""
 
 Metrics = dict[str, float]
 """Values by name, as in a line of ``metrics.jsonl``."""
@@ -48,11 +51,22 @@ class Prompt:
     text: str | None = None
     answer: str | None = None
     """Reference answer or worked solution, which a privileged teacher reads."""
+    other_answers: tuple[str, ...] = ()
+    """Further correct answers."""
     turns: tuple[str, ...] | None = None
     """Assistant turns of a worked solution with an environment's messages between them; None if ``answer`` is all."""
     domain: str = "default"
     data: Mapping[str, Any] = field(default_factory=dict)
     """Fields that the task needs to run its environment and check the answer."""
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """JSON schemas of the tools, which the chat template describes to the student; None for no tools."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, such as ``enable_thinking``."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every correct answer, ``answer`` first."""
+        return self.other_answers if self.answer is None else (self.answer, *self.other_answers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """Prompts from files and datasets, and the sentence for a broken row."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from opd.config.read import read
 from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask, final_answer
-from opd.data.prompts import from_rows, load_prompts
+from opd.data.prompts import load_prompts
+from opd.data.rows import from_rows
 from opd.errors import ConfigError, DataError
 from support.tokenizers import SHARED_DATA
 
@@ -57,7 +60,7 @@ def test_a_dataset_from_disk(tmp_path: Path) -> None:
         ('{"prompt": "  "}\n', "is not a string with text"),
         ('{"prompt": 3}\n', "is not a string with text"),
         ('{"messages": []}\n', "is not a list of messages"),
-        ('{"messages": [{"role": "user"}]}\n', "with strings"),
+        ('{"messages": [{"role": "user"}]}\n', "message 1 .user. has no text in .content."),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "ends with an assistant turn"),
         ("\n", "has no rows"),
     ],
@@ -151,3 +154,51 @@ def test_two_rows_with_one_id_are_refused() -> None:
     rows = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}]
     with pytest.raises(DataError, match="prompts: rows 1 and 3 have the same id 'x'. Fix: give each its own id"):
         from_rows(rows, key="prompts", chat=False)
+
+
+def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answer(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "name": None},
+        {"role": "tool", "content": "1", "tool_call_id": "x"},
+    ]
+    row = {"prompt": messages, "tools": json.dumps([tool]), "answer": ["42", 43], "chat_template_kwargs": {"a": 1}}
+    config = write(tmp_path / "a.jsonl", json.dumps(row))
+    config = config.model_copy(update={"chat_template_kwargs": {"a": 2, "b": False}})
+    (prompt,), _ = load_prompts(config, key="prompts", has_template=True, kwargs={"b": True, "c": 0})
+    assert prompt.tools == (tool,)
+    assert prompt.messages == (
+        messages[0],
+        {"role": "assistant", "tool_calls": [call], "reasoning_content": "hm"},
+        messages[2],
+    )
+    assert (prompt.answer, prompt.answers) == ("42", ("42", "43"))
+    assert prompt.chat_template_kwargs == {"a": 1, "b": False, "c": 0}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "of type 'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a part without text"),
+        ({"messages": [{"role": "", "content": "a"}]}, "is not a list of messages"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": "f()"}]}, "'tool_calls' is not a list of calls"),
+        ({"prompt": "a", "tools": [{"type": "function"}]}, "'tools' is not a list of JSON schemas"),
+        ({"prompt": "a", "tools": "[f"}, "'tools' is no JSON"),
+        ({"prompt": "a", "chat_template_kwargs": [1]}, "'chat_template_kwargs' is no mapping"),
+        ({"prompt": "a", "answer": {"x": 1}}, "'answer' is no text, number or list"),
+        ({"prompt": "a", "answer": float("nan")}, "'answer' is no text, number or list"),
+    ],
+)
+def test_broken_rows(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=f"prompts: row 1.*{words}.*Fix: "):
+        from_rows([row], key="prompts", chat=True)
+
+
+def test_template_arguments_that_are_no_arguments_of_the_template() -> None:
+    with pytest.raises(ConfigError, match=r"prompts.chat_template_kwargs: tools is set by opd. Fix: leave it out"):
+        read("opd", {"prompts.chat_template_kwargs": {"tools": []}})
+    with pytest.raises(ConfigError, match=r"prompts.chat_template_kwargs needs rollouts of text"):
+        read("diffusion-opd", {"prompts.chat_template_kwargs": {"enable_thinking": False}})

@@ -162,6 +162,7 @@ FACTS: dict[str, Fact] = {
         lambda c: None if c.eval.diagnostics else "eval.diagnostics=0",
         "set eval.diagnostics, say 64",
     ),
+    "text": Fact("rollouts of text", lambda c: None, ""),
 }
 """Every fact by name."""
 

@@ -13,6 +13,24 @@ from opd.config.rollout import RolloutConfig
 from opd.config.teacher import TeacherConfig
 from opd.experimental.config import ExperimentalConfig
 
+TEMPLATE_OWN = frozenset(
+    {
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+    }
+    | {"padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+    | {"tokenizer_kwargs"}
+)
+"""Arguments of ``apply_chat_template`` that are no arguments of the template, or that opd sets."""
+
+BESIDE_MIX = frozenset({"mix", "chat_template_kwargs"})
+"""Keys that stand beside ``mix`` and hold for all of its sources."""
+
 
 class PromptsConfig(Strict):
     """Where prompts come from: exactly one of ``task``, ``path``, ``dataset`` and ``mix``.
@@ -39,6 +57,20 @@ class PromptsConfig(Strict):
     """Domain of these prompts, which selects their teachers; by default each prompt's own."""
     mix: tuple[PromptsConfig, ...] | None = Field(None, min_length=1)
     """Several sources, one prompt of each in turn; each keeps its own environment and checker."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the chat template, such as ``{enable_thinking: false}``; a row's column of this name overrides them.
+    Held-out prompts take those of ``prompts``, overridden by those of ``eval.prompts``."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(given.keys() & TEMPLATE_OWN):
+            raise ValueError(f"{taken[0]} is set by opd. Fix: leave it out")
+        return given
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """A chat template renders text."""
+        return {"chat_template_kwargs": ("text",)} if self.chat_template_kwargs else {}
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +92,7 @@ class PromptsConfig(Strict):
                 f"needs exactly one of task, path, dataset and mix (got {' and '.join(given) or 'none'}). Fix: "
                 f"{'keep one of them' if given else 'give one of them'}"
             )
-        if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - {"mix"})):
+        if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - BESIDE_MIX)):
             raise ValueError(f"{others[0]} belongs into each source of the mix. Fix: move it there")
         if self.path and self.split != "train":
             raise ValueError(f"split={self.split} does not apply to a JSONL file. Fix: leave it out")

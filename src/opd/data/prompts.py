@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from opd.config.run import PromptsConfig
-from opd.data.answers import AnswerTask, EachItsOwn
+from opd.data.answers import EachItsOwn
+from opd.data.rows import from_rows
 from opd.data.tasks import TASKS, get_task
 from opd.errors import DataError
-from opd.types import Message, Prompt, Task
-
-COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id")
-"""Columns that opd reads; any other goes into ``Prompt.data`` for the task."""
+from opd.types import Prompt, Task
 
 
-def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+def load_prompts(
+    config: PromptsConfig, *, key: str, has_template: bool, kwargs: Mapping[str, Any] | None = None
+) -> tuple[list[Prompt], Task | None]:
     """Prompts, and the task that checks their answers.
 
     Args:
         config: the source.
         key: the run file's key, for error messages.
         has_template: whether the student's tokenizer has a chat template; then a plain string becomes a user message.
+        kwargs: arguments of the chat template that hold where the source or the row does not give them.
 
     Returns:
         The prompts in the source's order, and the task; None if no prompt has an answer.
@@ -33,10 +34,18 @@ def load_prompts(config: PromptsConfig, *, key: str, has_template: bool) -> tupl
     Raises:
         DataError: the file or dataset is missing, empty, or a row is broken.
     """
+    kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
     if config.mix:
-        return _mixed(config.mix, key=key, has_template=has_template)
+        return _mixed(config.mix, key=key, has_template=has_template, kwargs=kwargs)
     prompts, task = _one_source(config, key=key, has_template=has_template)
-    return [replace(p, domain=config.domain) for p in prompts] if config.domain else prompts, task
+    return [with_settings(p, config, kwargs) for p in prompts], task
+
+
+def with_settings(prompt: Prompt, config: PromptsConfig, kwargs: Mapping[str, Any]) -> Prompt:
+    """A prompt with its source's domain and the template's arguments; its own arguments hold over these."""
+    if kwargs:
+        prompt = replace(prompt, chat_template_kwargs={**kwargs, **prompt.chat_template_kwargs})
+    return replace(prompt, domain=config.domain) if config.domain else prompt
 
 
 def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
@@ -47,9 +56,13 @@ def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple
     return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
 
 
-def _mixed(sources: Sequence[PromptsConfig], *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+def _mixed(
+    sources: Sequence[PromptsConfig], *, key: str, has_template: bool, kwargs: Mapping[str, Any]
+) -> tuple[list[Prompt], Task | None]:
     """One prompt of each source in turn; ids get the source's number if they are not unique."""
-    loaded = [load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template) for n, c in enumerate(sources)]
+    loaded = [
+        load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template, kwargs=kwargs) for n, c in enumerate(sources)
+    ]
     named = with_own_ids([prompts for prompts, _ in loaded])
     tasks = {p.id: task for prompts, (_, task) in zip(named, loaded, strict=True) for p in prompts if task}
     return in_turn(named), EachItsOwn(tasks) if tasks else None
@@ -67,35 +80,16 @@ def in_turn(sources: Sequence[Sequence[Prompt]]) -> list[Prompt]:
     return [p for turn in zip_longest(*sources) for p in turn if p is not None]
 
 
-def given_prompts(given: Sequence[Any], *, chat: bool) -> tuple[list[Prompt], Task | None]:
-    """Prompts given from Python: ``Prompt`` objects only, or strings and rows as in ``load_prompts``."""
-    if all(isinstance(p, Prompt) for p in given):
-        return list(given), None
-    return from_rows([{"prompt": p} if isinstance(p, str) else p for p in given], key="prompts", chat=chat)
-
-
-def from_rows(
-    rows: Iterable[Mapping[str, Any]], *, key: str, chat: bool, limit: int | None = None
+def given_prompts(
+    given: Sequence[Any], config: PromptsConfig, *, key: str, chat: bool, kwargs: Mapping[str, Any] | None = None
 ) -> tuple[list[Prompt], Task | None]:
-    """Prompts from mappings with ``prompt`` or ``messages``; see ``load_prompts``."""
-    prompts: list[Prompt] = []
-    for number, row in enumerate(rows, 1):
-        if limit is not None and len(prompts) == limit:
-            break
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{key}: row {number} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'"
-            )
-        prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts, 1):
-        if (first := seen.setdefault(prompt.id, number)) != number:
-            raise DataError(
-                f"{key}: rows {first} and {number} have the same id '{prompt.id}'. Fix: give each its own id, or none"
-            )
-    if not prompts:
-        raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
-    return prompts, AnswerTask() if any(p.answer for p in prompts) else None
+    """Prompts given from Python: ``Prompt`` objects only, or strings and rows as in ``load_prompts``."""
+    kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
+    if all(isinstance(p, Prompt) for p in given):
+        return [with_settings(p, config, kwargs) for p in given[: config.limit]], None
+    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
+    prompts, task = from_rows(rows, key=key, chat=chat, limit=config.limit)
+    return [with_settings(p, config, kwargs) for p in prompts], task
 
 
 def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
@@ -151,47 +145,3 @@ def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
         ) from error
     result: Iterable[Mapping[str, Any]] = rows
     return result
-
-
-def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> Prompt:
-    text, messages = row.get("prompt"), row.get("messages")
-    if (text is None) == (messages is None):
-        found = "both" if text is not None else ", ".join(map(repr, row)) or "neither"
-        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}. Fix: give one of them")
-    if text is not None and (not isinstance(text, str) or not text.strip()):
-        raise DataError(f"{where}: 'prompt' is not a string with text ({text!r}). Fix: write the prompt's text")
-    turns: tuple[Message, ...] | None = None
-    if messages is not None:
-        turns = _messages(messages, where)
-    elif chat:
-        turns = ({"role": "user", "content": str(text)},)
-    answer, solution = row.get("answer"), row.get("turns")
-    if solution is not None and not (isinstance(solution, list) and all(isinstance(t, str) for t in solution)):
-        raise DataError(
-            f"{where}: 'turns' is not a list of strings. Fix: list the assistant turns of a solution, or leave it out"
-        )
-    return Prompt(
-        id=str(number if row.get("id") is None else row["id"]),
-        messages=turns,
-        text=None if turns else text,
-        answer=None if answer is None else str(answer),
-        turns=tuple(solution) if solution else None,
-        domain=str(row.get("domain") or "default"),
-        data={k: v for k, v in row.items() if k not in COLUMNS},
-    )
-
-
-def _messages(messages: Any, where: str) -> tuple[Message, ...]:
-    valid = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages) > 0
-    if not valid or not all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
-    ):
-        raise DataError(
-            f"{where}: 'messages' is not a list of messages. Fix: write [{{'role': …, 'content': …}}, …] with strings"
-        )
-    if messages[-1]["role"] == "assistant":
-        raise DataError(
-            f"{where}: 'messages' ends with an assistant turn, and the student writes that turn. Fix: delete it"
-        )
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)

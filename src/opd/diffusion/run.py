@@ -52,13 +52,13 @@ class DenoisingRun(DenoisingContext):
             )
         student = load_student(config, objects)
         if objects.prompts is not None:
-            prompts, task = given_prompts(objects.prompts, chat=False)[0], None
+            prompts, task = given_prompts(objects.prompts, config.prompts, key="prompts", chat=False)[0], None
         else:
             prompts, task = load_image_prompts(config.prompts, key="prompts")
         held_out: list[Prompt] = []
         held_out_task: ImageTask | None = None
-        if objects.eval_prompts is not None:
-            held_out = given_prompts(objects.eval_prompts, chat=False)[0]
+        if config.eval.prompts and objects.eval_prompts is not None:
+            held_out, _ = given_prompts(objects.eval_prompts, config.eval.prompts, key="eval_prompts", chat=False)
         elif config.eval.prompts:
             held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts")
         run = cls(

@@ -65,15 +65,16 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
 def _prompts(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
     if objects.prompts is None:
         return load_prompts(config.prompts, key="prompts", has_template=chat.has_template)
-    return given_prompts(objects.prompts, chat=chat.has_template)
+    return given_prompts(objects.prompts, config.prompts, key="prompts", chat=chat.has_template)
 
 
 def _held_out(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
-    if objects.eval_prompts is not None:
-        return given_prompts(objects.eval_prompts, chat=chat.has_template)
     if config.eval.prompts is None:
         return [], None
-    return load_prompts(config.eval.prompts, key="eval.prompts", has_template=chat.has_template)
+    own, kwargs, chats = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
+    if objects.eval_prompts is None:
+        return load_prompts(own, key="eval.prompts", has_template=chats, kwargs=kwargs)
+    return given_prompts(objects.eval_prompts, own, key="eval_prompts", chat=chats, kwargs=kwargs)
 
 
 def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:

@@ -10,14 +10,14 @@ and after a sampled turn only the part of it that was not sampled is inserted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from opd.errors import ModelError
+from opd.models.messages import MessageForms
 from opd.types import Message, Prompt
 
 _MARKER = "MARKER"
@@ -31,10 +31,20 @@ class Chat:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
+        kwargs: arguments of the template, such as ``enable_thinking``.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
+        self.kwargs = dict(kwargs or {})
+        self._others: dict[str, Chat] = {}
+
+    def of(self, prompt: Prompt) -> Chat:
+        """The chat with the arguments that a prompt gives its template."""
+        if prompt.chat_template_kwargs == self.kwargs:
+            return self
+        key = json.dumps(prompt.chat_template_kwargs, sort_keys=True, default=str)
+        return self._others.setdefault(key, Chat(self.tokenizer, prompt.chat_template_kwargs))
 
     @property
     def has_template(self) -> bool:
@@ -47,11 +57,21 @@ class Chat:
             ModelError: messages, and the tokenizer has no template or its template refuses them.
         """
         if prompt.messages is not None:
-            return self.insert_text_ids(self._render(prompt.messages, generate=True))
+            return self.insert_text_ids(self.prompt_text(prompt))
         ids = self.tokenizer(prompt.text)["input_ids"]
         # A tokenizer that closes every text would tell the student that nothing follows.
         closed = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id
         return tuple(ids[:-1] if closed else ids)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The text of ``prompt_ids``: messages and tools as the template renders them, or the plain text.
+
+        Raises:
+            ModelError: as for ``prompt_ids``.
+        """
+        if prompt.messages is None:
+            return prompt.text or ""
+        return self.of(prompt)._render(prompt.messages, generate=True, tools=prompt.tools)
 
     def insert_text_ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text without any special token around them."""
@@ -79,7 +99,7 @@ class Chat:
         Raises:
             ModelError: there is no such token.
         """
-        ids = self._eos_ids if prompt.messages is None else self.turn_end_ids
+        ids = self._eos_ids if prompt.messages is None else self.of(prompt).turn_end_ids
         if not ids:
             raise ModelError(
                 f"the tokenizer of '{self.tokenizer.name_or_path}' has no EOS token and its template no turn end, "
@@ -214,23 +234,45 @@ class Chat:
         whole, start = self.insert_text_ids(_MARKER + text), self.insert_text_ids(_MARKER)
         return whole[len(start) :] if whole[: len(start)] == start else self.insert_text_ids(text.lstrip(" "))
 
-    def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
+    @cached_property
+    def _forms(self) -> MessageForms:
+        def render(messages: Sequence[Message]) -> str | None:
+            try:
+                return self._rendered(messages, generate=False)
+            except Exception:
+                return None
+
+        return MessageForms(render)
+
+    def _rendered(
+        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The template's text of messages that are in its own form; raises whatever the template raises."""
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            tools=[dict(tool) for tool in tools] if tools else None,
+            tokenize=False,
+            add_generation_prompt=generate,
+            **self.kwargs,
+        )
+        return text
+
+    def _render(
+        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         if not self.has_template:
             raise ModelError(
                 f"the tokenizer of '{self.tokenizer.name_or_path}' has no chat template, and the prompts are messages. "
                 "Fix: use a chat model, set tokenizer.chat_template, or give plain 'prompt' strings"
             )
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=generate
-            )
-        except (TemplateError, ValueError, TypeError) as error:
+            return self._rendered(self._forms(messages), generate=generate, tools=tools)
+        except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
             raise ModelError(
                 f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
                 ". Fix: correct the roles in 'messages', or for hints set teacher.view.role to a role it takes"
             ) from error
-        return text
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ class ReferenceAnswers:
         return [self._rollout(prompt) for prompt in prompts]
 
     def _rollout(self, prompt: Prompt) -> Rollout:
-        prompt_ids = self.chat.prompt_ids(prompt)
-        end = self.chat.end_ids(prompt)
+        chat = self.chat.of(prompt)
+        prompt_ids, end = chat.prompt_ids(prompt), chat.end_ids(prompt)
         ids: list[int] = []
         start = 0
         turns: list[Span] = []
@@ -46,9 +46,9 @@ class ReferenceAnswers:
                 )
             if seen.message:
                 transcript.append(seen.message)
-                ids += self.chat.message_ids(seen.message, ids[start:])
+                ids += chat.message_ids(seen.message, ids[start:])
             start = len(ids)
-            ids += (*self.chat.insert_text_ids(text), *end)
+            ids += (*chat.insert_text_ids(text), *end)
             turns.append(Span(start, len(ids)))
             transcript.append({"role": "assistant", "content": text})
             seen = self.task.step(prompt, transcript) if self.task else Observation()

@@ -203,8 +203,10 @@ class Sampler:
             return False
         turn = {"role": "assistant", "content": self.chat.turn_text(ids)}
         answer = self.task.step(trajectory.prompt, [*trajectory.transcript, turn]).message
-        length = len(trajectory.ids) + len(ids)
-        return answer is not None and length + len(self.chat.message_ids(answer, ids)) < self.max_new_tokens
+        if answer is None:
+            return False
+        inserted = self.chat.of(trajectory.prompt).message_ids(answer, ids)
+        return len(trajectory.ids) + len(ids) + len(inserted) < self.max_new_tokens
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
@@ -236,7 +238,7 @@ class Sampler:
         if seen.message is None:
             trajectory.finish, trajectory.reward = "stop", seen.reward
             return
-        inserted = self.chat.message_ids(seen.message, ids)
+        inserted = self.chat.of(trajectory.prompt).message_ids(seen.message, ids)
         if last_turn or len(trajectory.ids) + len(inserted) >= self.max_new_tokens:
             trajectory.reward = 0.0
             trajectory.cut("turns" if last_turn else "length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from opd.models.forward import Reading, collect
 from opd.models.language import LanguageModel
 from opd.signals import CrossSignal
 from opd.teachers.alignment import Group, TokenTexts, groups
-from opd.types import Prompt, Rollout, Segment, Span
+from opd.types import Rollout, Segment, Span
 
 
 class _Turn(NamedTuple):
@@ -147,11 +148,11 @@ class CrossTeacher:
     def _context(self, rollout: Rollout, span: Span) -> tuple[int, ...]:
         if rollout.prompt.messages is None:
             written = self.student_texts.decode(rollout.completion_ids[: span.start])
-            return self.chat.prompt_ids(Prompt(id=rollout.prompt.id, text=f"{rollout.prompt.text}{written}"))
+            return self.chat.prompt_ids(replace(rollout.prompt, text=f"{rollout.prompt.text}{written}"))
         turn = rollout.turns.index(span)
         said = [i for i, message in enumerate(rollout.transcript) if message["role"] == "assistant"]
         messages = (*rollout.prompt.messages, *rollout.transcript[: said[turn] if turn else 0])
-        return self.chat.prompt_ids(Prompt(id=rollout.prompt.id, messages=messages))
+        return self.chat.prompt_ids(replace(rollout.prompt, messages=messages))
 
     def _continuation(self, context_ids: tuple[int, ...], text: str) -> tuple[int, ...]:
         """Tokens that go on with a text; some tokenizers put a space of their own in front of what they encode."""

@@ -10,6 +10,7 @@ from opd.data.thoughts import without_thoughts
 from opd.errors import ConfigError
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, stop_ids
+from opd.models.messages import lines_of
 from opd.types import Engine, Event, Hint, Message, Prompt, Rollout, Sampling
 
 TEMPLATES: Mapping[str, str] = {
@@ -147,9 +148,7 @@ def transcript(rollout: Rollout, instruction: str, *, see_answer: bool = False) 
         instruction: the system message.
         see_answer: put the prompt's reference answer, if it has one, above the transcript.
     """
-    lines = [f"{m['role']}: {m['content']}" for m in rollout.prompt.messages or ()]
-    if rollout.prompt.text is not None:
-        lines.append(f"user: {rollout.prompt.text}")
+    lines = lines_of(rollout.prompt)
     turn = 0
     for message in rollout.transcript:
         if message["role"] == "assistant":

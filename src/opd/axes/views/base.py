@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
 from opd.errors import ConfigError
+from opd.models.messages import content_text
 from opd.types import Prompt, Rollout, Segment, Span, View
 
 if TYPE_CHECKING:
@@ -82,12 +83,13 @@ def whole(index: int, context_ids: tuple[int, ...], rollout: Rollout) -> Segment
 
 
 def rewritten(prompt: Prompt, template: str, **fields: str) -> Prompt:
-    """A prompt whose last message, or whose text, is the filled template."""
+    """A prompt whose last user message, or whose text, is the filled template; without one it is the last message."""
     if prompt.messages is None:
         return replace(prompt, text=template.format(prompt=prompt.text, **fields))
-    *before, last = prompt.messages
-    content = template.format(prompt=last["content"], **fields)
-    return replace(prompt, messages=(*before, {**last, "content": content}))
+    messages = list(prompt.messages)
+    at = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
+    messages[at] = {**messages[at], "content": template.format(prompt=content_text(messages[at]), **fields)}
+    return replace(prompt, messages=tuple(messages))
 
 
 def filled(text: str, data: Any) -> str:

@@ -14,6 +14,7 @@ from opd.axes.context import RunContext
 from opd.axes.views.base import PromptView, ViewConfig, checked_template, filled, rewritten
 from opd.config.base import Strict
 from opd.errors import DataError
+from opd.models.messages import content_text
 from opd.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class ContextView(PromptView):
             first, rest = prompt.messages[0], prompt.messages[1:]
             if first["role"] != "system":
                 return replace(prompt, messages=({"role": "system", "content": context}, *prompt.messages))
-            merged = {**first, "content": f"{context}\n\n{first['content']}"}
+            merged = {**first, "content": f"{context}\n\n{content_text(first)}"}
             return replace(prompt, messages=(merged, *rest))
         return replace(prompt, messages=(*prompt.messages, {"role": self.role, "content": context}))
 

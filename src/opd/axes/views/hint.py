@@ -107,11 +107,11 @@ class HintView:
         ]
 
     def _context(self, rollout: Rollout, hint: types.Hint) -> tuple[int, ...]:
-        message = {"role": self.role, "content": hint.text}
+        message, chat = {"role": self.role, "content": hint.text}, self.chat.of(rollout.prompt)
         before = rollout.completion_ids[: hint.span.start]
         if self.place == "start":
-            return self.chat.above_turn(rollout.prompt_ids, message) + before
-        return self.chat.above_turn(rollout.prompt_ids + before, message)
+            return chat.above_turn(rollout.prompt_ids, message) + before
+        return chat.above_turn(rollout.prompt_ids + before, message)
 
 
 def apart(hints: Sequence[types.Hint]) -> list[types.Hint]:
