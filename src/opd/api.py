@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opd.axes.base import GIVEN, Objects, check_methods
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
-from opd.config.run import MAY_CHANGE, BaseRun, PromptsConfig, RunConfig
+from opd.config.run import BaseRun, PromptsConfig, RunConfig
 from opd.data.tasks import TASKS
-from opd.errors import CheckpointError, ConfigError
+from opd.errors import ConfigError
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
+from opd.output.claim import claim
 from opd.output.result import Result
-from opd.output.run_folder import is_empty, locked, write_json
+from opd.output.run_folder import locked, write_json
 from opd.output.run_log import Display, RunLog, RunStart, open_sinks
+from opd.training.interrupts import noticed
 from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def train(
 
     Raises:
         OpdError: the run cannot be started or has nothing to train on; one sentence says why.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, a ``KeyboardInterrupt``: the step was finished and is in a checkpoint.
     """
     objects = Objects(
         student=student,
@@ -138,14 +140,14 @@ def start(
     with ExitStack() as held:
         existed = out.is_dir()
         if existed:
-            _check_ours(out)
+            claim(out, config, resume=resume)  # before the lock leaves its file in a folder of something else
             held.enter_context(locked(out))
-        _claim(out, config, resume=resume)
+        claim(out, config, resume=resume)
         run = make()
         if not existed:
             _make_folder(out)
             held.enter_context(locked(out))
-            _claim(out, config, resume=resume)
+            claim(out, config, resume=resume)
         return _run(run, displays)
 
 
@@ -189,10 +191,12 @@ def _run(run: Run, displays: Sequence[Display]) -> Result:
     start = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
     log.start(start, evaluated=bool(loop.state.before))
     try:
-        loop.run()
-        result = _finish(loop, run)
-        if recorder:
-            recorder.finish()
+        with noticed("the run saves a checkpoint after this step and ends") as asked:
+            loop.checkpoints.asked = asked
+            loop.run()
+            result = _finish(loop, run)
+            if recorder:
+                recorder.finish()
         return result
     finally:
         log.stop()
@@ -275,29 +279,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: '{out}' cannot be made ({error.strerror}). Fix: choose another folder") from None
-
-
-def _check_ours(out: Path) -> None:
-    """Refuse a folder with anything but a run: nothing is overwritten."""
-    if not (out / "run.json").exists() and not is_empty(out):
-        raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")
-
-
-def _claim(out: Path, config: BaseRun, *, resume: bool) -> None:
-    """Refuse a folder with anything but this very run, and this run unless it is to be resumed."""
-    _check_ours(out)
-    saved = out / "run.json"
-    if not saved.exists():
-        return
-    if not resume:
-        raise ConfigError(f"out: '{out}' already holds a run. Fix: go on with --resume, or choose another out")
-    old, new = json.loads(saved.read_text()), config.model_dump(mode="json")
-    changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
-    if changed:
-        raise CheckpointError(
-            f"'{out}' was started with another '{changed[0]}' ({old.get(changed[0])}, now {new[changed[0]]}). Fix: "
-            "resume with the same run file, or choose another out"
-        )
 
 
 def _finish(loop: Loop, run: Run) -> Result:

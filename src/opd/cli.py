@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from opd.config.secrets import redact_sentence
 from opd.errors import OpdError
 from opd.output.visible import sentence, visible
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+class _Commands(TyperGroup):
+    """The commands. Typer alone prints nothing when a command is interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            said = escape(sentence(str(error))) or "interrupted"
+            Console(stderr=True, emoji=False).print(f"\n{said}", highlight=False, soft_wrap=True)
+            raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 console = Console(emoji=False)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the run file.")]
@@ -49,11 +70,7 @@ def pipeline(
     from opd.pipelines.run import pipeline as run
     from opd.pipelines.table import display, show
 
-    try:
-        result = run(source, overrides or [], displays=[display(console)])
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\ninterrupted; the same command goes on")
-        raise typer.Exit(130) from None
+    result = run(source, overrides or [], displays=[display(console)])
     show(console, result)
     for problem in result.problems:
         _complain(problem)
@@ -131,9 +148,6 @@ def main() -> None:
     except OpdError as error:
         _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\ninterrupted; go on with --resume")
-        sys.exit(130)
     except Exception:  # a fault of opd or of a library; what libraries say may hold a key
         sys.stderr.write(redact_sentence(traceback.format_exc()))
         sys.exit(1)

@@ -30,6 +30,7 @@ from opd.pipelines.result import PipelineResult
 from opd.pipelines.run import pipeline
 from opd.pipelines.state import supersede
 from opd.pipelines.table import Lines, LiveTable
+from opd.training.interrupts import Interrupted
 from support.stages import InProcess
 
 TINY = {
@@ -42,6 +43,8 @@ TINY = {
     "log": [],
 }
 
+SCORED = {"task": "math", "split": "test", "limit": 8}
+
 STAGES: dict[str, dict[str, Any]] = {
     "one": {**TINY, "seed": 1},
     "two": {**TINY, "seed": 2},
@@ -49,7 +52,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "mean": {"average": ["stage:one", "stage:three"]},
     "scores": {
         "eval": ["stage:mean", "nano/math-base"],
-        "prompts": {"task": "math", "split": "test", "limit": 8},
+        "prompts": SCORED,
         "max_new_tokens": 8,
     },
 }
@@ -318,6 +321,20 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         pipeline({"out": str(tmp_path / "out"), "stages": {"a": TINY}}, displays=[Interrupt()])
     assert [worker.process.poll() for worker in workers] == [-signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_a_signal_lets_a_running_stage_save_its_step(tmp_path: Path) -> None:
+    class Signals(Recording):
+        def validated(self, row: Row) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stage = {**TINY, "optimizer.steps": 6, "checkpoint.every": 100, "eval": {"prompts": SCORED, "every": 100}}
+    with pytest.raises(Interrupted, match="interrupted by SIGTERM; the same command goes on") as end:
+        pipeline({"out": str(tmp_path / "out"), "stages": {"a": stage}}, displays=[Signals()])
+    assert end.value.number == signal.SIGTERM
+    (kept,) = (tmp_path / "out" / "a" / "checkpoints").glob("[0-9]*")
+    assert 0 < int(kept.name) < 6
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import nn
 from opd.errors import CheckpointError
 from opd.training import checkpoint
 from opd.training.checkpoint import Checkpoints, RunState
+from opd.training.interrupts import Interrupted
 from opd.training.optimizer import Optimizer
 from opd.training.state import State
 
@@ -68,6 +72,49 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == ["000004", "000005"]
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(1, [5]), (3, [3, 4, 5]), (None, [1, 2, 3, 4, 5])])
+def test_the_run_file_says_how_many_are_kept(tmp_path: Path, keep: int | None, kept: list[int]) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1, keep=keep), a_run()
+    for step in range(1, 6):
+        checkpoints.save(at(run, step=step, healthy=step, proven=step), last=False)
+    assert steps(tmp_path) == [f"{step:06d}" for step in kept]
+
+
+@pytest.mark.parametrize("name", ["trained", "optimizer", "rng", "state"])
+def test_a_flipped_bit_is_noticed_and_named(tmp_path: Path, name: str) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    checkpoints.save(run, last=False)
+    path = tmp_path / "000001" / (f"{name}.json" if name == "state" else f"{name}.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"000001' cannot be used \\('{path.name}' has changed since"):
+        checkpoints.restore(a_run())
+
+
+def test_a_signal_gets_a_checkpoint_that_rollbacks_do_not_see(tmp_path: Path) -> None:
+    """A rollback of the resumed run returns to the step that an uninterrupted run would have saved."""
+    checkpoints, run = Checkpoints(tmp_path, every=4), a_run()
+    checkpoints.save(at(run, step=4, healthy=6, proven=4), last=False)
+    checkpoints.asked.number = signal.SIGTERM
+    with pytest.raises(Interrupted, match="interrupted by SIGTERM after step 6, with a checkpoint in .*000006") as end:
+        checkpoints.save(at(run, step=6, healthy=6, proven=4), last=False)
+    assert end.value.number == signal.SIGTERM
+    assert steps(tmp_path) == ["000004", "000006"]
+    checkpoints.asked.number = None
+    assert checkpoints.restore(run) == State(step=6, healthy=6, proven=4)
+    checkpoints.save(at(run, step=8, healthy=6, proven=4), last=False)
+    assert steps(tmp_path) == ["000004", "000008"]
+    assert checkpoints.roll_back(run, 7).step == 4
+
+
+def test_the_last_step_ends_the_run_whatever_asks_for_it(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=4)
+    checkpoints.asked.number = signal.SIGINT
+    checkpoints.save(at(a_run(), step=6), last=True)
+    assert steps(tmp_path) == ["000006"]
+
+
 def test_checkpoints_that_a_rollback_may_need_are_kept_too(tmp_path: Path) -> None:
     checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
     for step in range(1, 9):
@@ -98,8 +145,11 @@ def more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path, change: Any, name: str) -> None:
     checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
     checkpoints.save(run, last=False)
-    path = tmp_path / "000001" / "model.safetensors"
+    path = tmp_path / "000001" / "trained.safetensors"
     save_file(change(load_file(path)), path)
+    files = json.loads((tmp_path / "000001" / "files.json").read_text())
+    files["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "000001" / "files.json").write_text(json.dumps(files))
     with pytest.raises(CheckpointError, match=f"000001.*the file and the model differ in '{name}'"):
         checkpoints.restore(a_run())
 
@@ -121,7 +171,7 @@ def test_a_failure_while_the_best_weights_are_written_leaves_the_previous_ones(
         model.weight.add_(1.0)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save_file", half)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be written \(no space left.*Fix: make room"):
             checkpoints.save_best(model)
     checkpoints.load_best(model)
     assert torch.equal(model.weight, best)
@@ -134,8 +184,19 @@ def test_a_failure_while_a_checkpoint_is_written_leaves_the_previous_one(
     checkpoints.save(run, last=False)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save_file", half)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be written \(no space left.*Fix: make room"):
             checkpoints.save(at(run, step=2), last=False)
     saved = checkpoints.restore(a_run())
     assert saved is not None
     assert saved.step == 1
+
+
+def test_a_kill_between_the_renames_of_the_best_weights_leaves_the_former_ones(tmp_path: Path) -> None:
+    checkpoints, model = Checkpoints(tmp_path, every=1), nn.Linear(3, 2)
+    checkpoints.save_best(model)
+    best = model.weight.detach().clone()
+    (tmp_path / "best").rename(tmp_path / ".former-best")
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    checkpoints.load_best(model)
+    assert torch.equal(model.weight, best)

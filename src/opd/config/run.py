@@ -202,6 +202,9 @@ class ReportConfig(Strict):
 class CheckpointConfig(Strict):
     every: int = Field(20, ge=1)
     """Steps between checkpoints."""
+    keep: int | None = Field(2, ge=1)
+    """Number of newest checkpoints kept, beside those a recovery may return to; ``null`` keeps all. Each is a model
+    folder of 12 bytes per trained parameter: float32 weights and the optimizer's two moments."""
 
 
 class MethodConfig(Strict):

@@ -191,6 +191,14 @@ class DenoisingModel:
         save_pipeline(self.pipeline, folder)
         setattr(self.pipeline, part, mine)
 
+    def save_weights(self, folder: Path) -> None:
+        """Write the denoiser alone as diffusers does, or its adapter: for a checkpoint, as nothing else trains."""
+        with quiet():
+            if adapted(self.model):
+                self.model.save_lora_adapter(folder)
+            else:
+                self.model.save_pretrained(folder)
+
 
 def alike(conditioning: Sequence[Conditioning]) -> Iterator[list[int]]:
     """Groups of rows whose conditioning has the same shapes."""

@@ -94,7 +94,9 @@ class DenoisingRun(DenoisingContext):
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
             guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
-            checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+            checkpoints=Checkpoints(
+                Path(config.out) / "checkpoints", write=student.save_weights, **config.checkpoint.model_dump()
+            ),
             log=log,
             steps=config.optimizer.steps,
             seed=config.seed,

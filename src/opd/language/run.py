@@ -83,7 +83,9 @@ class LanguageRun:
                 run.student.model, **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing"})
             ),
             guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(run.held_out), 1)),
-            checkpoints=Checkpoints(Path(config.out) / "checkpoints", every=config.checkpoint.every),
+            checkpoints=Checkpoints(
+                Path(config.out) / "checkpoints", write=run.student.save_weights, **config.checkpoint.model_dump()
+            ),
             log=log,
             steps=config.optimizer.steps,
             seed=config.seed,

@@ -70,6 +70,10 @@ class LanguageModel:
     def save(self, folder: Path) -> None:
         """Write a model folder (an adapter folder for a ``PeftModel``), with the tokenizer."""
         self.model.eval()
+        self.save_weights(folder)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

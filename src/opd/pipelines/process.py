@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,3 +63,11 @@ class Worker:
             assert pipe
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def end_all(workers: Sequence[Worker]) -> None:
+    """Ask processes to end and wait until they have: a training stage finishes its step and saves a checkpoint."""
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.wait()

@@ -14,11 +14,12 @@ from opd.pipelines import state
 from opd.pipelines.checks import check
 from opd.pipelines.config import PipelineConfig, read
 from opd.pipelines.graph import Stage, build
-from opd.pipelines.process import Worker
+from opd.pipelines.process import Worker, end_all
 from opd.pipelines.progress import FINAL, LOST, Display, Row, State, Tail
 from opd.pipelines.report import REPORT, data, report
 from opd.pipelines.result import PipelineResult, StageResult
 from opd.report.pipeline import DATA, write_pipeline_page
+from opd.training.interrupts import Interrupted, noticed
 
 POLL_S = 0.1
 
@@ -80,10 +81,14 @@ class _Runner:
         try:
             for display in self.displays:
                 display.start(self.rows)
-            while self._start_ready() or self.workers:
-                time.sleep(POLL_S if self.workers else 0)
-                for name in list(self.workers):
-                    self._follow(name)
+            with noticed("running stages save a checkpoint and end") as asked:
+                while self._start_ready() or self.workers:
+                    time.sleep(POLL_S if self.workers else 0)
+                    for name in list(self.workers):
+                        self._follow(name)
+                    if asked.number:
+                        end_all([worker for worker, _ in self.workers.values()])
+                        raise Interrupted(asked.number, f"interrupted by {asked.name}; the same command goes on")
         finally:
             for name, (worker, _) in self.workers.items():
                 worker.stop()

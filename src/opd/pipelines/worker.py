@@ -36,6 +36,9 @@ def main() -> None:
         _do(job)
     except OpdError as error:
         answer.write(redact_sentence(str(error))[:LONGEST])
+    except KeyboardInterrupt as error:  # the parent has asked for the end, and reports it
+        print(error, file=sys.stderr)
+        status = 1
     except Exception as error:
         sys.stderr.write(redact_sentence(traceback.format_exc()))
         answer.write(redact_sentence(f"{type(error).__name__}: {error}")[:LONGEST])
