@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from opd.api import evaluate, train
+    from opd.data.answers import answers_match
     from opd.errors import OpdError
     from opd.output.result import Result
     from opd.pipelines.result import PipelineResult
@@ -33,6 +34,7 @@ __all__ = [
     "Segment",
     "Span",
     "Task",
+    "answers_match",
     "evaluate",
     "pipeline",
     "train",
@@ -42,6 +44,7 @@ _HOME = {
     "OpdError": "opd.errors",
     "PipelineResult": "opd.pipelines.result",
     "Result": "opd.output.result",
+    "answers_match": "opd.data.answers",
     "evaluate": "opd.api",
     "pipeline": "opd.pipelines.run",
     "train": "opd.api",

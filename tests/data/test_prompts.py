@@ -9,7 +9,7 @@ import pytest
 
 from opd.config.read import read
 from opd.config.run import PromptsConfig
-from opd.data.answers import AnswerTask, final_answer
+from opd.data.answers import AnswerTask
 from opd.data.prompts import load_prompts
 from opd.data.rows import from_rows
 from opd.errors import ConfigError, DataError
@@ -79,20 +79,6 @@ def test_missing_sources(tmp_path: Path) -> None:
         load_prompts(PromptsConfig(task="math", split="tset"), key="prompts", has_template=True)
     with pytest.raises(DataError, match="there are no prompts"):
         from_rows([], key="prompts", chat=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("so 3 and 4 make #### 1,234", "1234"),
-        (r"thus \boxed{-7.50}", "-7.5"),
-        ("it is 12, no, 13.", "13"),
-        ("The Answer is:  Paris. ", "the answer is: paris"),
-        ("100", "100"),
-    ],
-)
-def test_final_answer(text: str, answer: str) -> None:
-    assert final_answer(text) == answer
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the shared data beside the checkout")

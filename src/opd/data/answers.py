@@ -5,27 +5,72 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from opd.data import maths
+from opd.data.final_answer import clean, final_answer, is_maths
+from opd.data.numbers import number
 from opd.errors import DataError
 from opd.types import Message, Observation, Prompt, Task
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_SIGNS = re.compile(r"[\d\\^_+*/=<>|{}()\[\]-]")
+"""Characters without one of which a text is words, which are never read as maths."""
+_LETTER = re.compile(r"\(?([A-J])\)?")
+_OPTION = re.compile(r"\W*(?:(?:option|choice)\s+)?\(?([A-J])(?:\).*|[.:,]\s.*|\W*)", re.IGNORECASE | re.DOTALL)
+_OPTION_INSIDE = re.compile(r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-J])\b|\b([A-J])\W*$")
 
 
-def final_answer(text: str) -> str:
-    """The final answer of a solution: after the last ``####``, in the last ``\\boxed{}``, or its last number.
+def answers_match(text: str, reference: str) -> bool:
+    r"""Whether a text's final answer is the reference answer's.
 
-    A text without any of these is its own answer. Numbers lose thousands separators and trailing zeros.
+    The final answer is the line after the last ``####``, else the whole of the last ``\boxed{}``, else the rest of the
+    last "answer is" or "answer:", else the last number of the text or, if the reference is words, the last line.
+    Thoughts between ``<think>`` and ``</think>`` do not count. Numbers are compared as numbers (``1,000``, ``$18``,
+    ``3.50``, ``1/2``, ``50%``), options by their letter, words without case, and anything else by math-verify, for at
+    most three seconds of computing.
+
+    Args:
+        text: what the student wrote.
+        reference: the reference answer, or a worked solution that ends with it.
+
+    Example:
+        >>> answers_match(r"so it is \boxed{\frac{1}{2}}", "0.5")
+        True
     """
-    if "####" in text:
-        text = text.rsplit("####", 1)[1]
-    elif boxed := _BOXED.findall(text):
-        text = boxed[-1]
-    numbers = _NUMBER.findall(text)
-    if not numbers:
-        return " ".join(text.lower().split()).strip(" .")
-    number: str = numbers[-1].replace(",", "")
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    given, wanted = final_answer(text), final_answer(reference)
+    if given is None or wanted is None:
+        return False
+    if _plain(given.words) == _plain(wanted.words):
+        return True
+    if letter := _LETTER.fullmatch(wanted.words):
+        return _option(given.words, text) == letter[1]
+    if not _SIGNS.search(wanted.words):
+        return False
+    return _equal(given.value, wanted.value)
+
+
+def _equal(given: str, wanted: str) -> bool:
+    """Whether two values are equal: as numbers, or else as maths."""
+    ours, theirs = number(given), number(wanted)
+    if ours and theirs:
+        return ours.equals(theirs)
+    if _plain(given) == _plain(wanted):
+        return True
+    is_expression = all(_SIGNS.search(value) and is_maths(value) for value in (given, wanted))
+    return is_expression and maths.equal(maths.latex(given), maths.latex(wanted))
+
+
+def _plain(text: str) -> str:
+    """Maths without spaces; words without case and punctuation."""
+    if _SIGNS.search(text):
+        return "".join(text.split())
+    return " ".join(re.sub(r"[^\w\s]+", " ", text).casefold().split()) or text
+
+
+def _option(answer: str, text: str) -> str | None:
+    """The letter that an answer names, or else the last one that the whole text does; None if there is none."""
+    if found := _OPTION.fullmatch(answer):
+        return found[1].upper()
+    inside = list(_OPTION_INSIDE.finditer(clean(text)))
+    return next(filter(None, inside[-1].groups())) if inside else None
 
 
 class AnswerTask:
@@ -39,7 +84,7 @@ class AnswerTask:
         """Check the turn against ``prompt.answer``."""
         if prompt.answer is None:
             return Observation()
-        right = final_answer(transcript[-1]["content"]) == final_answer(prompt.answer)
+        right = answers_match(transcript[-1]["content"], prompt.answer)
         return Observation(reward=float(right))
 
 
