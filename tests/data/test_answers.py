@@ -248,12 +248,13 @@ def test_wrong(text: str, reference: str) -> None:
     assert not opd.answers_match(text, reference)
 
 
+@pytest.mark.slow
 def test_an_endless_comparison_is_ended_and_the_next_one_works() -> None:
     started = time.perf_counter()
     assert not opd.answers_match(r"\boxed{9^{9^{9}}}", "x+1")
     assert not opd.answers_match(r"\boxed{" + "(" * 400 + "1" + ")" * 400 + "+x}", "x+1")
     assert not opd.answers_match(r"\boxed{x" + "+1" * 5000 + "}", "x+1")
-    assert time.perf_counter() - started < 30  # processor time is bounded; a busy machine takes longer
+    assert time.perf_counter() - started < 120  # three seconds each of computing; a busy machine takes longer
     assert opd.answers_match(r"\boxed{1+x}", "x+1")
 
 
