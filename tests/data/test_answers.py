@@ -11,6 +11,7 @@ import pytest
 
 import opd
 from opd.data.answers import AnswerTask
+from opd.data.rows import from_rows
 from opd.types import Prompt
 
 RIGHT = [
@@ -285,3 +286,12 @@ def test_the_checker_of_answers_takes_the_same_verdicts() -> None:
     prompt = Prompt(id="p", text="1/4 + 1/4", answer="0.5")
     for text, reward in ((r"\boxed{\frac{1}{2}}", 1.0), (r"\boxed{\frac{3}{2}}", 0.0)):
         assert AnswerTask().step(prompt, [{"role": "assistant", "content": text}]).reward == reward
+
+
+def test_one_of_several_reference_answers_is_enough() -> None:
+    ((prompt,), task) = from_rows(
+        [{"prompt": "capital?", "answer": ["Den Haag", "The Hague"]}], key="prompts", chat=True
+    )
+    assert task is not None
+    for text, reward in (("Den Haag", 1.0), ("the hague.", 1.0), ("['Den Haag', 'The Hague']", 0.0), ("Leiden", 0.0)):
+        assert task.step(prompt, [{"role": "assistant", "content": text}]).reward == reward

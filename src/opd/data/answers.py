@@ -74,17 +74,17 @@ def _option(answer: str, text: str) -> str | None:
 
 
 class AnswerTask:
-    """One turn; reward 1.0 if its final answer equals the reference answer's, else 0.0; None without a reference."""
+    """One turn; reward 1.0 if its final answer is a reference answer's, else 0.0; None without a reference."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Refuse: this task has no prompts."""
         raise DataError(f"the answer checker has no prompts, so no split '{split}'. Fix: give prompts.path")
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        """Check the turn against ``prompt.answer``."""
-        if prompt.answer is None:
+        """Check the turn against ``prompt.answers``; one of them is enough."""
+        if not prompt.answers:
             return Observation()
-        right = answers_match(transcript[-1]["content"], prompt.answer)
+        right = any(answers_match(transcript[-1]["content"], answer) for answer in prompt.answers)
         return Observation(reward=float(right))
 
 
