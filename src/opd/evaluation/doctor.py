@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from opd.axes.engines import EngineConfig
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
+from opd.evaluation.memory import estimate
 from opd.evaluation.metrics import summarise
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
@@ -81,21 +82,32 @@ def _lengths(run: LanguageContext) -> Iterator[str]:
 
 
 def _memory(run: LanguageContext) -> Iterator[str]:
-    trained = sum(p.numel() for p in run.student.model.parameters())
-    config = run.config
-    follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
-    copies = int(follows) + int(config.keeps_initial)
-    kept = {id(model.model): model.model for _, model in run.named_teachers()}
-    other = sum(p.numel() * p.element_size() for model in kept.values() for p in model.parameters())
-    # Weights, gradients and two moments in float32, then each frozen copy.
-    state = trained * 4 * (4 + copies) + other
-    yield f"memory    {state / 1e9:.2f} GB for weights, gradients, optimizer and teachers, without activations"
+    config, need = run.config, estimate(run)
+    stays = {"weights": need.weights, "optimizer": need.moments, "copies": need.copies, "teachers": need.teachers}
+    update = {"gradients": need.gradients, "signal": need.signal, "activations": need.activations, "loss": need.loss}
+    yield f"memory    at most {_bytes(need.peak)}: {_bytes(need.state)} all the time ({_parts(stays)}), and in turn"
+    yield (
+        f"          rollouts {_bytes(need.rollout)}, teacher {_bytes(need.signal + need.reading)}, update "
+        f"{_bytes(need.update)} ({_parts(update)})"
+    )
+    if run.student.device.type == "cuda":
+        room = torch.cuda.get_device_properties(run.student.device).total_memory
+        yield from _too_large(need.peak, room)
     micro_batch = config.optimizer.micro_batch
     yield (
         f"passes    student: {f'{micro_batch} rollouts' if micro_batch else 'all rollouts at once'} "
         f"(optimizer.micro_batch); teacher: {config.teacher.max_tokens:,} tokens (teacher.max_tokens); "
         f"decoding: {_decoding(config.rollout.engine)}; evaluation: {MAX_TOKENS:,} tokens"
     )
+
+
+def _too_large(peak: float, room: float) -> Iterator[str]:
+    if peak > room:
+        yield (
+            f"WARNING   the device has {_bytes(room)}. Fix: look which part above is the largest; an update shrinks by "
+            "optimizer.micro_batch or optimizer.gradient_checkpointing=true, a teacher by teacher.max_tokens or "
+            "dtype=bfloat16, rollouts by rollout.engine.max_rows"
+        )
 
 
 def _decoding(engine: EngineConfig) -> str:
@@ -149,6 +161,14 @@ def _hints(view: View) -> Iterator[str]:
             "WARNING   most of the hint author's answers have no line 'turn N: …' or 'none'. Fix: state the format in "
             "its instruction, or raise its max_new_tokens"
         )
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _parts(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
 
 
 def _size(model: torch.nn.Module) -> str:

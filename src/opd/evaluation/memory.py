@@ -1,0 +1,193 @@
+"""How much memory a language run needs, before it is started: counted tensor by tensor, not guessed from a table.
+
+    peak = weights + moments + copies + teachers + max(rollout, reading, update)
+
+    moments   the optimizer's two averages, 8 bytes for each parameter that trains
+    rollout   rows · tokens · (keys and values) · 1.3 + rows · V · 24
+    reading   the signal of the whole batch and one pass of the teacher without gradients
+    update    the signal, gradients, activations of one pass, and one chunk of the loss
+
+The activations of a pass are what autograd keeps for one token, times the tokens of a pass. What it keeps is counted in
+two short forward passes, so dtype, architecture, adapters and activation checkpointing are those of the model itself.
+
+Source of the factors: ``benchmarks/memory.py`` compares the estimate with measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from opd.language.context import LanguageContext
+from opd.losses import chunked, gpu
+from opd.models.language import LanguageModel
+
+SHORT, LONG = 16, 32
+"""Tokens of the two forward passes; their difference is what further tokens cost."""
+SPARE_ROOM = 1.3
+"""The cache grows by a quarter, layer after layer."""
+FORWARD_ONLY = 0.55
+"""What a block holds at most in a pass without gradients, as a share of what autograd would keep of it."""
+BLOCKS = 5
+"""Temporaries of the loss's element-wise part on a CPU."""
+DRAW_BYTES = 24
+"""For each row and vocabulary entry: logits, log-probabilities, probabilities in float32, their sum in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one forward pass with gradients keeps: ``fixed + per_token * tokens`` bytes."""
+
+    fixed: float
+    per_token: float
+
+    def bytes(self, tokens: int) -> float:
+        """For a pass over this number of tokens."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a run by what they are for; see the module's formula."""
+
+    weights: float
+    """The student's weights: those that train and those that are frozen."""
+    moments: float
+    """The optimizer's two averages for each weight that trains."""
+    copies: float
+    """Frozen or averaged copies of the student."""
+    teachers: float
+    gradients: float
+    rollout: float
+    signal: float
+    """The teacher's states for every token of a batch."""
+    reading: float
+    activations: float
+    loss: float
+
+    @property
+    def state(self) -> float:
+        """What is there all the time."""
+        return self.weights + self.moments + self.copies + self.teachers
+
+    @property
+    def update(self) -> float:
+        """Signal, gradients, activations and loss."""
+        return self.signal + self.gradients + self.activations + self.loss
+
+    @property
+    def peak(self) -> float:
+        """The largest sum at any time."""
+        return self.state + max(self.rollout, self.signal + self.reading, self.update)
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors; those that share memory count once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def kept_for_backward(language_model: LanguageModel) -> Pass:
+    """What autograd keeps in a forward pass of the student, without the parameters.
+
+    Works on the device ``meta`` too, where a model of any size costs nothing.
+    """
+    short, long = (_kept(language_model, tokens) for tokens in (SHORT, LONG))
+    per_token = (long - short) / (LONG - SHORT)
+    return Pass(fixed=short - SHORT * per_token, per_token=per_token)
+
+
+def _kept(language_model: LanguageModel, tokens: int) -> int:
+    model: nn.Module = language_model.model
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device=language_model.device)
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        language_model.hidden(ids, torch.ones_like(ids))
+    model.train(was_training)
+    return size_of(kept.values())
+
+
+@torch.no_grad()
+def cache_bytes(language_model: LanguageModel) -> float:
+    """Bytes of keys and values, or of whatever state the model carries, for one more token of a row."""
+
+    def size(tokens: int) -> int:
+        ids = torch.zeros(1, tokens, dtype=torch.int64, device=language_model.device)
+        with language_model.precision():
+            cache = language_model.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        return size_of(x for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor))
+
+    was_training = language_model.model.training
+    language_model.model.eval()
+    grown = (size(LONG) - size(SHORT)) / (LONG - SHORT)
+    language_model.model.train(was_training)
+    return grown
+
+
+def loss_bytes(language_model: LanguageModel, tokens: int) -> float:
+    """The loss's own memory in one pass: logits of both models, their gradient, and the head's gradient."""
+    vocab, width = language_model.head_VD.shape
+    logits = 4.0 * vocab * tokens
+    if language_model.device.type == "cuda":
+        chunks = min(2 * gpu.CHUNK_BYTES + gpu.GROUP_BYTES, 3 * logits)
+    else:
+        chunks = 3 * min(chunked.CPU_CHUNK_BYTES, logits) + BLOCKS * min(chunked.CPU_BLOCK_BYTES, logits)
+    return chunks + 4 * vocab * width
+
+
+def estimate(run: LanguageContext) -> Memory:
+    """The memory of a loaded run, if every prompt is as long as the longest and every answer as long as allowed."""
+    config, student = run.config, run.student
+    trained = [p for p in student.model.parameters() if p.requires_grad]
+    teachers = list({id(m.model): m for _, m in run.named_teachers()}.values())
+    readers = teachers or ([student] if config.loss.signal.reads_teacher else [])
+    rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
+    length = max(len(run.chat.prompt_ids(prompt)) for prompt in run.prompts) + config.rollout.max_new_tokens
+    decoded = min(rows, getattr(config.rollout.engine, "max_rows", rows))
+    tokens = min(config.optimizer.micro_batch or rows, rows) * length
+    kept = kept_for_backward(student)
+    if config.optimizer.gradient_checkpointing:
+        kept = _one_block_at_a_time(student, kept)
+    follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
+    copies = int(follows) + int(config.keeps_initial)
+    return Memory(
+        weights=size_of(student.model.parameters()),
+        moments=2 * 4 * sum(p.numel() for p in trained),
+        copies=copies * size_of(student.model.parameters()),
+        teachers=size_of(p for m in teachers for p in m.model.parameters()),
+        gradients=size_of(trained),
+        rollout=decoded * (length * cache_bytes(student) * SPARE_ROOM + student.head_VD.shape[0] * DRAW_BYTES),
+        signal=max((4.0 * rows * length * m.head_VD.shape[1] for m in readers), default=0.0),
+        reading=max((_reading(m, min(config.teacher.max_tokens, rows * length)) for m in readers), default=0.0),
+        activations=kept.bytes(tokens),
+        loss=loss_bytes(student, tokens),
+    )
+
+
+def _one_block_at_a_time(language_model: LanguageModel, kept: Pass) -> Pass:
+    """Activation checkpointing: each block's input, and everything inside one block."""
+    inputs = language_model.num_layers * language_model.head_VD.shape[1] * 4
+    return Pass(fixed=kept.fixed, per_token=inputs + kept.per_token / language_model.num_layers)
+
+
+def _reading(language_model: LanguageModel, tokens: int) -> float:
+    """A pass without gradients, which holds one block at a time."""
+    parameters = [(p, p.requires_grad) for p in language_model.model.parameters()]
+    for parameter, _ in parameters:
+        parameter.requires_grad_(True)
+    kept = kept_for_backward(language_model)
+    for parameter, trains in parameters:
+        parameter.requires_grad_(trains)
+    return FORWARD_ONLY * kept.per_token / language_model.num_layers * tokens
