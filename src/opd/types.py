@@ -316,7 +316,7 @@ class ForwardPass(Protocol):
     def __call__(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Signal, States]]:
         """Yield the positions and the student's states there, micro-batch by micro-batch.
 
-        Every generated token comes exactly once, ordered by rollout and position.
+        Every generated token comes exactly once, a rollout's all in one micro-batch, ordered by rollout and position.
         """
         ...
 

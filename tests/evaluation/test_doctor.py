@@ -11,9 +11,8 @@ from opd.api import examine
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.config.run import RunConfig
-from opd.evaluation import evaluate
 from opd.language.run import LanguageRun
-from opd.models import forward
+from opd.models import forward, packing
 from support.models import make_model
 
 SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
@@ -22,18 +21,19 @@ SMALL = {"rollout.max_new_tokens": 48, "prompts.limit": 64}
 @pytest.mark.slow
 def test_rollouts_are_scored_in_batches_within_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    scoring_pass = forward.read
+    laid_out = packing.lay_out
 
-    def recorded(model: Any, batch: Any, layers: Any = ()) -> Any:
-        sizes.append(len(batch) * max(len(reading.ids) for reading in batch))
-        return scoring_pass(model, batch, layers)
+    def recorded(model: Any, rows: Any) -> Any:
+        tensors = laid_out(model, rows)
+        sizes.append(tensors[0].numel())
+        return tensors
 
-    monkeypatch.setattr(evaluate, "read", recorded)
+    monkeypatch.setattr(forward, "lay_out", recorded)
     *_, whole, _, _ = [line for line in examine("opd", SMALL) if not line.startswith("WARNING")]
-    assert len(sizes) == 1
+    assert len(sizes) == 2  # the teacher's pass and the student's
     sizes.clear()
     lines = list(examine("opd", {**SMALL, "teacher.max_tokens": 500}))
-    assert len(sizes) > 2
+    assert len(sizes) > 4
     assert max(sizes) <= 500
     assert whole.startswith("signal")
     assert whole in lines
@@ -48,7 +48,10 @@ def test_the_four_memory_settings_are_listed() -> None:
         "decoding: 32 rows (rollout.engine.max_rows); evaluation: 16,384 tokens"
     )
     (line,) = (line for line in examine("opd", SMALL) if line.startswith("passes"))
-    assert "student: all rollouts at once (optimizer.micro_batch)" in line
+    assert "student: all rollouts at once (optimizer.micro_batch, optimizer.micro_tokens)" in line
+    settings = {"optimizer.micro_batch": 8, "optimizer.micro_tokens": 2000}
+    (line,) = (line for line in examine("opd", {**SMALL, **settings}) if line.startswith("passes"))
+    assert "student: 8 rollouts (optimizer.micro_batch), at most 2,000 tokens (optimizer.micro_tokens);" in line
 
 
 def test_the_turn_end_is_shown() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opd.errors import AlignmentError
-from opd.models.forward import align, batches, read, readings_of, sort_key, student_readings
+from opd.models.forward import align, read, readings_of, sort_key, student_readings
 from opd.models.language import LanguageModel
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Segment, Signal, Span
@@ -83,15 +83,6 @@ def test_segments_in_their_own_history_share_one_reading() -> None:
         Segment(2, (20, *r.completion_ids[:2]), Span(2, 4)),
     ]
     assert sorted(r.wanted for r in readings_of(ROLLOUTS, segments)) == [[0, 1, 4], [2, 3]]
-
-
-def test_batches_respect_the_budget_and_lose_nothing() -> None:
-    readings = student_readings(ROLLOUTS)
-    for max_tokens in (1, 14, 18, 100):
-        parts = list(batches(readings, max_tokens))
-        assert sorted(r.rollout for part in parts for r in part) == [0, 1, 2]
-        for part in parts:
-            assert len(part) == 1 or len(part) * max(len(r.ids) for r in part) <= max_tokens
 
 
 def test_rows_are_found(student: LanguageModel, teacher: LanguageModel) -> None:

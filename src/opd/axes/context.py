@@ -81,7 +81,7 @@ class RunContext(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """``teacher.max_tokens``: padded tokens of a scoring pass."""
+        """``teacher.max_tokens``: most tokens of a scoring pass."""
         ...
 
     @property

@@ -125,6 +125,12 @@ class OptimizerConfig(Strict):
     """Recompute activations in the backward pass to save memory."""
 
 
+class LanguageOptimizerConfig(OptimizerConfig):
+    micro_tokens: int | None = Field(None, ge=1)
+    """Most tokens per forward and backward pass, padding included; the gradient is that of the whole batch. A longer
+    rollout has a pass for itself."""
+
+
 class EvalConfig(Strict):
     prompts: PromptsConfig | None = None
     """Held-out prompts; without them nothing is measured."""
@@ -280,6 +286,8 @@ class RunConfig(BaseRun):
     """What scores the rollouts, and what it sees."""
     loss: LossConfig = LossConfig()
     """The signal, the divergence, the weights of tokens, and further terms."""
+    optimizer: LanguageOptimizerConfig = LanguageOptimizerConfig()
+    """Optimizer and learning rate."""
     rollout: RolloutConfig = RolloutConfig()
     """What writes completions, how many and how long."""
     eval: EvalConfig = EvalConfig()

@@ -55,7 +55,7 @@ class TeacherConfig(Strict):
     gate: GateConfig | None = None
     """Measure teachers against the student, and refuse those that would make it worse."""
     max_tokens: int = Field(16_384, ge=1)
-    """Padded tokens per scoring pass; lower it to save memory."""
+    """Most tokens per scoring pass, padding included; lower it to save memory."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> TeacherConfig:

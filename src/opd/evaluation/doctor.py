@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from opd.axes.engines import EngineConfig
+from opd.config.run import LanguageOptimizerConfig
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.memory import estimate
 from opd.evaluation.metrics import summarise
@@ -93,19 +94,26 @@ def _memory(run: LanguageContext) -> Iterator[str]:
     if run.student.device.type == "cuda":
         room = torch.cuda.get_device_properties(run.student.device).total_memory
         yield from _too_large(need.peak, room)
-    micro_batch = config.optimizer.micro_batch
     yield (
-        f"passes    student: {f'{micro_batch} rollouts' if micro_batch else 'all rollouts at once'} "
-        f"(optimizer.micro_batch); teacher: {config.teacher.max_tokens:,} tokens (teacher.max_tokens); "
-        f"decoding: {_decoding(config.rollout.engine)}; evaluation: {MAX_TOKENS:,} tokens"
+        f"passes    student: {_student_pass(config.optimizer)}; teacher: {config.teacher.max_tokens:,} tokens "
+        f"(teacher.max_tokens); decoding: {_decoding(config.rollout.engine)}; evaluation: {MAX_TOKENS:,} tokens"
     )
+    for note in run.padded():
+        yield f"padding   {note}"
+
+
+def _student_pass(optimizer: LanguageOptimizerConfig) -> str:
+    tokens = f"{optimizer.micro_tokens:,} tokens (optimizer.micro_tokens)" if optimizer.micro_tokens else ""
+    if optimizer.micro_batch:
+        return f"{optimizer.micro_batch} rollouts (optimizer.micro_batch)" + (f", at most {tokens}" if tokens else "")
+    return tokens or "all rollouts at once (optimizer.micro_batch, optimizer.micro_tokens)"
 
 
 def _too_large(peak: float, room: float) -> Iterator[str]:
     if peak > room:
         yield (
             f"WARNING   the device has {_bytes(room)}. Fix: look which part above is the largest; an update shrinks by "
-            "optimizer.micro_batch or optimizer.gradient_checkpointing=true, a teacher by teacher.max_tokens or "
+            "optimizer.micro_tokens or optimizer.gradient_checkpointing=true, a teacher by teacher.max_tokens or "
             "dtype=bfloat16, rollouts by rollout.engine.max_rows"
         )
 

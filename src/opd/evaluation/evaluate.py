@@ -11,7 +11,7 @@ import torch
 from opd.evaluation.diagnostics import diagnose
 from opd.evaluation.metrics import summarise
 from opd.losses import linear_cross_entropy
-from opd.models.forward import Reading, align, batches, read, student_readings
+from opd.models.forward import Reading, align, read_all, student_readings
 from opd.models.language import LanguageModel
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
@@ -154,8 +154,7 @@ def mean_loss(
     """
     student.model.eval()
     total = 0.0
-    for batch in batches(student_readings(rollouts), max_tokens):
-        scored, states = read(student, batch, layers)
+    for scored, states in read_all(student, student_readings(rollouts), max_tokens=max_tokens, layers=layers):
         here = signal.take(torch.isin(signal.rollout_T, scored.rollout_T))
         if len(here):
             row_T = align(rollouts, scored, here)
@@ -170,8 +169,7 @@ def text_loss(student: LanguageModel, texts: Sequence[tuple[int, ...]]) -> float
     student.model.eval()
     readings = [Reading(i, ids, 0, list(range(1, len(ids)))) for i, ids in enumerate(texts) if len(ids) > 1]
     total = 0.0
-    for batch in batches(readings, MAX_TOKENS):
-        scored, states = read(student, batch)
+    for scored, states in read_all(student, readings, max_tokens=MAX_TOKENS):
         weight_T = torch.ones(len(scored), device=student.device)
         total += float(linear_cross_entropy(states.hidden_TD, states.head_VD, scored.token_T, weight=weight_T))
     return total / sum(len(r.wanted) for r in readings)

@@ -157,6 +157,7 @@ def estimate(run: LanguageContext) -> Memory:
     length = max(len(run.chat.prompt_ids(prompt)) for prompt in run.prompts) + config.rollout.max_new_tokens
     decoded = min(rows, getattr(config.rollout.engine, "max_rows", rows))
     tokens = min(config.optimizer.micro_batch or rows, rows) * length
+    tokens = min(tokens, max(config.optimizer.micro_tokens or tokens, length))
     kept = kept_for_backward(student)
     if config.optimizer.gradient_checkpointing:
         kept = _one_block_at_a_time(student, kept)

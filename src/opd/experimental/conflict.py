@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opd.losses import linear_divergence
-from opd.models.forward import align, batches, read, student_readings
+from opd.models.forward import align, read_all, student_readings
 from opd.models.language import LanguageModel
 from opd.output.format import CONFLICT
 from opd.signals import FullSignal, TeachersSignal
@@ -91,8 +91,7 @@ class Conflict:
         parameters = [p for p in self.student.model.parameters() if p.requires_grad]
         total = [torch.zeros_like(p, device="cpu", dtype=torch.float32) for p in parameters]
         with torch.enable_grad():
-            for batch in batches(student_readings(rollouts), self.max_tokens):
-                where, states = read(self.student, batch)
+            for where, states in read_all(self.student, student_readings(rollouts), max_tokens=self.max_tokens):
                 here = signal.take(torch.isin(signal.rollout_T, where.rollout_T))
                 if not len(here):
                     continue

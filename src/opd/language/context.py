@@ -18,6 +18,7 @@ from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
 from opd.models.language import LanguageModel, stop_ids
 from opd.models.loading import load
+from opd.models.packing import packs
 from opd.models.pool import ModelPool
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
@@ -166,6 +167,18 @@ class LanguageContext:
         for name in self.pool or ():
             assert self.pool
             yield f"teacher.models.{name}", self.pool[name]
+
+    def padded(self) -> list[str]:
+        """One sentence for each model whose forward passes are padded, because it cannot read packed sequences."""
+        pool = self.pool.models if self.pool else {}
+        models = {"student": self.student} | ({"teacher.model": self.teacher_model} if self.teacher_model else {})
+        models |= {f"teacher.models.{name}": model for name, model in pool.items()}
+        return [
+            f"{key}: '{model.source}' does not keep packed sequences apart, so its forward passes are padded, "
+            "which takes longer"
+            for key, model in models.items()
+            if not packs(model)
+        ]
 
     # Teachers, views and objectives
 

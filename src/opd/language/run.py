@@ -37,6 +37,9 @@ from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.types import Metrics, Rollout, View
 
+PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing"}
+"""Keys of ``optimizer`` that shape the forward and backward passes."""
+
 
 @dataclass(frozen=True)
 class LanguageRun:
@@ -66,6 +69,7 @@ class LanguageRun:
         if config.optimizer.gradient_checkpointing:
             checkpoint_activations(run.student)
         self._keep_context()
+        log.warnings += run.padded()
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
         if config.loss.sft:
@@ -75,13 +79,15 @@ class LanguageRun:
             student=run.student,
             sampler=source,
             forward=partial(
-                read_own, run.student, size=config.optimizer.micro_batch, layers=config.loss.signal.layers(run)
+                read_own,
+                run.student,
+                size=config.optimizer.micro_batch,
+                max_tokens=config.optimizer.micro_tokens,
+                layers=config.loss.signal.layers(run),
             ),
             curriculum=run.curriculum,
             terms=terms,
-            optimizer=Optimizer(
-                run.student.model, **config.optimizer.model_dump(exclude={"micro_batch", "gradient_checkpointing"})
-            ),
+            optimizer=Optimizer(run.student.model, **config.optimizer.model_dump(exclude=PASSES)),
             guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(run.held_out), 1)),
             checkpoints=Checkpoints(
                 Path(config.out) / "checkpoints", write=run.student.save_weights, **config.checkpoint.model_dump()

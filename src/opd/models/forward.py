@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from opd.errors import AlignmentError
-from opd.models.language import LanguageModel, pad
+from opd.models.language import LanguageModel
+from opd.models.packing import lay_out, passes
 from opd.signals import TokenStates
 from opd.types import Rollout, Segment, Signal
 
@@ -61,40 +62,54 @@ def student_readings(rollouts: Sequence[Rollout]) -> list[Reading]:
     return [own_reading(rollouts, index, wanted) for index, wanted in enumerate(chosen) if wanted]
 
 
-def batches(readings: Sequence[Reading], max_tokens: int) -> Iterator[list[Reading]]:
-    """Batches of sequences of similar length, each of at most ``max_tokens`` tokens with its padding."""
-    batch: list[Reading] = []
-    for reading in sorted(readings, key=lambda r: len(r.ids)):
-        if batch and (len(batch) + 1) * len(reading.ids) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(reading)
-    if batch:
-        yield batch
-
-
 def read(
-    language_model: LanguageModel, batch: Sequence[Reading], layers: Sequence[int] = ()
+    language_model: LanguageModel, readings: Sequence[Reading], layers: Sequence[int] = ()
 ) -> tuple[Signal, TokenStates]:
-    """One forward pass over a batch of sequences.
+    """One forward pass over all sequences; see ``read_all``."""
+    return next(read_all(language_model, readings, layers=layers))
+
+
+def read_all(
+    language_model: LanguageModel,
+    readings: Sequence[Reading],
+    *,
+    max_tokens: int | None = None,
+    layers: Sequence[int] = (),
+) -> Iterator[tuple[Signal, TokenStates]]:
+    """Forward passes over sequences, longest first: packed, or padded if the model cannot keep packed ones apart.
 
     The state at a token's left neighbour predicts it. The token's id is taken from the model's input tensor through the
     same indices, so ``align`` compares the tokens that were scored.
 
     Args:
+        max_tokens: most tokens of a pass, padding included; None for one pass. A longer sequence has its own pass.
         layers: blocks whose states to return besides the last hidden states.
 
-    Returns:
+    Yields:
         The scored tokens and the states that predict them, both ordered by rollout and position. Gradients flow
         unless the caller turned them off.
     """
+    for rows in passes(language_model, [len(reading.ids) for reading in readings], max_tokens):
+        yield _read_rows(language_model, [[readings[index] for index in row] for row in rows], layers)
+
+
+def _read_rows(
+    language_model: LanguageModel, rows: Sequence[Sequence[Reading]], layers: Sequence[int]
+) -> tuple[Signal, TokenStates]:
+    """One forward pass; each row holds one or several sequences."""
     device = language_model.device
-    ids_BL, mask_BL = pad([reading.ids for reading in batch], left=False, device=device)
-    table = [(r.rollout, p, row, r.offset + p) for row, r in enumerate(batch) for p in r.wanted]
+    ids_BL, mask_BL, positions_BL = lay_out(language_model, [[reading.ids for reading in row] for row in rows])
+    table = []
+    for number, row in enumerate(rows):
+        start = 0
+        for reading in row:
+            first = start + reading.offset
+            table += [(reading.rollout, p, number, first + p) for p in reading.wanted]
+            start += len(reading.ids)
     columns = torch.tensor(sorted(table), dtype=torch.int64, device=device)
     rollout_T, position_T, row_T, column_T = columns.unbind(1)
     scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
-    hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers)
+    hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers, positions_BL)
     layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
     hidden_TD = hidden_BLD[row_T, column_T - 1]
     return scored, TokenStates(hidden_TD, language_model.head_VD.to(hidden_TD.dtype), layers_TKD)
@@ -120,7 +135,7 @@ def collect(
     model = language_model.model
     was_training = model.training
     model.eval()
-    parts = [read(language_model, batch, layers) for batch in batches(readings, max_tokens)]
+    parts = list(read_all(language_model, readings, max_tokens=max_tokens, layers=layers))
     model.train(was_training)
     if not parts:
         none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
@@ -135,16 +150,24 @@ def collect(
 
 
 def read_own(
-    language_model: LanguageModel, rollouts: Sequence[Rollout], *, size: int | None = None, layers: Sequence[int] = ()
+    language_model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    *,
+    size: int | None = None,
+    max_tokens: int | None = None,
+    layers: Sequence[int] = (),
 ) -> Iterator[tuple[Signal, TokenStates]]:
     """Forward passes of the student over its own rollouts, with gradients.
 
     Args:
-        size: number of rollouts per forward pass; None for all at once.
+        size: most rollouts per forward pass; None for any number.
+        max_tokens: most tokens per forward pass, padding included; None for any number.
     """
     readings = student_readings(rollouts)
-    for start in range(0, len(readings), size or len(readings)):
-        yield read(language_model, readings[start : start + (size or len(readings))], layers)
+    size = size or max(len(readings), 1)
+    for start in range(0, len(readings), size):
+        part = readings[start : start + size]
+        yield from read_all(language_model, part, max_tokens=max_tokens, layers=layers)
 
 
 def sort_key(signal: Signal) -> Tensor:

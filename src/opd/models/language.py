@@ -51,10 +51,14 @@ class LanguageModel:
         """Last hidden states after the final norm, [B, L, D] for [B, L] right-padded ids."""
         return self.layers(input_ids, attention_mask, ())[0]
 
-    def layers(self, input_ids: Tensor, attention_mask: Tensor, chosen: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def layers(
+        self, input_ids: Tensor, attention_mask: Tensor | None, chosen: Sequence[int], positions: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Last hidden states, and the states after chosen blocks, each [B, L, D].
 
         Args:
+            attention_mask: [B, L], 0 on padding; None for packed rows.
+            positions: [B, L], starting over with each sequence of a packed row.
             chosen: blocks, from 1. As in transformers, the state of the last block is that after the final norm.
         """
         with self.precision():
@@ -63,6 +67,7 @@ class LanguageModel:
                 attention_mask=attention_mask,
                 use_cache=False,
                 output_hidden_states=bool(chosen),
+                **({} if positions is None else {"position_ids": positions}),
             )
         states: Tensor = out.last_hidden_state
         return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]

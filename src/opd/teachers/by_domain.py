@@ -25,7 +25,7 @@ class TeachersByDomain:
     Args:
         pool: the models.
         shares: the weight of each teacher in each domain; not normalised.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: most tokens per forward pass, padding included.
         alternate: if a domain has several teachers, one of them scores each rollout, drawn by share. The draw
             depends on the rollout alone, so a resumed run makes the same one.
 

@@ -48,7 +48,7 @@ class CrossTeacher:
         tokenizer: the student's.
         teacher: model and its own tokenizer.
         skip_ids: of the student's tokens, further ones to leave out, such as those that end a turn.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: most tokens per forward pass, padding included.
         temperature: divides the logits.
 
     Source: GOLD (Hugging Face TRL, experimental). tests/teachers/test_cross.py.

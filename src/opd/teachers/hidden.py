@@ -24,7 +24,7 @@ class HiddenTeacher:
         language_model: what reads.
         layers: blocks, from 1.
         projection: onto what the student can resemble; None where both have the same width.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: most tokens per forward pass, padding included.
 
     Source: OPRD, arXiv 2606.06021.
     """

@@ -20,7 +20,7 @@ class LocalTeacher:
 
     Args:
         language_model: what scores.
-        max_tokens: padded tokens per forward pass.
+        max_tokens: most tokens per forward pass, padding included.
     """
 
     def __init__(self, language_model: LanguageModel, *, max_tokens: int = 16_384) -> None:
