@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
@@ -17,11 +19,12 @@ from opd.axes.base import Objects
 from opd.axes.views.plain import PlainView
 from opd.config.read import read
 from opd.config.run import RunConfig
-from opd.errors import EmptyStepError
+from opd.errors import ConfigError, EmptyStepError
 from opd.evaluation.metrics import gap_recovery
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
+from opd.report.data import run_data
 from opd.types import Metrics, Rollout, Scored, Segment, Signal
 from support.altered import train_altered
 from support.models import make_model
@@ -98,6 +101,7 @@ def test_a_first_batch_without_a_target_makes_no_update_and_the_run_goes_on(anch
     result = train(tmp_path / "out", silent(2), loss={"anchor": anchor})
     assert (result.steps, result.stopped_by) == (6, None)
     assert [(event["step"], event["kind"]) for event in result.events] == [(0, "idle"), (1, "idle")]
+    assert "no update was made ('distill': teacher.view=plain, and no token got a target" in result.events[0]["text"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert ["loss" in row["train"] for row in rows if "train" in row] == [False, False, True, True, True, True]
 
@@ -201,3 +205,33 @@ def test_an_accuracy_that_is_missing_recovers_no_gap() -> None:
     assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.7, "teacher_accuracy": 0.9}) == {
         "gap_recovery": pytest.approx(0.5)
     }
+
+
+def test_a_run_without_gain_ends_early_with_the_best_weights(tmp_path: Path) -> None:
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "a b"}\n')
+    kls = [{"reverse_kl": value} for value in (1.0, 0.5, 0.7, 0.6, 0.4)]
+    changes = {"guards": {"no_gain": 2}, "optimizer": {"steps": 20}, "eval": {"prompts": f"{tmp_path}/held_out.jsonl"}}
+    result = train(tmp_path / "out", evaluations(*kls), **changes)
+    assert (result.steps, result.stopped_by) == (6, "no_gain")
+    assert result.events[-1]["text"] == "no gain in 2 evaluations in a row; the best weights, of step 2, are kept"
+    assert result.after == result.best == {"reverse_kl": 0.5}
+    best, out = (load_file(f / "model.safetensors") for f in (result.out / "checkpoints" / "best", result.out))
+    assert all(torch.equal(tensor, out[name]) for name, tensor in best.items())
+
+
+def test_no_gain_needs_an_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"guards\.no_gain needs an evaluation \(no eval\.prompts\)\. Fix: give"):
+        train(tmp_path / "out", evaluations(), guards={"no_gain": 2})
+
+
+def test_a_metric_that_is_not_finite_is_null_and_named_once(tmp_path: Path) -> None:
+    metrics = {"reverse_kl": 1.0, "odd": math.nan, "far": math.inf}
+    result = train(tmp_path / "out", evaluations(metrics, metrics, metrics, metrics), report=True)
+    lines = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    evals = [line["eval"] for line in lines if "eval" in line]
+    assert evals == [{"reverse_kl": 1.0, "odd": None, "far": None}] * 4
+    said = [line["event"]["text"] for line in lines if "event" in line]
+    assert said == ["not a finite number, written as null: far, odd"]
+    assert json.loads((result.out / "result.json").read_text())["after"] == evals[0]
+    assert run_data(result.out)["eval"]["columns"] == {"reverse_kl": [1.0] * 4}
+    assert (result.out / "report.html").exists()

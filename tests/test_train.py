@@ -29,14 +29,14 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
 
 def train(out: Path, *, student: LanguageModel | None = None, **changes: Any) -> opd.Result:
     resume = changes.pop("resume", False)
-    displays = changes.pop("displays", ())
+    callbacks = changes.pop("callbacks", ())
     return opd.train(
         run_file(out, **changes),
         student=student or make_model(0),
         teacher=make_model(1, layers=3, hidden=48),
         prompts=PROMPTS,
         resume=resume,
-        displays=displays,
+        callbacks=callbacks,
     )
 
 
@@ -95,7 +95,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, teacher_wei
 
     go(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path / "cut", displays=[Interrupt(at)])
+        go(tmp_path / "cut", callbacks=[Interrupt(at)])
     go(tmp_path / "cut", resume=True)
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(t, expected[n]) for n, t in weights(tmp_path / "cut").items())
@@ -123,7 +123,7 @@ def test_an_occupied_folder_is_refused_and_a_changed_run_too(tmp_path: Path) -> 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "out", displays=[Interrupt(5)])
+        train(tmp_path / "out", callbacks=[Interrupt(5)])
     (tmp_path / "out" / "checkpoints" / "000004" / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(CheckpointError, match="000004"):
         train(tmp_path / "out", resume=True)

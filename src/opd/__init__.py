@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opd.api import evaluate, train
     from opd.data.answers import answers_match
     from opd.errors import OpdError
+    from opd.output.callbacks import Callback, RunStart
     from opd.output.result import Result
     from opd.pipelines.result import PipelineResult
     from opd.pipelines.run import pipeline
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Event",
     "Hint",
     "Message",
@@ -31,6 +33,7 @@ __all__ = [
     "Prompt",
     "Result",
     "Rollout",
+    "RunStart",
     "Segment",
     "Span",
     "Task",
@@ -41,6 +44,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "Callback": "opd.output.callbacks",
+    "RunStart": "opd.output.callbacks",
     "OpdError": "opd.errors",
     "PipelineResult": "opd.pipelines.result",
     "Result": "opd.output.result",

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opd.axes.base import GIVEN, Objects, check_methods
+from opd.axes.base import GIVEN, Objects
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import BaseRun, PromptsConfig, RunConfig
@@ -19,10 +19,11 @@ from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
+from opd.output.callbacks import Callback, RunStart, check_callbacks
 from opd.output.claim import claim
 from opd.output.result import Result
 from opd.output.run_folder import locked, write_json
-from opd.output.run_log import Display, RunLog, RunStart, open_sinks
+from opd.output.run_log import RunLog, open_sinks
 from opd.training.interrupts import noticed
 from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
@@ -71,7 +72,7 @@ def train(
     signal: tuple[Teacher, Objective] | None = None,
     divergence: Divergence | None = None,
     resume: bool = False,
-    displays: Sequence[Display] = (),
+    callbacks: Sequence[Callback | Any] = (),
 ) -> Result:
     """Train a student by a recipe, a run file or a mapping.
 
@@ -93,7 +94,7 @@ def train(
         signal: the teacher and the objective, instead of ``loss.signal``.
         divergence: a ``Divergence``, instead of ``loss.divergence``.
         resume: continue from the newest checkpoint in ``out``; from the start if there is none.
-        displays: show the run while it trains; see ``Display``.
+        callbacks: follow the run; objects with any of the methods of ``Callback``.
 
     Returns:
         Metrics before and after.
@@ -116,9 +117,9 @@ def train(
         divergence=divergence,
     )
     objects.check()
-    _check_displays(displays)
+    check_callbacks(callbacks)
     config = run_file.read(source, _with_objects(overrides, objects))
-    return start(config, lambda: load(config, objects), resume=resume, displays=displays)
+    return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)
 
 
 def start(
@@ -126,7 +127,7 @@ def start(
     make: Callable[[], Run],
     *,
     resume: bool = False,
-    displays: Sequence[Display] = (),
+    callbacks: Sequence[Callback | Any] = (),
 ) -> Result:
     """Train in the run file's folder, which this process locks.
 
@@ -148,7 +149,7 @@ def start(
             _make_folder(out)
             held.enter_context(locked(out))
             claim(out, config, resume=resume)
-        return _run(run, displays)
+        return _run(run, callbacks)
 
 
 def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
@@ -176,11 +177,13 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     yield "ready to train"
 
 
-def _run(run: Run, displays: Sequence[Display]) -> Result:
+def _run(run: Run, callbacks: Sequence[Any]) -> Result:
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
     write_json(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), displays=displays)
+    log = RunLog(
+        out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), callbacks=callbacks
+    )
     started = time.perf_counter()
     loop = run.assemble(log)
     loop.state.seconds = time.perf_counter() - started  # one-off preparation is part of the cost
@@ -260,18 +263,6 @@ def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None
             "or name a folder or hub id as the override student or teacher.model"
         )
     return LanguageModel(model[0], model[1], getattr(model[0].config, "_name_or_path", "") or GIVEN)
-
-
-def _check_displays(displays: Any) -> None:
-    """Refuse a display that lacks a method.
-
-    Raises:
-        ConfigError: the sentence names the methods.
-    """
-    if not isinstance(displays, list | tuple):
-        raise ConfigError(f"displays: a list of displays is needed (got {displays!r}). Fix: give a list")
-    for number, display in enumerate(displays):
-        check_methods(display, ("start", "step", "evaluation", "event", "stop"), key=f"displays[{number}]")
 
 
 def _make_folder(out: Path) -> None:

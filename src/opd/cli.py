@@ -55,7 +55,7 @@ def train(
     from opd.api import train as run
     from opd.output.terminal import LiveDisplay, show_result
 
-    result = run(source, overrides or [], resume=resume, displays=[LiveDisplay(console)])
+    result = run(source, overrides or [], resume=resume, callbacks=[LiveDisplay(console)])
     show_result(console, result)
 
 

@@ -213,7 +213,8 @@ class Loop:
     def _idle(self) -> Metrics:
         """Make no update: no token had a target, or only an anchor has had any so far."""
         self.state.idle += 1
-        self.event("idle", "empty signal: no token of this step's rollouts has a target, so no update was made")
+        why = "; ".join(f"'{term.name}': {term.if_empty}" for term in self.active if term.role != "anchor")
+        self.event("idle", f"no token of this step has a target, so no update was made ({why})")
         self._act(self.guards.after_idle_step(self.state.idle))
         return {}
 
@@ -237,18 +238,18 @@ class Loop:
             for text in changes:
                 self.event("gate", text)
         self.log.evaluation(state.step, metrics)
-        state.after = metrics
-        if not state.before:
-            state.before = metrics
+        state.before, state.after = state.before or metrics, metrics
+        state.stale += 1
         if not state.best or better(metrics, state.best):
-            state.best, state.best_step = metrics, state.step
+            state.best, state.best_step, state.stale = metrics, state.step, 0
             self.checkpoints.save_best(self.student.model)
         if missing := self.guards.unmeasured(state.before, metrics):
             self.event("unmeasured", f"validation {missing} was not measured, so no guard judged this evaluation")
             return
         seen = self.guards.collapsed(state.before, state.best, metrics)
         state.collapsing = state.collapsing + 1 if seen else 0
-        self._act(self.guards.after_evaluation(seen, state.collapsing, best_step=state.best_step, last=self._last))
+        counts = {"best_step": state.best_step, "stale": state.stale}
+        self._act(self.guards.after_evaluation(seen, state.collapsing, last=self._last, **counts))
         if self.recovery:
             self._act(self.recovery.after_evaluation(state, averaged=self.average is not None))
             self._recover()

@@ -174,9 +174,8 @@ def test_held_out_prompts_are_those_that_are_given(tmp_path: Path) -> None:
     assert result.before["accuracy"] in (0.0, 1.0)
 
 
-class NoEvents:
-    def start(self, run: Any) -> None: ...
-    def step(self, step: int, metrics: Any) -> None: ...
+class Unknown:
+    def on_step_end(self, step: int) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -191,8 +190,8 @@ class NoEvents:
         ({"signal": "full"}, "signal: a pair .teacher, objective. is needed .got 'full'."),
         ({"signal": (1, 2)}, r"signal\[0\]: 1 has no score\(\)"),
         ({"eval_prompts": "math"}, "eval_prompts: a list of prompts is needed .got 'math'.*eval.prompts"),
-        ({"displays": [NoEvents()]}, r"displays\[0\]: .* has no evaluation\(\) and no event\(\) and no stop\(\)"),
-        ({"displays": NoEvents()}, "displays: a list of displays is needed"),
+        ({"callbacks": [Unknown()]}, r"callbacks\[0\]: an object with at least one of start\(\), step\(\), .*Unknown"),
+        ({"callbacks": Unknown()}, "callbacks: a list of callbacks is needed"),
         ({"teacher": ("a", "b")}, r"a pair \(model, tokenizer\) .*Fix: .* teacher.model"),
     ],
 )

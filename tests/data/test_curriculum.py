@@ -202,7 +202,7 @@ def train(
         teacher=teacher,
         prompts=rows,
         resume=True,
-        displays=[Interrupt(at)] if at else [],
+        callbacks=[Interrupt(at)] if at else [],
     )
 
 

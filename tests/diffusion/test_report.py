@@ -15,7 +15,7 @@ import opd
 from opd.diffusion.models import load
 from opd.diffusion.report import Grids, by_state, references
 from opd.evaluation.evaluate import SEED
-from opd.output.run_log import RunStart
+from opd.output.callbacks import RunStart
 from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
@@ -112,7 +112,7 @@ class Killed:
 def test_a_resumed_run_keeps_its_strips(folder: Path, tmp_path: Path) -> None:
     config, out = run_file(folder, out=str(tmp_path / "out")), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        opd.train(config, displays=[Killed(3)])
+        opd.train(config, callbacks=[Killed(3)])
     samples = Samples(out / "samples")
     assert samples.steps == [0, 2]
     samples.write(3, Image.new("RGB", (9, 9)))  # of a step that the checkpoint does not know
@@ -128,7 +128,7 @@ def test_a_resumed_run_keeps_its_strips(folder: Path, tmp_path: Path) -> None:
 def test_a_resumed_run_with_other_prompts_deletes_the_old_strips(folder: Path, tmp_path: Path) -> None:
     config, out = run_file(folder, out=str(tmp_path / "out")), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        opd.train(config, displays=[Killed(3)])
+        opd.train(config, callbacks=[Killed(3)])
     opd.train({**config, "report": {"prompts": 2}}, resume=True)
     samples = Samples(out / "samples")
     assert samples.steps == [4]

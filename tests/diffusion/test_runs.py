@@ -117,7 +117,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, folder: Any
     prompts = write_rows(tmp_path / "prompts.jsonl", prompt_rows())
     go(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path / "cut", displays=[Interrupt(at)])
+        go(tmp_path / "cut", callbacks=[Interrupt(at)])
     go(tmp_path / "cut", resume=True)
     assert len(metrics(tmp_path / "cut")) == 4
     assert same(tmp_path / "whole", tmp_path / "cut")

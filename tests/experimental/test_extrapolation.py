@@ -113,7 +113,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(at: int, tmp_path: Path) ->
 
     whole = go(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path / "cut", displays=[Interrupt(at)])
+        go(tmp_path / "cut", callbacks=[Interrupt(at)])
     assert go(tmp_path / "cut", resume=True).events == whole.events
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     assert all(torch.equal(t, expected[n]) for n, t in load_file(tmp_path / "cut" / "model.safetensors").items())

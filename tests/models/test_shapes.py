@@ -35,7 +35,7 @@ def test_a_run_trains_it_saves_it_whole_and_resumes_to_the_same_bits(name: str, 
     trained = [row["train"] for row in rows if "train" in row]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in trained)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", SHAPES[name], displays=[Interrupt(2)])
+        train(tmp_path / "cut", SHAPES[name], callbacks=[Interrupt(2)])
     train(tmp_path / "cut", SHAPES[name], resume=True)
     expected, again = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(again[key], expected[key]) for key in expected)

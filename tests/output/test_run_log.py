@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import opd
-from opd.output.run_log import RunLog, RunStart, open_sinks, rewind
+from opd.output.callbacks import RunStart
+from opd.output.run_log import RunLog, open_sinks, rewind
 from support.models import make_model
 
 PROMPTS = [{"prompt": f"{a} {b}"} for a in "abcd" for b in "efgh"]

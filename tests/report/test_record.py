@@ -50,7 +50,7 @@ def train(out: Path, **changes: Any) -> opd.Result:
         "log": [],
         "out": str(out),
     }
-    more = {key: changes.pop(key) for key in ("displays", "resume") if key in changes}
+    more = {key: changes.pop(key) for key in ("callbacks", "resume") if key in changes}
     teacher = make_model(1, layers=3, hidden=48)
     return opd.train({**tree, **changes}, student=make_model(0), teacher=teacher, prompts=PROMPTS, **more)
 
@@ -92,7 +92,7 @@ def test_an_interrupted_and_resumed_run_records_the_same_lines(tmp_path: Path, a
     evaluated = held_out(tmp_path)
     train(tmp_path / "whole", eval=evaluated)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", eval=evaluated, displays=[Interrupt(at)])
+        train(tmp_path / "cut", eval=evaluated, callbacks=[Interrupt(at)])
     assert (tmp_path / "cut" / "report.html").exists()
     assert not run_data(tmp_path / "cut")["finished"]
     train(tmp_path / "cut", eval=evaluated, resume=True)

@@ -46,5 +46,5 @@ def test_a_terminal_shows_the_rollout_and_a_log_does_not(tmp_path: Path) -> None
             "log": [],
         }
         out = str(tmp_path / str(terminal))
-        opd.train("hint", {**small, "out": out}, displays=[LiveDisplay(console)])
+        opd.train("hint", {**small, "out": out}, callbacks=[LiveDisplay(console)])
         assert ("tools/test/" in output.getvalue()) == terminal

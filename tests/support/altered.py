@@ -45,11 +45,11 @@ def train_altered(
     overrides: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
-    displays: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
     **objects: Any,
 ) -> Result:
     """``opd.train`` with the loop that ``alter`` makes of the assembled one; None leaves it as it is."""
     given = Objects(**objects)
     config = read(source, given.keys() | dict(overrides or {}))
     changed = alter or (lambda loop: loop)
-    return api.start(config, lambda: AlteredRun(api.load(config, given), changed), resume=resume, displays=displays)
+    return api.start(config, lambda: AlteredRun(api.load(config, given), changed), resume=resume, callbacks=callbacks)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opd.output.run_log import RunStart
-
 
 class Interrupt:
-    """A display that stops a run the hard way."""
+    """A callback that stops a run the hard way."""
 
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def start(self, run: RunStart) -> None: ...
-
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         if step == self.at:
             raise KeyboardInterrupt
-
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None: ...

@@ -71,7 +71,8 @@ def test_guards_stop_the_run_at_their_limits() -> None:
 
 def test_the_defaults_are_those_of_the_run_file() -> None:
     defaults = GuardsConfig().model_dump(exclude={"recover"})
-    assert defaults == {"drop": 0.5, "below_start": 0.05, "patience": 2, "max_skipped": 10, "max_idle": 5}
+    stops = {"drop": 0.5, "below_start": 0.05, "patience": 2, "max_skipped": 10, "max_idle": 5, "no_gain": None}
+    assert defaults == stops
     assert Guards() == Guards(**defaults)
 
 

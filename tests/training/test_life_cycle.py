@@ -59,7 +59,7 @@ def test_a_signal_finishes_the_step_and_loses_nothing(
     train(tmp_path / "whole")
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"interrupted by {number.name} after step 3, with a checkpoint in") as end:
-        train(tmp_path / "cut", more={"displays": [Signals(3, number)]})
+        train(tmp_path / "cut", more={"callbacks": [Signals(3, number)]})
     assert end.value.number == number
     assert signal.getsignal(number) is before
     assert f"{number.name}: the run saves a checkpoint after this step and ends" in capfd.readouterr().err
@@ -70,7 +70,7 @@ def test_a_signal_finishes_the_step_and_loses_nothing(
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="ended at once by SIGTERM"):
-        train(tmp_path / "cut", more={"displays": [Signals(3, signal.SIGINT, signal.SIGTERM)]})
+        train(tmp_path / "cut", more={"callbacks": [Signals(3, signal.SIGINT, signal.SIGTERM)]})
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
@@ -123,7 +123,7 @@ class Broken(Interrupt):
 
 def test_an_error_before_the_first_checkpoint_leaves_the_folder_free(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        train(tmp_path / "out", more={"displays": [Broken(2)]})
+        train(tmp_path / "out", more={"callbacks": [Broken(2)]})
     (tmp_path / "out" / "notes.txt").write_text("mine")
     train(tmp_path / "out", optimizer={"lr": 1e-3})
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
@@ -193,7 +193,7 @@ def test_frozen_parameters_are_in_the_model_and_a_resume_restores_the_others(tmp
 
     train(tmp_path / "whole", student=student())
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", student=student(), more={"displays": [Signals(3, signal.SIGINT)]})
+        train(tmp_path / "cut", student=student(), more={"callbacks": [Signals(3, signal.SIGINT)]})
     folder = tmp_path / "cut" / "checkpoints" / "000003"
     assert "model.layers.0.mlp.up_proj.weight" in weights(folder)
     assert "model.layers.0.mlp.up_proj.weight" not in load_file(folder / "trained.safetensors")

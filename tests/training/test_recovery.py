@@ -167,7 +167,7 @@ def run_file(out: Path, **changes: Any) -> dict[str, Any]:
     return small_run(out, **(own | changes))
 
 
-def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
+def train(out: Path, *, callbacks: Any = (), resume: bool = False, alter: Any = None, **changes: Any) -> opd.Result:
     answered = [{**row, "answer": "k l"} for row in PROMPTS]
     averaged = "weights" in changes.get("teacher", {})
     return train_altered(
@@ -177,7 +177,7 @@ def train(out: Path, *, displays: Any = (), resume: bool = False, alter: Any = N
         teacher=None if averaged else make_model(1, layers=3, hidden=48),
         prompts=answered if averaged else PROMPTS,
         resume=resume,
-        displays=displays,
+        callbacks=callbacks,
     )
 
 
@@ -214,7 +214,7 @@ def test_a_run_killed_around_its_rollbacks_resumes_to_the_same_bits(
     teacher, expected = TEACHERS[whole[0]], whole[1]
     assert kinds(expected).count("rollback") > 1
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", teacher=teacher, displays=[Interrupt(at)])
+        train(tmp_path / "cut", teacher=teacher, callbacks=[Interrupt(at)])
     resumed = train(tmp_path / "cut", teacher=teacher, resume=True)
     assert same(tmp_path / "cut", expected.out)
     assert (resumed.events, resumed.steps, resumed.tokens) == (expected.events, expected.steps, expected.tokens)

@@ -62,6 +62,12 @@ def _signal(*, attribute: str) -> Callable[[Any], str | None]:
     return lacks
 
 
+EVALUATION = Fact(
+    "an evaluation",
+    lambda c: None if c.eval.prompts or getattr(c.eval, "text", None) else "no eval.prompts",
+    "give eval.prompts",
+)
+
 FACTS: dict[str, Fact] = {
     "teacher pass": Fact(
         "a signal that a teacher gives", _signal(attribute="reads_teacher"), "set loss.signal=full, top_k or sampled"
@@ -157,6 +163,7 @@ FACTS: dict[str, Fact] = {
     "held-out prompts": Fact(
         "held-out prompts", lambda c: None if c.eval.prompts else "no eval.prompts", "give eval.prompts"
     ),
+    "evaluation": EVALUATION,
     "diagnostics": Fact(
         "eval.diagnostics",
         lambda c: None if c.eval.diagnostics else "eval.diagnostics=0",

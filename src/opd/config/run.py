@@ -191,9 +191,16 @@ class GuardsConfig(Strict):
     """Stop after this number of steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)
     """Stop after this number of steps in a row without any signal."""
+    no_gain: int | None = Field(None, ge=1)
+    """Stop after this number of evaluations in a row that are not the best so far, with the best weights in ``out``; by
+    default the run takes all its steps."""
     recover: RecoverConfig | None = None
     """Roll back to the last good checkpoint instead of stopping; ``{}`` takes the defaults. ``checkpoint.every``
     decides how much a rollback loses."""
+
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """An evaluation that can gain."""
+        return {"no_gain": ("evaluation",)} if self.no_gain else {}
 
 
 class ReportConfig(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from opd.axes.needs import Fact
+from opd.axes.needs import EVALUATION, Fact
 
 
 def _unless(holds: bool, against: str) -> str | None:
@@ -44,6 +44,7 @@ def _enough_steps(config: Any) -> str | None:
 
 
 FACTS: dict[str, Fact] = {
+    "evaluation": EVALUATION,
     "density": Fact(
         "a Gaussian density at every step",
         lambda c: _unless(c.rollout.noise > 0 or c.rollout.renoise, "rollout.noise=0"),

@@ -24,7 +24,8 @@ from opd.diffusion.models import DenoisingModel
 from opd.errors import DataError
 from opd.evaluation.evaluate import SEED
 from opd.loop import Loop
-from opd.output.run_log import RunStart, rewind
+from opd.output.callbacks import RunStart
+from opd.output.run_log import rewind
 from opd.report.files import STATES
 from opd.report.overview import Block, overview
 from opd.report.page import write_report

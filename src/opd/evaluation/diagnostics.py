@@ -37,7 +37,8 @@ def diagnose(student: LanguageModel, rollouts: Sequence[Rollout], teacher: Local
     Returns:
         Means over positions, each name behind ``teacher/``; empty if the signal is empty.
         ``overlap@16``: share of the 16 likeliest tokens that both have. ``overlap_mass``: the student's mass on the
-        shared ones. ``overlap_advantage``: p̄ (log q̄ − log p̄) per shared token, both renormalised on them.
+        shared ones. ``overlap_advantage``: p̄ (log q̄ − log p̄) per shared token, both renormalised on them;
+        left out if no position has one.
         ``entropy``, ``teacher_entropy``, ``entropy_gap`` (mean absolute difference), ``forward_kl``, ``reverse_kl``:
         nats. ``reverse_kl/quarter_1`` to ``_4``: by quarter of the rollout.
         ``reverse_kl/number``, ``/word``, ``/mark``, ``/special``: by class of the student's token.
@@ -52,6 +53,8 @@ def diagnose(student: LanguageModel, rollouts: Sequence[Rollout], teacher: Local
     pair = (hidden_TD, student.head_VD), (signal.hidden_TD, signal.head_VD)
     chunks = [_compare(log_p_NV, log_q_NV) for _, (log_p_NV, log_q_NV) in logprob_chunks(*pair)]
     per_position = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    if per_position["overlap_advantage"].isnan().all():  # no position has a shared token
+        del per_position["overlap_advantage"]
     metrics = {name: value_T.nanmean().item() for name, value_T in per_position.items()}
     for name, member_T in _groups(student.tokenizer, rollouts, signal).items():
         if member_T.any():

@@ -54,7 +54,7 @@ def main(
     console.rule("[bold]2. one rollout with its hint")
     _show_mistake(console, run, rollouts)
     console.rule("[bold]3. on-policy distillation: the same model with the hint in its context is the teacher")
-    result = opd.train("hint", overrides, displays=[LiveDisplay(console)])
+    result = opd.train("hint", overrides, callbacks=[LiveDisplay(console)])
     console.rule("[bold]4. the result")
     show_result(console, result)
     if image:

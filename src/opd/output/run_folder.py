@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically and flush it to disk."""
-    write_text(path, json.dumps(tree, indent=2) + "\n")
+    write_text(path, json.dumps(finite(tree), indent=2, allow_nan=False) + "\n")
+
+
+def json_line(tree: Any) -> str:
+    """A line of a JSONL file."""
+    return json.dumps(finite(tree), allow_nan=False) + "\n"
+
+
+def finite(tree: Any) -> Any:
+    """The same tree with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -1,17 +1,19 @@
-"""Where a run's metrics go: metrics.jsonl always, trackers if installed, displays, and the report's recorder."""
+"""Where a run's metrics go: metrics.jsonl always, trackers if installed, callbacks, and the report's recorder."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from opd.config.secrets import redact_sentence
+from opd.output.callbacks import RunStart, tell
+from opd.output.run_folder import json_line
 from opd.types import Metrics, Rollout, Scored
 
 PROJECT = "opd"
@@ -28,41 +30,6 @@ class Log(Protocol):
     def evaluation(self, step: int, metrics: Metrics) -> None: ...
 
     def event(self, step: int, kind: str, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """The facts a display needs about the run.
-
-    Attributes:
-        out: the run's folder.
-        step: steps already taken; above 0 if the run is resumed.
-        steps: steps in all.
-        evaluates: whether anything is measured on held-out prompts.
-    """
-
-    out: Path
-    step: int
-    steps: int
-    evaluates: bool
-
-
-class Display(Protocol):
-    """Shows a run while it trains. It reads metrics and can change nothing."""
-
-    def start(self, run: RunStart) -> None:
-        """Before the first step."""
-        ...
-
-    def step(self, step: int, metrics: Metrics) -> None: ...
-
-    def evaluation(self, step: int, metrics: Metrics) -> None: ...
-
-    def event(self, step: int, kind: str, text: str) -> None: ...
-
-    def stop(self) -> None:
-        """After the last step, or after an error."""
-        ...
 
 
 class Observer(Protocol):
@@ -84,41 +51,42 @@ class Sink(Protocol):
 
 
 class RunLog:
-    """Writes metrics.jsonl and passes everything on to trackers, displays and observers.
+    """Writes metrics.jsonl and passes everything on to trackers, callbacks and observers.
 
     A line is ``{"step": 20, "train": {...}}``, ``{"step": 20, "eval": {...}}`` or
-    ``{"step": 20, "event": {"kind": ..., "text": ...}}``.
+    ``{"step": 20, "event": {"kind": ..., "text": ...}}``. A metric that is not finite is null there, which JSON has
+    no other way to write, and an event names it the first time.
 
     Args:
         path: ``out/metrics.jsonl``.
         sinks: trackers.
         warnings: sentences that become events when the run starts.
-        displays: for instance the terminal's.
+        callbacks: for instance the terminal's.
     """
 
     def __init__(
-        self, path: Path, sinks: Sequence[Sink] = (), warnings: Sequence[str] = (), displays: Sequence[Display] = ()
+        self, path: Path, sinks: Sequence[Sink] = (), warnings: Sequence[str] = (), callbacks: Sequence[Any] = ()
     ) -> None:
         self.path = path
         self.sinks = list(sinks)
-        self.displays = list(displays)
+        self.callbacks = list(callbacks)
+        self.not_finite: set[str] = set()
         self.observers: list[Observer] = []
         self.warnings = list(warnings)
 
     def attach(self, recorder: Any) -> None:
-        """Add an object that is an observer and a display; it comes before all other displays."""
+        """Add an object that is an observer and a callback; it comes before all other callbacks."""
         self.observers.append(recorder)
-        self.displays.insert(0, recorder)
+        self.callbacks.insert(0, recorder)
 
     def start(self, run: RunStart, *, evaluated: bool) -> None:
-        """Drop the lines after the step the run resumes from, and start the displays.
+        """Drop the lines after the step the run resumes from, and start the callbacks.
 
         Args:
             evaluated: whether the run has been evaluated at step 0, so that lines of step 0 stay.
         """
         self.rewind(run.step if evaluated or run.step else -1)
-        for display in self.displays:
-            display.start(run)
+        tell(self.callbacks, "start", run)
         for text in self.warnings:
             self.event(run.step, "tracker", text)
 
@@ -136,33 +104,37 @@ class RunLog:
         self._write({"step": step, "train": metrics})
         for sink in self.sinks:
             sink.scalars(step, {f"train/{k}": v for k, v in metrics.items()})
-        for display in self.displays:
-            display.step(step, metrics)
+        tell(self.callbacks, "step", step, metrics)
+        self._name_not_finite(step, metrics)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Metrics on held-out prompts."""
         self._write({"step": step, "eval": metrics})
         for sink in self.sinks:
             sink.scalars(step, {f"eval/{k}": v for k, v in metrics.items()})
-        for display in self.displays:
-            display.evaluation(step, metrics)
+        tell(self.callbacks, "evaluation", step, metrics)
+        self._name_not_finite(step, metrics)
 
     def event(self, step: int, kind: str, text: str) -> None:
         """A guard's finding, a rollback, a warning."""
         self._write({"step": step, "event": {"kind": kind, "text": text}})
-        for display in self.displays:
-            display.event(step, kind, text)
+        tell(self.callbacks, "event", step, kind, text)
 
     def stop(self) -> None:
-        """Close the trackers and stop the displays."""
+        """Close the trackers and stop the callbacks."""
         for sink in self.sinks:
             sink.close()
-        for display in self.displays:
-            display.stop()
+        tell(self.callbacks, "stop")
+
+    def _name_not_finite(self, step: int, metrics: Metrics) -> None:
+        new = {name for name, value in metrics.items() if not math.isfinite(value)} - self.not_finite
+        if new:
+            self.not_finite |= new
+            self.event(step, "not_finite", f"not a finite number, written as null: {', '.join(sorted(new))}")
 
     def _write(self, line: dict[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json_line(line))
 
 
 def open_sinks(

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from opd.output.callbacks import RunStart
 from opd.output.format import STEP, format_line, format_value, headline
 from opd.output.result import Result
-from opd.output.run_log import RunStart
 from opd.output.visible import sentence
 from opd.report.files import ROLLOUTS
 from opd.report.page import REPORT

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from opd.pipelines.graph import Stage
+from opd.report.files import measured
 
 State = Literal["waiting", "running", "done", "unchanged", "failed", "collapsed", "blocked"]
 
@@ -55,7 +56,7 @@ class Row:
         """Set the state from stage.json."""
         self.record, self.state, self.step = record, state, self.result.get("steps", self.stage.steps)
         if self.stage.kind == "train":
-            self.first, self.now = self.result["before"], self.result["after"]
+            self.first, self.now = measured(self.result["before"]), measured(self.result["after"])
 
     def follow(self, line: Mapping[str, Any]) -> bool:
         """Update from a line of metrics.jsonl; returns whether it is an evaluation."""
@@ -63,7 +64,7 @@ class Row:
         if "event" in line:
             self.event = f"{line['event']['kind']}: {line['event']['text']}"
         if "eval" in line:
-            self.now = line["eval"]
+            self.now = measured(line["eval"])
             self.first = self.first or self.now
         return "eval" in line
 

@@ -13,7 +13,7 @@ from opd.axes.base import AXES, AxisValue
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
-from opd.report.files import ROLLOUTS, read_json, read_lines, read_rollouts
+from opd.report.files import ROLLOUTS, measured, read_json, read_metrics, read_rollouts
 from opd.report.signs import signs
 
 BUDGET = 4_200_000
@@ -39,7 +39,7 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     Raises:
         DataError: the folder has no run.
     """
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl")
     about = about_run(folder, lines)
     config = about["config"]
     rows = read_rollouts(folder / ROLLOUTS)
@@ -83,7 +83,7 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         "stopped_by": (result or {}).get("stopped_by"),
         "seconds": (result or {}).get("seconds"),
         "tokens": (result or {}).get("tokens"),
-        "best": (result or {}).get("best") or {},
+        "best": measured((result or {}).get("best") or {}),
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),
         "events": [{"step": line["step"], **line["event"]} for line in lines if "event" in line],

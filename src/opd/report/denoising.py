@@ -11,7 +11,7 @@ from typing import Any
 
 from opd.config.diffusion import DISTANCES
 from opd.report.data import BUDGET, about_run
-from opd.report.files import STATES, read_json, read_lines
+from opd.report.files import STATES, read_json, read_lines, read_metrics
 from opd.report.overview import scaled
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
 from opd.report.signs import signs
@@ -39,7 +39,7 @@ def denoising_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     Raises:
         DataError: the folder holds no run, or images that cannot be read.
     """
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl")
     about = about_run(folder, lines)
     samples, left_out = _samples(Samples(folder / SAMPLES), budget)
     return {

@@ -27,6 +27,16 @@ def read_lines(path: Path) -> list[Tree]:
     return found
 
 
+def read_metrics(path: Path) -> list[Tree]:
+    """The lines of ``metrics.jsonl`` without metrics that had no finite value."""
+    return [{key: measured(value) for key, value in line.items()} for line in read_lines(path)]
+
+
+def measured(metrics: Any) -> Any:
+    """Metrics without those that are null, because they had no finite value."""
+    return {k: v for k, v in metrics.items() if v is not None} if isinstance(metrics, dict) else metrics
+
+
 def read_json(path: Path) -> Tree | None:
     """The content of a JSON file; None without the file."""
     if not path.exists():

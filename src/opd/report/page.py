@@ -17,7 +17,7 @@ from typing import Any
 
 from opd.errors import DataError
 from opd.output.format import metric_table
-from opd.output.run_folder import write_text
+from opd.output.run_folder import finite, write_text
 from opd.report.data import BUDGET, run_data
 from opd.report.denoising import FAMILY, denoising_data, is_denoising
 
@@ -125,7 +125,7 @@ def assemble(
 
 def data_block(tree: Any) -> str:
     """JSON that is safe inside a script element."""
-    text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(tree), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(ESCAPES)
 
 

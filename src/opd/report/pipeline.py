@@ -11,7 +11,7 @@ from typing import Any
 from opd.errors import DataError
 from opd.output.format import format_value, headline, main_metric
 from opd.output.run_folder import write_text
-from opd.report.files import read_lines
+from opd.report.files import read_metrics
 from opd.report.page import REPORT, assemble
 
 DATA = "pipeline.json"
@@ -76,7 +76,7 @@ def _measures(stage: Mapping[str, Any]) -> bool:
 
 def _stage(folder: Path, beside: Path, name: str, stage: Mapping[str, Any]) -> Tree:
     """A stage with its main metric before, after and at best, as text, and that metric over the steps."""
-    lines = read_lines(folder / name / "metrics.jsonl") if stage["kind"] == "train" else []
+    lines = read_metrics(folder / name / "metrics.jsonl") if stage["kind"] == "train" else []
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     metric = main_metric(stage.get("before") or (evals[0][1] if evals else {}))
     shown = {when: _cell(metric, stage.get(when) or {}) for when in ("before", "after", "best")}

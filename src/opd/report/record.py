@@ -27,7 +27,8 @@ from opd.losses.objectives import per_token_losses
 from opd.models.copies import frozen_copy
 from opd.models.forward import Reading, align, collect, own_reading
 from opd.models.language import LanguageModel
-from opd.output.run_log import RunStart, rewind
+from opd.output.callbacks import RunStart
+from opd.output.run_log import rewind
 from opd.report.files import read_rollouts
 from opd.report.measure import Scores, scores_of, teacher_scores
 from opd.report.page import write_report

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+NORMAL_ENDS = frozenset({None, "idle", "no_gain"})
+"""Ends of a run that no rollback prevents: its last step, nothing left to learn, and no further gain."""
+
 
 @dataclass(frozen=True)
 class Continue:

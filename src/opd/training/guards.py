@@ -41,6 +41,7 @@ class Guards:
     patience: int = 2
     max_skipped: int = 10
     max_idle: int = 5
+    no_gain: int | None = None
     num_prompts: int = 1
 
     def after_idle_step(self, in_a_row: int) -> Continue | Stop:
@@ -61,15 +62,21 @@ class Guards:
             return Stop("non_finite", f"the {what} was not finite for {in_a_row} steps in a row")
         return Continue()
 
-    def after_evaluation(self, seen: str | None, in_a_row: int, *, best_step: int, last: bool) -> Continue | Stop:
+    def after_evaluation(
+        self, seen: str | None, in_a_row: int, *, best_step: int, last: bool, stale: int = 0
+    ) -> Continue | Stop:
         """Stop after ``patience`` evaluations in a row that look collapsed, or one at the end of the run.
 
         Args:
             seen: what ``collapsed`` said of the last evaluation.
             best_step: step of the weights that are kept.
+            stale: evaluations in a row that were not the best so far; after ``no_gain`` of them the run is over.
         """
+        kept = f"the best weights, of step {best_step}, are kept"
         if seen and (last or in_a_row >= self.patience):
-            return Stop("collapse", f"{seen}; the best weights, of step {best_step}, are kept")
+            return Stop("collapse", f"{seen}; {kept}")
+        if self.no_gain is not None and stale >= self.no_gain and not last:
+            return Stop("no_gain", f"no gain in {stale} evaluations in a row; {kept}")
         return Continue()
 
     def unmeasured(self, before: Figures, now: Figures) -> str | None:

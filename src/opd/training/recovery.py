@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opd.training.actions import Continue, RefreshTeacher, RollBack, Stop
+from opd.training.actions import NORMAL_ENDS, Continue, RefreshTeacher, RollBack, Stop
 from opd.training.guards import LEAST, OF_TEXT, WINDOW, Watch, typical, watched
 from opd.training.state import State
 from opd.types import Metrics, Term
@@ -36,7 +36,7 @@ class Recovery:
         """Note in the state whether the step's rollouts were good; stop if the last steps look collapsed."""
         distill = next((term.name for term in terms if term.role == "distill"), None)
         seen = watched(metrics, distill)
-        if not seen or state.stopped_by not in (None, "idle"):
+        if not seen or state.stopped_by not in NORMAL_ENDS:
             return Continue()
         if not state.first:
             state.first, state.top = seen, seen.get("accuracy", 0.0)
@@ -69,7 +69,7 @@ class Recovery:
             terms: of the loss, with their original weights.
             steps: length of the run; a rollback after its last step does not resume.
         """
-        if state.stopped_by in (None, "idle") or state.rolled_back == state.step:
+        if state.stopped_by in NORMAL_ENDS or state.rolled_back == state.step:
             return Continue()
         good = state.proven if state.stopped_by == "collapse" else state.healthy
         if state.step == steps or state.rollbacks == self.times:

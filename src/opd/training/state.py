@@ -29,6 +29,8 @@ class State:
     """Steps in a row whose loss or gradient was not finite."""
     collapsing: int = 0
     """Evaluations in a row that looked collapsed."""
+    stale: int = 0
+    """Evaluations in a row that were not the best so far."""
     idle: int = 0
     """Steps in a row without a target for any token."""
     refused: list[str] = field(default_factory=list)
@@ -65,7 +67,7 @@ class State:
         self.top = max(saved.top, self.first.get("accuracy", 0.0))
         self.rolled_back = self.healthy = self.step
         self.proven = self.step if saved.step <= self.proven else self.proven
-        self.skipped = self.collapsing = self.idle = 0
+        self.skipped = self.collapsing = self.stale = self.idle = 0
         self.recent = []
         if action.resume:
             self.stopped_by = None

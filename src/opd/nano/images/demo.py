@@ -52,7 +52,7 @@ def main(
             console.print(in_blocks(shown, console.width))
         folder = Path(out) / name
         overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
-        result = opd.train(name, overrides, displays=[LiveDisplay(console)])
+        result = opd.train(name, overrides, callbacks=[LiveDisplay(console)])
         show_result(console, result)
         console.print(f"images   {folder}/{SAMPLES}/overview.png\n")
         for label, strip in strips(Samples(folder / SAMPLES)):
