@@ -21,7 +21,7 @@ from support.small_runs import PROMPTS, merged, small_run
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "activations count most": ({"hidden": 128, "layers": 4}, {}),
     "micro-batches": ({"hidden": 128, "layers": 4}, {"optimizer": {"micro_batch": 4}}),
-    "passes bounded by tokens": ({"hidden": 128, "layers": 4}, {"optimizer": {"micro_tokens": 200}}),
+    "passes bounded by tokens": ({"hidden": 128, "layers": 4}, {"optimizer": {"micro_tokens": 216}}),
     "weights count most": (
         {"hidden": 256, "layers": 6},
         {"optimizer": {"micro_batch": 1}, "rollout": {"prompts_per_step": 2}},
