@@ -82,6 +82,7 @@ class Event:
     """``unknown_tool``, ``bad_arguments``, ``too_long``, or a task's own."""
     turn: int
     span: Span
+    """Tokens of the fault; the whole turn if the environment names no place in it."""
     detail: Mapping[str, str] = field(default_factory=dict)
     """Named facts that a hint template may use."""
 
@@ -207,6 +208,16 @@ class Observation:
     """(kind, detail) pairs; the rollout adds turn and span."""
     reward: float | None = None
     num_calls: int = 0
+    more: tuple[Message, ...] = ()
+    """Messages right after ``message``, such as the results of further calls."""
+    places: tuple[tuple[int, int] | None, ...] = ()
+    """Of each event in order, the fault's range of characters in the turn's text, which becomes the span of its tokens;
+    None, or none at all, for the whole turn."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages that enter the rollout; none if the episode ends."""
+        return () if self.message is None else (self.message, *self.more)
 
 
 class Task(Protocol):

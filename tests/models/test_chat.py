@@ -222,3 +222,41 @@ def test_the_real_qwen_tokenizer_ends_turns_with_im_end_whichever_is_its_eos(eos
 def test_the_real_minimind_template_ends_turns_with_im_end() -> None:
     chat = real("minimind-tokenizer")
     assert chat.decode(chat.turn_end_ids, skip_special_tokens=False) == "<|im_end|>"
+
+
+MARKS = ("[TOOL_CALLS]", "<|python_tag|>", "<|channel|>")
+"""Special tokens that a model writes into its turns."""
+
+
+def marked(name: str) -> Chat:
+    tokenizer = make_chat_tokenizer(name)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS), "pad_token": "<pad>"})
+    return Chat(tokenizer)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_text_of_a_turn_has_its_special_tokens_without_end_start_and_padding(name: str) -> None:
+    chat = marked(name)
+    written = "".join(MARKS) + '{"name": "add"}'
+    ids = chat.insert_text_ids(written)
+    assert chat.turn_text(ids) == written
+    assert chat.turn_text((*ids, *chat.turn_end_ids)) == written
+    assert chat.turn_text((*ids, chat.tokenizer.eos_token_id)) == written
+    other = chat.tokenizer.convert_tokens_to_ids("<|channel|>")
+    assert chat.turn_text((*ids, other), {other}) == written
+    start = [i for i in (chat.tokenizer.bos_token_id, chat.tokenizer.pad_token_id) if i is not None]
+    assert chat.turn_text((*start, *ids, *start)) == written
+
+
+@pytest.mark.parametrize("text", ["mul", "ü", "🙂 é", '"a": 1'])
+def test_characters_of_a_turn_are_found_in_its_tokens(text: str) -> None:
+    chat = marked("mistral")
+    before, after = '🙂[TOOL_CALLS]{"nämé": ', "🙂}"
+    bos = chat.tokenizer.bos_token_id
+    turn = (bos, *chat.insert_text_ids(before + text + after), *chat.turn_end_ids)
+    start = chat.turn_text(turn).index(text)
+    span = chat.token_span(turn, (start, start + len(text)))
+    assert turn[span.start : span.stop] == chat.insert_text_ids(text)
+    assert span.start == 1 + len(chat.insert_text_ids(before))
+    at_end = len(before + text + after)
+    assert chat.token_span(turn, (at_end, at_end)).stop == len(turn) - len(chat.turn_end_ids)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from opd.axes.views.hint import HintView
 from opd.data.answers import AnswerTask
 from opd.data.curriculum import Uniform
 from opd.data.tasks import get_task
@@ -16,6 +17,7 @@ from opd.models.chat import Chat
 from opd.models.language import stop_ids
 from opd.models.loading import load
 from opd.rollouts.sampler import Prefix, Sampler
+from opd.teachers.hints import RulesAuthor
 from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
 from support.chat_templates import FORMATS, make_chat_tokenizer
 from support.models import make_model
@@ -236,3 +238,75 @@ def test_a_sampled_stop_token_is_never_inserted_again(name: str, *, other: bool)
         assert context.count(eos) == int(stray)
     assert [rollout.completion_ids[t.start : t.stop] for t in rollout.turns] == [said, said]
     assert rollout.finish == "stop"
+
+
+class Calls:
+    """Notes the turns it sees, answers with two messages, and says where in the turn the fault is."""
+
+    def __init__(self) -> None:
+        self.turns: list[str] = []
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return []
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        self.turns.append(transcript[-1]["content"])
+        if len(transcript) > 1:
+            return Observation(reward=1.0)
+        start = transcript[-1]["content"].index("mul")
+        return Observation(
+            message={"role": "tool", "content": "6"},
+            more=({"role": "tool", "content": "7"},),
+            events=(("unknown_tool", {"tools": "add"}), ("odd", {})),
+            places=((start, start + 3),),
+        )
+
+
+def test_a_task_sees_special_tokens_and_its_events_and_messages_keep_their_places() -> None:
+    tokenizer = make_chat_tokenizer("chatml")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    chat = Chat(tokenizer)
+    said = (*chat.insert_text_ids("[TOOL_CALLS]mul(2)"), *chat.turn_end_ids)
+    task, stops = Calls(), frozenset(chat.turn_end_ids[-1:])
+    sampler = Sampler(Scripted(said), chat, task, stop_ids=stops, max_new_tokens=400, max_turns=2)
+    rollout = sampler.rollout([Prompt(id="a", messages=({"role": "user", "content": "?"},))], 0)[0]
+    assert task.turns == ["[TOOL_CALLS]mul(2)"] * 2
+    fault, whole = rollout.events
+    assert chat.decode(rollout.completion_ids[fault.span.start : fault.span.stop]) == "mul"
+    assert whole.span == rollout.turns[0]
+    conversation = [*(rollout.prompt.messages or ()), *rollout.transcript]
+    assert [m["content"] for m in conversation] == ["?", "[TOOL_CALLS]mul(2)", "6", "7", "[TOOL_CALLS]mul(2)"]
+    text = tokenizer.apply_chat_template([dict(m) for m in conversation], tokenize=False)
+    assert chat.decode(rollout.prompt_ids + rollout.completion_ids, skip_special_tokens=False) == text.rstrip()
+    view = HintView(RulesAuthor(), chat)
+    (turn,) = view.segments([rollout])
+    (exact,) = HintView(RulesAuthor(span="fault"), chat).segments([rollout])
+    assert (turn.span, exact.span) == (rollout.turns[0], fault.span)
+    assert exact.context_ids == turn.context_ids + rollout.completion_ids[: fault.span.start]
+
+
+@pytest.mark.parametrize(
+    ("reaction", "sentence"),
+    [
+        (
+            lambda: 1 / 0,
+            r"Broken.step raised ZeroDivisionError: division by zero \(test_sampler.py, line \d+\)",
+        ),
+        (lambda: {"reward": 1.0}, r"Broken.step returned \{'reward': 1.0\} on prompt 'a'. Fix: return opd.Observation"),
+        (
+            lambda: Observation(message=cast("Message", "no")),
+            r"gave the messages \('no',\), which are no mappings with role and content,",
+        ),
+        (lambda: Observation(events=(("odd",),)), r"gave the events .* which are no pairs of a kind and a mapping,"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_broken_step_is_one_sentence_that_names_task_and_prompt(reaction: Any, sentence: str) -> None:
+    class Broken(Calls):
+        def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+            answer: Observation = reaction()
+            return answer
+
+    said = (*CHAT.insert_text_ids("call"), *CHAT.turn_end_ids)
+    sampler = Sampler(Scripted(said), CHAT, Broken(), stop_ids=stop_ids(MODEL), max_new_tokens=9)
+    with pytest.raises(DataError, match=f"task: .*{sentence}"):
+        sampler.rollout([Prompt(id="a", messages=({"role": "user", "content": "?"},))], 0)

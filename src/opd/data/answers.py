@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from opd.data import maths
 from opd.data.final_answer import clean, final_answer, is_maths
 from opd.data.numbers import number
+from opd.data.tasks import observe
 from opd.errors import DataError
 from opd.types import Message, Observation, Prompt, Task
 
@@ -105,4 +106,4 @@ class EachItsOwn:
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """The reaction of the prompt's own task."""
         task = self.tasks.get(prompt.id)
-        return task.step(prompt, transcript) if task else Observation()
+        return observe(task, prompt, transcript) if task else Observation()

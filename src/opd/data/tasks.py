@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from opd.axes.base import import_named
-from opd.errors import ConfigError
-from opd.types import Task
+from opd.errors import ConfigError, DataError, OpdError
+from opd.types import Message, Observation, Prompt, Task
 
 TASKS: dict[str, str] = {
     "tools": "opd.nano.tasks.tools:ToolsTask",
@@ -53,3 +56,37 @@ def _made(make: Any, name: str, key: str) -> Any:
         return make()
     except TypeError as error:
         raise ConfigError(f"{key}: '{name}' cannot be called ({error}). {fix}") from error
+
+
+def observe(task: Task, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+    """The task's reaction to the last turn.
+
+    Raises:
+        DataError: ``step`` raises, or returns something else than an observation; the sentence names task and prompt.
+    """
+    name = f"{type(task).__module__}:{type(task).__qualname__}.step"
+    try:
+        seen: Any = task.step(prompt, transcript)
+    except OpdError:
+        raise
+    except Exception as error:  # whatever a user's task raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(" :.")
+        raise DataError(
+            f"task: {name} raised {reason} ({Path(place.filename).name}, line {place.lineno}) on prompt '{prompt.id}'. "
+            "Fix: let it return an Observation for every turn"
+        ) from error
+    if not isinstance(seen, Observation):
+        fault = f"returned {_short(seen)}"
+    elif not all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in seen.messages):
+        fault = f"gave the messages {_short(seen.messages)}, which are no mappings with role and content,"
+    elif not all(len(event) == 2 and isinstance(event[1], Mapping) for event in seen.events):
+        fault = f"gave the events {_short(seen.events)}, which are no pairs of a kind and a mapping,"
+    else:
+        return seen
+    raise DataError(f"task: {name} {fault} on prompt '{prompt.id}'. Fix: return opd.Observation(message=…, reward=…)")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

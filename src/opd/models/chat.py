@@ -11,14 +11,15 @@ and after a sampled turn only the part of it that was not sampled is inserted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
 from opd.errors import ModelError
 from opd.models.messages import MessageForms
-from opd.types import Message, Prompt
+from opd.types import Message, Prompt, Span
 
 _MARKER = "MARKER"
 _OPENING: tuple[Message, ...] = ({"role": "user", "content": "a"},)
@@ -115,22 +116,23 @@ class Chat:
                 return ids[: -len(known)]
         return ids
 
-    def message_ids(self, message: Message, turn_ids: Sequence[int]) -> tuple[int, ...]:
+    def message_ids(self, messages: Message | Sequence[Message], turn_ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens between a finished assistant turn and the next turn's first token.
 
-        They are the rest of the template's turn end, the message, and the generation prompt. A stop token that was
+        They are the rest of the template's turn end, the messages, and the generation prompt. A stop token that was
         sampled is never inserted again. If the turn stopped at another token than the template's turn end, such as
         ``<|endoftext|>``, that token stays in the trajectory, since the student chose it, and the template's turn end
         is inserted after it: the next turn then stands behind a turn that ended as the template ends turns.
 
         Args:
-            message: the environment's answer.
+            messages: the environment's answer, one message or several.
             turn_ids: the turn as sampled, its stop token included.
 
         Raises:
-            ModelError: the template does not allow the message's role there.
+            ModelError: the template does not allow a message's role there.
         """
-        between, end, ids = self._behind([*_TURN, message], generate=True), self._template_end_ids, tuple(turn_ids)
+        answer = [messages] if isinstance(messages, Mapping) else messages
+        between, end, ids = self._behind([*_TURN, *answer], generate=True), self._template_end_ids, tuple(turn_ids)
         if end and between[: len(end)] == end:
             if end[-1] in self._special_ids:
                 ended = ids[-1:] == end[-1:]
@@ -165,9 +167,45 @@ class Chat:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def turn_text(self, turn_ids: Sequence[int]) -> str:
-        """The text of an assistant turn, without its end."""
-        return self.decode(self.content_ids(turn_ids))
+    def turn_text(self, turn_ids: Sequence[int], stop_ids: Collection[int] = ()) -> str:
+        """The text of an assistant turn with its special tokens, but without its end, BOS and padding.
+
+        Args:
+            turn_ids: the turn as sampled.
+            stop_ids: ids that end a turn, besides the template's turn end and EOS.
+        """
+        return self._text(turn_ids, self._shown(turn_ids, stop_ids))
+
+    def token_span(self, turn_ids: Sequence[int], characters: tuple[int, int], stop_ids: Collection[int] = ()) -> Span:
+        """The tokens of a turn that hold a range of characters of its ``turn_text``; at least one."""
+        shown = self._shown(turn_ids, stop_ids)
+        text = self._text(turn_ids, shown)
+        if not shown:
+            return Span(0, len(turn_ids))
+
+        def holding(characters: int) -> int:
+            """The number of tokens shown that hold this many characters; a piece of a character does not count."""
+            return bisect_left(range(len(shown)), characters, key=lambda n: self._agreed(turn_ids, shown[:n], text))
+
+        start, stop = characters[0], max(characters[0] + 1, characters[1])
+        first, last = min(holding(start), holding(start + 1) - 1), holding(min(stop, len(text))) - 1
+        return Span(shown[max(first, 0)], shown[max(first, last, 0)] + 1)
+
+    def _agreed(self, turn_ids: Sequence[int], positions: Sequence[int], text: str) -> int:
+        """The number of characters that some of a turn's first tokens share with its text."""
+        pairs = zip(self._text(turn_ids, positions), text, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _shown(self, turn_ids: Sequence[int], stop_ids: Collection[int]) -> list[int]:
+        """Positions of a turn's tokens that its text shows."""
+        stop = len(self.content_ids(turn_ids))
+        if stop == len(turn_ids) and turn_ids[-1:] and turn_ids[-1] in (*stop_ids, *self._eos_ids):
+            stop -= 1
+        unwritten = {self.tokenizer.bos_token_id, self.tokenizer.pad_token_id}
+        return [p for p in range(stop) if turn_ids[p] not in unwritten]
+
+    def _text(self, turn_ids: Sequence[int], positions: Sequence[int]) -> str:
+        return self.decode([turn_ids[p] for p in positions], skip_special_tokens=False)
 
     @cached_property
     def _eos_ids(self) -> tuple[int, ...]:

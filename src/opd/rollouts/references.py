@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from opd.data.tasks import observe
 from opd.errors import DataError
 from opd.models.chat import Chat
 from opd.types import Message, Observation, Prompt, Rollout, RolloutSource, Span, Task
@@ -39,19 +40,19 @@ class ReferenceAnswers:
         transcript: list[Message] = []
         seen = Observation()
         for text in prompt.turns or (prompt.answer or "",):
-            if transcript and seen.message is None:
+            if transcript and not seen.messages:
                 raise DataError(
                     f"prompt '{prompt.id}': its environment ends before turn {len(turns) + 1} of 'turns'. Fix: shorten "
                     "'turns'"
                 )
-            if seen.message:
-                transcript.append(seen.message)
-                ids += chat.message_ids(seen.message, ids[start:])
+            if seen.messages:
+                transcript += seen.messages
+                ids += chat.message_ids(seen.messages, ids[start:])
             start = len(ids)
             ids += (*chat.insert_text_ids(text), *end)
             turns.append(Span(start, len(ids)))
             transcript.append({"role": "assistant", "content": text})
-            seen = self.task.step(prompt, transcript) if self.task else Observation()
+            seen = observe(self.task, prompt, transcript) if self.task else Observation()
         if self.max_length is not None and len(prompt_ids) + len(ids) > self.max_length:
             raise DataError(
                 f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 import torch
 
+from opd.data.tasks import observe
 from opd.errors import DataError, OpdError
 from opd.models.chat import Chat
 from opd.types import Engine, Event, Generation, Message, Prompt, Rollout, Sampling, Span, Task
@@ -201,9 +203,9 @@ class Sampler:
         """Whether the environment answers this turn, and its message leaves room for another token."""
         if self.task is None:
             return False
-        turn = {"role": "assistant", "content": self.chat.turn_text(ids)}
-        answer = self.task.step(trajectory.prompt, [*trajectory.transcript, turn]).message
-        if answer is None:
+        turn = {"role": "assistant", "content": self.chat.turn_text(ids, self.stop_ids)}
+        answer = observe(self.task, trajectory.prompt, [*trajectory.transcript, turn]).messages
+        if not answer:
             return False
         inserted = self.chat.of(trajectory.prompt).message_ids(answer, ids)
         return len(trajectory.ids) + len(ids) + len(inserted) < self.max_new_tokens
@@ -222,28 +224,31 @@ class Sampler:
         """Let the environment react to the last turn."""
         span = trajectory.turns[-1]
         ids = trajectory.ids[span.start : span.stop]
-        text = self.chat.turn_text(ids)
+        text = self.chat.turn_text(ids, self.stop_ids)
         trajectory.transcript.append({"role": "assistant", "content": text})
         if self.task is None:
             trajectory.finish = "stop" if stopped else "length"
             return
-        seen = self.task.step(trajectory.prompt, trajectory.transcript)
+        seen = observe(self.task, trajectory.prompt, trajectory.transcript)
         if not stopped:  # the turn was cut, so the task's verdict on it does not count
-            unchecked = seen.message is None and seen.reward is None
+            unchecked = not seen.messages and seen.reward is None
             trajectory.reward = None if unchecked else 0.0
             trajectory.cut("length")
             return
         trajectory.num_calls += seen.num_calls
-        trajectory.events += [Event(kind, len(trajectory.turns) - 1, span, d) for kind, d in seen.events]
-        if seen.message is None:
+        for (kind, detail), place in zip_longest(seen.events, seen.places[: len(seen.events)]):
+            fault = self.chat.token_span(ids, place, self.stop_ids) if place else Span(0, len(ids))
+            at = Span(span.start + fault.start, span.start + fault.stop)
+            trajectory.events.append(Event(kind, len(trajectory.turns) - 1, at, detail))
+        if not seen.messages:
             trajectory.finish, trajectory.reward = "stop", seen.reward
             return
-        inserted = self.chat.of(trajectory.prompt).message_ids(seen.message, ids)
+        inserted = self.chat.of(trajectory.prompt).message_ids(seen.messages, ids)
         if last_turn or len(trajectory.ids) + len(inserted) >= self.max_new_tokens:
             trajectory.reward = 0.0
             trajectory.cut("turns" if last_turn else "length")
             return
-        trajectory.transcript.append(seen.message)
+        trajectory.transcript += seen.messages
         trajectory.add(inserted, None)
 
 

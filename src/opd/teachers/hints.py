@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from opd.data.thoughts import without_thoughts
 from opd.errors import ConfigError
@@ -36,10 +37,12 @@ class RulesAuthor:
 
     Args:
         templates: replace or add to ``TEMPLATES``.
+        span: what the teacher scores after the hint: the whole turn, or the tokens of the fault alone.
     """
 
-    def __init__(self, templates: Mapping[str, str] | None = None) -> None:
+    def __init__(self, templates: Mapping[str, str] | None = None, *, span: Literal["turn", "fault"] = "turn") -> None:
         self.templates = {**TEMPLATES, **(templates or {})}
+        self.span = span
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
         """One list per rollout.
@@ -47,7 +50,10 @@ class RulesAuthor:
         Raises:
             ConfigError: a template names a field that the event does not have.
         """
-        return [[Hint(e.span, self._text(e)) for e in r.events if e.kind in self.templates] for r in rollouts]
+        return [[self._hint(r, e) for e in r.events if e.kind in self.templates] for r in rollouts]
+
+    def _hint(self, rollout: Rollout, event: Event) -> Hint:
+        return Hint(event.span if self.span == "fault" else rollout.turns[event.turn], self._text(event))
 
     def _text(self, event: Event) -> str:
         try:
@@ -120,7 +126,7 @@ class ModelAuthor:
         )
         found: list[str | None] = [None] * len(contexts)
         for index, answer in zip(fits, written, strict=True):
-            found[index] = self.chat.decode(answer.ids)
+            found[index] = self.chat.turn_text(answer.ids, self.stop_ids)
         return found
 
 

@@ -19,9 +19,11 @@ class Rules(AuthorConfig):
     type: Literal["rules"] = "rules"
     templates: dict[str, str] = Field(default_factory=dict)
     """A template per kind of event, with the event's fields in braces; added to the shipped ones."""
+    span: Literal["turn", "fault"] = "turn"
+    """What gets a signal: the whole faulty turn, or the tokens of the fault alone, such as the wrong tool's name."""
 
     def build(self, run: RunContext, key: str) -> HintAuthor:
         """The author."""
         from opd.teachers.hints import RulesAuthor
 
-        return RulesAuthor(self.templates)
+        return RulesAuthor(self.templates, span=self.span)

@@ -108,10 +108,10 @@ class HintView:
 
     def _context(self, rollout: Rollout, hint: types.Hint) -> tuple[int, ...]:
         message, chat = {"role": self.role, "content": hint.text}, self.chat.of(rollout.prompt)
-        before = rollout.completion_ids[: hint.span.start]
-        if self.place == "start":
-            return chat.above_turn(rollout.prompt_ids, message) + before
-        return chat.above_turn(rollout.prompt_ids + before, message)
+        turn = next((turn.start for turn in rollout.turns if turn.start <= hint.span.start < turn.stop), 0)
+        above = 0 if self.place == "start" else turn
+        history_ids = rollout.prompt_ids + rollout.completion_ids[:above]
+        return chat.above_turn(history_ids, message) + rollout.completion_ids[above : hint.span.start]
 
 
 def apart(hints: Sequence[types.Hint]) -> list[types.Hint]:
