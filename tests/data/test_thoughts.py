@@ -2,6 +2,7 @@
 
 import pytest
 
+from opd.data.answers import answers_match
 from opd.data.thoughts import blank_thoughts, without_thoughts
 
 
@@ -25,3 +26,8 @@ def test_thoughts_are_cut_out_and_blanked(text: str, answer: str) -> None:
     assert len(blank) == len(text)
     assert "".join(blank.split()) == "".join(answer.split())
     assert all(now in (was, " ") for was, now in zip(text, blank, strict=True))
+
+
+def test_the_answer_checker_reads_past_special_tokens() -> None:
+    assert answers_match("<|channel|>analysis<|message|>Rome?<|channel|>final<|message|>Paris", "Paris")
+    assert answers_match("<|python_tag|>Paris<|eom_id|>", "paris")

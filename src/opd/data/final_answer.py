@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+from opd.data.thoughts import without_thoughts
+
+_MARK = re.compile(r"<\|[^|<>\s]*\|>")
+"""A special token, as in <|python_tag|>, which is no part of an answer."""
+
 _STATED = re.compile(
     r"\banswers?\b[*_]*\s*(?:is|are|was|be|:|=)[\s:*_]*([^\n]*\S)|\banswers?\b[*_:]*\n+([^\n]*\S)", re.IGNORECASE
 )
@@ -73,12 +77,12 @@ class Final(NamedTuple):
 
 
 def final_answer(text: str) -> Final | None:
-    """The final answer of a text without its thoughts; None if nothing is left of it.
+    """The final answer of a text without its thoughts and special tokens; None if nothing is left of it.
 
     It is the line after the last ``####``; else the whole of the last ``\\boxed{}``; else what follows the last "answer
     is" or "answer:"; else the last line, with the last number of the text.
     """
-    text = _without_thoughts(text)
+    text = _MARK.sub("", without_thoughts(text)).strip()
     if not text:
         return None
     if "####" in text:
@@ -131,11 +135,6 @@ def _in_prose(text: str, *, first: bool = False) -> Final:
     if bare.count("(") != bare.count(")") or not re.search(r"[\w}]\(", bare):
         bare = bare.strip("()[]")
     return Final(whole, clean(bare.rpartition("=")[2]))
-
-
-def _without_thoughts(text: str) -> str:
-    """A text without its thoughts; nothing is left of thoughts that were not finished."""
-    return _THOUGHTS.sub("", text).rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 def _boxed(text: str) -> str | None:
