@@ -18,7 +18,8 @@ from opd.errors import ConfigError
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
-from opd.models.language import LanguageModel
+from opd.models.language import LanguageModel, device_named
+from opd.output import provenance
 from opd.output.callbacks import Callback, RunStart, check_callbacks
 from opd.output.claim import claim
 from opd.output.result import Result
@@ -37,6 +38,11 @@ class Run(Protocol):
     @property
     def config(self) -> BaseRun:
         """The run file."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Sequence[Prompt]]:
+        """The loaded prompts by the run file's key."""
         ...
 
     def assemble(self, log: RunLog) -> Loop:
@@ -143,13 +149,13 @@ def start(
         if existed:
             claim(out, config, resume=resume)  # before the lock leaves its file in a folder of something else
             held.enter_context(locked(out))
-        claim(out, config, resume=resume)
+        resumed = claim(out, config, resume=resume)
         run = make()
         if not existed:
             _make_folder(out)
             held.enter_context(locked(out))
-            claim(out, config, resume=resume)
-        return _run(run, callbacks)
+            resumed = claim(out, config, resume=resume)
+        return _run(run, callbacks, resumed=resumed)
 
 
 def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
@@ -177,9 +183,10 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     yield "ready to train"
 
 
-def _run(run: Run, callbacks: Sequence[Any]) -> Result:
+def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
+    changes = provenance.note(out, run.data, device_named(config.device), resumed=resumed)
     write_json(out / "run.json", config.model_dump(mode="json"))
     log = RunLog(
         out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), callbacks=callbacks
@@ -193,6 +200,8 @@ def _run(run: Run, callbacks: Sequence[Any]) -> Result:
     loop.restore()
     start = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
     log.start(start, evaluated=bool(loop.state.before))
+    for change in changes:
+        log.event(loop.state.step, "provenance", change)
     try:
         with noticed("the run saves a checkpoint after this step and ends") as asked:
             loop.checkpoints.asked = asked

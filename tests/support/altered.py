@@ -13,6 +13,7 @@ from opd.config.read import read
 from opd.config.run import BaseRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
+from opd.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class AlteredRun:
     @property
     def config(self) -> BaseRun:
         return self.run.config
+
+    @property
+    def data(self) -> Mapping[str, Sequence[Prompt]]:
+        return self.run.data
 
     def assemble(self, log: RunLog) -> Loop:
         return self.alter(self.run.assemble(log))

@@ -78,6 +78,11 @@ class DenoisingRun(DenoisingContext):
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
+    @property
+    def data(self) -> dict[str, list[Prompt]]:
+        """The loaded prompts by the run file's key."""
+        return {"prompts": self.prompts, "eval.prompts": self.held_out}
+
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""
         config, student = self.config, self.student

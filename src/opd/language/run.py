@@ -35,7 +35,7 @@ from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, Watch
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.types import Metrics, Rollout, View
+from opd.types import Metrics, Prompt, Rollout, View
 
 PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing"}
 """Keys of ``optimizer`` that shape the forward and backward passes."""
@@ -60,6 +60,11 @@ class LanguageRun:
     def config(self) -> RunConfig:
         """The run file."""
         return self.context.config
+
+    @property
+    def data(self) -> dict[str, list[Prompt]]:
+        """The loaded prompts by the run file's key."""
+        return {"prompts": self.context.prompts, "eval.prompts": self.context.held_out}
 
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""

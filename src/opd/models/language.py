@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ConfigError, ModelError
 from opd.models.chat import Chat
@@ -79,6 +80,7 @@ class LanguageModel:
 
     def save_weights(self, folder: Path) -> None:
         """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads."""
+        disable_progress_bar()  # a run shows its own progress
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -12,8 +12,11 @@ from opd.errors import CheckpointError, ConfigError
 from opd.output.run_folder import is_empty
 
 
-def claim(out: Path, config: BaseRun, *, resume: bool) -> None:
+def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
     """Refuse a folder with anything but this very run, and this run unless it is to be resumed.
+
+    Returns:
+        Whether the folder holds a run that goes on.
 
     A folder whose run has no checkpoint and no result is free: the run ended before it had anything to keep.
 
@@ -25,15 +28,16 @@ def claim(out: Path, config: BaseRun, *, resume: bool) -> None:
     if not saved.exists():
         if not is_empty(out):
             raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")
-        return
+        return False
     begun, finished = any(out.glob("checkpoints/[0-9]*")), (out / "result.json").exists()
     if not begun and not finished:
-        return
+        return False
     if not resume:
         raise ConfigError(f"out: '{out}' already holds a run. Fix: go on with --resume, or choose another out")
     if not begun:
         raise CheckpointError(f"'{out}' holds a finished run without checkpoints. Fix: choose another out")
     _check_same(out, json.loads(saved.read_text()), config)
+    return True
 
 
 def _check_same(out: Path, old: Mapping[str, Any], config: BaseRun) -> None:

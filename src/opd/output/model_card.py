@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
 from opd.config.run import BaseRun
+from opd.output import provenance
 from opd.output.format import format_value, headline
 from opd.output.result import Result
 
@@ -36,12 +39,12 @@ def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence
     lines = [
         "---",
         f"library_name: {library}",
-        f"base_model: {config.student}",
+        *([f"base_model: {config.student}"] if _on_the_hub(config.student) else []),
         "tags: [opd, on-policy-distillation]",
         "---",
         f"# {config.student}, distilled on-policy: {title}",
         "",
-        *[f"- {fact}" for fact in facts],
+        *[f"- {fact}" for fact in (*facts, *provenance.facts(result.out))],
         *([f"- Source: {method.source}"] if method else []),
         "",
         *table,
@@ -54,3 +57,9 @@ def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _on_the_hub(name: str) -> bool:
+    """Whether a student's name is a hub id, the only form that the card's metadata may have."""
+    bundled = name.startswith("nano/")
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not bundled and not Path(name).exists()

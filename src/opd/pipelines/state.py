@@ -23,7 +23,7 @@ STARTED, FINISHED, SUPERSEDED = ".started.json", "stage.json", ".superseded"
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
-NOT_THE_MODEL = frozenset({"run.json", "result.json", "context.txt", FINISHED})
+NOT_THE_MODEL = frozenset({"run.json", "result.json", "provenance.json", "context.txt", FINISHED})
 """JSON and text files of a run's folder that are not part of the model."""
 
 
