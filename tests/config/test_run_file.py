@@ -94,7 +94,7 @@ def test_shorthands() -> None:
         (["teacher.view.author={type: http, url: http://x/v1}"], ["teacher.view.author.model", "missing"]),
         (["prompts={path: a.jsonl, task: math}"], ["exactly one", "task and path", "keep one of them"]),
         (["lr=1e-4"], ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
-        (["lora.rank=8"], ["unknown key 'lora'", "family=diffusion"]),
+        (["text_tokens=8"], ["unknown key 'text_tokens'", "family=diffusion"]),
         (["guards=off"], ["'guards' has to be a mapping of settings (got False)", "max_idle", "leave guards out"]),
         (["guards.recover=true"], ["write guards.recover={NAME: …}", "guards.recover=null to disable it"]),
         (["log=wandb"], ["'log' has to be a list (got 'wandb'). Fix: write log=[wandb]"]),

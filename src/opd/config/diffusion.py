@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from opd.axes import needs
+from opd.config.adapter import LowRank
 from opd.config.base import Strict
 from opd.config.run import BaseRun, PromptsConfig
 from opd.config.teacher import TeacherModelConfig, shares_of
@@ -33,13 +34,9 @@ DISTANCES = {
 """The divergences in words, for the map and the report."""
 
 
-class AdapterConfig(Strict):
+class AdapterConfig(LowRank):
     """Train low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685), through peft."""
 
-    rank: int = Field(16, ge=1)
-    """Rank of the added matrices."""
-    alpha: int = Field(32, ge=1)
-    """The added matrices are scaled by alpha / rank."""
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Name endings of the linear layers that get an adapter."""
 

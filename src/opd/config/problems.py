@@ -29,7 +29,7 @@ def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
         *parents, name = (str(part) for part in first["loc"])
         known = list(inner.model_fields if inner is not None else _fields(model, parents))
         near = [".".join([*parents, close]) for close in difflib.get_close_matches(name, known, 1)]
-        meant = near or [path for path in _keys(model) if path.rpartition(".")[2] == name]
+        meant = [path for path in _keys(model) if path.rpartition(".")[2] == name] or near
         axis = ".".join([*where, *parents])
         kind = _type_of(inner) if inner is not None else ""
         if key == "teacher.view.author" and first["input"] == GIVEN:

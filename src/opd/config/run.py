@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from opd.axes import needs
+from opd.config.adapter import LoraConfig
 from opd.config.base import Strict
 from opd.config.loss import LossConfig
 from opd.config.rollout import RolloutConfig
@@ -286,7 +287,9 @@ class RunConfig(BaseRun):
     family: Literal["language"] = "language"
     """What is trained: a causal language model. ``diffusion`` has keys of its own."""
     student: str
-    """Path or id of a Hugging Face causal language model."""
+    """Path or id of a Hugging Face causal language model, or of an adapter, which then trains."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters; by default all weights of the student. ``true`` takes the defaults."""
     prompts: PromptsConfig
     """Training prompts."""
     teacher: TeacherConfig = TeacherConfig()
@@ -304,6 +307,11 @@ class RunConfig(BaseRun):
 
     experimental: ExperimentalConfig = ExperimentalConfig()
     """Options that gained nothing in our own measurements."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora_switch(cls, value: Any) -> Any:
+        return {False: None, True: {}}[value] if isinstance(value, bool) else value
 
     @property
     def may_anchor(self) -> bool:

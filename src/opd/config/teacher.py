@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ class TeacherModelConfig(Strict):
     """One of several teachers; a bare string is its model."""
 
     model: str
-    """Path or id."""
+    """Path or id; an adapter's folder too."""
     domains: tuple[str, ...] | None = Field(None, min_length=1)
     """Domains of the prompts that it scores; by default the one of its own name."""
     weight: float = Field(1.0, gt=0)
@@ -47,9 +47,11 @@ class TeacherConfig(Strict):
     weights: WeightsChoice = Frozen()
     """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
-    """Path or id of another model that teaches."""
+    """Path or id of another model that teaches; an adapter's folder too."""
     models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
     """Several teachers by name; each scores the prompts of its own domains."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Hold the weights of ``model`` or ``models`` in 8 or 4 bits, through bitsandbytes; by default in ``dtype``."""
     view: ViewChoice = Plain()
     """What the teacher reads before the student's tokens: plain, privileged, context, feedback or hint."""
     gate: GateConfig | None = None
@@ -76,6 +78,8 @@ class TeacherConfig(Strict):
             needs["gate"] = ("teacher model", "held-out prompts", "diagnostics", "mixable signal")
         if self.models:
             needs["models"] = ("mixable signal",)
+        if self.quantize:
+            needs["quantize"] = ("teacher model",)
         return needs
 
     @property

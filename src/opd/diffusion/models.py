@@ -25,6 +25,7 @@ from opd.errors import ConfigError, ModelError
 from opd.models.bundled import resolve
 from opd.models.language import freeze
 from opd.models.loading import unloadable
+from opd.models.weights import shared_copy
 from opd.types import Prompt
 
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -315,9 +316,3 @@ def check_adaptable(model: DenoisingModel, *, key: str) -> None:
 def frozen_copy(model: DenoisingModel) -> DenoisingModel:
     """A frozen copy of the model as it is now; weights that do not train are shared with it."""
     return replace(model, model=freeze(shared_copy(model.model)))
-
-
-def shared_copy(module: nn.Module) -> Any:
-    """A copy with its own trainable parameters; all others are shared."""
-    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
-    return copy.deepcopy(module, memo=frozen)

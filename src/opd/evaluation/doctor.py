@@ -13,7 +13,9 @@ from opd.evaluation.memory import estimate
 from opd.evaluation.metrics import summarise
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
+from opd.models.adapters import adapted, settings_of
 from opd.models.language import LanguageModel
+from opd.models.weights import trained
 from opd.output.format import format_value
 from opd.teachers.alignment import TokenTexts, match
 from opd.types import Metrics, View
@@ -41,6 +43,10 @@ def _facts(run: LanguageContext) -> Iterator[str]:
     student, config = run.student, run.config
     template = "chat template" if run.chat.has_template else "no chat template; prompts are plain text"
     yield f"student   {config.student}: {_size(student.model)} parameters, {len(student.tokenizer)} tokens, {template}"
+    trains = sum(p.numel() for p in trained(student.model).values())
+    if adapted(student.model):
+        kind = settings_of(student.model).peft_type.value
+        yield f"adapter   {kind}: {trains:,} parameters train, on a frozen base"
     ends, eos = run.chat.turn_end_ids, student.tokenizer.eos_token_id
     note = "" if ends[-1:] == (eos,) else f"; not the tokenizer's EOS token {student.tokenizer.eos_token!r}"
     yield f"turn end  {student.tokenizer.decode(ends)!r}{note}"

@@ -59,8 +59,9 @@ class Memory:
     moments: float
     """The optimizer's two averages for each weight that trains."""
     copies: float
-    """Frozen or averaged copies of the student."""
+    """Frozen or averaged copies of what trains of the student; they share the rest with it."""
     teachers: float
+    """Weights of other models, without those that are the student's too."""
     gradients: float
     rollout: float
     signal: float
@@ -162,12 +163,13 @@ def estimate(run: LanguageContext) -> Memory:
     if config.optimizer.gradient_checkpointing:
         kept = _one_block_at_a_time(student, kept)
     follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
-    copies = int(follows) + int(config.keeps_initial)
+    copies = int(follows) + int(config.keeps_initial and run.base is None)
+    weights = size_of(student.model.parameters())
     return Memory(
-        weights=size_of(student.model.parameters()),
+        weights=weights,
         moments=2 * 4 * sum(p.numel() for p in trained),
-        copies=copies * size_of(student.model.parameters()),
-        teachers=size_of(p for m in teachers for p in m.model.parameters()),
+        copies=copies * size_of(trained),
+        teachers=size_of(p for m in [student, *teachers] for p in m.model.parameters()) - weights,
         gradients=size_of(trained),
         rollout=decoded * (length * cache_bytes(student) * SPARE_ROOM + student.head_VD.shape[0] * DRAW_BYTES),
         signal=max((4.0 * rows * length * m.head_VD.shape[1] for m in readers), default=0.0),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opd.errors import DataError
-from opd.models.weights import load_into
+from opd.models.weights import load_into, trained
 from opd.training.guards import better, validation
 from opd.types import Metrics
 
@@ -47,7 +47,7 @@ class Extrapolation:
     def __init__(self, model: Any, validate: Callable[[], tuple[Metrics, int]], *, candidates: int) -> None:
         outer = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
         self.named: dict[str, Tensor] = {
-            name: p for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in outer
+            name: p for name, p in trained(model).items() if p.ndim > 1 and id(p) not in outer
         }
         self.validate = validate
         self.candidates = candidates

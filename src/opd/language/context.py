@@ -46,6 +46,8 @@ class LanguageContext:
     config: RunConfig
     objects: Objects
     student: LanguageModel
+    base: LanguageModel | None = None
+    """The frozen base of a new adapter, around the student's own tensors; None for any other student."""
     chat: Chat
     prompts: list[Prompt]
     curriculum: Curriculum
@@ -133,8 +135,8 @@ class LanguageContext:
 
     @cached_property
     def initial(self) -> LanguageModel:
-        """A frozen copy of the student; first used before the first step."""
-        return frozen_copy(self.student)
+        """The student before the first step: a frozen copy, or the base of a new adapter, which needs none."""
+        return self.base or frozen_copy(self.student)
 
     @cached_property
     def own_weights(self) -> tuple[LanguageModel, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
@@ -16,6 +13,8 @@ from opd.data.prompts import given_prompts, load_prompts
 from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
+from opd.language.student import load_student
+from opd.models.bases import Bases
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
 from opd.models.loading import accept, load
@@ -34,9 +33,8 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     """
     device = device_named(config.device)
     config.loss.signal.check_divergence(config.loss.divergence.resolve(objects.divergence))
-    given = objects.student and accept(objects.student, key="student")
-    student = given or load(config.student, key="student", device=device)
-    student = dataclasses.replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    bases = Bases()
+    student, base = load_student(config, objects, bases, device=device)
     set_threads(config.threads, student.model)
     chat = Chat(student.tokenizer)
     prompts, task = _prompts(config, objects, chat)
@@ -47,6 +45,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         config=config,
         objects=objects,
         student=student,
+        base=base,
         chat=chat,
         prompts=prompts,
         curriculum=_curriculum(config, prompts),
@@ -55,7 +54,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         held_out_task=held_out_task,
         shares=_shares(config, prompts),
         device=device,
-        **_teachers(config, objects, student, prompts, device),
+        **_teachers(config, objects, student, bases, device),
     )
     _check_lengths(run)
     _check_view_lengths(run)
@@ -120,13 +119,18 @@ def _shares(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, dict[str,
     return {}
 
 
-def _teachers(
-    config: RunConfig, objects: Objects, student: LanguageModel, prompts: Sequence[Prompt], device: str
-) -> dict[str, Any]:
+def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases: Bases, device: str) -> dict[str, Any]:
     """The teacher's model, or the pool of several, and the rows that all heads have."""
     teacher = config.teacher
     if not teacher.is_model:
         return {}
+    if teacher.quantize:
+        if objects.teacher is not None:
+            raise ConfigError(
+                "teacher.quantize: a teacher given from Python is taken as it is. Fix: give it quantised, or name its "
+                "folder in teacher.model"
+            )
+        bases = Bases(teacher.quantize)
     if teacher.models or teacher.gate:
         if objects.teacher is not None:
             raise ConfigError(
@@ -134,10 +138,10 @@ def _teachers(
             )
         named = {name: one.model for name, one in (teacher.models or {}).items()}
         sources = named or {"teacher": teacher.model or ""}
-        pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device)
+        pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device, bases=bases)
         return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
     given = objects.teacher and accept(objects.teacher, key="teacher.model")
-    model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device)
+    model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device, bases=bases)
     model.model.requires_grad_(False)
     same = config.loss.signal.same_tokenizer
     rows = _common_rows(student, [("teacher.model", model)]) if same else None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from opd.models.language import LanguageModel, freeze
-from opd.models.weights import load_into, trained
+from opd.models.weights import load_into, shared_copy, trained
 
 
 def frozen_copy(language_model: LanguageModel) -> LanguageModel:
-    """A copy of the model that no longer changes; the frozen teacher and the anchor share one."""
-    model = freeze(copy.deepcopy(language_model.model))
+    """A copy of the model that no longer changes; the frozen teacher and the anchor share one.
+
+    Weights that do not train are shared with the model: of an adapted student only the adapter is copied.
+    """
+    model = freeze(shared_copy(language_model.model))
     return LanguageModel(model, language_model.tokenizer, language_model.source, language_model.autocast)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ConfigError, ModelError
+from opd.models.adapters import ALONE, adapted, merged, save_adapter
 from opd.models.chat import Chat
 
 
@@ -26,12 +27,14 @@ class LanguageModel:
         tokenizer: its tokenizer.
         source: its path or id, for error messages and the model card.
         autocast: dtype of matrix products in forward passes; None for the weights' own.
+        merge: whether ``save`` merges an adapter into its base.
     """
 
     model: Any
     tokenizer: Any
     source: str
     autocast: torch.dtype | None = None
+    merge: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -74,14 +77,22 @@ class LanguageModel:
         return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]
 
     def save(self, folder: Path) -> None:
-        """Write a model folder (an adapter folder for a ``PeftModel``), with the tokenizer."""
+        """Write a model folder with the tokenizer; of a ``PeftModel`` the adapter's folder, or both with ``merge``."""
         self.model.eval()
-        self.save_weights(folder)
+        if self.merge and adapted(self.model):
+            merged(self.model).save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            save_adapter(self.model, folder / ALONE)
+        else:
+            self.save_weights(folder)
 
     def save_weights(self, folder: Path) -> None:
         """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads."""
         disable_progress_bar()  # a run shows its own progress
-        self.model.save_pretrained(folder)
+        if adapted(self.model):
+            save_adapter(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @property
@@ -202,7 +213,7 @@ def _transformer(model: Any) -> Any:
     ``base_model`` of a ``PeftModel`` is the adapter around the whole model, so it is unwrapped first. The adapter's
     layers stand inside.
     """
-    whole = model.get_base_model() if getattr(model, "peft_type", None) else model
+    whole = model.get_base_model() if adapted(model) else model
     return whole.base_model if whole.base_model is not whole else whole.get_decoder()
 
 

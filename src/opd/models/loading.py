@@ -2,37 +2,99 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from dataclasses import replace
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from opd.errors import ModelError
+from opd.errors import ModelError, OpdError
+from opd.models.adapters import check_adapter, check_whole, merged, saved_adapter
+from opd.models.bases import Bases
 from opd.models.bundled import resolve
+from opd.models.folders import ADAPTER, adapter_config, base_of, file_in
 from opd.models.language import LanguageModel, check_linear_head
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BROKEN = (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError)
+"""Errors of transformers, peft and bitsandbytes for a folder that they cannot load."""
 
 
-def load(name: str, *, key: str, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """Load a model and its tokenizer from a folder, a bundled name or a hub id.
+def load(
+    name: str,
+    *,
+    key: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    bases: Bases | None = None,
+    trainable: bool = False,
+) -> LanguageModel:
+    """Load a model and its tokenizer from a folder, a bundled name or a hub id; an adapter together with its base.
 
     Args:
         name: the run file's value.
         key: the run file's key, for the error message.
+        dtype: of the weights; an adapter's own are float32.
+        bases: models in memory whose weights an adapter may share.
+        trainable: whether an adapter's weights train; its base is frozen.
 
     Raises:
         ModelError: it cannot be loaded; the sentence names the key and the value.
     """
     path = resolve(name)
     disable_progress_bar()  # a run shows its own progress
+    bases = bases or Bases()
+    adapter = adapter_config(path) is not None
+    base = _base(path, name, key) if adapter else path
+    tokens = path if not adapter or file_in(path, "tokenizer_config.json") else base
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=_DTYPES[dtype])
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise unloadable(key, name, error) from error
-    language_model = LanguageModel(model.to(device).eval(), tokenizer, name)
+        tokenizer = AutoTokenizer.from_pretrained(tokens)
+        model = bases.model(base, dtype=dtype, device=device, shared=adapter)
+    except OpdError:
+        raise
+    except BROKEN as error:
+        broken = unloadable(key, base, error)
+        raise ModelError(f"{broken}. '{base}' is the base of the adapter '{name}'") if adapter else broken from error
+    if adapter:
+        model = _with_adapter(model, path, name, key=key, trainable=trainable)
+    language_model = LanguageModel(model, tokenizer, name)
     check_linear_head(language_model, key=key)
     return language_model
+
+
+def load_whole(name: str, *, key: str) -> LanguageModel:
+    """Load a model as ``load`` does, with an adapter merged into its base.
+
+    Raises:
+        ModelError: as for ``load``.
+    """
+    model = load(name, key=key)
+    return replace(model, model=merged(model.model))
+
+
+def _base(path: str, name: str, key: str) -> str:
+    """The path or id of an adapter's base."""
+    named = base_of(path)
+    if named is None:
+        raise ModelError(
+            f"{key}: the adapter '{name}' does not name its base. Fix: write the base's path or id as "
+            f"base_model_name_or_path in its {ADAPTER}"
+        )
+    base = resolve(named)
+    if adapter_config(base) is not None:
+        raise ModelError(
+            f"{key}: the base '{named}' of the adapter '{name}' is an adapter itself. Fix: merge that one into its base"
+        )
+    return base
+
+
+def _with_adapter(model: Any, path: str, name: str, *, key: str, trainable: bool) -> Any:
+    try:
+        adapted = saved_adapter(model, path, trainable=trainable)
+    except BROKEN as error:
+        raise unloadable(key, name, error, needs=f"{ADAPTER} and adapter_model.safetensors") from error
+    check_adapter(adapted, key=key)
+    return adapted.eval()
 
 
 def accept(language_model: LanguageModel, *, key: str) -> LanguageModel:
@@ -44,17 +106,7 @@ def accept(language_model: LanguageModel, *, key: str) -> LanguageModel:
     Raises:
         ModelError: its hidden states and output head cannot be read.
     """
-    config = getattr(language_model.model, "active_peft_config", None)
-    if config is not None and config.is_prompt_learning:
-        raise ModelError(
-            f"{key}: the model's adapter is {config.peft_type.value}, which adds virtual tokens, so the model "
-            "reads other ids than a rollout has. Fix: use LoRA or another adapter inside the layers"
-        )
-    if getattr(language_model.model.get_output_embeddings(), "base_layer", None) is not None:
-        raise ModelError(
-            f"{key}: the model's adapter changes the output head, and losses read the head's own weights. Fix: leave "
-            "lm_head out of the adapter's target_modules, or name it in modules_to_save"
-        )
+    check_adapter(language_model.model, key=key)
     # Weights that are not finite have no logits to compare; the loop leaves out the steps that they spoil.
     check_linear_head(language_model, key=key, equal_nan=True)
     return language_model
@@ -67,8 +119,9 @@ def check_trainable(language_model: LanguageModel, *, key: str) -> None:
     frozen. If all of them are frozen nothing is unfrozen silently: the run is refused.
 
     Raises:
-        ModelError: no parameter has ``requires_grad``.
+        ModelError: no parameter has ``requires_grad``, or one that an adapter's folder could not hold.
     """
+    check_whole(language_model.model, key=key)
     if not any(p.requires_grad for p in language_model.model.parameters()):
         raise ModelError(
             f"{key}: no parameter of '{language_model.source}' has requires_grad, so nothing would train. Fix: call "

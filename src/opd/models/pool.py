@@ -11,9 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from opd.models.bases import Bases
 from opd.models.bundled import resolve
+from opd.models.folders import base_of, file_in
 from opd.models.language import LanguageModel
 from opd.models.loading import load, unloadable
 
@@ -25,24 +27,40 @@ class ModelPool:
     """Models by name. Those of one architecture share a skeleton, and only weights move, from safetensors files.
 
     A model is valid until the next one is requested. A model stays in memory as a whole if its files are no
-    safetensors, or name its parameters otherwise than the skeleton.
+    safetensors, or name its parameters otherwise than the skeleton, or if its weights are quantised. Adapters stay,
+    each around the weights of its base, which is in memory once.
 
     Args:
         sources: path, bundled name or hub id of each.
         key: the run file's key, for error messages.
-        dtype, device: of the skeletons.
+        dtype, device: of the models.
+        bases: models in memory whose weights adapters share.
 
     Raises:
         ModelError: one of them cannot be loaded.
     """
 
-    def __init__(self, sources: Mapping[str, str], *, key: str, dtype: str = "float32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        *,
+        key: str,
+        dtype: str = "float32",
+        device: str = "cpu",
+        bases: Bases | None = None,
+    ) -> None:
         self.files: dict[str, dict[str, Path]] = {}
         self.models: dict[str, LanguageModel] = {}
         self.held: dict[int, str] = {}
         """Name of the model whose weights a skeleton holds, by the skeleton's id."""
         skeletons: dict[str, LanguageModel] = {}
+        bases = bases or Bases()
         for name, source in sources.items():
+            if bases.quantize or base_of(resolve(source)) != resolve(source):
+                whole = load(source, key=f"{key}.{name}", dtype=dtype, device=device, bases=bases)
+                whole.model.requires_grad_(False)
+                self.models[name], self.files[name], self.held[id(whole)] = whole, {}, name
+                continue
             shape = _shape(source, f"{key}.{name}")
             skeleton = skeletons.get(shape)
             files = weight_files(source)
@@ -77,8 +95,8 @@ class ModelPool:
 
     @property
     def in_memory(self) -> int:
-        """Number of models in memory at one time."""
-        return len(self.held)
+        """Number of whole models in memory at one time; adapters of one base count as one."""
+        return len({next(model.model.parameters()).data_ptr() for model in self.models.values()})
 
     @property
     def max_length(self) -> int | None:
@@ -99,21 +117,16 @@ class ModelPool:
 def weight_files(source: str) -> dict[str, Path]:
     """The safetensors file of each tensor of a model; empty if it has no such files."""
     path = resolve(source)
-    index = _file(path, SAFE_WEIGHTS_INDEX_NAME)
+    index = file_in(path, SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:
         shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        found = {shard: _file(path, shard) for shard in set(shards.values())}
+        found = {shard: file_in(path, shard) for shard in set(shards.values())}
         return {name: file for name, shard in shards.items() if (file := found[shard])}
-    single = _file(path, SAFE_WEIGHTS_NAME)
+    single = file_in(path, SAFE_WEIGHTS_NAME)
     if single is None:
         return {}
     with safe_open(single, "pt") as file:
         return dict.fromkeys(file.keys(), single)
-
-
-def _file(path: str, name: str) -> Path | None:
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
 
 
 def _shape(source: str, key: str) -> str:

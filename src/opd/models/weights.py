@@ -1,8 +1,10 @@
-"""Parameters of a model by name: those that train, and how saved ones are put back."""
+"""Parameters of a model by name: those that train, how saved ones are put back, and which ones copies share."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,3 +27,9 @@ def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         raise ValueError(f"the file and the model differ in '{odd[0]}'")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+
+
+def shared_copy(module: nn.Module) -> Any:
+    """A copy with its own trainable parameters; the others, and buffers, are the same tensors."""
+    same: dict[int, Any] = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, same | {id(b): b for b in module.buffers()})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opd.errors import ModelError
 from opd.models.bundled import resolve
+from opd.models.folders import base_of
 
 MAY_LACK = ("lm_head.weight", "inv_freq")
 """Suffixes of optional tensors: tied heads and buffers, which not every file of an architecture has."""
@@ -24,13 +25,15 @@ def check_shapes(models: Mapping[str, str], *, key: str) -> None:
     Raises:
         ModelError: two models differ.
     """
-    known = {name: shapes for name, model in models.items() if (shapes := _shapes(Path(resolve(model))))}
+    known = {name: shapes for name, model in models.items() if (shapes := _shapes(model))}
     for (one, ours), (other, theirs) in pairwise(known.items()):
         _compare(one, ours, other, theirs, key)
 
 
 def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Path, *, key: str) -> None:
     """Write Σ wᵢ θᵢ, summed in float32, with the first model's configuration and tokenizer.
+
+    An adapter is merged into its base first: the mean of products is not the product of means.
 
     Args:
         models: folder or id by display name.
@@ -43,17 +46,17 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
     """
     import torch
 
-    from opd.models.loading import load
+    from opd.models.loading import load_whole
 
     (first, path), *others = models.items()
     share = list(weights) if weights is not None else [1 / len(models)] * len(models)
-    mean = load(path, key=key)
+    mean = load_whole(path, key=key)
     ours = dict(mean.model.named_parameters())
     with torch.no_grad():
         for parameter in ours.values():
             parameter.mul_(share[0])
         for (name, folder), weight in zip(others, share[1:], strict=True):
-            model = load(folder, key=key)
+            model = load_whole(folder, key=key)
             theirs = dict(model.model.named_parameters())
             _compare(first, {n: list(p.shape) for n, p in ours.items()}, name, _sizes(theirs), key)
             if model.tokenizer.get_vocab() != mean.tokenizer.get_vocab():
@@ -85,8 +88,14 @@ def _compare(
             )
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes by tensor name, read from the headers of a folder's safetensors; empty without such files."""
+def _shapes(model: str) -> dict[str, list[int]]:
+    """Shapes by tensor name, read from the headers of a folder's safetensors; empty without such files.
+
+    Those of an adapter are its base's.
+    """
+    folder = Path(resolve(model))
+    if folder.is_dir():
+        folder = Path(resolve(base_of(str(folder)) or ""))
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("model*.safetensors"):
         with path.open("rb") as file:

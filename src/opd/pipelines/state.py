@@ -16,6 +16,7 @@ from typing import Any
 from opd.config.run import MAY_CHANGE
 from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
+from opd.models.folders import ADAPTER, base_of
 from opd.output.run_folder import is_empty, locked, write_json
 from opd.pipelines.graph import Stage
 
@@ -79,12 +80,15 @@ def output_digest(record: Mapping[str, Any]) -> str:
 
 
 def outside_digest(name: str) -> str | None:
-    """Digest of a model folder, a file or a data folder; None for an id that is not on this disk."""
+    """Digest of a model folder, an adapter with its base, a file or a data folder; None for an id not on this disk."""
     path = Path(resolve(name))
     if path.is_file():
         return digest(path)
     if not path.is_dir():
         return None
+    if (path / ADAPTER).is_file():
+        base = base_of(str(path))
+        return _hash({"adapter": outputs(path), "base": outside_digest(base) if base else None})
     if (path / "config.json").is_file():
         return _hash(outputs(path))
     return _hash({str(p.relative_to(path)): digest(p) for p in sorted(path.rglob("*")) if p.is_file()})

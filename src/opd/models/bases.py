@@ -1,0 +1,82 @@
+"""Whole models that several adapters share, and the bits that their weights are held in."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from opd.errors import ConfigError
+from opd.models.weights import shared_copy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Bits = Literal["8bit", "4bit"]
+
+
+class Bases:
+    """Frozen whole models by path, each in memory once. All of one run's have one dtype and device.
+
+    Args:
+        quantize: hold their weights in 8 or 4 bits, through bitsandbytes.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+
+    def __init__(self, quantize: Bits | None = None) -> None:
+        self.quantize = quantize
+        self.held: dict[str, Any] = {}
+        if quantize and importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"teacher.quantize={quantize} needs bitsandbytes, which is not installed. Fix: pip install "
+                "'opd[quantize]', or leave it out"
+            )
+
+    def model(self, path: str, *, dtype: str, device: str, shared: bool) -> Any:
+        """A model, in evaluation mode: modules around the tensors of one that is held, or loaded.
+
+        Args:
+            shared: whether others may use its weights; they are then frozen.
+        """
+        if path in self.held:
+            return shared_copy(self.held[path])
+        whole = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **self._bits(dtype, device))
+        whole = (whole if self.quantize else whole.to(device)).eval()
+        if self.quantize:
+            self._check_computes(whole, path, device)
+        if not shared:
+            return whole
+        self.held[path] = whole.requires_grad_(False)
+        return shared_copy(whole)
+
+    @torch.no_grad()
+    def _check_computes(self, model: Any, path: str, device: str) -> None:
+        """Some layer sizes have no product in few bits, and nothing says so before the first one."""
+        try:
+            model(torch.ones(1, 8, dtype=torch.int64, device=device))
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"teacher.quantize={self.quantize}: bitsandbytes cannot compute the layers of '{path}' on {device} "
+                f"({str(error).splitlines()[0]}). Fix: set the other of 8bit and 4bit, or leave it out"
+            ) from error
+
+    def _bits(self, dtype: str, device: str) -> dict[str, Any]:
+        """The arguments of ``from_pretrained`` for quantised weights. The output head stays as it is."""
+        if self.quantize is None:
+            return {}
+        from transformers import BitsAndBytesConfig
+
+        # It reports every product whose inputs are not float16, and kernels that it could have had.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        eight = self.quantize == "8bit"
+        config = BitsAndBytesConfig(
+            load_in_8bit=eight,
+            load_in_4bit=not eight,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=DTYPES[dtype],
+        )
+        return {"quantization_config": config, "device_map": {"": device}}
