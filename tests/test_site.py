@@ -21,7 +21,7 @@ import opd
 from opd.cli import app
 from opd.config import read as run_file
 from opd.config.read import recipe_names
-from opd.data.prompts import read_jsonl
+from opd.data.files import read_rows
 from opd.data.rows import from_rows
 from opd.pipelines import config as pipelines
 from opd.pipelines.graph import build
@@ -99,7 +99,7 @@ def _check(words: list[str]) -> None:
 
 
 def test_shown_prompts_and_run_files_are_read(beside: Path) -> None:
-    prompts, task = from_rows(read_jsonl("my.jsonl", key="prompts"), key="prompts", chat=True)
+    prompts, task = from_rows(read_rows("my.jsonl", key="prompts"), key="prompts", chat=True)
     assert [p.answer for p in prompts] == ["85", "Paris"]
     assert task is not None
     shown = [name for page in PAGES for _, name, _ in blocks(page) if name.endswith(".yaml")]

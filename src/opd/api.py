@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,7 @@ from opd.axes.base import GIVEN, Objects
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import BaseRun, PromptsConfig, RunConfig
+from opd.data.rows import Note, ignore
 from opd.data.tasks import TASKS
 from opd.errors import ConfigError
 from opd.language.measure import measure_model
@@ -68,8 +69,8 @@ def train(
     *,
     student: Any = None,
     teacher: Any = None,
-    prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
-    eval_prompts: Sequence[str | Mapping[str, Any] | Prompt] | None = None,
+    prompts: Iterable[str | Mapping[str, Any] | Prompt] | None = None,
+    eval_prompts: Iterable[str | Mapping[str, Any] | Prompt] | None = None,
     task: Any = None,
     sampler: RolloutSource | None = None,
     engine: Engine | None = None,
@@ -88,10 +89,10 @@ def train(
     Args:
         source: ``"hint"``, ``"my.yaml"`` or ``{"student": ...}``.
         overrides: ``{"optimizer.steps": 50}`` or ``["optimizer.steps=50"]``.
-        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline; its weights are trained in place. A
-            language model in 16 bits is turned into float32 in place, and ``out`` is written in the dtype it came in.
+        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline; its weights are trained in place.
         teacher: the same instead of ``teacher.model``.
-        prompts: strings, mappings with ``prompt`` or ``messages``, or ``Prompt`` objects.
+        prompts: strings, mappings with ``prompt`` or ``messages``, ``Prompt`` objects, or a ``datasets`` object. The
+            keys of ``prompts`` such as ``prompts.columns`` hold for them too.
         eval_prompts: held-out prompts, likewise.
         task: a ``Task`` or ``ImageTask`` that checks answers, for prompts given as objects.
         sampler: makes the rollouts, instead of ``rollout.source``.
@@ -219,19 +220,23 @@ def evaluate(
     model: str | LanguageModel | tuple[Any, Any],
     prompts: str | Mapping[str, Any],
     *,
-    split: str = "test",
+    split: str | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
     samples: int = 0,
     max_new_tokens: int = 256,
     max_turns: int = 8,
     device: str = "auto",
+    note: Note = ignore,
 ) -> Metrics:
     """Measure a model on prompts with checkable answers.
 
     Args:
         model: path, bundled name, hub id or (model, tokenizer).
-        prompts: a task's name, a JSONL path, a dataset id, or a mapping as in the run file.
-        split: of the task or dataset, where ``prompts`` is a string.
+        prompts: a task's name, a file's path, a dataset's folder or id, or a mapping as in the run file.
+        split: of the task or dataset; by default ``test`` or ``validation``, where there is one.
+        settings: keys of the run file's ``prompts``: ``["limit=100"]`` or ``{"columns.prompt": "question"}``.
         samples: also sample n answers per prompt and report avg@n.
+        note: takes sentences about prompts that were left out or changed.
 
     Returns:
         Metrics: ``accuracy``, ``invalid_call_rate``, ``length``, ``truncation_rate``, ``avg@n``.
@@ -246,12 +251,21 @@ def evaluate(
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         named = {"task": prompts} if is_task else PromptsConfig.source(prompts)
-        prompts = named if "path" in named else {**named, "split": split}
-    config = run_file.validate(PromptsConfig, prompts, at="prompts")
+        prompts = named if split is None else {**named, "split": split}
+    tree = {"prompts": dict(prompts)}
+    for key, value in run_file.pairs_of(settings).items():
+        run_file.set_key(tree, f"prompts.{key}", value)
+    config = run_file.validate(PromptsConfig, tree["prompts"], at="prompts")
     source = model if isinstance(model, str) else _pair(model)
     assert source is not None
     return measure_model(
-        source, config, samples=samples, max_new_tokens=max_new_tokens, max_turns=max_turns, device=device
+        source,
+        config,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        max_turns=max_turns,
+        device=device,
+        note=note,
     )
 
 

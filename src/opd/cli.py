@@ -47,26 +47,16 @@ def train(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in out.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the lines of metrics.jsonl as they come.")] = False,
 ) -> None:
-    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine
-
-    Without a terminal it prints lines of key=value, at most one in two seconds.
-    """
-    if quiet and as_json:
-        raise OpdError("--quiet and --json contradict each other. Fix: give one of them")
+    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine"""
     from opd.config.read import read
 
     read(source, overrides or [])  # a mistake in the run file is reported before torch is imported
     from opd.api import train as run
-    from opd.output.log_lines import JsonLines
-    from opd.output.terminal import run_display, show_result
+    from opd.output.terminal import LiveDisplay, show_result
 
-    callbacks = [] if quiet else [JsonLines(console) if as_json else run_display(console)]
-    result = run(source, overrides or [], resume=resume, callbacks=callbacks)
-    if not quiet and not as_json:
-        show_result(console, result)
+    result = run(source, overrides or [], resume=resume, callbacks=[LiveDisplay(console)])
+    show_result(console, result)
 
 
 @app.command()
@@ -90,8 +80,16 @@ def pipeline(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path, bundled name or hub id.")],
-    prompts: Annotated[str, typer.Argument(help="A task, a JSONL file or a dataset id.")],
-    split: Annotated[str, typer.Option(help="Split of the task or dataset.")] = "test",
+    prompts: Annotated[str, typer.Argument(help="A task, a file, or a dataset's folder or id.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings of the prompts, such as limit=100 or columns.prompt=question."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the task or dataset; by default test or validation.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Also sample n answers per prompt: avg@n.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens after a prompt.")] = 256,
 ) -> None:
@@ -99,7 +97,15 @@ def evaluate(
     from opd.api import evaluate as measure
     from opd.output.terminal import show_metrics
 
-    metrics = measure(model, prompts, split=split, samples=samples, max_new_tokens=max_new_tokens)
+    metrics = measure(
+        model,
+        prompts,
+        split=split,
+        settings=settings or (),
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        note=lambda text: console.print(escape(text), highlight=False),
+    )
     show_metrics(console, model, metrics)
 
 
@@ -148,7 +154,7 @@ def doctor(
     from opd.api import examine
 
     for line in examine(source, overrides or []):
-        console.print(escape(visible(line)), highlight=False, soft_wrap=not console.is_terminal)
+        console.print(escape(visible(line)), highlight=False)
 
 
 def main() -> None:

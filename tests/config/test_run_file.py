@@ -13,6 +13,7 @@ from opd.axes.views.hint import Hint
 from opd.config.read import read, recipe_names
 from opd.config.renamed import RENAMED, RENAMED_VALUES
 from opd.errors import ConfigError
+from opd.models.bundled import resolve
 
 MINIMAL = {
     "student": "s",
@@ -301,7 +302,7 @@ def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
         (
             "opd",
             {"prompts": {"path": "a.jsonl", "split": "test"}},
-            "prompts: split=test does not apply to a JSONL file. Fix: leave it out",
+            "prompts: split=test does not apply to a file. Fix: leave it out",
         ),
         (
             "opd",
@@ -327,7 +328,23 @@ def test_a_shorter_run_keeps_its_recipes_warmup_and_can_be_resumed() -> None:
 def test_an_overriding_source_does_not_inherit_the_recipes_split() -> None:
     held_out = read("opd", {"eval.prompts.path": "b.jsonl"}).eval.prompts
     assert held_out is not None
-    assert held_out.split == "train"
+    assert held_out.split is None
+
+
+def test_settings_beside_prompts_that_are_a_list() -> None:
+    sources = [{"task": "math"}, {"path": "a.jsonl"}]
+    overrides = ["prompts.max_tokens=9", "prompts.chat_template_kwargs={think: false}"]
+    prompts = read(MINIMAL | {"prompts": sources}, overrides).prompts
+    assert len(prompts.mix or ()) == 2
+    assert (prompts.max_tokens, prompts.chat_template_kwargs) == (9, {"think": False})
+    with pytest.raises(ConfigError, match=r"prompts: max_tokens holds for all sources of a mix\. Fix: move it"):
+        read(MINIMAL | {"prompts": [{"task": "math", "max_tokens": 9}]})
+
+
+def test_a_folder_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read(MINIMAL, ["out=~/runs/a"]).out == "/home/me/runs/a"
+    assert resolve("~/models/a") == "/home/me/models/a"
 
 
 def test_the_run_file_is_read_without_torch() -> None:

@@ -286,7 +286,7 @@ def test_a_rollback_brings_back_what_was_known(tmp_path: Path) -> None:
 def test_a_memory_of_other_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", at=5)
-    with pytest.raises(opd.errors.CheckpointError, match="the checkpoint's curriculum has 32 prompts, the run has 31"):
+    with pytest.raises(opd.errors.CheckpointError, match="was started with 32 rows, and there are 31 now"):
         train(tmp_path / "out", rows=ROWS[:-1])
 
 

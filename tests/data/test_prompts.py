@@ -10,9 +10,10 @@ import pytest
 from opd.config.read import read
 from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask
-from opd.data.prompts import load_prompts
+from opd.data.prompts import given_prompts, load_prompts
 from opd.data.rows import from_rows
 from opd.errors import ConfigError, DataError
+from opd.types import Prompt
 from support.tokenizers import SHARED_DATA
 
 
@@ -55,13 +56,16 @@ def test_a_dataset_from_disk(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"}\n{"prompt": \n', "prompts: line 2 of .* is not JSON"),
         ('["a"]\n', "line 1 of .* is not an object"),
-        ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has 'question'"),
+        ('{"question": "a"}\n', "row 1 has to have either 'prompt' or 'messages', and has the columns 'question'"),
         ('{"prompt": "a", "messages": []}\n', "has both"),
         ('{"prompt": "  "}\n', "is not a string with text"),
         ('{"prompt": 3}\n', "is not a string with text"),
         ('{"messages": []}\n', "is not a list of messages"),
         ('{"messages": [{"role": "user"}]}\n', "message 1 .user. has no text in .content."),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "ends with an assistant turn"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}]}\n',
+            "nothing to answer before the assistant.s last turn",
+        ),
         ("\n", "has no rows"),
     ],
 )
@@ -129,17 +133,16 @@ def test_turns_of_a_solution(tmp_path: Path) -> None:
         load_prompts(config, key="prompts", has_template=True)
 
 
-def test_a_row_of_jsonl_ends_at_a_newline_alone(tmp_path: Path) -> None:
-    rows = '\ufeff{"prompt": "a\u2028b\u0085c", "id": null}\r\n{"prompt": "d", "id": null}\n'
-    (tmp_path / "a.jsonl").write_bytes(rows.encode())
-    prompts, _ = load_prompts(PromptsConfig(path=str(tmp_path / "a.jsonl")), key="prompts", has_template=False)
-    assert [(p.id, p.text) for p in prompts] == [("1", "a\u2028b\u0085c"), ("2", "d")]
-
-
-def test_two_rows_with_one_id_are_refused() -> None:
-    rows = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}]
-    with pytest.raises(DataError, match="prompts: rows 1 and 3 have the same id 'x'. Fix: give each its own id"):
-        from_rows(rows, key="prompts", chat=False)
+def test_rows_without_an_id_or_with_that_of_another_are_prompts_of_their_own() -> None:
+    rows = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}, {"prompt": "d", "id": 2}]
+    rows += [{"prompt": "e", "id": None}, {"prompt": "f", "id": "x"}, {"prompt": "g", "id": "x#2"}]
+    notes: list[str] = []
+    config = PromptsConfig(path="given")
+    prompts, _ = given_prompts(rows, config, key="prompts", has_template=True, note=notes.append)
+    assert [p.id for p in prompts] == ["x", "2", "x#3", "2#2", "5", "x#4", "x#2"]
+    assert notes == ["prompts: 3 prompts repeat an id and get ids of their own, such as 'x#3'"]
+    objects = [Prompt("x", text="a"), Prompt("x", text="b")]
+    assert [p.id for p in given_prompts(objects, config, key="prompts", has_template=True)[0]] == ["x", "x#2"]
 
 
 def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answer(tmp_path: Path) -> None:

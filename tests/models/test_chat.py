@@ -99,8 +99,11 @@ def test_a_role_the_template_refuses_is_named() -> None:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
     )
-    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*teacher.view.role"):
+    with pytest.raises(ModelError, match=r"roles user, assistant, tool .*no tools.*Fix: let the environment answer"):
         Chat(tokenizer).message_ids({"role": "tool", "content": "a"}, ())
+    history = Chat(tokenizer).prompt_ids(Prompt("x", ({"role": "user", "content": "a"},)))
+    with pytest.raises(ModelError, match=r"roles user, tool .*no tools.*Fix: set teacher.view.role"):
+        Chat(tokenizer).above_turn(history, {"role": "tool", "content": "a"})
 
 
 def test_the_bundled_tokenizer(tmp_path: Path) -> None:

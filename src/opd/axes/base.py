@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
@@ -164,6 +164,11 @@ def check_methods(given: Any, methods: Sequence[str], *, key: str) -> None:
         )
 
 
+def _is_dataset(rows: Any) -> bool:
+    """Whether it is an object of the package ``datasets``, which is not imported for this."""
+    return type(rows).__module__.partition(".")[0] == "datasets"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objects:
     """Parts of a run that were given to ``opd.train`` instead of being named in the run file; None if not given.
@@ -174,8 +179,9 @@ class Objects:
     student: Any = None
     """A ``LanguageModel``, or a diffusers pipeline."""
     teacher: Any = None
-    prompts: Sequence[Any] | None = None
-    eval_prompts: Sequence[Any] | None = None
+    prompts: Iterable[Any] | None = None
+    """Rows, strings, ``Prompt`` objects, or a ``datasets`` object."""
+    eval_prompts: Iterable[Any] | None = None
     task: Any = None
     """A ``Task``, or an ``ImageTask``."""
     sampler: Any = None
@@ -215,7 +221,8 @@ class Objects:
             check_methods(self.signal[1], ("__call__",), key="signal[1]")
         for name in ("prompts", "eval_prompts"):
             rows = getattr(self, name)
-            if rows is not None and (isinstance(rows, str | Mapping) or not isinstance(rows, Sequence)):
+            named = isinstance(rows, str) or (isinstance(rows, Mapping) and not _is_dataset(rows))
+            if rows is not None and (named or not isinstance(rows, Iterable)):
                 raise ConfigError(
                     f"{name}: a list of prompts is needed (got {rows!r}). Fix: give a list, or name a file or dataset "
                     f"as the override {name.replace('_', '.')}"

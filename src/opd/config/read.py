@@ -255,6 +255,8 @@ def _whole(part: str, bare: Any) -> dict[str, Any]:
     """The mapping that a bare value stands for."""
     if isinstance(bare, AxisValue):
         return bare.model_dump()
+    if isinstance(bare, list | tuple) and part == "prompts":
+        return {"mix": bare}
     if isinstance(bare, str):
         return dict(PromptsConfig.source(bare)) if part == "prompts" else {"type": bare}
     if isinstance(bare, int | float) and not isinstance(bare, bool):

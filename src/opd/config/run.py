@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -29,29 +30,43 @@ TEMPLATE_OWN = frozenset(
 )
 """Arguments of ``apply_chat_template`` that are no arguments of the template, or that opd sets."""
 
-BESIDE_MIX = frozenset({"mix", "chat_template_kwargs"})
+COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id", "tools", "chat_template_kwargs")
+"""Columns of prompts that opd reads; any other is kept for tasks, rewards and templates."""
+
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of files with prompts; all but Parquet also with ``.gz``."""
+
+BESIDE_MIX = frozenset({"mix", "chat_template_kwargs", "max_tokens"})
 """Keys that stand beside ``mix`` and hold for all of its sources."""
 
 
 class PromptsConfig(Strict):
     """Where prompts come from: exactly one of ``task``, ``path``, ``dataset`` and ``mix``.
 
-    A bare string is a path if it ends in .jsonl or .json, otherwise a dataset id; a list is a mix.
+    A bare string is a path if it ends as a file does (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``),
+    otherwise a dataset; a list is a mix.
     """
 
     task: str | None = None
     """A task with its own environment and checker: ``tools``, ``math``, ``strings``, ``search`` or
     ``package.module:attribute``."""
     path: str | None = None
-    """A JSONL file with ``prompt`` or ``messages``, and optionally ``answer``, ``domain`` and ``id``."""
+    """A JSONL, JSON, CSV or Parquet file with the columns ``prompt`` or ``messages``, and optionally ``answer``,
+    ``domain``, ``id``, ``tools``, ``turns`` and ``chat_template_kwargs``."""
     dataset: str | None = None
     """A Hugging Face dataset id or folder with the same columns."""
     subset: str | None = None
     """The dataset's configuration name."""
-    split: str = "train"
-    """Split of the task or dataset; a JSONL file has only one."""
+    split: str | None = None
+    """Split of the task or dataset; by default ``train``, and for held-out prompts ``test`` or ``validation`` where
+    there is one. A file has no splits."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The source's name for a column, as in ``{prompt: question}``; ``a.b`` is the entry b of the column a."""
     limit: int | None = Field(None, ge=1)
     """Use the first n prompts; by default all."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Leave out prompts of more tokens, as the student reads them, and report how many; by default a prompt that is too
+    long for the model ends the run before it starts."""
     chat: bool | None = None
     """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
     domain: str | None = None
@@ -62,6 +77,13 @@ class PromptsConfig(Strict):
     """Arguments of the chat template, such as ``{enable_thinking: false}``; a row's column of this name overrides them.
     Held-out prompts take those of ``prompts``, overridden by those of ``eval.prompts``."""
 
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, given: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(given.keys() - set(COLUMNS)):
+            raise ValueError(f"there is no column '{unknown[0]}'. Fix: name one of {', '.join(COLUMNS)}")
+        return given
+
     @field_validator("chat_template_kwargs")
     @classmethod
     def _free(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +92,8 @@ class PromptsConfig(Strict):
         return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """A chat template renders text."""
-        return {"chat_template_kwargs": ("text",)} if self.chat_template_kwargs else {}
+        """A template renders text, and tokens are counted of text."""
+        return {key: ("text",) for key in ("chat_template_kwargs", "max_tokens") if getattr(self, key)}
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +105,7 @@ class PromptsConfig(Strict):
     @staticmethod
     def source(name: str) -> dict[str, str]:
         """The key that a bare string stands for."""
-        return {"path": name} if name.endswith((".jsonl", ".json")) else {"dataset": name}
+        return {"path": name} if name.lower().removesuffix(".gz").endswith(FILES) else {"dataset": name}
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
@@ -95,8 +117,12 @@ class PromptsConfig(Strict):
             )
         if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - BESIDE_MIX)):
             raise ValueError(f"{others[0]} belongs into each source of the mix. Fix: move it there")
-        if self.path and self.split != "train":
-            raise ValueError(f"split={self.split} does not apply to a JSONL file. Fix: leave it out")
+        if any(source.max_tokens for source in self.mix or ()):
+            raise ValueError("max_tokens holds for all sources of a mix. Fix: move it beside mix")
+        if self.path and self.split not in (None, "train"):
+            raise ValueError(f"split={self.split} does not apply to a file. Fix: leave it out")
+        if self.task and self.columns:
+            raise ValueError("columns do not apply to a task. Fix: leave them out")
         if self.subset and not self.dataset:
             raise ValueError(f"subset={self.subset} applies to a dataset only. Fix: leave it out, or give dataset")
         return self
@@ -221,14 +247,6 @@ class CheckpointConfig(Strict):
     folder of 12 bytes per trained parameter: float32 weights and the optimizer's two moments."""
 
 
-class SaveConfig(Strict):
-    """How the trained model is written."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Dtype of the weights in ``out``; by default the one that the student came in. Training, checkpoints and an
-    adapter's own folder stay float32."""
-
-
 class MethodConfig(Strict):
     """What `opd methods` says about a recipe."""
 
@@ -244,7 +262,7 @@ class MethodConfig(Strict):
     """Reported users, with the report."""
 
 
-MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report", "save"})
+MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report"})
 """Keys of the run file that a resumed run may have changed; any other would make it another run."""
 
 
@@ -283,6 +301,12 @@ class BaseRun(Strict):
     log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Trackers besides metrics.jsonl. One that is not installed is skipped with a warning."""
 
+    @field_validator("out")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        """The home folder for ``~``, which no shell expands behind ``out=``."""
+        return os.path.expanduser(value)
+
     @field_validator("report", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
@@ -313,8 +337,6 @@ class RunConfig(BaseRun):
     report: ReportConfig | None = ReportConfig()
     """The page that shows the teacher's target for every token; ``false`` leaves it out."""
 
-    save: SaveConfig = SaveConfig()
-    """How the trained model is written."""
     experimental: ExperimentalConfig = ExperimentalConfig()
     """Options that gained nothing in our own measurements."""
 

@@ -1,32 +1,46 @@
-"""Prompts from tasks, JSONL files and Hugging Face datasets."""
+"""Prompts from tasks, files, Hugging Face datasets and Python lists."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from opd.config.run import PromptsConfig
+from opd.config.run import FILES, PromptsConfig
 from opd.data.answers import EachItsOwn
-from opd.data.rows import from_rows
+from opd.data.files import read_rows, without_nulls
+from opd.data.rows import Note, from_rows, ignore
 from opd.data.tasks import TASKS, get_task
 from opd.errors import DataError
 from opd.types import Prompt, Task
 
+TRAIN = ("train",)
+"""Splits of training prompts, if none is named."""
+
+HELD_OUT = ("test", "validation", "train")
+"""Splits of held-out prompts, if none is named: the first that the source has."""
+
 
 def load_prompts(
-    config: PromptsConfig, *, key: str, has_template: bool, kwargs: Mapping[str, Any] | None = None
+    config: PromptsConfig,
+    *,
+    key: str,
+    has_template: bool,
+    kwargs: Mapping[str, Any] | None = None,
+    splits: Sequence[str] = TRAIN,
+    note: Note = ignore,
 ) -> tuple[list[Prompt], Task | None]:
-    """Prompts, and the task that checks their answers.
+    """Prompts, and the task that checks their answers. No two prompts have the same id.
 
     Args:
         config: the source.
         key: the run file's key, for error messages.
         has_template: whether the student's tokenizer has a chat template; then a plain string becomes a user message.
         kwargs: arguments of the chat template that hold where the source or the row does not give them.
+        splits: the split to take if the source names none: the first of these that it has.
+        note: reports what was left out or changed.
 
     Returns:
         The prompts in the source's order, and the task; None if no prompt has an answer.
@@ -36,33 +50,97 @@ def load_prompts(
     """
     kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
     if config.mix:
-        return _mixed(config.mix, key=key, has_template=has_template, kwargs=kwargs)
-    prompts, task = _one_source(config, key=key, has_template=has_template)
-    return [with_settings(p, config, kwargs) for p in prompts], task
-
-
-def with_settings(prompt: Prompt, config: PromptsConfig, kwargs: Mapping[str, Any]) -> Prompt:
-    """A prompt with its source's domain and the template's arguments; its own arguments hold over these."""
-    if kwargs:
-        prompt = replace(prompt, chat_template_kwargs={**kwargs, **prompt.chat_template_kwargs})
-    return replace(prompt, domain=config.domain) if config.domain else prompt
-
-
-def _one_source(config: PromptsConfig, *, key: str, has_template: bool) -> tuple[list[Prompt], Task | None]:
+        loaded = [
+            load_prompts(
+                source,
+                key=f"{key}.mix.{number}",
+                has_template=has_template,
+                kwargs=kwargs,
+                splits=splits,
+                note=note,
+            )
+            for number, source in enumerate(config.mix)
+        ]
+        return _mixed(loaded)
     if config.task:
-        task = get_task(config.task, key=f"{key}.task")
-        return list(task.prompts(config.split))[: config.limit], task
-    rows = read_jsonl(config.path, key=key) if config.path else _dataset(config, key=key)
-    return from_rows(rows, key=key, chat=has_template if config.chat is None else config.chat, limit=config.limit)
+        task: Task | None = get_task(config.task, key=f"{key}.task")
+        assert task
+        prompts = list(task.prompts(config.split or splits[0]))[: config.limit]
+    else:
+        rows = read_rows(config.path, key=key) if config.path else _dataset(config, splits, key=key, note=note)
+        prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
+    return _with_settings(prompts, config, kwargs, key=key, note=note), task
 
 
-def _mixed(
-    sources: Sequence[PromptsConfig], *, key: str, has_template: bool, kwargs: Mapping[str, Any]
+def given_prompts(
+    given: Iterable[Any],
+    config: PromptsConfig,
+    *,
+    key: str,
+    has_template: bool,
+    kwargs: Mapping[str, Any] | None = None,
+    splits: Sequence[str] = TRAIN,
+    note: Note = ignore,
 ) -> tuple[list[Prompt], Task | None]:
-    """One prompt of each source in turn; ids get the source's number if they are not unique."""
-    loaded = [
-        load_prompts(c, key=f"{key}.mix.{n}", has_template=has_template, kwargs=kwargs) for n, c in enumerate(sources)
+    """Prompts given from Python: ``Prompt`` objects only, or strings, rows or a dataset as in ``load_prompts``."""
+    kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
+    if isinstance(given, Mapping):  # a DatasetDict
+        given = given[_split(list(given), config, splits, key=key, source="the dataset", note=note)]
+    tables = type(given).__module__.partition(".")[0] == "datasets"
+    rows = list(islice(map(without_nulls, given) if tables else given, config.limit))
+    if rows and all(isinstance(row, Prompt) for row in rows):
+        return _with_settings(rows, config, kwargs, key=key, note=note), None
+    prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
+    return _with_settings(prompts, config, kwargs, key=key, note=note), task
+
+
+def _from_rows(
+    rows: Iterable[Any], config: PromptsConfig, *, key: str, has_template: bool, note: Note
+) -> tuple[list[Prompt], Task | None]:
+    chat = has_template if config.chat is None else config.chat
+    return from_rows(rows, key=key, chat=chat, limit=config.limit, columns=config.columns, note=note)
+
+
+def _with_settings(
+    prompts: Iterable[Prompt], config: PromptsConfig, kwargs: Mapping[str, Any], *, key: str, note: Note
+) -> list[Prompt]:
+    """Prompts with their source's domain and template arguments, and with ids of their own."""
+    changed = [
+        replace(
+            prompt,
+            domain=config.domain or prompt.domain,
+            chat_template_kwargs={**kwargs, **prompt.chat_template_kwargs},
+        )
+        if config.domain or kwargs
+        else prompt
+        for prompt in prompts
     ]
+    return _distinct(changed, key=key, note=note)
+
+
+def _distinct(prompts: Sequence[Prompt], *, key: str, note: Note) -> list[Prompt]:
+    """Prompts with ids of their own: the second prompt with the id x gets x#2, so that two rows are never one group."""
+    taken = {prompt.id for prompt in prompts}
+    if len(taken) == len(prompts):
+        return list(prompts)
+    times: dict[str, int] = {}
+    distinct = []
+    for prompt in prompts:
+        name = prompt.id
+        if prompt.id in times:
+            while name in taken:
+                times[prompt.id] += 1
+                name = f"{prompt.id}#{times[prompt.id]}"
+            taken.add(name)
+        times.setdefault(prompt.id, 1)
+        distinct.append(prompt if name == prompt.id else replace(prompt, id=name))
+    repeated = [p.id for p, before in zip(distinct, prompts, strict=True) if p.id != before.id]
+    note(f"{key}: {len(repeated)} prompts repeat an id and get ids of their own, such as '{repeated[0]}'")
+    return distinct
+
+
+def _mixed(loaded: Sequence[tuple[list[Prompt], Task | None]]) -> tuple[list[Prompt], Task | None]:
+    """One prompt of each source in turn; ids get the source's number if they are not unique."""
     named = with_own_ids([prompts for prompts, _ in loaded])
     tasks = {p.id: task for prompts, (_, task) in zip(named, loaded, strict=True) for p in prompts if task}
     return in_turn(named), EachItsOwn(tasks) if tasks else None
@@ -80,68 +158,74 @@ def in_turn(sources: Sequence[Sequence[Prompt]]) -> list[Prompt]:
     return [p for turn in zip_longest(*sources) for p in turn if p is not None]
 
 
-def given_prompts(
-    given: Sequence[Any], config: PromptsConfig, *, key: str, chat: bool, kwargs: Mapping[str, Any] | None = None
-) -> tuple[list[Prompt], Task | None]:
-    """Prompts given from Python: ``Prompt`` objects only, or strings and rows as in ``load_prompts``."""
-    kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
-    if all(isinstance(p, Prompt) for p in given):
-        return [with_settings(p, config, kwargs) for p in given[: config.limit]], None
-    rows = [{"prompt": p} if isinstance(p, str) else p for p in given]
-    prompts, task = from_rows(rows, key=key, chat=chat, limit=config.limit)
-    return [with_settings(p, config, kwargs) for p in prompts], task
-
-
-def read_jsonl(path: str, *, key: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL file.
+def _split(
+    names: Sequence[str], config: PromptsConfig, splits: Sequence[str], *, key: str, source: str, note: Note
+) -> str:
+    """The split to take of those that a source has.
 
     Raises:
-        DataError: the file is missing, or a line is no JSON object; the sentence names the line.
+        DataError: it lacks the named split, or has none of the usual ones.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DataError(f"{key}: cannot read '{path}' ({reason}). Fix: give the path of a UTF-8 JSONL file") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{key}: line {number} of '{path}' is not JSON ({error.msg}). Fix: correct or delete it"
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{key}: line {number} of '{path}' is not an object. Fix: write one with 'prompt' or 'messages'"
-            )
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{key}: '{path}' has no rows. Fix: add rows, or give another file")
-    return rows
+    wanted = (config.split,) if config.split else splits
+    found = next((split for split in wanted if split in names), None)
+    if found is None:
+        raise DataError(
+            f"{key}.split: {source} has no split {' or '.join(wanted)} (it has {', '.join(names) or 'none'}). Fix: "
+            "name one of these"
+        )
+    if len(wanted) > 1 and len(names) > 1:
+        note(f"{key}: split '{found}' of {source}")
+    return found
 
 
-def _dataset(config: PromptsConfig, *, key: str) -> Iterable[Mapping[str, Any]]:
+def _dataset(config: PromptsConfig, splits: Sequence[str], *, key: str, note: Note) -> Iterable[Mapping[str, Any]]:
     import datasets  # takes a second to import, and most runs do not need it
 
     assert config.dataset is not None
+    name, source = str(Path(config.dataset).expanduser()), f"dataset '{config.dataset}'"
+    _check_folder(Path(name), config, key)
+
+    def choose(names: Sequence[str]) -> str:
+        return _split(names, config, splits, key=key, source=source, note=note)
+
     try:
-        if (Path(config.dataset) / "state.json").exists() or (Path(config.dataset) / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(config.dataset)
-            rows = loaded[config.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        if any((Path(name) / file).exists() for file in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(name)
+            rows = loaded[choose(list(loaded))] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            rows = datasets.load_dataset(config.dataset, config.subset, split=config.split)
+            known = config.split or (splits[0] if len(splits) == 1 else None)
+            split = known or choose(datasets.get_dataset_split_names(name, config.subset))
+            try:
+                rows = datasets.load_dataset(name, config.subset, split=split)
+            except ValueError:
+                choose(datasets.get_dataset_split_names(name, config.subset))  # the sentence about a missing split
+                raise
+    except DataError:
+        raise
     except Exception as error:  # the library raises whatever its readers and the network raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         fix = (
             f"write {key}.task={config.dataset}, if you mean the bundled task"
             if config.dataset in TASKS
-            else ("check its name and split, or give a JSONL file, whose name ends in .jsonl")
+            else "check its name, subset and split, or give a file"
         )
+        raise DataError(f"{key}: cannot load {source} ({reason}). Fix: {fix}") from error
+    return map(without_nulls, rows)
+
+
+def _check_folder(path: Path, config: PromptsConfig, key: str) -> None:
+    """Refuse a folder without data, and a file that is no data, before they are looked up on the hub.
+
+    Raises:
+        DataError: the path is one of these.
+    """
+    if path.is_file():
         raise DataError(
-            f"{key}: cannot load dataset '{config.dataset}', split '{config.split}' ({reason}). Fix: {fix}"
-        ) from error
-    result: Iterable[Mapping[str, Any]] = rows
-    return result
+            f"{key}: '{config.dataset}' is a file of no known kind. Fix: give a file in {', '.join(FILES)}, or a folder"
+        )
+    readable = (*FILES, *(f"{end}.gz" for end in FILES), ".arrow")
+    if path.is_dir() and not any(file.name.lower().endswith(readable) for file in path.rglob("*")):
+        raise DataError(
+            f"{key}: folder '{config.dataset}' has no data. Fix: put files in {', '.join(FILES)} there, or name "
+            "another folder"
+        )

@@ -4,77 +4,219 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from opd.config.run import COLUMNS
 from opd.data.answers import AnswerTask
 from opd.errors import DataError
+from opd.models.messages import content_text
 from opd.types import Message, Prompt, Task
 
-COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id", "tools", "chat_template_kwargs")
-"""Columns that opd reads; any other goes into ``Prompt.data`` for the task."""
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+"""Roles of ShareGPT data by their usual names."""
+
+USUAL = {
+    "prompt": ("question", "problem", "instruction", "query", "input", "text"),
+    "messages": ("conversations", "conversation", "dialog", "chat"),
+}
+"""Names that other data sets have for a column, for the advice in an error."""
+
+SHOWN = 8
+"""Most names listed in a note."""
+
+Note = Callable[[str], None]
+"""Takes a sentence about the prompts that is reported once per run."""
+
+
+def ignore(note: str) -> None:
+    """Report nothing."""
 
 
 def from_rows(
-    rows: Iterable[Mapping[str, Any]], *, key: str, chat: bool, limit: int | None = None
+    rows: Iterable[Any],
+    *,
+    key: str,
+    chat: bool,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    note: Note = ignore,
 ) -> tuple[list[Prompt], Task | None]:
-    """Prompts from mappings with ``prompt`` or ``messages``; see ``load_prompts``."""
-    prompts: list[Prompt] = []
-    for number, row in enumerate(rows, 1):
-        if limit is not None and len(prompts) == limit:
-            break
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{key}: row {number} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'"
-            )
-        prompts.append(_prompt(row, f"{key}: row {number}", number, chat=chat))
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts, 1):
-        if (first := seen.setdefault(prompt.id, number)) != number:
-            raise DataError(
-                f"{key}: rows {first} and {number} have the same id '{prompt.id}'. Fix: give each its own id, or none"
-            )
+    """Prompts from mappings with ``prompt`` or ``messages``; see ``load_prompts``.
+
+    Args:
+        columns: the rows' names for columns.
+        note: reports left out turns and columns that are not read.
+    """
+    reader = _Reader(key, chat, dict(columns or {}))
+    prompts = [reader.prompt(row, number) for number, row in enumerate(islice(rows, limit), 1)]
     if not prompts:
         raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
+    reader.report(note)
     return prompts, AnswerTask() if any(p.answer for p in prompts) else None
 
 
-def _prompt(row: Mapping[str, Any], where: str, number: int, *, chat: bool) -> Prompt:
-    text, messages = row.get("prompt"), row.get("messages")
-    if (text is None) == (messages is None):
-        found = "both" if text is not None else ", ".join(map(repr, row)) or "neither"
-        raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {found}. Fix: give one of them")
-    turns: tuple[Message, ...] | None = None
-    if messages is not None or (isinstance(text, Sequence) and not isinstance(text, str)):
-        turns = _messages(text if messages is None else messages, where)
-    elif not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: 'prompt' is not a string with text ({text!r}). Fix: write the prompt's text")
-    elif chat:
-        turns = ({"role": "user", "content": text},)
-    tools = _tools(row.get("tools"), where)
-    if tools and turns is None:
-        raise DataError(
-            f"{where} has 'tools', and without a chat template nothing shows them to the student. Fix: leave them out, "
-            "or use a chat model"
+class _Reader:
+    """Makes prompts of rows, and notes what it left out.
+
+    Args:
+        key: for error messages.
+        chat: a plain string becomes a user message.
+        names: the rows' names for columns.
+    """
+
+    def __init__(self, key: str, chat: bool, names: Mapping[str, str]) -> None:
+        self.key = key
+        self.chat = chat
+        self.names = names
+        self.unread: dict[str, None] = {}
+        self.missing = {column: name for column, name in names.items() if column not in ("prompt", "messages")}
+        self.found: dict[str, None] = {}
+        self.endings = 0
+
+    def prompt(self, row: Any, number: int) -> Prompt:
+        """The prompt of a row.
+
+        Raises:
+            DataError: the row is broken.
+        """
+        where = f"{self.key}: row {number}"
+        if isinstance(row, str):
+            row = {"prompt": row}
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where} is {row!r}. Fix: give a string, or a mapping with 'prompt' or 'messages'")
+        _check_text(row, where)
+        values, rest = self._columns(row)
+        text, messages = values.get("prompt"), _listing(values.get("messages"), where, "messages")
+        if (text is None) == (messages is None):
+            raise DataError(f"{where} has to have either 'prompt' or 'messages', and has {self._sources(row)}")
+        ending = None
+        turns: tuple[Message, ...] | None = None
+        if messages is not None or (isinstance(text, Sequence) and not isinstance(text, str)):
+            turns, ending = _messages(text if messages is None else messages, where)
+            self.endings += ending is not None
+        elif not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: 'prompt' is not a string with text ({text!r}). Fix: write the prompt's text")
+        elif self.chat:
+            turns = ({"role": "user", "content": text},)
+        tools = _tools(values.get("tools"), where)
+        if tools and turns is None:
+            raise DataError(
+                f"{where} has 'tools', and without a chat template nothing shows them to the student. Fix: leave them "
+                "out, or use a chat model"
+            )
+        answer, *others = _answers(values.get("answer"), where) or (ending or None,)
+        return Prompt(
+            id=str(number if values.get("id") is None else values["id"]),
+            messages=turns,
+            text=None if turns else text,
+            answer=answer,
+            other_answers=tuple(str(other) for other in others),
+            turns=_solution(_listing(values.get("turns"), where, "turns"), where),
+            domain=_domain(values.get("domain"), where),
+            data=rest,
+            tools=tools,
+            chat_template_kwargs=_kwargs(values.get("chat_template_kwargs"), where),
         )
-    solution = row.get("turns")
-    if solution is not None and not (isinstance(solution, list) and all(isinstance(t, str) for t in solution)):
+
+    def report(self, note: Note) -> None:
+        """Report left out turns and unread columns.
+
+        Raises:
+            DataError: a name of ``columns`` is in no row.
+        """
+        for column, name in self.missing.items():
+            raise DataError(
+                f"{self.key}.columns.{column}: no row has '{name}' (they have {_listed(self.found)}). Fix: correct the "
+                "name"
+            )
+        if self.endings:
+            note(
+                f"{self.key}: {self.endings} conversations end with the assistant; that turn is left out, and is the "
+                "reference answer where there is no other"
+            )
+        if self.unread:
+            note(f"{self.key}: columns for tasks, rewards and templates alone: {_listed(self.unread)}")
+
+    def _columns(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A row's columns that opd reads, and the others."""
+        given = {column: name for column, name in self.names.items() if _head(row, name) in row}
+        values = {column: _entry(row, name) for column, name in given.items()}
+        self.missing = {column: name for column, name in self.missing.items() if column not in given}
+        taken = set(given.values())
+        mapped = {*self.names, *({"prompt", "messages"} if self.names.keys() & {"prompt", "messages"} else ())}
+        for column in row.keys() & set(COLUMNS) - mapped - taken:
+            values[column] = row[column]
+            taken.add(column)
+        rest = {name: value for name, value in row.items() if name not in taken}
+        heads = {_head(row, name) for name in given.values()}
+        self.unread.update(dict.fromkeys(name for name in rest if name not in heads))
+        self.found.update(dict.fromkeys(row))
+        return values, rest
+
+    def _sources(self, row: Mapping[str, Any]) -> str:
+        """The rest of the sentence about a row without a prompt, or with two."""
+        if row.get("prompt") is not None and row.get("messages") is not None:
+            return f"both. Fix: choose one, as in {self.key}.columns={{messages: messages}}"
+        usual = [(column, name) for column, names in USUAL.items() for name in names if name in row]
+        column, name = usual[0] if usual else ("prompt", "NAME")
+        return f"the columns {_listed(row)}. Fix: name the right one, as in {self.key}.columns={{{column}: {name}}}"
+
+
+def _head(row: Mapping[str, Any], name: str) -> str:
+    """The column that a name of ``columns`` is in."""
+    return name if name in row else name.partition(".")[0]
+
+
+def _entry(row: Mapping[str, Any], name: str) -> Any:
+    """A column, or for ``a.b`` the entry b of the column a."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(map(repr, names))
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return (", ".join(listed[:SHOWN]) or "none") + more
+
+
+def _check_text(row: Mapping[str, Any], where: str) -> None:
+    """Refuse half of a surrogate pair, which no tokenizer encodes.
+
+    Raises:
+        DataError: there is one in a text of the row.
+    """
+    try:
+        json.dumps(row, ensure_ascii=False, default=lambda _: None, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(
+            f"{where} has half of a surrogate pair ({half!r}), which is no character. Fix: delete it, or write the "
+            "whole pair"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no plain data ({error}). Fix: correct the row") from None
+
+
+def _domain(given: Any, where: str) -> str:
+    if given is None or given == "":
+        return "default"
+    if not isinstance(given, str | int):
+        raise DataError(f"{where}: 'domain' is no text ({given!r}). Fix: write one name")
+    return str(given)
+
+
+def _solution(given: Any, where: str) -> tuple[str, ...] | None:
+    if given is not None and not (isinstance(given, list) and all(isinstance(t, str) for t in given)):
         raise DataError(
             f"{where}: 'turns' is not a list of strings. Fix: list the assistant turns of a solution, or leave it out"
         )
-    answer, *others = _answers(row.get("answer"), where) or (None,)
-    return Prompt(
-        id=str(number if row.get("id") is None else row["id"]),
-        messages=turns,
-        text=None if turns else text,
-        answer=answer,
-        other_answers=tuple(str(other) for other in others),
-        turns=tuple(solution) if solution else None,
-        domain=str(row.get("domain") or "default"),
-        data={k: v for k, v in row.items() if k not in COLUMNS},
-        tools=tools,
-        chat_template_kwargs=_kwargs(row.get("chat_template_kwargs"), where),
-    )
+    return tuple(given) if given else None
 
 
 def _answers(given: Any, where: str) -> tuple[str, ...]:
@@ -88,23 +230,39 @@ def _answers(given: Any, where: str) -> tuple[str, ...]:
     return tuple(str(answer) for answer in answers) if given is not None else ()
 
 
-def _messages(messages: Any, where: str) -> tuple[Message, ...]:
+def _messages(messages: Any, where: str) -> tuple[tuple[Message, ...], str | None]:
+    """A conversation without a last turn of the assistant's, and the text of that turn; None if there is none."""
     valid = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages) > 0
-    if not valid or not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and m["role"] for m in messages):
+    usual = [_usual(m) if isinstance(m, Mapping) else {} for m in messages] if valid else []
+    if not valid or not all(isinstance(m.get("role"), str) and m["role"] for m in usual):
         raise DataError(
             f"{where}: 'messages' is not a list of messages. Fix: write [{{'role': …, 'content': …}}, …] with strings"
         )
-    if messages[-1]["role"] == "assistant":
+    turns = tuple(_message(m, f"{where}: message {n}") for n, m in enumerate(usual, 1))
+    if turns[-1]["role"] != "assistant":
+        return turns, None
+    *before, last = turns
+    if not before or before[-1]["role"] == "assistant":
         raise DataError(
-            f"{where}: 'messages' ends with an assistant turn, and the student writes that turn. Fix: delete it"
+            f"{where}: 'messages' has nothing to answer before the assistant's last turn. Fix: add a user message, or "
+            "delete the row"
         )
-    return tuple(_message(m, f"{where}: message {n}") for n, m in enumerate(messages, 1))
+    return tuple(before), content_text(last)
+
+
+def _usual(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message by its usual names: ShareGPT's ``from``, ``value``, ``human`` and ``gpt`` are translated."""
+    kept = {k: v for k, v in message.items() if v is not None}
+    if "role" not in kept and "from" in kept:
+        kept["role"] = kept.pop("from")
+        kept["content"] = kept.pop("value", None)
+    role = kept.get("role")
+    return {**kept, "role": ROLES.get(role, role)} if isinstance(role, str) else kept
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
-    """A message with all of its fields, less those that are null."""
-    kept = {k: v for k, v in message.items() if v is not None}
-    content, calls = kept.get("content"), kept.get("tool_calls")
+    """A message as it is, if its content and calls are of a known form."""
+    content, calls = message.get("content"), message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
         raise DataError(f"{where}: 'tool_calls' is not a list of calls ({calls!r}). Fix: write a list of mappings")
     if isinstance(content, list):
@@ -122,7 +280,9 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
             f"{where} ({message['role']}) has no text in 'content' ({content!r}). Fix: write a string, or a list of "
             "text parts; only a message with 'tool_calls' has none"
         )
-    return kept
+    if message["role"] == "user" and not content_text(message).strip():
+        raise DataError(f"{where} (user) is empty. Fix: write its text, or delete the row")
+    return message
 
 
 def _tools(given: Any, where: str) -> tuple[Mapping[str, Any], ...] | None:
@@ -152,6 +312,11 @@ def _kwargs(given: Any, where: str) -> dict[str, Any]:
             f"{where}: 'chat_template_kwargs' is no mapping ({kwargs!r}). Fix: write {{'enable_thinking': false}}"
         )
     return dict(kwargs)
+
+
+def _listing(given: Any, where: str, column: str) -> Any:
+    """A value, or the list of its JSON text, in which form a CSV file holds it."""
+    return _parsed(given, where, column) if isinstance(given, str) and given.lstrip().startswith("[") else given
 
 
 def _parsed(given: Any, where: str, column: str) -> Any:

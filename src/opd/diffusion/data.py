@@ -9,7 +9,7 @@ from typing import cast
 
 from opd.axes.base import import_named
 from opd.config.run import PromptsConfig
-from opd.data.prompts import in_turn, load_prompts, with_own_ids
+from opd.data.prompts import TRAIN, in_turn, load_prompts, with_own_ids
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
 from opd.types import Prompt
@@ -21,7 +21,9 @@ METHODS = ("prompts", "right", "reward", "distance")
 """The methods of an ``ImageTask``."""
 
 
-def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt], ImageTask | None]:
+def load_image_prompts(
+    config: PromptsConfig, *, key: str, splits: Sequence[str] = TRAIN
+) -> tuple[list[Prompt], ImageTask | None]:
     """Load prompts, and the task that judges their images; None if nothing does.
 
     A path in an ``image`` column is relative to its JSONL file.
@@ -31,7 +33,7 @@ def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt]
         ConfigError: there is no such task, or a mix has several tasks.
     """
     if config.mix:
-        loaded = [load_image_prompts(c, key=f"{key}.mix.{n}") for n, c in enumerate(config.mix)]
+        loaded = [load_image_prompts(c, key=f"{key}.mix.{n}", splits=splits) for n, c in enumerate(config.mix)]
         tasks = {id(task): task for _, task in loaded if task}
         if len({type(task) for task in tasks.values()}) > 1:
             raise ConfigError(f"{key}.mix: one task judges the images of a run (got {len(tasks)}). Fix: name one task")
@@ -39,10 +41,10 @@ def load_image_prompts(config: PromptsConfig, *, key: str) -> tuple[list[Prompt]
         return in_turn(sources), next(iter(tasks.values()), None)
     if config.task:
         task = image_task(config.task, key=f"{key}.task")
-        prompts: Sequence[Prompt] = task.prompts(config.split)[: config.limit]
+        prompts: Sequence[Prompt] = task.prompts(config.split or splits[0])[: config.limit]
     else:
         task = None
-        prompts, _ = load_prompts(config, key=key, has_template=False)
+        prompts, _ = load_prompts(config, key=key, has_template=False, splits=splits)
         prompts = [_beside(prompt, config.path) for prompt in prompts]
     return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
 

@@ -12,7 +12,7 @@ import torch
 
 from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
-from opd.data.prompts import given_prompts
+from opd.data.prompts import HELD_OUT, given_prompts
 from opd.diffusion.checks import check
 from opd.diffusion.context import DenoisingContext
 from opd.diffusion.data import load_image_prompts
@@ -52,15 +52,17 @@ class DenoisingRun(DenoisingContext):
             )
         student = load_student(config, objects)
         if objects.prompts is not None:
-            prompts, task = given_prompts(objects.prompts, config.prompts, key="prompts", chat=False)[0], None
+            prompts, task = given_prompts(objects.prompts, config.prompts, key="prompts", has_template=False)[0], None
         else:
             prompts, task = load_image_prompts(config.prompts, key="prompts")
         held_out: list[Prompt] = []
         held_out_task: ImageTask | None = None
         if config.eval.prompts and objects.eval_prompts is not None:
-            held_out, _ = given_prompts(objects.eval_prompts, config.eval.prompts, key="eval_prompts", chat=False)
+            held_out, _ = given_prompts(
+                objects.eval_prompts, config.eval.prompts, key="eval_prompts", has_template=False, splits=HELD_OUT
+            )
         elif config.eval.prompts:
-            held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts")
+            held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts", splits=HELD_OUT)
         run = cls(
             config=config,
             student=student,

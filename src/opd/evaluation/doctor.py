@@ -74,18 +74,14 @@ def _common(run: LanguageContext, teacher: LanguageModel) -> str:
 
 
 def _lengths(run: LanguageContext) -> Iterator[str]:
-    lengths = sorted(len(run.chat.prompt_ids(p)) for p in run.prompts)
-    room = run.student.max_length
+    lengths = sorted(run.training.lengths)
     yield (
         f"prompts   {len(lengths)} for training, {len(run.held_out)} held out; "
         f"median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}"
     )
-    longest = lengths[-1] + run.config.rollout.max_new_tokens
-    if room is not None and longest > room:
-        yield (
-            f"WARNING   longest prompt plus rollout.max_new_tokens need {longest} positions; the model has {room}. "
-            "Fix: lower rollout.max_new_tokens or drop long prompts"
-        )
+    for note in run.notes:
+        warned = note.removeprefix("WARNING ")
+        yield f"WARNING   {warned}" if warned != note else f"          {note}"
 
 
 def _memory(run: LanguageContext) -> Iterator[str]:

@@ -13,6 +13,7 @@ from opd.axes.views.plain import PlainView
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum
 from opd.errors import ConfigError
+from opd.language.lengths import Rendered
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
@@ -54,6 +55,10 @@ class LanguageContext:
     task: Task | None
     held_out: list[Prompt]
     held_out_task: Task | None
+    training: Rendered
+    """The training prompts as the student reads them."""
+    notes: tuple[str, ...]
+    """Sentences about the prompts: what was left out or changed."""
     device: str
     teacher_model: LanguageModel | None = None
     """The model of ``teacher.model``; None for self-teachers, several teachers and a gated one."""

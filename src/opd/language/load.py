@@ -9,10 +9,12 @@ from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
-from opd.data.prompts import given_prompts, load_prompts
+from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
+from opd.data.rows import Note
 from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
+from opd.language.lengths import Rendered, note_overlap
 from opd.language.student import load_student
 from opd.models.bases import Bases
 from opd.models.chat import Chat
@@ -20,9 +22,6 @@ from opd.models.language import LanguageModel, check_vocabulary, device_named, s
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
 from opd.types import Prompt, Task
-
-LONGEST = 32
-"""Number of longest prompts, by characters, whose tokens are counted before the run."""
 
 
 def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
@@ -37,9 +36,16 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     student, base = load_student(config, objects, bases, device=device)
     set_threads(config.threads, student.model)
     chat = Chat(student.tokenizer)
-    prompts, task = _prompts(config, objects, chat)
-    held_out, held_out_task = _held_out(config, objects, chat)
+    notes: list[str] = []
+    prompts, task = _prompts(config, objects, chat, notes.append)
+    held_out, held_out_task = _held_out(config, objects, chat, notes.append)
     task, held_out_task = objects.task or task, objects.task or held_out_task
+    training = Rendered.of(prompts, chat, key="prompts").within(config.prompts.max_tokens, notes.append)
+    measured = Rendered.of(held_out, chat, key="eval.prompts")
+    if config.eval.prompts:
+        measured = measured.within(config.eval.prompts.max_tokens, notes.append)
+    note_overlap(training, measured, notes.append)
+    prompts, held_out = training.prompts, measured.prompts
     _check_data(config, prompts, task)
     run = LanguageContext(
         config=config,
@@ -52,28 +58,39 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         task=task,
         held_out=held_out,
         held_out_task=held_out_task,
+        training=training,
+        notes=tuple(notes),
         shares=_shares(config, prompts),
         device=device,
         **_teachers(config, objects, student, bases, device),
     )
-    _check_lengths(run)
+    _check_lengths(run, training, measured)
     _check_view_lengths(run)
     return run
 
 
-def _prompts(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
+def _prompts(config: RunConfig, objects: Objects, chat: Chat, note: Note) -> tuple[list[Prompt], Task | None]:
+    own, template = config.prompts, chat.has_template
     if objects.prompts is None:
-        return load_prompts(config.prompts, key="prompts", has_template=chat.has_template)
-    return given_prompts(objects.prompts, config.prompts, key="prompts", chat=chat.has_template)
+        return load_prompts(own, key="prompts", has_template=template, note=note)
+    return given_prompts(objects.prompts, own, key="prompts", has_template=template, note=note)
 
 
-def _held_out(config: RunConfig, objects: Objects, chat: Chat) -> tuple[list[Prompt], Task | None]:
-    if config.eval.prompts is None:
+def _held_out(config: RunConfig, objects: Objects, chat: Chat, note: Note) -> tuple[list[Prompt], Task | None]:
+    own, kwargs, template = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
+    if own is None:
         return [], None
-    own, kwargs, chats = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
     if objects.eval_prompts is None:
-        return load_prompts(own, key="eval.prompts", has_template=chats, kwargs=kwargs)
-    return given_prompts(objects.eval_prompts, own, key="eval_prompts", chat=chats, kwargs=kwargs)
+        return load_prompts(own, key="eval.prompts", has_template=template, kwargs=kwargs, splits=HELD_OUT, note=note)
+    return given_prompts(
+        objects.eval_prompts,
+        own,
+        key="eval_prompts",
+        has_template=template,
+        kwargs=kwargs,
+        splits=HELD_OUT,
+        note=note,
+    )
 
 
 def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:
@@ -140,11 +157,6 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
         sources = named or {"teacher": teacher.model or ""}
         pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device, bases=bases)
         return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
-    if objects.teacher is not None and objects.teacher.model is student.model:
-        raise ConfigError(
-            "teacher: it is the student's own object, which changes while it trains. Fix: give a copy, or set "
-            "teacher.weights=frozen"
-        )
     given = objects.teacher and accept(objects.teacher, key="teacher.model")
     model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device, bases=bases)
     model.model.requires_grad_(False)
@@ -183,29 +195,23 @@ def check_covered(config: RunConfig | DiffusionConfig, prompts: Sequence[Prompt]
             )
 
 
-def _check_lengths(run: LanguageContext) -> None:
-    """The longest prompts have to render and leave room for an answer, in every model that reads them."""
-    for prompts, held_out in ((run.prompts, False), (run.held_out, True)):
-        longest = sorted(prompts, key=lambda p: -len(str(p.messages or p.text)))[:LONGEST]
-        run.sampler(held_out=held_out).check(longest)
-        for key, teacher in run.named_teachers() if run.config.loss.signal.reads_teacher else ():
-            try:
-                run.sampler(held_out=held_out, model=teacher).check(longest)
-            except DataError as error:
-                raise DataError(f"{key} has to hold as much as the student: {error}") from None
+def _check_lengths(run: LanguageContext, training: Rendered, measured: Rendered) -> None:
+    """Every prompt leaves room for an answer, in every model that reads it."""
+    config, signal = run.config, run.config.loss.signal
+    for rendered, own in ((training, None), (measured, config.eval.max_new_tokens)):
+        setting, budget = "eval.max_new_tokens" if own else "rollout.max_new_tokens", own or run.max_new_tokens
+        rendered.check_room(budget, run.student.max_length, setting=setting)
+        for key, teacher in run.named_teachers() if signal.reads_teacher else ():
+            read = rendered if signal.same_tokenizer else rendered.by(Chat(teacher.tokenizer))
+            read.check_room(budget, teacher.max_length, setting=setting, reader=f" for {key}")
 
 
 def _check_view_lengths(run: LanguageContext) -> None:
-    """The longest training prompts as the teacher reads them, if its view is known before any rollout."""
+    """Every training prompt as the teacher reads it, if its view is known before any rollout."""
     seen = getattr(run.view(), "seen", None)
-    room = run.pool.max_length if run.pool else (run.teacher_model or run.student).max_length
-    if room is None or seen is None:
+    if seen is None:
         return
-    most = run.max_new_tokens
-    for prompt in sorted(run.prompts, key=lambda p: -len(f"{p.messages or p.text}{p.answer}"))[:LONGEST]:
-        length = len(run.chat.prompt_ids(seen(prompt)))
-        if length + most > room:
-            raise DataError(
-                f"teacher.view={run.config.teacher.view.type}: prompt '{prompt.id}' has {length} tokens as the teacher "
-                f"reads it, and with rollout.max_new_tokens={most} exceeds the model's {room}. Fix: shorten one"
-            )
+    view = f"teacher.view={run.config.teacher.view.type}"
+    read = Rendered.of([seen(prompt) for prompt in run.prompts], run.chat, key=view)
+    room = run.pool.max_length if run.pool else (run.teacher_model or run.student).max_length
+    read.check_room(run.max_new_tokens, room, setting="rollout.max_new_tokens", reader=" as the teacher reads it")

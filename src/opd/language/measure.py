@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from opd.config.run import PromptsConfig
-from opd.data.prompts import load_prompts, read_jsonl
+from opd.data.files import read_rows
+from opd.data.prompts import HELD_OUT, load_prompts
+from opd.data.rows import Note, ignore
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
@@ -17,9 +19,10 @@ from opd.evaluation.teacher_gate import Gate
 from opd.experimental.conflict import Conflict
 from opd.experimental.extrapolation import Extrapolation
 from opd.language.context import LanguageContext
+from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, set_threads, stop_ids
-from opd.models.loading import accept, load
+from opd.models.loading import load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain, first, label_of
 from opd.teachers.local import LocalTeacher
@@ -64,6 +67,7 @@ def measure_model(
     max_new_tokens: int,
     max_turns: int,
     device: str,
+    note: Note = ignore,
 ) -> Metrics:
     """Measure a model on prompts, outside any run.
 
@@ -71,17 +75,15 @@ def measure_model(
         model: path, bundled name or hub id, or a loaded model.
         samples: n of avg@n; 0 leaves it out.
         device: as in the run file.
+        note: takes sentences about the prompts.
 
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
-    if isinstance(model, str):
-        loaded = load(model, key="student", device=device_named(device))
-    else:
-        loaded = accept(model, key="student")
+    loaded = load(model, key="student", device=device_named(device)) if isinstance(model, str) else model
     set_threads(None, loaded.model)
     chat = Chat(loaded.tokenizer)
-    held_out, task = load_prompts(prompts, key="eval.prompts", has_template=chat.has_template)
+    held_out, task = load_prompts(prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT)
 
     def sampler(sampling: Sampling) -> Sampler:
         return Sampler(
@@ -95,9 +97,10 @@ def measure_model(
             max_length=loaded.max_length,
         )
 
-    sampler(GREEDY).check(held_out)
+    rendered = Rendered.of(held_out, chat, key="eval.prompts").within(prompts.max_tokens, note)
+    rendered.check_room(max_new_tokens, loaded.max_length, setting="max_new_tokens")
     measure = Evaluation(
-        student=loaded, prompts=held_out, greedy=sampler(GREEDY), sampled=sampler(Sampling()), samples=samples
+        student=loaded, prompts=rendered.prompts, greedy=sampler(GREEDY), sampled=sampler(Sampling()), samples=samples
     )
     return measure()
 
@@ -230,7 +233,7 @@ def _conflict(run: LanguageContext, main: Term) -> Conflict:
 def _texts(run: LanguageContext, path: str) -> list[tuple[int, ...]]:
     """Token ids of held-out texts, cut at the model's length."""
     texts = []
-    for number, row in enumerate(read_jsonl(path, key="eval.text"), 1):
+    for number, row in enumerate(read_rows(path, key="eval.text"), 1):
         if not isinstance(row.get("text"), str):
             raise DataError(f"eval.text: row {number} of '{path}' has no string 'text'. Fix: add it")
         ids = run.chat.prompt_ids(Prompt(id=str(number), text=row["text"]))

@@ -70,6 +70,7 @@ class LanguageRun:
         """The loop, ready to run from step 0."""
         run, config = self.context, self.config
         torch.manual_seed(config.seed)
+        log.notes += run.notes
         check_trainable(run.student, key="student")
         if config.optimizer.gradient_checkpointing:
             checkpoint_activations(run.student)

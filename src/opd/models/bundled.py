@@ -11,11 +11,11 @@ BUNDLED = Path(__file__).parents[1] / "nano" / "models"
 
 
 def resolve(name: str) -> str:
-    """The folder of ``nano/NAME``; any other path or id is returned unchanged."""
+    """The folder of ``nano/NAME``, and ``~`` as the home folder; any other path or id is returned unchanged."""
     if not Path(name).exists() and name.startswith("nano/"):
         folder = BUNDLED / name.removeprefix("nano/")
         if not folder.is_dir():
             known = ", ".join(sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/")))
             raise ModelError(f"there is no bundled model '{name}'. Fix: name one of {known}")
         return str(folder)
-    return name
+    return str(Path(name).expanduser()) if name.startswith("~") else name

@@ -14,7 +14,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any
 
 from opd.errors import ModelError
@@ -57,12 +57,8 @@ class Chat:
         Raises:
             ModelError: messages, and the tokenizer has no template or its template refuses them.
         """
-        if prompt.messages is not None:
-            return self.insert_text_ids(self.prompt_text(prompt))
-        ids = self.tokenizer(prompt.text)["input_ids"]
-        # A tokenizer that closes every text would tell the student that nothing follows.
-        closed = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id
-        return tuple(ids[:-1] if closed else ids)
+        chat, text = prompt.messages is not None, self.prompt_text(prompt)
+        return self.insert_text_ids(text) if chat else self._opened(self.tokenizer(text)["input_ids"])
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The text of ``prompt_ids``: messages and tools as the template renders them, or the plain text.
@@ -74,9 +70,34 @@ class Chat:
             return prompt.text or ""
         return self.of(prompt)._render(prompt.messages, generate=True, tools=prompt.tools)
 
+    def prompt_texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """``prompt_text`` of each prompt; prompts without tools are rendered together, which halves the time.
+
+        Raises:
+            ModelError: as for ``prompt_ids``; the sentence names the prompt.
+        """
+        texts: list[str] = []
+        for (_, single), alike in groupby(prompts, key=lambda p: (id(self.of(p)), p.messages is None or bool(p.tools))):
+            some = list(alike)
+            texts += [self._named_text(p) for p in some] if single else self.of(some[0])._rendered_together(some)
+        return texts
+
+    def prompt_lengths(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[int]:
+        """The number of ``prompt_ids`` of each prompt, given their ``prompt_texts``."""
+        lengths: list[int] = []
+        for plain, pairs in groupby(zip(prompts, texts, strict=True), key=lambda pair: pair[0].messages is None):
+            encoded = self.tokenizer([text for _, text in pairs], add_special_tokens=plain)["input_ids"]
+            lengths += [len(self._opened(ids) if plain else ids) for ids in encoded]
+        return lengths
+
     def insert_text_ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text without any special token around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _opened(self, ids: list[int]) -> tuple[int, ...]:
+        """The tokens of a plain text, less the EOS token of a tokenizer that closes every text: something follows."""
+        closed = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id != self.tokenizer.bos_token_id
+        return tuple(ids[:-1] if closed else ids)
 
     @cached_property
     def generation_ids(self) -> tuple[int, ...]:
@@ -132,7 +153,9 @@ class Chat:
             ModelError: the template does not allow a message's role there.
         """
         answer = [messages] if isinstance(messages, Mapping) else messages
-        between, end, ids = self._behind([*_TURN, *answer], generate=True), self._template_end_ids, tuple(turn_ids)
+        fix = "let the environment answer in a role that the template takes, such as user"
+        between = self._behind([*_TURN, *answer], generate=True, fix=fix)
+        end, ids = self._template_end_ids, tuple(turn_ids)
         if end and between[: len(end)] == end:
             if end[-1] in self._special_ids:
                 ended = ids[-1:] == end[-1:]
@@ -254,7 +277,8 @@ class Chat:
     def _standing_alone(self, message: Message) -> tuple[int, ...]:
         """A message after a finished one, and the generation prompt; the end of the message before is not repeated."""
         kept = len(self._message_end_ids)
-        whole = self._behind([*_ASKED, message], generate=True)
+        fix = "set teacher.view.role to a role that the template takes, such as user"
+        whole = self._behind([*_ASKED, message], generate=True, fix=fix)
         before = {self._render(m, generate=True).partition(_MARKER)[0] for m in (_ASKED, [*_ASKED, message])}
         if whole[:kept] != self._message_end_ids or len(before) > 1:
             raise ModelError(
@@ -263,9 +287,9 @@ class Chat:
             )
         return whole[kept:]
 
-    def _behind(self, messages: Sequence[Message], *, generate: bool) -> tuple[int, ...]:
+    def _behind(self, messages: Sequence[Message], *, generate: bool, fix: str = "") -> tuple[int, ...]:
         """The tokens that the template puts after the marker in a conversation."""
-        return self._after_text(self._render(messages, generate=generate).partition(_MARKER)[2])
+        return self._after_text(self._render(messages, generate=generate, fix=fix).partition(_MARKER)[2])
 
     def _after_text(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that follows other text, so that no token for the start of a text is added."""
@@ -276,27 +300,48 @@ class Chat:
     def _forms(self) -> MessageForms:
         def render(messages: Sequence[Message]) -> str | None:
             try:
-                return self._rendered(messages, generate=False)
+                text: str = self._rendered(messages, generate=False)
             except Exception:
                 return None
+            return text
 
         return MessageForms(render)
 
     def _rendered(
-        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str:
-        """The template's text of messages that are in its own form; raises whatever the template raises."""
-        text: str = self.tokenizer.apply_chat_template(
+        self, messages: Sequence[Any], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Any:
+        """The template's text of messages in its own form, or of each of several conversations.
+
+        It raises whatever the template raises.
+        """
+        return self.tokenizer.apply_chat_template(
             messages,
             tools=[dict(tool) for tool in tools] if tools else None,
             tokenize=False,
             add_generation_prompt=generate,
             **self.kwargs,
         )
-        return text
+
+    def _rendered_together(self, prompts: Sequence[Prompt]) -> list[str]:
+        try:
+            texts: list[str] = self._rendered([self._forms(p.messages or ()) for p in prompts], generate=True)
+        except Exception:  # one of them is refused: which one, and why, is found below
+            texts = [self._named_text(prompt) for prompt in prompts]
+        return texts
+
+    def _named_text(self, prompt: Prompt) -> str:
+        try:
+            return self.prompt_text(prompt)
+        except ModelError as error:
+            raise ModelError(f"prompt '{prompt.id}': {error}") from error.__cause__
 
     def _render(
-        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        fix: str = "",
     ) -> str:
         if not self.has_template:
             raise ModelError(
@@ -304,13 +349,21 @@ class Chat:
                 "Fix: use a chat model, set tokenizer.chat_template, or give plain 'prompt' strings"
             )
         try:
-            return self._rendered(self._forms(messages), generate=generate, tools=tools)
+            text: str = self._rendered(self._forms(messages), generate=generate, tools=tools)
+            return text
         except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
             raise ModelError(
                 f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
-                ". Fix: correct the roles in 'messages', or for hints set teacher.view.role to a role it takes"
+                f". Fix: {fix or _FIXES['system' in roles]}"
             ) from error
+
+
+_FIXES = {
+    True: "put the text of the system message into the first user message",
+    False: "correct the roles and their order in 'messages'",
+}
+"""What to do about a refused conversation, by whether it has a system message."""
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

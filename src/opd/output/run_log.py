@@ -73,6 +73,8 @@ class RunLog:
         self.not_finite: set[str] = set()
         self.observers: list[Observer] = []
         self.warnings = list(warnings)
+        self.notes: list[str] = []
+        """Sentences about the prompts, which become events of step 0."""
 
     def attach(self, recorder: Any) -> None:
         """Add an object that is an observer and a callback; it comes before all other callbacks."""
@@ -89,6 +91,8 @@ class RunLog:
         tell(self.callbacks, "start", run)
         for text in self.warnings:
             self.event(run.step, "tracker", text)
+        for text in () if evaluated or run.step else self.notes:
+            self.event(run.step, "prompts", text)
 
     def rewind(self, step: int) -> None:
         """Drop the lines after a step; all of them for -1."""

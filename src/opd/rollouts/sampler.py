@@ -144,11 +144,6 @@ class Sampler:
                 self._react(trajectory, generation.stopped, last_turn=len(trajectory.turns) == most)
         return [t.rollout() for t in trajectories]
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise the errors that ``rollout`` would raise for these prompts, without generating."""
-        for prompt in prompts:
-            self._prompt_ids(prompt)
-
     def _generate(
         self,
         engine: Engine,

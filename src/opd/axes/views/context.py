@@ -101,7 +101,7 @@ class Context(ViewConfig):
             rollouts = run.first_rollouts(self.experience.prompts)
             settings = self.experience
             return gather_experience(rollouts, author, items=settings.items, consolidate=settings.consolidate)
-        path = Path(self.file or "")
+        path = Path(self.file or "").expanduser()
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:

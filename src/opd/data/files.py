@@ -1,0 +1,138 @@
+"""Rows of files: JSONL, JSON, CSV and Parquet, the first three also as ``.gz``."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from opd.config.run import FILES
+from opd.errors import DataError
+
+UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
+"""Errors of opening and decoding a file."""
+
+
+def read_rows(path: str, *, key: str) -> Iterator[Mapping[str, Any]]:
+    """Rows of a file, one at a time; its name says what it is.
+
+    A line ends at a newline alone, so that U+2028 and U+0085 may stand inside a JSON string. A byte order mark is
+    skipped. A ``.json`` file holds a list of objects, or an object per line.
+
+    Args:
+        key: the run file's key, for error messages.
+
+    Raises:
+        DataError: the file is missing, of another kind, empty, or a row is broken; the sentence names the line.
+    """
+    where = Path(path).expanduser()
+    kind = next((end for end in FILES if where.name.lower().removesuffix(".gz").endswith(end)), None)
+    if where.is_dir():
+        raise DataError(f"{key}: '{path}' is a folder. Fix: write {key}.dataset={path}")
+    if kind is None:
+        raise DataError(f"{key}: '{path}' is no file of a known kind. Fix: give a file in {', '.join(FILES)}")
+    empty = True
+    try:
+        for row in _parquet(where, key) if kind == ".parquet" else _text(where, kind, key):
+            empty = False
+            yield row
+    except UNREADABLE as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(
+            f"{key}: cannot read '{path}' ({reason}). Fix: give the path of a UTF-8 file in {', '.join(FILES)}"
+        ) from None
+    if empty:
+        raise DataError(f"{key}: '{path}' has no rows. Fix: add rows, or give another file")
+
+
+def _text(path: Path, kind: str, key: str) -> Iterator[Mapping[str, Any]]:
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else "\n") as file:
+        if kind in (".csv", ".tsv"):
+            yield from _csv(file, f"{key}: '{path}'", delimiter="\t" if kind == ".tsv" else ",")
+        elif kind == ".json":
+            yield from _json(file.read(), key, path)
+        else:
+            yield from _lines(file, key, path)
+
+
+def _lines(lines: Iterator[str] | IO[str], key: str, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of JSONL."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(
+                f"{key}: line {number} of '{path}' is not JSON ({reason}). Fix: correct or delete it"
+            ) from None
+        yield _mapping(row, f"{key}: line {number} of '{path}'")
+
+
+def _json(text: str, key: str, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON list, or of a line each."""
+    if not text.lstrip().startswith("["):
+        yield from _lines(iter(text.split("\n")), key, path)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{key}: '{path}' is not JSON ({error}). Fix: correct it") from None
+    for number, row in enumerate(rows, 1):
+        yield _mapping(row, f"{key}: item {number} of '{path}'")
+
+
+def _mapping(row: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not an object. Fix: write one with 'prompt' or 'messages'")
+    return row
+
+
+def _csv(file: IO[str], where: str, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    """Rows by the names in the first line; an empty cell is null, any other a text."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    try:
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                raise DataError(
+                    f"{where}: row {number} has more cells than the first line has names. Fix: put quotes around cells "
+                    "with a delimiter or a newline"
+                )
+            yield {name: cell or None for name, cell in row.items()}
+    except csv.Error as error:
+        raise DataError(f"{where}: row {reader.line_num} is not CSV ({error}). Fix: correct its quotes") from None
+
+
+def _parquet(path: Path, key: str) -> Iterator[Mapping[str, Any]]:
+    import pyarrow  # takes a while to import, and most runs do not need it
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from (without_nulls(row) for row in batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{key}: '{path}' is not Parquet ({error}). Fix: write it again") from None
+
+
+def without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls inside its columns.
+
+    A table gives every mapping of a column the same keys, so that the parameters of one tool hold those of all others
+    as nulls.
+    """
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
