@@ -15,8 +15,10 @@ from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
 from opd.language.run import LanguageRun
+from opd.loop import Loop
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
+from support.altered import train_altered
 from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
@@ -150,12 +152,15 @@ def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path) 
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
-    teacher = make_model(1)
-    with torch.no_grad():
-        teacher.model.model.norm.weight.fill_(math.nan)
-    student = make_model(0)
+    def ruin(loop: Loop) -> Loop:
+        with torch.no_grad():
+            teacher.model.model.norm.weight.fill_(math.nan)
+        return loop
+
+    teacher, student = make_model(1), make_model(0)
     start = {n: p.detach().clone() for n, p in student.model.named_parameters()}
-    result = opd.train(
+    result = train_altered(
+        ruin,
         run_file(tmp_path / "out", guards={"max_skipped": 3}),
         student=student,
         teacher=teacher,

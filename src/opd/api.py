@@ -89,7 +89,8 @@ def train(
     Args:
         source: ``"hint"``, ``"my.yaml"`` or ``{"student": ...}``.
         overrides: ``{"optimizer.steps": 50}`` or ``["optimizer.steps=50"]``.
-        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline; its weights are trained in place.
+        student: (model, tokenizer), a ``LanguageModel`` or a diffusers pipeline; its weights are trained in place. A
+            language model in 16 bits is turned into float32 in place, and ``out`` is written in the dtype it came in.
         teacher: the same instead of ``teacher.model``.
         prompts: strings, mappings with ``prompt`` or ``messages``, ``Prompt`` objects, or a ``datasets`` object. The
             keys of ``prompts`` such as ``prompts.columns`` hold for them too.

@@ -47,16 +47,26 @@ def train(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines of metrics.jsonl as they come.")] = False,
 ) -> None:
-    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine"""
+    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine
+
+    Without a terminal it prints lines of key=value, at most one in two seconds.
+    """
+    if quiet and as_json:
+        raise OpdError("--quiet and --json contradict each other. Fix: give one of them")
     from opd.config.read import read
 
     read(source, overrides or [])  # a mistake in the run file is reported before torch is imported
     from opd.api import train as run
-    from opd.output.terminal import LiveDisplay, show_result
+    from opd.output.log_lines import JsonLines
+    from opd.output.terminal import run_display, show_result
 
-    result = run(source, overrides or [], resume=resume, callbacks=[LiveDisplay(console)])
-    show_result(console, result)
+    callbacks = [] if quiet else [JsonLines(console) if as_json else run_display(console)]
+    result = run(source, overrides or [], resume=resume, callbacks=callbacks)
+    if not quiet and not as_json:
+        show_result(console, result)
 
 
 @app.command()
@@ -154,7 +164,7 @@ def doctor(
     from opd.api import examine
 
     for line in examine(source, overrides or []):
-        console.print(escape(visible(line)), highlight=False)
+        console.print(escape(visible(line)), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def record(name: str, folder: Path) -> dict[str, Any]:
     if read(name).family == "diffusion":
         small["rollout.prompts_per_step"] = 4
     else:
-        small["rollout.prompts_per_step"] = 8
+        small |= {"rollout.prompts_per_step": 8, "save.dtype": "float32"}
     if name == "lightning":
         small["rollout.source.prompts"] = 32
     opd.train(name, {**small, "log": [], "out": str(out)})

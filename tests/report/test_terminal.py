@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 import opd
-from opd.output.terminal import LiveDisplay
+from opd.output.terminal import run_display
 from opd.report.files import ROLLOUTS, read_rollouts
 from opd.report.terminal import SHADES, worst_rollout
 
@@ -46,5 +46,5 @@ def test_a_terminal_shows_the_rollout_and_a_log_does_not(tmp_path: Path) -> None
             "log": [],
         }
         out = str(tmp_path / str(terminal))
-        opd.train("hint", {**small, "out": out}, callbacks=[LiveDisplay(console)])
+        opd.train("hint", {**small, "out": out}, callbacks=[run_display(console)])
         assert ("tools/test/" in output.getvalue()) == terminal

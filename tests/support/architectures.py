@@ -31,7 +31,13 @@ GATED_DELTA: dict[str, Any] = {
     "linear_value_head_dim": 8,
 }
 MAMBA: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
-MAMBA_BLOCKS: dict[str, Any] = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+MAMBA_BLOCKS: dict[str, Any] = {
+    "mamba_d_state": 8,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 4,
+}
 LATENT: dict[str, Any] = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -84,7 +90,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "OPT": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1}),
     "SmolLM3": ("smollm3", {}),
     "Mamba": ("mamba", MAMBA),
-    "Mamba 2": ("mamba2", {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2}),
+    "Mamba 2": ("mamba2", {**MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2, "chunk_size": 4}),
     "Falcon-Mamba": ("falcon_mamba", MAMBA),
     "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
     "Jamba": (
@@ -97,7 +103,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {**MAMBA_BLOCKS, "layer_types": ["mamba", "attention"], "logits_scaling": 4.0, "num_local_experts": 2},
     ),
-    "Nemotron-H": ("nemotron_h", {**MAMBA_BLOCKS, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1}),
+    "Nemotron-H": (
+        "nemotron_h",
+        {**MAMBA_BLOCKS, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 4},
+    ),
     "RecurrentGemma": ("recurrent_gemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}),
     "RWKV": ("rwkv", {"attention_hidden_size": 32, "context_length": 256}),
     "xLSTM": ("xlstm", {"num_heads": 4, "num_blocks": 2, "qk_dim_factor": 0.5}),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import opd
 from opd.errors import CheckpointError, ConfigError
 from opd.models.language import LanguageModel
+from opd.output.log_lines import LogLines
 from opd.training.interrupts import Interrupted, noticed
 from support.command_line import command
 from support.interrupt import Interrupt
@@ -88,13 +89,11 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_the_command_says_what_happened_and_how_to_go_on(
     tmp_path: Path, number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import opd.output.terminal
-
-    class Display(opd.output.terminal.LiveDisplay):
+    class Display(LogLines):
         def step(self, step: int, metrics: dict[str, float]) -> None:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(opd.output.terminal, "LiveDisplay", Display)
+    monkeypatch.setattr("opd.output.terminal.LogLines", Display)
     overrides = ["optimizer.steps=3", "rollout.prompts_per_step=4", "eval.prompts=null", "log=[]", "out=run"]
     done = command("train", "hint", *overrides, cwd=tmp_path)
     assert done.returncode == status

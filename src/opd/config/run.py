@@ -247,6 +247,14 @@ class CheckpointConfig(Strict):
     folder of 12 bytes per trained parameter: float32 weights and the optimizer's two moments."""
 
 
+class SaveConfig(Strict):
+    """How the trained model is written."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype of the weights in ``out``; by default the one that the student came in. Training, checkpoints and an
+    adapter's own folder stay float32."""
+
+
 class MethodConfig(Strict):
     """What `opd methods` says about a recipe."""
 
@@ -262,7 +270,7 @@ class MethodConfig(Strict):
     """Reported users, with the report."""
 
 
-MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report"})
+MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report", "save"})
 """Keys of the run file that a resumed run may have changed; any other would make it another run."""
 
 
@@ -337,6 +345,8 @@ class RunConfig(BaseRun):
     report: ReportConfig | None = ReportConfig()
     """The page that shows the teacher's target for every token; ``false`` leaves it out."""
 
+    save: SaveConfig = SaveConfig()
+    """How the trained model is written."""
     experimental: ExperimentalConfig = ExperimentalConfig()
     """Options that gained nothing in our own measurements."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicLayer
 
+from opd.engines.cache import RowCache
 from opd.models.language import LanguageModel, pad
 from opd.types import Generation, Sampling
 
@@ -49,38 +50,12 @@ def draw(log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
 
 
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not followed
-    """One layer's keys and values in a buffer with spare room, so a step copies one position, not the whole cache."""
-
-    room: tuple[Tensor, Tensor] | None = None
-
-    def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Replace the contents, for other rows or other padding."""
-        self.keys, self.values = keys, values
-        self.room = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append positions and return all of them, [rows, heads, positions, head size]."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.replace(key_states, value_states)
-            return self.keys, self.values
-        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        room = self.room
-        if room is None or stop > room[0].shape[2]:
-            spare = (0, 0, 0, max(stop // 4, key_states.shape[2] + 32))
-            room = self.room = (F.pad(self.keys, spare), F.pad(self.values, spare))
-        room[0][:, :, start:stop], room[1][:, :, start:stop] = key_states, value_states
-        self.keys, self.values = room[0][:, :, :stop], room[1][:, :, :stop]
-        return self.keys, self.values
-
-
 @dataclass
 class _Rows:
     """The rows that decode now. B rows, L cached positions (left-padded), at most N new tokens."""
 
     index: list[int]
-    cache: Cache
+    cache: RowCache
     mask_BL: Tensor
     token_BN: Tensor
     logprob_BN: Tensor
@@ -91,15 +66,13 @@ class _Rows:
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows, without the padding that all of them share."""
         self.index = [self.index[i] for i in rows.tolist()]
-        for layer in self.cache.layers:
-            layer.replace(layer.keys[rows], layer.values[rows])
+        self.cache.keep(rows)
         for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
             setattr(self, name, getattr(self, name)[rows])
         shared = int(self.mask_BL.argmax(1).min()) if len(rows) else 0
         if shared:
             self.mask_BL = self.mask_BL[:, shared:]
-            for layer in self.cache.layers:
-                layer.replace(layer.keys[:, :, shared:], layer.values[:, :, shared:])
+            self.cache.drop(shared)
 
     def join(self, other: _Rows) -> None:
         """Append freshly prefilled rows, padding whichever cache is shorter on the left."""
@@ -108,10 +81,8 @@ class _Rows:
             missing = width - rows.mask_BL.shape[1]
             if missing:
                 rows.mask_BL = F.pad(rows.mask_BL, (missing, 0))
-                for layer in rows.cache.layers:
-                    layer.replace(*(F.pad(old, (0, 0, missing, 0)) for old in (layer.keys, layer.values)))
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.replace(torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values]))
+                rows.cache.pad(missing)
+        self.cache.join(other.cache)
         self.index += other.index
         for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
@@ -177,21 +148,18 @@ class HFEngine:
         return [done[i] for i in range(len(contexts))]
 
     def _prefill(self, index: list[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> _Rows:
-        """Run the contexts of B rows in one forward pass."""
+        """Run the contexts of B rows, in one forward pass if the model can read padding."""
+        cache = RowCache(self.language_model)
+        if cache.recurrent and len({len(contexts[i]) for i in index}) > 1:
+            first, *others = (list(same) for _, same in groupby(index, key=lambda i: len(contexts[i])))
+            rows = self._prefill(first, contexts, max_new_tokens)
+            for same in others:
+                rows.join(self._prefill(same, contexts, max_new_tokens))
+            return rows
         device = self.language_model.device
         ids, mask = pad([contexts[i] for i in index], left=True, device=device)
-        cache = Cache(layer_class_to_replicate=_GrowingLayer)
-        with self.language_model.precision():
-            out = self.language_model.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        widest = max(max_new_tokens)
-        shape = (len(index), widest)
+        position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+        shape = (len(index), max(max_new_tokens))
         return _Rows(
             index=list(index),
             cache=cache,
@@ -200,22 +168,29 @@ class HFEngine:
             logprob_BN=torch.zeros(shape, device=device),
             count_B=torch.zeros(len(index), dtype=torch.int64, device=device),
             budget_B=torch.tensor([max_new_tokens[i] for i in index], device=device),
-            logits_BV=out.logits[:, -1],
+            logits_BV=self._logits(cache, input_ids=ids, attention_mask=mask, position_ids=position_ids),
         )
 
     def _forward(self, rows: _Rows) -> None:
         """Feed each row's last token and compute the next logits."""
         column = (rows.count_B - 1).clamp_max(rows.token_BN.shape[1] - 1)[:, None]
         rows.mask_BL = torch.cat([rows.mask_BL, rows.mask_BL.new_ones(len(rows.index), 1)], dim=1)
+        rows.logits_BV = self._logits(
+            rows.cache,
+            input_ids=rows.token_BN.gather(1, column),
+            # Without attention nothing hides behind padding, and Mamba takes the mask for that of the new token.
+            attention_mask=rows.mask_BL if rows.cache.attends else None,
+            position_ids=rows.mask_BL.sum(1, keepdim=True) - 1,
+        )
+
+    def _logits(self, cache: RowCache, **inputs: Tensor | None) -> Tensor:
+        """The logits after the last position, [B, V]."""
         with self.language_model.precision():
             out: Any = self.language_model.model(
-                input_ids=rows.token_BN.gather(1, column),
-                attention_mask=rows.mask_BL,
-                position_ids=rows.mask_BL.sum(1, keepdim=True) - 1,
-                past_key_values=rows.cache,
-                use_cache=True,
+                **inputs, **{cache.argument: cache.cache}, use_cache=True, logits_to_keep=1
             )
-        rows.logits_BV = out.logits[:, -1]
+        logits_BLV: Tensor = out.logits
+        return logits_BLV[:, -1]
 
 
 def _advance(rows: _Rows, sampling: Sampling, generator: torch.Generator, stops: Tensor) -> Tensor:

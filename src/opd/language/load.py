@@ -157,6 +157,11 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
         sources = named or {"teacher": teacher.model or ""}
         pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device, bases=bases)
         return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
+    if objects.teacher is not None and objects.teacher.model is student.model:
+        raise ConfigError(
+            "teacher: it is the student's own object, which changes while it trains. Fix: give a copy, or set "
+            "teacher.weights=frozen"
+        )
     given = objects.teacher and accept(objects.teacher, key="teacher.model")
     model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device, bases=bases)
     model.model.requires_grad_(False)

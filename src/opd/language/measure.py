@@ -22,7 +22,7 @@ from opd.language.context import LanguageContext
 from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, set_threads, stop_ids
-from opd.models.loading import load
+from opd.models.loading import accept, load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain, first, label_of
 from opd.teachers.local import LocalTeacher
@@ -80,7 +80,10 @@ def measure_model(
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
-    loaded = load(model, key="student", device=device_named(device)) if isinstance(model, str) else model
+    if isinstance(model, str):
+        loaded = load(model, key="student", device=device_named(device))
+    else:
+        loaded = accept(model, key="student")
     set_threads(None, loaded.model)
     chat = Chat(loaded.tokenizer)
     held_out, task = load_prompts(prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT)

@@ -31,12 +31,16 @@ def load_student(
         OpdError: it cannot be loaded or adapted.
     """
     path = resolve(config.student)
-    student = objects.student and accept(objects.student, key="student")
+    student = objects.student and accept(objects.student, key="student", trains=config.lora is None)
     if student is None:
         frozen = config.lora is not None or base_of(path) != path
         dtype = config.dtype if frozen else "float32"
         student = load(config.student, key="student", dtype=dtype, device=device, bases=bases, trainable=True)
-    student = dataclasses.replace(student, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    student = dataclasses.replace(
+        student,
+        autocast=torch.bfloat16 if config.dtype == "bfloat16" else None,
+        stored=getattr(torch, config.save.dtype) if config.save.dtype else student.stored,
+    )
     if config.lora is None:
         return student, None
     student = dataclasses.replace(student, merge=config.lora.merge)

@@ -17,6 +17,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Bits = Literal["8bit", "4bit"]
 
 
+def read_whole(path: str, **settings: Any) -> Any:
+    """A model whose weights all come from its files.
+
+    Raises:
+        ValueError: tensors are missing or have another shape, so that transformers would make random ones.
+    """
+    model, found = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    if missing := sorted(found["missing_keys"]):
+        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ValueError(f"its weights lack {len(missing)} of the model's tensors, which would be random: {named}")
+    if shapes := sorted(found["mismatched_keys"]):
+        name, given, wanted = shapes[0]
+        raise ValueError(f"its tensor '{name}' has shape {list(given)}, and its config.json asks for {list(wanted)}")
+    return model
+
+
 class Bases:
     """Frozen whole models by path, each in memory once. All of one run's have one dtype and device.
 
@@ -44,7 +62,7 @@ class Bases:
         """
         if path in self.held:
             return shared_copy(self.held[path])
-        whole = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **self._bits(dtype, device))
+        whole = read_whole(path, dtype=DTYPES[dtype], **self._bits(dtype, device))
         whole = (whole if self.quantize else whole.to(device)).eval()
         if self.quantize:
             self._check_computes(whole, path, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def frozen_copy(language_model: LanguageModel) -> LanguageModel:
     Weights that do not train are shared with the model: of an adapted student only the adapter is copied.
     """
     model = freeze(shared_copy(language_model.model))
-    return LanguageModel(model, language_model.tokenizer, language_model.source, language_model.autocast)
+    return dataclasses.replace(language_model, model=model)
 
 
 class EmaWeights:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ConfigError, ModelError
@@ -28,6 +29,8 @@ class LanguageModel:
         source: its path or id, for error messages and the model card.
         autocast: dtype of matrix products in forward passes; None for the weights' own.
         merge: whether ``save`` merges an adapter into its base.
+        logit_scale: the model's logits are its last hidden states times its output head times this number.
+        stored: dtype of the weights as they came in, in which ``save`` writes them; None for the weights' present one.
     """
 
     model: Any
@@ -35,6 +38,8 @@ class LanguageModel:
     source: str
     autocast: torch.dtype | None = None
     merge: bool = False
+    logit_scale: float = 1.0
+    stored: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -43,9 +48,27 @@ class LanguageModel:
 
     @property
     def head_VD(self) -> Tensor:
-        """[V, D] weight of the output head; the parameter itself, so gradients reach it."""
-        head: Tensor = self.model.get_output_embeddings().weight
-        return head
+        """[V, D] weight of the output head; the parameter itself, so gradients reach it.
+
+        A head's bias is one more column, [V, D + 1], for one more hidden unit that is always 1.
+        """
+        weight_VD: Tensor = self.model.get_output_embeddings().weight
+        return weight_VD if self._bias_V is None else torch.cat([weight_VD, self._bias_V[:, None]], 1)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the output head has a bias."""
+        return self._bias_V is not None
+
+    @property
+    def _bias_V(self) -> Tensor | None:
+        return getattr(self.model.get_output_embeddings(), "bias", None)
+
+    @property
+    def width(self) -> int:
+        """Number of hidden units."""
+        units: int = self.model.get_output_embeddings().weight.shape[1]
+        return units
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context of every forward pass."""
@@ -74,17 +97,23 @@ class LanguageModel:
                 **({} if positions is None else {"position_ids": positions}),
             )
         states: Tensor = out.last_hidden_state
-        return states.to(self.autocast or states.dtype), [out.hidden_states[layer] for layer in chosen]
+        states = states.to(self.autocast or self.model.get_output_embeddings().weight.dtype)
+        if self._bias_V is not None:
+            states = F.pad(states, (0, 1), value=1.0)
+        if self.logit_scale != 1:
+            states = states * self.logit_scale
+        return states, [out.hidden_states[layer] for layer in chosen]
 
     def save(self, folder: Path) -> None:
         """Write a model folder with the tokenizer; of a ``PeftModel`` the adapter's folder, or both with ``merge``."""
         self.model.eval()
-        if self.merge and adapted(self.model):
-            merged(self.model).save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            save_adapter(self.model, folder / ALONE)
-        else:
+        if adapted(self.model) and not self.merge:
             self.save_weights(folder)
+            return
+        _save_as(self.stored, merged(self.model), folder)
+        self.tokenizer.save_pretrained(folder)
+        if adapted(self.model):
+            save_adapter(self.model, folder / ALONE)
 
     def save_weights(self, folder: Path) -> None:
         """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads."""
@@ -105,6 +134,25 @@ class LanguageModel:
     def max_length(self) -> int | None:
         """Largest number of positions; None if the config does not give it."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _save_as(dtype: torch.dtype | None, model: Any, folder: Path) -> None:
+    """Write the weights in a dtype, None for their own; config.json names the one in the files."""
+    disable_progress_bar()  # a run shows its own progress
+    if dtype in (None, model.dtype):
+        model.save_pretrained(folder)
+        return
+    cast: dict[tuple[Any, ...], Tensor] = {}
+
+    def stored(tensor: Tensor) -> Tensor:
+        # Tied weights stay one tensor, or both would be written.
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        return cast.setdefault(place, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    model.save_pretrained(folder, state_dict={name: stored(tensor) for name, tensor in model.state_dict().items()})
+    config = copy.deepcopy(model.config)
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
 
 
 SMALL_MODEL = 20_000_000
@@ -131,39 +179,6 @@ def set_threads(threads: int | None, model: nn.Module) -> None:
     """Use this number of CPU threads; by default one for a small model, and torch's choice for others."""
     if threads or sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
         torch.set_num_threads(threads or 1)
-
-
-@torch.no_grad()
-def check_linear_head(language_model: LanguageModel, *, key: str, equal_nan: bool = False) -> None:
-    """Prove on a few tokens that the model's logits are its last hidden states times its output head.
-
-    The full-vocabulary signal needs this. It does not hold for models that cap or scale their logits
-    (``final_logit_softcapping``, ``logits_scaling``) or whose head has a bias.
-
-    Raises:
-        ModelError: it does not hold.
-    """
-    model = language_model.model
-    was_training = model.training
-    model.eval()
-    if model.get_output_embeddings() is None:
-        raise ModelError(
-            f"{key}: '{language_model.source}' has no output head, so it is not a language model. Fix: name a causal "
-            "language model"
-        )
-    ids = torch.arange(8, device=language_model.device).remainder(model.config.get_text_config().vocab_size)[None]
-    mask = torch.ones_like(ids)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    ours = (language_model.hidden(ids, mask) @ language_model.head_VD.T).float()
-    model.train(was_training)
-    tolerance = 1e-3 if logits.dtype == language_model.head_VD.dtype else 5e-2
-    close = partial(torch.allclose, rtol=tolerance, atol=tolerance * 10, equal_nan=equal_nan)
-    if ours.shape != logits.shape or not close(ours, logits):
-        raise ModelError(
-            f"{key}: the logits of '{language_model.source}' are not its last hidden states times its output head "
-            "(soft-capping, scaling or a bias), and the full-vocabulary signal needs that. Fix: use another "
-            "model"
-        )
 
 
 def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:

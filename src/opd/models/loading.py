@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ModelError, OpdError
-from opd.models.adapters import check_adapter, check_whole, merged, saved_adapter
+from opd.models.adapters import adapted, check_whole, merged, saved_adapter
 from opd.models.bases import Bases
 from opd.models.bundled import resolve
 from opd.models.folders import ADAPTER, adapter_config, base_of, file_in
-from opd.models.language import LanguageModel, check_linear_head
-
-BROKEN = (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError)
-"""Errors of transformers, peft and bitsandbytes for a folder that they cannot load."""
+from opd.models.inspection import inspect, not_causal
+from opd.models.language import LanguageModel
 
 
 def load(
@@ -48,18 +45,19 @@ def load(
     base = _base(path, name, key) if adapter else path
     tokens = path if not adapter or file_in(path, "tokenizer_config.json") else base
     try:
+        config = AutoConfig.from_pretrained(base)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise not_causal(key, name, config.model_type)
         tokenizer = AutoTokenizer.from_pretrained(tokens)
         model = bases.model(base, dtype=dtype, device=device, shared=adapter)
     except OpdError:
         raise
-    except BROKEN as error:
+    except Exception as error:  # a damaged folder raises almost anything
         broken = unloadable(key, base, error)
         raise ModelError(f"{broken}. '{base}' is the base of the adapter '{name}'") if adapter else broken from error
     if adapter:
         model = _with_adapter(model, path, name, key=key, trainable=trainable)
-    language_model = LanguageModel(model, tokenizer, name)
-    check_linear_head(language_model, key=key)
-    return language_model
+    return inspect(LanguageModel(model, tokenizer, name, stored=config.get_text_config().dtype), key)
 
 
 def load_whole(name: str, *, key: str) -> LanguageModel:
@@ -90,26 +88,41 @@ def _base(path: str, name: str, key: str) -> str:
 
 def _with_adapter(model: Any, path: str, name: str, *, key: str, trainable: bool) -> Any:
     try:
-        adapted = saved_adapter(model, path, trainable=trainable)
-    except BROKEN as error:
+        whole = saved_adapter(model, path, trainable=trainable)
+    except Exception as error:
         raise unloadable(key, name, error, needs=f"{ADAPTER} and adapter_model.safetensors") from error
-    check_adapter(adapted, key=key)
-    return adapted.eval()
+    return whole.eval()
 
 
-def accept(language_model: LanguageModel, *, key: str) -> LanguageModel:
+def accept(language_model: LanguageModel, *, key: str, trains: bool = False) -> LanguageModel:
     """Check a model given from Python as ``load`` checks a model that it loads.
+
+    If all of its weights may train they become float32 in place; ``stored`` keeps the dtype that they came in.
 
     A ``PeftModel`` with adapters inside its layers (LoRA and its relatives) is accepted. Its parameters train as their
     owner set them; see ``check_trainable``.
 
     Raises:
-        ModelError: its hidden states and output head cannot be read.
+        ModelError: the model cannot be used; the sentence says why.
     """
-    check_adapter(language_model.model, key=key)
-    # Weights that are not finite have no logits to compare; the loop leaves out the steps that they spoil.
-    check_linear_head(language_model, key=key, equal_nan=True)
-    return language_model
+    language_model = replace(language_model, stored=language_model.model.dtype)
+    if trains:
+        _train_in_float32(language_model.model)
+    return inspect(language_model, key)
+
+
+def _train_in_float32(model: Any) -> None:
+    """Turn the student's weights into float32: 16 bits would round small updates to nothing.
+
+    Of a ``PeftModel`` only the weights that train are turned, as its base may be quantised. What its owner froze stays
+    frozen.
+    """
+    if not adapted(model):
+        model.float()
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def check_trainable(language_model: LanguageModel, *, key: str) -> None:

@@ -117,7 +117,7 @@ def passes(language_model: LanguageModel, lengths: Sequence[int], max_tokens: in
         max_tokens: None for one pass.
     """
     left = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    packed, hidden = packs(language_model), language_model.head_VD.shape[1]
+    packed, hidden = packs(language_model), language_model.width
     while left:
         longest = lengths[left[0]]
         budget = max(max_tokens or len(left) * longest, longest)

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from opd.errors import OpdError
 from opd.models.bases import Bases
 from opd.models.bundled import resolve
 from opd.models.folders import base_of, file_in
+from opd.models.inspection import inspect
 from opd.models.language import LanguageModel
 from opd.models.loading import load, unloadable
 
@@ -27,8 +29,8 @@ class ModelPool:
     """Models by name. Those of one architecture share a skeleton, and only weights move, from safetensors files.
 
     A model is valid until the next one is requested. A model stays in memory as a whole if its files are no
-    safetensors, or name its parameters otherwise than the skeleton, or if its weights are quantised. Adapters stay,
-    each around the weights of its base, which is in memory once.
+    safetensors, or name its parameters otherwise than the skeleton, or if its weights are quantised or its head has a
+    bias. Adapters stay, each around the weights of its base, which is in memory once.
 
     Args:
         sources: path, bundled name or hub id of each.
@@ -63,15 +65,22 @@ class ModelPool:
                 continue
             shape = _shape(source, f"{key}.{name}")
             skeleton = skeletons.get(shape)
-            files = weight_files(source)
-            if skeleton is None or not _names(skeleton) <= files.keys():
-                skeleton = load(source, key=f"{key}.{name}", dtype=dtype, device=device)
-                skeleton.model.requires_grad_(False)
-                self.held[id(skeleton)] = name
-                if _names(skeleton) <= files.keys():
-                    skeletons[shape] = skeleton
+            try:
+                self.files[name] = files = weight_files(source)
+                if skeleton is not None and _names(skeleton) <= files.keys():
+                    self._move_in(name, skeleton)
+                    inspect(skeleton, f"{key}.{name}")
+                else:
+                    skeleton = load(source, key=f"{key}.{name}", dtype=dtype, device=device)
+                    skeleton.model.requires_grad_(False)
+                    self.held[id(skeleton)] = name
+                    if _names(skeleton) <= files.keys() and not skeleton.has_bias:
+                        skeletons[shape] = skeleton
+            except OpdError:
+                raise
+            except Exception as error:  # a damaged folder raises almost anything
+                raise unloadable(f"{key}.{name}", source, error) from error
             self.models[name] = skeleton
-            self.files[name] = files
 
     def __getitem__(self, name: str) -> LanguageModel:
         """The model of that name, with its weights moved in."""
@@ -110,7 +119,11 @@ class ModelPool:
         for path in sorted({self.files[name][n] for n in parameters}):
             with safe_open(path, "pt") as file:
                 for parameter in parameters.keys() & set(file.keys()):
-                    parameters[parameter].copy_(file.get_tensor(parameter))
+                    stored = file.get_tensor(parameter)
+                    if stored.shape != parameters[parameter].shape:
+                        shapes = f"{list(stored.shape)}, and config.json asks for {list(parameters[parameter].shape)}"
+                        raise ValueError(f"tensor '{parameter}' has shape {shapes}")
+                    parameters[parameter].copy_(stored)
         self.held[id(skeleton)] = name
 
 

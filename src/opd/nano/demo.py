@@ -23,7 +23,7 @@ from opd.language.load import load_run
 from opd.models.forward import read as read_hidden
 from opd.models.forward import readings_of
 from opd.models.language import LanguageModel
-from opd.output.terminal import LiveDisplay, show_result
+from opd.output.terminal import run_display, show_result
 from opd.types import Event, Hint, Rollout, Sampling, Segment
 
 AUTHORS = {"rules": "rules", "model": {"type": "model", "model": "nano/critic"}}
@@ -54,7 +54,7 @@ def main(
     console.rule("[bold]2. one rollout with its hint")
     _show_mistake(console, run, rollouts)
     console.rule("[bold]3. on-policy distillation: the same model with the hint in its context is the teacher")
-    result = opd.train("hint", overrides, callbacks=[LiveDisplay(console)])
+    result = opd.train("hint", overrides, callbacks=[run_display(console)])
     console.rule("[bold]4. the result")
     show_result(console, result)
     if image:

@@ -1,4 +1,4 @@
-"""Terminal output of a run: a progress bar with ETA in a terminal, plain lines elsewhere."""
+"""Terminal output of a run: a progress bar with the time left in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from opd.output.callbacks import RunStart
 from opd.output.format import STEP, format_line, format_value, headline
+from opd.output.log_lines import LogLines, result_lines
 from opd.output.result import Result
 from opd.output.visible import sentence
 from opd.report.files import ROLLOUTS
@@ -22,12 +23,14 @@ from opd.types import Metrics
 if TYPE_CHECKING:
     from opd.output.result import Result
 
-PLAIN_LINES = 10
-"""Number of progress lines per run if the output is not a terminal."""
+
+def run_display(console: Console) -> LiveDisplay | LogLines:
+    """What shows a run: a progress bar in a terminal, otherwise lines."""
+    return LiveDisplay(console) if console.is_terminal else LogLines(console)
 
 
 class LiveDisplay:
-    """Prints steps, evaluations and events of a run."""
+    """A progress bar over steps, and a line for each evaluation and event."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -38,12 +41,10 @@ class LiveDisplay:
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
             console=console,
-            disable=not console.is_terminal,
         )
-        self.total = 0
 
     def start(self, run: RunStart) -> None:
-        self.total, self.rollouts = run.steps, run.out / ROLLOUTS
+        self.rollouts = run.out / ROLLOUTS
         self.task = self.progress.add_task("train", total=run.steps, completed=run.step, metrics="")
         self.progress.start()
         if not run.evaluates:
@@ -54,12 +55,10 @@ class LiveDisplay:
     def step(self, step: int, metrics: Metrics) -> None:
         line = format_line({k: metrics[k] for k in STEP if k in metrics})
         self.progress.update(self.task, completed=step, metrics=line)
-        if not self.console.is_terminal and step % max(self.total // PLAIN_LINES, 1) == 0:
-            self.console.print(f"step {step}/{self.total}  {line}")
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         self.console.print(f"[bold]step {step:>4}[/]  {format_line(headline(metrics))}")
-        if self.console.is_terminal and (rollout := worst_rollout(self.rollouts, step)):
+        if rollout := worst_rollout(self.rollouts, step):
             self.console.print(rollout)
 
     def event(self, step: int, kind: str, text: str) -> None:
@@ -71,6 +70,9 @@ class LiveDisplay:
 
 def show_result(console: Console, result: Result) -> None:
     """Print metrics before and after training, and the paths of the output."""
+    if not console.is_terminal:
+        result_lines(console, result)
+        return
     if result.before:
         table = Table("", "before", "after", "best", title=f"after {result.steps} steps, {result.seconds:.0f} s")
         for name, before in headline(result.before).items():

@@ -66,7 +66,7 @@ class Hidden(SignalConfig):
 
         student, teacher, layers = run.student, run.scoring, self.layers(run)
         theirs = matching_layers(layers, student.num_layers, teacher.num_layers)
-        shapes = [(m.num_layers, m.head_VD.shape[1]) for m in (student, teacher)]
+        shapes = [(m.num_layers, m.width) for m in (student, teacher)]
         if self.bridge is None:
             if shapes[0] != shapes[1]:
                 raise ConfigError(
@@ -96,8 +96,8 @@ class Hidden(SignalConfig):
         own = own.take(torch.isin(sort_key(where), sort_key(there)))
         assert own.layers_TKD is not None
         assert other.layers_TKD is not None
-        positions, width = len(own.hidden_TD), student.head_VD.shape[1]
-        narrower = min(width, teacher.head_VD.shape[1])
+        positions, width = len(own.hidden_TD), student.width
+        narrower = min(width, teacher.width)
         if bridge.rank > narrower or positions <= width:
             raise ConfigError(
                 f"loss.signal.bridge: rank={bridge.rank} has to be at most {narrower}, the narrower model's width, and "

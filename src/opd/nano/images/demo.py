@@ -17,7 +17,7 @@ import opd
 from opd.diffusion.images import image_of, to_pixels, to_tensor
 from opd.nano.images.world import SIZE
 from opd.nano.tasks.images import Images
-from opd.output.terminal import LiveDisplay, show_result
+from opd.output.terminal import run_display, show_result
 from opd.report.samples import SAMPLES, TEACHER, Samples
 
 STORIES = {
@@ -52,7 +52,7 @@ def main(
             console.print(in_blocks(shown, console.width))
         folder = Path(out) / name
         overrides = {"out": str(folder)} | ({"optimizer.steps": steps} if steps else {})
-        result = opd.train(name, overrides, callbacks=[LiveDisplay(console)])
+        result = opd.train(name, overrides, callbacks=[run_display(console)])
         show_result(console, result)
         console.print(f"images   {folder}/{SAMPLES}/overview.png\n")
         for label, strip in strips(Samples(folder / SAMPLES)):
