@@ -31,6 +31,11 @@ class RolloutConfig(Strict):
     top_k: int = Field(0, ge=0)
     """Sample from this number of likeliest tokens; 0 keeps all."""
 
+    stop: tuple[str | int, ...] = ()
+    """Further ends of a turn, beside each model's own end tokens: token ids, or texts such as ``<|im_end|>``. The
+    text of a special token ends a turn at that token. Any other text ends it at the token that completes the text; if
+    the text is more than one token, tokens after it are generated and dropped."""
+
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Turns that grow need rollouts at every step."""
         return {"grow_turns_every": ("no recording",)} if self.grow_turns_every else {}

@@ -34,6 +34,7 @@ def findings(run: LanguageContext) -> Iterator[str]:
         OpdError: the run cannot work.
     """
     yield from _facts(run)
+    yield from _ends(run)
     yield from _lengths(run)
     yield from _memory(run)
     yield from _teaching(run)
@@ -65,6 +66,14 @@ def _facts(run: LanguageContext) -> Iterator[str]:
         yield f"teacher   none; loss.signal is {config.loss.signal.type}"
     else:
         yield f"teacher   the student's own weights, {config.teacher.weights.type}; view: {config.teacher.view.type}"
+
+
+def _ends(run: LanguageContext) -> Iterator[str]:
+    """What ends a turn, and teachers that end it otherwise."""
+    stops = run.stops(run.student)
+    named = [repr(run.student.tokenizer.decode([i])) for i in sorted(stops.ids)]
+    yield f"stops     {', '.join([*named, *(f'the text {text!r}' for text in stops.texts)])}"
+    yield from (f"WARNING   {sentence}" for sentence in run.other_ends())
 
 
 def _common(run: LanguageContext, teacher: LanguageModel) -> str:

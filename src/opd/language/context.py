@@ -17,7 +17,8 @@ from opd.language.lengths import Rendered
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
-from opd.models.language import LanguageModel, stop_ids
+from opd.models.ends import Stops, differences, stops_of
+from opd.models.language import LanguageModel
 from opd.models.loading import load
 from opd.models.packing import packs
 from opd.models.pool import ModelPool
@@ -115,7 +116,11 @@ class LanguageContext:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        return stop_ids(self.student)
+        return self.stops(self.student).ids
+
+    def stops(self, model: LanguageModel) -> Stops:
+        """What ends a turn of a model: its own end tokens, and the run file's further stops."""
+        return stops_of(model, self.config.rollout.stop)
 
     def given(self, name: str) -> Any:
         """An object that was given to ``opd.train``.
@@ -177,15 +182,24 @@ class LanguageContext:
 
     def padded(self) -> list[str]:
         """One sentence for each model whose forward passes are padded, because it cannot read packed sequences."""
-        pool = self.pool.models if self.pool else {}
-        models = {"student": self.student} | ({"teacher.model": self.teacher_model} if self.teacher_model else {})
-        models |= {f"teacher.models.{name}": model for name, model in pool.items()}
         return [
             f"{key}: '{model.source}' does not keep packed sequences apart, so its forward passes are padded, "
             "which takes longer"
-            for key, model in models.items()
+            for key, model in ({"student": self.student} | self._others()).items()
             if not packs(model)
         ]
+
+    def other_ends(self) -> list[str]:
+        """A sentence for each teacher that ends turns otherwise than the student."""
+        if not self.config.loss.signal.same_tokenizer:
+            return []
+        return list(differences(self.student, self._others(), self.config.rollout.stop))
+
+    def _others(self) -> dict[str, LanguageModel]:
+        """Each teacher that is a model of its own, by its key; of several, the model that holds its weights in turn."""
+        pool = self.pool.models if self.pool else {}
+        one = {"teacher.model": self.teacher_model} if self.teacher_model else {}
+        return one | {f"teacher.models.{name}": model for name, model in pool.items()}
 
     # Teachers, views and objectives
 
@@ -265,7 +279,7 @@ class LanguageContext:
         Args:
             sampling: by default temperature 1 over the whole vocabulary.
             held_out: for held-out prompts, with their task and length.
-            model: writes instead of the student. With another tokenizer it has its own template and stop tokens.
+            model: writes instead of the student, with its own end tokens; with another tokenizer also its own template.
             prefix: the most tokens and turns that the teacher writes first.
             all_turns: allow all turns at once, whatever ``rollout.grow_turns_every`` says.
         """
@@ -273,17 +287,19 @@ class LanguageContext:
         own = model is None or self.config.loss.signal.same_tokenizer
         budget = self.config.eval.max_new_tokens if held_out else None
         begun = None
-        sampling = sampling or Sampling()
+        sampling, stops = sampling or Sampling(), self.stops(writer)
         if prefix:
             assert self.teacher_model
             engine = self.engine(self.teacher_model)
-            begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1])
+            ends = self.stops(self.teacher_model).ids
+            begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1], stop_ids=ends)
         return Sampler(
             self.engine(writer),
             self.chat if own else Chat(writer.tokenizer),
             self.held_out_task if held_out else self.task,
             sampling=sampling,
-            stop_ids=self.stop_ids if own else stop_ids(writer),
+            stop_ids=stops.ids,
+            stop_texts=stops.texts,
             max_new_tokens=budget or rollout.max_new_tokens,
             max_turns=rollout.max_turns,
             grow_every=None if held_out or all_turns else rollout.grow_turns_every,

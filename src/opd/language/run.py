@@ -75,7 +75,7 @@ class LanguageRun:
         if config.optimizer.gradient_checkpointing:
             checkpoint_activations(run.student)
         self._keep_context()
-        log.warnings += run.padded()
+        log.warnings += [*run.padded(), *run.other_ends()]
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
         if config.loss.sft:

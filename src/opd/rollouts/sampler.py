@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import zip_longest
@@ -76,6 +77,7 @@ class Prefix:
         sampling: how it draws tokens.
         tokens: the largest number of tokens of the first turn; its stop token is left to the student.
         turns: the largest number of turns; a turn that would end the trajectory is left to the student.
+        stop_ids: ids that end a turn of its own, beside the sampler's.
 
     Source: turns, ReOPD arXiv 2607.04763, where they are replayed and the student writes only the next one.
     """
@@ -84,6 +86,7 @@ class Prefix:
     sampling: Sampling = field(default_factory=Sampling)
     tokens: int = 0
     turns: int = 0
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Sampler:
         task: reacts to each turn; None for prompts without an environment or a checker.
         sampling: how the engine draws tokens.
         stop_ids: ids that end a turn.
+        stop_texts: texts that end a turn, at the token that completes one.
         max_new_tokens: the largest number of tokens after the prompt, inserted ones included.
         max_turns: the largest number of assistant turns.
         grow_every: start with one turn and allow one more after every n steps, up to ``max_turns`` (TCOD, arXiv
@@ -117,6 +121,7 @@ class Sampler:
     prefix: Prefix | None = None
     source: Literal["student", "teacher"] = "student"
     max_length: int | None = None
+    stop_texts: tuple[str, ...] = ()
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens.
@@ -152,7 +157,8 @@ class Sampler:
         max_new_tokens: Sequence[int],
         seed: int,
     ) -> list[Generation]:
-        written = engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=self.stop_ids, seed=seed)
+        stop_ids = self.stop_ids | (self.prefix.stop_ids if self.prefix and engine is self.prefix.engine else set())
+        written = engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed)
         name = type(engine).__name__
         if len(written) != len(contexts):
             raise OpdError(
@@ -166,7 +172,20 @@ class Sampler:
                     f"rollout.engine: {name} gave {ids} tokens with {logprobs} log-probabilities for context {number}. "
                     f"Fix: give 1 to {most} tokens, each with its log-probability"
                 )
-        return written
+        return [self._cut(generation) for generation in written] if self.stop_texts else written
+
+    def _cut(self, generation: Generation) -> Generation:
+        """The generation up to the token that completes a stop text."""
+
+        def ends(number: int) -> bool:
+            text = self.chat.decode(generation.ids[:number], skip_special_tokens=False)
+            return any(stop in text for stop in self.stop_texts)
+
+        numbers = range(1, len(generation.ids) + 1)
+        first = bisect_left(numbers, True, key=ends)
+        if first == len(numbers):
+            return generation
+        return Generation(generation.ids[: first + 1], generation.logprobs[: first + 1], stopped=True)
 
     def _begin(self, trajectories: Sequence[_Trajectory], prefix: Prefix, seed: int) -> None:
         """Let the other engine generate the first tokens."""
