@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opd.axes.base import GIVEN, Objects
 from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
+from opd.config.own_model import settings_taken
 from opd.config.run import BaseRun, PromptsConfig, RunConfig
 from opd.data.rows import Note, ignore
 from opd.data.tasks import TASKS
@@ -127,7 +128,7 @@ def train(
     )
     objects.check()
     check_callbacks(callbacks)
-    config = run_file.read(source, _with_objects(overrides, objects))
+    config = run_file.read(source, _with_objects(overrides, objects), starts_from=_behind(student))
     return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)
 
 
@@ -182,7 +183,10 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     Raises:
         OpdError: the run cannot work; the sentence is that of ``opd train``.
     """
-    yield from load(run_file.read(source, overrides), Objects()).findings()
+    run = load(run_file.read(source, overrides), Objects())
+    if taken := settings_taken(run.config):
+        yield f"settings  {taken}"
+    yield from run.findings()
     yield "ready to train"
 
 
@@ -201,7 +205,13 @@ def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
     if recorder:
         log.attach(recorder)
     loop.restore()
-    start = RunStart(out, step=loop.state.step, steps=loop.steps, evaluates=loop.evaluate is not None)
+    start = RunStart(
+        out,
+        step=loop.state.step,
+        steps=loop.steps,
+        evaluates=loop.evaluate is not None,
+        settings=settings_taken(config),
+    )
     log.start(start, evaluated=bool(loop.state.before))
     for change in changes:
         log.event(loop.state.step, "provenance", change)
@@ -277,6 +287,13 @@ def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any
         unchanged: list[str] | dict[str, Any] = overrides
         return unchanged
     return standing | run_file.pairs_of(overrides)
+
+
+def _behind(student: Any) -> str | None:
+    """The folder or id that a student given from Python was loaded from; None without such a student."""
+    model = student[0] if isinstance(student, tuple) and student else getattr(student, "model", student)
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return None if student is None else str(name or GIVEN)
 
 
 def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:

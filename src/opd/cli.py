@@ -14,7 +14,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from opd.config.secrets import redact_sentence
-from opd.errors import OpdError
+from opd.errors import ConfigError, OpdError
 from opd.output.visible import sentence, visible
 
 
@@ -141,12 +141,23 @@ def view(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show one recipe's file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show one recipe's file, with its reasons.")] = None,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print a run file to begin from, with NAME's settings for your own model.")
+    ] = False,
+    axes: Annotated[bool, typer.Option("--axes", help="List the values of every axis instead.")] = False,
 ) -> None:
-    """List the recipes with their values on the axes, or show one."""
-    from opd.output.method_map import show_map, show_recipe
+    """List the recipes with their values on the axes, or show one; opd methods opd --yaml > my.yaml begins your own."""
+    from opd.output.method_map import show_axes, show_map, show_recipe
+    from opd.output.starter import starter
 
-    if name:
+    if as_yaml:
+        if not name:
+            raise ConfigError("methods: --yaml needs a recipe's name. Fix: write it, as in opd methods opd --yaml")
+        sys.stdout.write(starter(name))
+    elif axes:
+        show_axes(console)
+    elif name:
         show_recipe(console, name)
     else:
         show_map(console)

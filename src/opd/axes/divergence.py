@@ -11,6 +11,17 @@ from opd.config.base import Strict
 
 WORDS = {"jsd": "Jensen–Shannon", "forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 
+DIVERGENCE_WORDS = {
+    "forward_kl": "KL(teacher‖student): spreads over every token with teacher probability.",
+    "reverse_kl": "KL(student‖teacher): concentrates on the teacher's likeliest tokens.",
+    "jsd": "Generalised Jensen–Shannon divergence between the two, with mixture weight beta.",
+    "skew_forward": "KL(teacher‖mixture of both), bounded (DistiLLM).",
+    "skew_reverse": "KL(student‖mixture of both), bounded (DistiLLM).",
+    "alpha": "α-divergence, between forward and reverse KL.",
+    "total_variation": "Half the sum of absolute differences.",
+}
+"""Every shipped divergence in a line."""
+
 WITHOUT_BETA = ("forward_kl", "reverse_kl", "total_variation")
 """The divergences that have no mixture weight."""
 

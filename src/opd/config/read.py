@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from opd.axes.base import AxisValue, class_named
 from opd.axes.signals import SignalConfig
 from opd.config.diffusion import DiffusionConfig
+from opd.config.own_model import settle
 from opd.config.problems import FAMILIES, sentence
 from opd.config.renamed import RENAMED_BY_FAMILY
 from opd.config.run import PromptsConfig, RunConfig
@@ -54,7 +55,11 @@ def recipe_names(family: str | None = None) -> list[str]:
 
 
 def read(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), *, at: str = ""
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    at: str = "",
+    starts_from: str | None = None,
 ) -> RunConfig | DiffusionConfig:
     """Read a recipe's name, a run file or a mapping, apply overrides and validate.
 
@@ -62,6 +67,8 @@ def read(
         source: ``"hint"``, ``"my.yaml"`` or a mapping.
         overrides: ``["optimizer.lr=1e-4"]`` or ``{"optimizer.lr": 1e-4}``.
         at: where the run file stands in a pipeline's file, such as ``stages.first``.
+        starts_from: the model behind a student that is given from Python or by another stage. A recipe has settings of
+            its own for a student that is not bundled.
 
     Raises:
         ConfigError: unknown recipe, broken YAML, unknown key, wrong type or impossible combination.
@@ -70,9 +77,11 @@ def read(
         raise ConfigError(f"a run file is a name, a path or a mapping (got {source!r}). Fix: give one of these")
     tree = dict(source) if isinstance(source, Mapping) else _recipe_or_file(source, at)
     pairs = pairs_of(overrides)
-    if source in recipe_names() and any(key in PROMPT_SOURCES for key in pairs):
-        # A user's own prompts are not evaluated on the recipe's held-out prompts.
-        set_key(tree, "eval.prompts", None)
+    if source in recipe_names():
+        settle(tree, str(starts_from or pairs.get("student") or tree["student"]), set_key)
+        if any(key in PROMPT_SOURCES for key in pairs):
+            # A user's own prompts are not evaluated on the recipe's held-out prompts.
+            set_key(tree, "eval.prompts", None)
     for key in pairs.keys() & REPLACED.keys():
         for other in REPLACED[key] - pairs.keys():
             drop_key(tree, other)

@@ -268,6 +268,10 @@ class MethodConfig(Strict):
     """The publication's own result."""
     used_by: str = ""
     """Reported users, with the report."""
+    own_model: dict[str, Any] = Field(default_factory=dict)
+    """The recipe's settings for a student that is not bundled, by dotted key; those of its source if it gives them."""
+    settings: Literal["bundled", "own model"] | None = None
+    """Whose settings the run took, written when a recipe is read."""
 
 
 MAY_CHANGE = frozenset({"log", "threads", "checkpoint", "method", "device", "report", "save"})

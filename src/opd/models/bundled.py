@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from opd.errors import ModelError
@@ -19,3 +20,18 @@ def resolve(name: str) -> str:
             raise ModelError(f"there is no bundled model '{name}'. Fix: name one of {known}")
         return str(folder)
     return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def is_bundled(name: str) -> bool:
+    """Whether a model is bundled, or is the folder or a checkpoint of a run that trained a bundled one."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return name.startswith("nano/")
+    if path.resolve().is_relative_to(BUNDLED):
+        return True
+    runs = (folder / "run.json" for folder in (path, *path.resolve().parents[:2]))
+    run = next((run for run in runs if run.is_file()), None)
+    try:
+        return run is not None and is_bundled(str(json.loads(run.read_text())["student"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False

@@ -9,6 +9,9 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
+from opd.axes.base import AXES as AXIS_VALUES
+from opd.axes.base import GIVEN
+from opd.axes.divergence import DIVERGENCE_WORDS
 from opd.config.diffusion import DISTANCES, DiffusionConfig
 from opd.config.read import RECIPES, read, recipe_names
 from opd.config.run import RunConfig
@@ -122,6 +125,24 @@ def show_map(console: Console) -> None:
         table.add_row(name, *place(config), config.method.source if config.method else "")
     console.print(table)
     console.print(USAGE)
+
+
+def show_axes(console: Console) -> None:
+    """Every axis of a language run with its values, each in a line."""
+    for axis, values in AXIS_VALUES.items():
+        console.print(f"[bold]{axis}[/]", highlight=False)
+        for kind, value in values.items():
+            if kind != GIVEN:
+                _show_value(console, kind, (value.__doc__ or "").strip().split("\n\n")[0])
+    console.print("[bold]loss.divergence[/]", highlight=False)
+    for name, words in DIVERGENCE_WORDS.items():
+        _show_value(console, name, words)
+    console.print("A value of your own is package.module:Name; see docs/extending.md")
+
+
+def _show_value(console: Console, name: str, words: str) -> None:
+    line = f"  {name:<16} {' '.join(words.replace('``', '').split())}"
+    console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def show_recipe(console: Console, name: str) -> None:

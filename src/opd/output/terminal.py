@@ -47,6 +47,8 @@ class LiveDisplay:
         self.rollouts = run.out / ROLLOUTS
         self.task = self.progress.add_task("train", total=run.steps, completed=run.step, metrics="")
         self.progress.start()
+        if run.settings:
+            self.console.print(f"settings: {escape(run.settings)}", highlight=False, soft_wrap=True)
         if not run.evaluates:
             self.console.print("[yellow]no evaluation:[/] neither eval.prompts nor eval.text is set")
         if run.step:

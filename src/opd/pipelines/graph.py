@@ -68,6 +68,10 @@ def build(config: PipelineConfig) -> dict[str, Stage]:
     except CycleError as error:
         circle = " → ".join(reversed(error.args[1]))
         raise ConfigError(f"stages: {circle} wait for each other. Fix: remove one of these references") from None
+    for name, stage in stages.items():
+        if stage.kind == "train" and REFERENCE.fullmatch(stage.settings["student"]):
+            model = architecture(stages, stage.settings["student"])
+            stages[name] = _stage(name, config.stages[name], config, starts_from=model)
     for stage in stages.values():
         _check_outside(stage)
     return {name: stages[name] for name in order}
@@ -82,13 +86,18 @@ def architecture(stages: Mapping[str, Stage], name: str) -> str:
     return architecture(stages, settings["student"] if "student" in settings else settings["average"][0])
 
 
-def _stage(name: str, stage: TrainStage | AverageStage | EvalStage, config: PipelineConfig) -> Stage:
+def _stage(
+    name: str,
+    stage: TrainStage | AverageStage | EvalStage,
+    config: PipelineConfig,
+    starts_from: str | None = None,
+) -> Stage:
     if isinstance(stage, TrainStage):
         overrides = stage.overrides()
         if config.seed is not None:
             overrides = {"seed": config.seed, **overrides}
         at = f"stages.{name}"
-        run = run_file.read(stage.run, {**overrides, "out": name}, at=at)
+        run = run_file.read(stage.run, {**overrides, "out": name}, at=at, starts_from=starts_from)
         settings, kind, title = run.model_dump(mode="json", exclude={"out"}), "train", Path(stage.run).stem
     else:
         settings = stage.model_dump(mode="json")
