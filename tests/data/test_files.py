@@ -108,6 +108,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, wo
 def test_folders_that_hold_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prompts: folder '.*' has no data. Fix: "):
         loaded(tmp_path)
+    with pytest.raises(DataError, match="prompts: there is no folder './nowhere'. Fix: "):
+        loaded("./nowhere")
     with pytest.raises(DataError, match="prompts: '.*' is a folder. Fix: write prompts.dataset="):
         load_prompts(PromptsConfig(path=str(tmp_path)), key="prompts", has_template=True)
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 
 import opd
 from opd.api import load
 from opd.axes.base import Objects
+from opd.axes.views.hint import HintView
+from opd.axes.views.privileged import PrivilegedView
 from opd.config.read import read
 from opd.data.rows import from_rows
 from opd.errors import DataError, ModelError
 from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel
-from opd.types import Prompt
+from opd.types import Hint, Prompt, Rollout, Span
 from support.chat_templates import make_chat_tokenizer
 from support.models import make_model
 from support.small_runs import small_run
@@ -147,9 +151,9 @@ def test_held_out_prompts_that_are_training_prompts_are_counted(tmp_path: Path) 
         "eval.prompts: 1 of 2 held-out prompts are training prompts too, so they show nothing about new prompts. Fix: "
         "name another split or file"
     )
-    assert run.context.notes == (f"WARNING {text}",)
+    assert run.context.notes == [f"WARNING {text}"]
     assert f"WARNING   {text}" in list(run.findings())
-    assert loaded(tmp_path / "run", rows, held_out[1:]).context.notes == ()
+    assert loaded(tmp_path / "run", rows, held_out[1:]).context.notes == []
 
 
 def test_settings_of_the_run_file_hold_for_prompts_given_from_python(tmp_path: Path) -> None:
@@ -157,7 +161,7 @@ def test_settings_of_the_run_file_hold_for_prompts_given_from_python(tmp_path: P
     prompts = {"columns": {"prompt": "question"}, "limit": 10, "max_tokens": 30}
     run = loaded(tmp_path / "run", rows, prompts={"path": "x", **prompts})
     assert [p.answers for p in run.context.prompts] == [("x", "y")] * 8
-    assert run.context.notes == ("prompts: 2 of 10 prompts left out, of more than 30 tokens",)
+    assert run.context.notes == ["prompts: 2 of 10 prompts left out, of more than 30 tokens"]
 
 
 def thinking_model(seed: int) -> LanguageModel:
@@ -193,3 +197,61 @@ def test_a_template_argument_that_the_template_does_not_have(tmp_path: Path) -> 
     settings = {"path": "x", "chat_template_kwargs": {"enable_thinkin": False}}
     with pytest.raises(DataError, match=r"prompts.chat_template_kwargs: the chat template of .* has no 'enable_think"):
         loaded(tmp_path / "run", [{"prompt": "a"}], prompts=settings)
+
+
+def test_a_context_that_is_filled_from_the_prompts_columns(tmp_path: Path) -> None:
+    teacher = {"weights": "frozen", "view": {"type": "context", "text": "a {letter} {1: 2}"}}
+
+    def notes(rows: list[dict[str, str]]) -> list[str]:
+        objects = Objects(student=make_model(0), prompts=rows)
+        run: Any = load(read(small_run(tmp_path / "run", teacher=teacher)), objects)
+        return [note for note in run.context.notes if "teacher.view" in note]
+
+    rows = [{"prompt": f"{letter} b", "letter": letter} for letter in "abcdefgh"]
+    assert notes(rows) == []
+    with pytest.raises(
+        DataError, match="the context is filled from 'letter', and prompt '9' has no such column. Fix: "
+    ):
+        notes([*rows, {"prompt": "i j"}])
+    text = "teacher.view: {letter} is a column of no prompt, and stays in the context as it is"
+    assert notes([{"prompt": row["prompt"]} for row in rows]) == [text]
+
+
+def test_views_keep_tools_and_template_arguments() -> None:
+    chat = Chat(make_chat_tokenizer("qwen 3"))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    messages = [user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "7"}]
+    row = {"messages": messages, "tools": [tool], "answer": "c", "chat_template_kwargs": {"enable_thinking": False}}
+    prompt = from_rows([row], key="prompts", chat=True)[0][0]
+    end = chat.insert_text_ids("d") + chat.turn_end_ids
+    own = (True,) * len(end), (0.0,) * len(end), (Span(0, len(end)),)
+    rollout = Rollout(prompt, chat.prompt_ids(prompt), end, *own, "stop")
+    asked = PrivilegedView(chat, template="{prompt}, and {answer}").segments([rollout])[0].context_ids
+    read_by_student = chat.decode(rollout.prompt_ids, skip_special_tokens=False)
+    assert chat.decode(asked, skip_special_tokens=False) == read_by_student.replace("user\nx<", "user\nx, and c<")
+    hinted = HintView(Says(Hint(Span(0, len(end)), "h")), chat).segments([rollout])[0].context_ids
+    opening = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    hint = "<|im_start|>user\nh<|im_end|>\n"
+    assert chat.decode(hinted, skip_special_tokens=False) == f"{read_by_student.removesuffix(opening)}{hint}{opening}"
+
+
+class Says:
+    """An author with one hint."""
+
+    def __init__(self, hint: Hint) -> None:
+        self.hint = hint
+
+    def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:
+        return [[self.hint] for _ in rollouts]
+
+
+def test_a_dataset_a_generator_and_a_dataset_with_splits_given_from_python(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{letter} b"} for letter in "abcdefgh"]
+    table = datasets.Dataset.from_list(rows)
+    parts = datasets.DatasetDict({"train": table, "test": table.select(range(2))})
+    for given, held_out in ((table, parts), ((row for row in rows), parts), (parts, iter(rows[:2]))):
+        objects = Objects(student=make_model(0), teacher=make_model(1), prompts=given, eval_prompts=held_out)
+        objects.check()
+        run: Any = load(read(small_run(tmp_path / "run", eval={"prompts": {"path": "x"}})), objects)
+        assert (len(run.context.prompts), len(run.context.held_out)) == (8, 2)

@@ -48,6 +48,16 @@ class RunContext(Protocol):
         ...
 
     @property
+    def held_out(self) -> Sequence[Prompt]:
+        """Held-out prompts."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that are reported once, when the run starts."""
+        ...
+
+    @property
     def task(self) -> Task | None:
         """Checks answers and reacts to turns; None if nothing checks the prompts."""
         ...

@@ -223,6 +223,8 @@ def _check_folder(path: Path, config: PromptsConfig, key: str) -> None:
         raise DataError(
             f"{key}: '{config.dataset}' is a file of no known kind. Fix: give a file in {', '.join(FILES)}, or a folder"
         )
+    if config.dataset and config.dataset.startswith(("/", "./", "../", "~")) and not path.exists():
+        raise DataError(f"{key}: there is no folder '{config.dataset}'. Fix: check the path")
     readable = (*FILES, *(f"{end}.gz" for end in FILES), ".arrow")
     if path.is_dir() and not any(file.name.lower().endswith(readable) for file in path.rglob("*")):
         raise DataError(

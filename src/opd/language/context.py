@@ -58,7 +58,7 @@ class LanguageContext:
     held_out_task: Task | None
     training: Rendered
     """The training prompts as the student reads them."""
-    notes: tuple[str, ...]
+    notes: list[str]
     """Sentences about the prompts: what was left out or changed."""
     device: str
     teacher_model: LanguageModel | None = None

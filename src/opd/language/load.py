@@ -59,7 +59,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         held_out=held_out,
         held_out_task=held_out_task,
         training=training,
-        notes=tuple(notes),
+        notes=notes,
         shares=_shares(config, prompts),
         device=device,
         **_teachers(config, objects, student, bases, device),

@@ -92,9 +92,13 @@ def rewritten(prompt: Prompt, template: str, **fields: str) -> Prompt:
     return replace(prompt, messages=tuple(messages))
 
 
+FIELD = re.compile(r"\{(\w+)\}")
+"""A field of a context."""
+
+
 def filled(text: str, data: Any) -> str:
     """``{name}`` replaced by the prompt's entry of that name; any other brace stays as it is."""
-    return re.sub(r"\{(\w+)\}", lambda m: str(data[m[1]]) if m[1] in data else m[0], text)
+    return FIELD.sub(lambda m: str(data[m[1]]) if m[1] in data else m[0], text)
 
 
 def checked_template(template: str, key: str, *, needs: str, may: str = "") -> str:

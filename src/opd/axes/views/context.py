@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from opd.axes.authors import AuthorChoice, AuthorConfig, Rules
 from opd.axes.context import RunContext
-from opd.axes.views.base import PromptView, ViewConfig, checked_template, filled, rewritten
+from opd.axes.views.base import FIELD, PromptView, ViewConfig, checked_template, filled, rewritten
 from opd.config.base import Strict
 from opd.errors import DataError
 from opd.models.messages import content_text
@@ -83,10 +83,15 @@ class Context(ViewConfig):
         return "context (experience)" if self.experience else "context"
 
     def build(self, run: RunContext) -> ContextView:
-        """The view; experience is gathered now unless the run's folder has it."""
-        return ContextView(
-            run.chat, run.once("context", lambda: self._text(run)), template=self.template, role=self.role
-        )
+        """The view; experience is gathered now unless the run's folder has it.
+
+        Raises:
+            DataError: the context cannot be read, or some prompts lack an entry that it is filled from.
+        """
+        text = run.once("context", lambda: self._text(run))
+        if not self.experience:
+            check_entries(text, [*run.prompts, *run.held_out], note=run.notes.append)
+        return ContextView(run.chat, text, template=self.template, role=self.role)
 
     def _text(self, run: RunContext) -> str:
         if self.text is not None:
@@ -109,6 +114,23 @@ class Context(ViewConfig):
         if not text:
             raise DataError(f"teacher.view.file: '{path}' is empty. Fix: give a file with text")
         return text
+
+
+def check_entries(context: str, prompts: Sequence[Prompt], note: Callable[[str], None]) -> None:
+    """Check that prompts have the entries ``{name}`` of a context; a name that no prompt has is text, which is noted.
+
+    Raises:
+        DataError: some prompts have an entry, and others lack it.
+    """
+    for name in dict.fromkeys(FIELD.findall(context)):
+        lacking = [prompt.id for prompt in prompts if name not in prompt.data]
+        if len(lacking) == len(prompts):
+            note(f"teacher.view: {{{name}}} is a column of no prompt, and stays in the context as it is")
+        elif lacking:
+            raise DataError(
+                f"teacher.view: the context is filled from '{name}', and prompt '{lacking[0]}' has no such column. "
+                "Fix: add it to every row"
+            )
 
 
 class ContextView(PromptView):
