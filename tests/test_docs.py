@@ -13,6 +13,8 @@ import pytest
 import opd
 import opd.config.run
 from opd.axes.base import AXES, GIVEN
+from opd.config.read import read
+from opd.errors import ConfigError
 from opd.losses import DIVERGENCES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -146,3 +148,25 @@ def test_the_readme_lists_every_value_of_every_axis() -> None:
     assert not missing
     divergences = {name for name in DIVERGENCES if ":" not in name and name != GIVEN}
     assert not {name for name in divergences if name not in values["loss.divergence"]}
+
+
+def unknown(override: str) -> bool:
+    """Whether an override's key does not exist; that its value may be wrong does not matter."""
+    try:
+        read("opd", [override])
+    except ConfigError as error:
+        return "unknown key" in str(error)
+    return False
+
+
+def test_the_page_for_users_of_trl_names_keys_that_exist() -> None:
+    table = (DOCS / "coming-from-trl.md").read_text().split("## Options")[1].split("## Only in TRL")[0]
+    rows = [line.split(" | ")[1] for line in table.splitlines() if line.startswith(("| `", "| GKD"))]
+    spans = [span for cell in rows for span in re.findall("`([^`]+)`", cell)]
+    keys = [span for span in spans if not span.startswith(("opd.", "--", ".")) and span not in DIVERGENCES]
+    keys = [key for key in keys if key not in ("answer", "tools")]
+    assert len(keys) >= 30
+    assert [key for key in keys if unknown(key if "=" in key else f"{key}=1")] == []
+    for key in keys:
+        if "=" in key:
+            read("opd", [key])
