@@ -15,7 +15,7 @@ Source of the factors: ``benchmarks/memory.py`` compares the estimate with measu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +94,7 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 def kept_for_backward(language_model: LanguageModel) -> Pass:
     """What autograd keeps in a forward pass of the student, without the parameters.
 
-    Works on the device ``meta`` too, where a model of any size costs nothing.
+    Works inside a ``FakeTensorMode`` too, where a model of any size costs nothing.
     """
     short, long = (_kept(language_model, tokens) for tokens in (SHORT, LONG))
     per_token = (long - short) / (LONG - SHORT)
@@ -115,7 +115,7 @@ def _kept(language_model: LanguageModel, tokens: int) -> int:
     was_training = model.training
     model.train()
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
-        language_model.hidden(ids, torch.ones_like(ids))
+        language_model.layers(ids, None, ())
     model.train(was_training)
     return size_of(kept.values())
 
@@ -137,45 +137,88 @@ def cache_bytes(language_model: LanguageModel) -> float:
     return grown
 
 
-def loss_bytes(language_model: LanguageModel, tokens: int) -> float:
+def loss_bytes(language_model: LanguageModel, tokens: int, *, on_gpu: bool) -> float:
     """The loss's own memory in one pass: logits of both models, their gradient, and the head's gradient."""
     vocab, width = language_model.head_VD.shape
     logits = 4.0 * vocab * tokens
-    if language_model.device.type == "cuda":
+    if on_gpu:
         chunks = min(2 * gpu.CHUNK_BYTES + gpu.GROUP_BYTES, 3 * logits)
     else:
         chunks = 3 * min(chunked.CPU_CHUNK_BYTES, logits) + BLOCKS * min(chunked.CPU_BLOCK_BYTES, logits)
     return chunks + 4 * vocab * width
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much a run does at once.
+
+    Attributes:
+        rows, length: rollouts of a step, and tokens of each with its prompt.
+        decoded: rows that are generated at once.
+        tokens: tokens of a student's pass.
+        teacher_tokens: tokens of a teacher's pass.
+        checkpointing: activations are computed again in the backward pass.
+        copies: frozen or averaged copies of the student's trained weights.
+        on_gpu: the loss takes the chunks that it takes there.
+    """
+
+    rows: int
+    length: int
+    decoded: int
+    tokens: int
+    teacher_tokens: int
+    checkpointing: bool = False
+    copies: int = 0
+    on_gpu: bool = False
+
+
 def estimate(run: LanguageContext) -> Memory:
     """The memory of a loaded run, if every prompt is as long as the longest and every answer as long as allowed."""
-    config, student = run.config, run.student
-    trained = [p for p in student.model.parameters() if p.requires_grad]
+    config = run.config
     teachers = list({id(m.model): m for _, m in run.named_teachers()}.values())
-    readers = teachers or ([student] if config.loss.signal.reads_teacher else [])
     rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
     length = max(len(run.chat.prompt_ids(prompt)) for prompt in run.prompts) + config.rollout.max_new_tokens
-    decoded = min(rows, getattr(config.rollout.engine, "max_rows", rows))
     tokens = min(config.optimizer.micro_batch or rows, rows) * length
-    tokens = min(tokens, max(config.optimizer.micro_tokens or tokens, length))
-    kept = kept_for_backward(student)
-    if config.optimizer.gradient_checkpointing:
-        kept = _one_block_at_a_time(student, kept)
     follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
-    copies = int(follows) + int(config.keeps_initial and run.base is None)
-    weights = size_of(student.model.parameters())
+    work = Work(
+        rows=rows,
+        length=length,
+        decoded=min(rows, getattr(config.rollout.engine, "max_rows", rows)),
+        tokens=min(tokens, max(config.optimizer.micro_tokens or tokens, length)),
+        teacher_tokens=min(config.teacher.max_tokens, rows * length),
+        checkpointing=config.optimizer.gradient_checkpointing,
+        copies=int(follows) + int(config.keeps_initial and run.base is None),
+        on_gpu=run.student.device.type != "cpu",
+    )
+    return memory_of(run.student, teachers, work, reads_teacher=config.loss.signal.reads_teacher)
+
+
+def memory_of(
+    student: LanguageModel, teachers: Sequence[LanguageModel], work: Work, *, reads_teacher: bool = True
+) -> Memory:
+    """The memory of a student, its teachers and some work.
+
+    Args:
+        teachers: models apart from the student; their shared weights count once.
+        reads_teacher: whether anything scores the rollouts; without teachers it is the student.
+    """
+    trained = [p for p in student.model.parameters() if p.requires_grad]
+    readers = list(teachers) or ([student] if reads_teacher else [])
+    kept = kept_for_backward(student)
+    if work.checkpointing:
+        kept = _one_block_at_a_time(student, kept)
+    weights, (vocab, _) = size_of(student.model.parameters()), student.head_VD.shape
     return Memory(
         weights=weights,
         moments=2 * 4 * sum(p.numel() for p in trained),
-        copies=copies * size_of(trained),
+        copies=work.copies * size_of(trained),
         teachers=size_of(p for m in [student, *teachers] for p in m.model.parameters()) - weights,
         gradients=size_of(trained),
-        rollout=decoded * (length * cache_bytes(student) * SPARE_ROOM + student.head_VD.shape[0] * DRAW_BYTES),
-        signal=max((4.0 * rows * length * m.head_VD.shape[1] for m in readers), default=0.0),
-        reading=max((_reading(m, min(config.teacher.max_tokens, rows * length)) for m in readers), default=0.0),
-        activations=kept.bytes(tokens),
-        loss=loss_bytes(student, tokens),
+        rollout=work.decoded * (work.length * cache_bytes(student) * SPARE_ROOM + vocab * DRAW_BYTES),
+        signal=max((4.0 * work.rows * work.length * m.head_VD.shape[1] for m in readers), default=0.0),
+        reading=max((_reading(m, work.teacher_tokens) for m in readers), default=0.0),
+        activations=kept.bytes(work.tokens),
+        loss=loss_bytes(student, work.tokens, on_gpu=work.on_gpu),
     )
 
 
