@@ -137,12 +137,14 @@ def test_columns_by_their_names_in_the_source(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         {"messages": [{"role": "human", "content": "Hi"}]},
+        {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]},
         {"messages": '[{"role": "user", "content": "Hi"}]'},
     ],
 )
 def test_conversations_as_other_tools_write_them(tmp_path: Path, row: dict[str, Any]) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    columns = {"messages": "conversations"} if "conversations" in row else {}
+    usual = {"messages": "conversations", "answer": "completion"}
+    columns = {column: name for column, name in usual.items() if name in row}
     (prompt,) = loaded(tmp_path / "a.jsonl", columns=columns)
     assert prompt.messages == ({"role": "user", "content": "Hi"},)
     assert prompt.answer == ("Hello" if "Hello" in str(row) else None)
@@ -157,7 +159,7 @@ def test_what_was_left_out_is_reported_once() -> None:
     assert notes == [
         "prompts: 2 conversations end with the assistant; that turn is left out, and is the reference answer where "
         "there is no other",
-        "prompts: columns for tasks, rewards and templates alone: 'source', 'level'",
+        "prompts: columns that only tasks, rewards and templates read: 'source', 'level'",
     ]
 
 

@@ -77,7 +77,7 @@ def test_broken_files(tmp_path: Path, text: str, words: str) -> None:
 def test_missing_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         load_prompts(PromptsConfig(path=str(tmp_path / "no.jsonl")), key="prompts", has_template=True)
-    with pytest.raises(DataError, match="eval.prompts: cannot load dataset"):
+    with pytest.raises(DataError, match="eval.prompts: there is no folder"):
         load_prompts(PromptsConfig(dataset=str(tmp_path / "no")), key="eval.prompts", has_template=True)
     with pytest.raises(ConfigError, match="no split 'tset'"):
         load_prompts(PromptsConfig(task="math", split="tset"), key="prompts", has_template=True)
@@ -177,6 +177,9 @@ def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answe
         ({"prompt": "a", "tools": [{"type": "function"}]}, "'tools' is not a list of JSON schemas"),
         ({"prompt": "a", "tools": "[f"}, "'tools' is no JSON"),
         ({"prompt": "a", "chat_template_kwargs": [1]}, "'chat_template_kwargs' is no mapping"),
+        ({"prompt": "a", "domain": ["x"]}, "'domain' is no text"),
+        ({"messages": [{"role": "user", "content": " "}]}, r"message 1 \(user\) is empty"),
+        ({"prompt": "a", "answer": [["x"]]}, "'answer' is no text, number or list"),
         ({"prompt": "a", "answer": {"x": 1}}, "'answer' is no text, number or list"),
         ({"prompt": "a", "answer": float("nan")}, "'answer' is no text, number or list"),
     ],

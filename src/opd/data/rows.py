@@ -137,7 +137,7 @@ class _Reader:
                 "reference answer where there is no other"
             )
         if self.unread:
-            note(f"{self.key}: columns for tasks, rewards and templates alone: {_listed(self.unread)}")
+            note(f"{self.key}: columns that only tasks, rewards and templates read: {_listed(self.unread)}")
 
     def _columns(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """A row's columns that opd reads, and the others."""
@@ -221,13 +221,18 @@ def _solution(given: Any, where: str) -> tuple[str, ...] | None:
 
 def _answers(given: Any, where: str) -> tuple[str, ...]:
     """The correct answers of a row: of a list, each."""
-    answers = list(given) if isinstance(given, list | tuple) else [given]
+    answers = [_said(one) for one in given] if isinstance(given, list | tuple) else [given]
     for answer in answers if given is not None else ():
         if not isinstance(answer, str | int | float) or (isinstance(answer, float) and not math.isfinite(answer)):
             raise DataError(
                 f"{where}: 'answer' is no text, number or list of them ({answer!r}). Fix: write the correct answer"
             )
     return tuple(str(answer) for answer in answers) if given is not None else ()
+
+
+def _said(answer: Any) -> Any:
+    """The text of an answer that is an assistant message, as in conversational ``completion`` columns."""
+    return content_text(answer) if isinstance(answer, Mapping) and answer.get("role") == "assistant" else answer
 
 
 def _messages(messages: Any, where: str) -> tuple[tuple[Message, ...], str | None]:

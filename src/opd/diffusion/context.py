@@ -37,6 +37,7 @@ class DenoisingContext:
     Attributes:
         task: judges the images of training prompts; None if nothing judges them.
         teachers: the models of ``teacher.model`` or ``teacher.models``, by name.
+        notes: sentences about the prompts, which are reported once, when the run starts.
     """
 
     config: DiffusionConfig
@@ -46,6 +47,7 @@ class DenoisingContext:
     task: ImageTask | None
     held_out: list[Prompt]
     held_out_task: ImageTask | None
+    notes: list[str]
 
     @cached_property
     def samplers(self) -> Samplers:

@@ -10,6 +10,7 @@ from typing import cast
 from opd.axes.base import import_named
 from opd.config.run import PromptsConfig
 from opd.data.prompts import TRAIN, in_turn, load_prompts, with_own_ids
+from opd.data.rows import Note, ignore
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
 from opd.types import Prompt
@@ -22,7 +23,7 @@ METHODS = ("prompts", "right", "reward", "distance")
 
 
 def load_image_prompts(
-    config: PromptsConfig, *, key: str, splits: Sequence[str] = TRAIN
+    config: PromptsConfig, *, key: str, splits: Sequence[str] = TRAIN, note: Note = ignore
 ) -> tuple[list[Prompt], ImageTask | None]:
     """Load prompts, and the task that judges their images; None if nothing does.
 
@@ -33,7 +34,9 @@ def load_image_prompts(
         ConfigError: there is no such task, or a mix has several tasks.
     """
     if config.mix:
-        loaded = [load_image_prompts(c, key=f"{key}.mix.{n}", splits=splits) for n, c in enumerate(config.mix)]
+        loaded = [
+            load_image_prompts(c, key=f"{key}.mix.{n}", splits=splits, note=note) for n, c in enumerate(config.mix)
+        ]
         tasks = {id(task): task for _, task in loaded if task}
         if len({type(task) for task in tasks.values()}) > 1:
             raise ConfigError(f"{key}.mix: one task judges the images of a run (got {len(tasks)}). Fix: name one task")
@@ -44,7 +47,7 @@ def load_image_prompts(
         prompts: Sequence[Prompt] = task.prompts(config.split or splits[0])[: config.limit]
     else:
         task = None
-        prompts, _ = load_prompts(config, key=key, has_template=False, splits=splits)
+        prompts, _ = load_prompts(config, key=key, has_template=False, splits=splits, note=note)
         prompts = [_beside(prompt, config.path) for prompt in prompts]
     return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
 

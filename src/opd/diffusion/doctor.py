@@ -22,6 +22,7 @@ def findings(run: DenoisingContext) -> Iterator[str]:
         own = config.loss.signal.reads_teacher
         yield f"teacher   {f'own weights, {config.teacher.weights.type}' if own else 'none'}"
     yield f"prompts   {len(run.prompts)} to train on, {len(run.held_out)} held out"
+    yield from (f"          {note}" for note in run.notes)
     yield f"sampler   {config.rollout.steps} steps from noise {float(run.samplers.schedule.level_K[0]):.2f}"
     samples = config.rollout.rollouts_per_prompt
     images_first = sorted(run.prompts, key=lambda p: p.data.get("image") is None)  # the teacher may need them

@@ -51,18 +51,29 @@ class DenoisingRun(DenoisingContext):
                 f"task: {objects.task!r} has no reward(), so it cannot judge images. Fix: give an ImageTask"
             )
         student = load_student(config, objects)
+        notes: list[str] = []
+        task: ImageTask | None = None
         if objects.prompts is not None:
-            prompts, task = given_prompts(objects.prompts, config.prompts, key="prompts", has_template=False)[0], None
+            prompts, _ = given_prompts(
+                objects.prompts, config.prompts, key="prompts", has_template=False, note=notes.append
+            )
         else:
-            prompts, task = load_image_prompts(config.prompts, key="prompts")
+            prompts, task = load_image_prompts(config.prompts, key="prompts", note=notes.append)
         held_out: list[Prompt] = []
         held_out_task: ImageTask | None = None
         if config.eval.prompts and objects.eval_prompts is not None:
             held_out, _ = given_prompts(
-                objects.eval_prompts, config.eval.prompts, key="eval_prompts", has_template=False, splits=HELD_OUT
+                objects.eval_prompts,
+                config.eval.prompts,
+                key="eval_prompts",
+                has_template=False,
+                splits=HELD_OUT,
+                note=notes.append,
             )
         elif config.eval.prompts:
-            held_out, held_out_task = load_image_prompts(config.eval.prompts, key="eval.prompts", splits=HELD_OUT)
+            held_out, held_out_task = load_image_prompts(
+                config.eval.prompts, key="eval.prompts", splits=HELD_OUT, note=notes.append
+            )
         run = cls(
             config=config,
             student=student,
@@ -71,6 +82,7 @@ class DenoisingRun(DenoisingContext):
             task=objects.task or task,
             held_out=held_out,
             held_out_task=objects.task or held_out_task,
+            notes=notes,
         )
         if config.lora:
             torch.manual_seed(config.seed)
@@ -89,6 +101,7 @@ class DenoisingRun(DenoisingContext):
         """The loop, ready to run from step 0."""
         config, student = self.config, self.student
         torch.manual_seed(config.seed)
+        log.notes += self.notes
         if config.optimizer.gradient_checkpointing:
             student.model.enable_gradient_checkpointing()
         terms = self.terms()
