@@ -160,7 +160,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
         curve=[(row["step"], row["eval"]["accuracy"]) for row in rows if "eval" in row],
         train={
             name: [statistics.fmean(part) for part in (values[:10], values[-10:])]
-            for name in ("grad_norm", "distill_share", "reward_share")
+            for name in ("grad_norm", "distill_share", "policy_gradient_share")
             if (values := [step[name] for step in steps if name in step])
         },
     )

@@ -20,12 +20,13 @@ from opd.losses import DIVERGENCES
 DOCS = Path(__file__).parents[1] / "docs"
 
 PLACES = {
-    "TERM": "(?:distill|reward|anchor|sft|teacher_entropy|reward_gradient)",
+    "TERM": "(?:distill|policy_gradient|anchor|sft|teacher_entropy|reward_gradient)",
     "KIND": "(?:number|word|mark|special)",
     "DOMAIN": "[a-z]+",
     "LABEL": "[a-z/]+",
     "A~B": "[a-z]+~[a-z]+",
     "N": "[0-9]+",
+    "NAME": "[a-z_]+",
 }
 """Placeholders in the names of ``docs/metrics.md``."""
 
@@ -40,6 +41,15 @@ SMALL: dict[str, Any] = {
     "report": False,
 }
 BOTH = [{"task": "math", "limit": 4}, {"task": "tools", "limit": 4}]
+
+REWARDS = [
+    {"function": "own_rewards:length", "weight": 0.1},
+    {
+        "judge": {"model": "nano/critic", "max_new_tokens": 16},
+        "rubric": "Find the faulty turns.",
+        "verdicts": {"turn": 0, "none": 1},
+    },
+]
 
 RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hints": ("hint", {"eval.prompts.limit": 8}),
@@ -59,6 +69,22 @@ RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "reward": ("grpo", {"eval.prompts.limit": 8, "rollout.prompts_per_step": 16}),
+    "judge": (
+        "kdrl",
+        {
+            "prompts": {"task": "math", "reward": REWARDS},
+            "eval.prompts": {"task": "math", "split": "test", "limit": 4},
+            "eval.rollouts_per_prompt": 2,
+        },
+    ),
+    "rewarded teachers": (
+        "opd",
+        {
+            "prompts": {"mix": BOTH, "reward": REWARDS[:1]},
+            "eval.prompts": BOTH,
+            "teacher.models": {"math": "nano/math-teacher", "tools": "nano/tools-base"},
+        },
+    ),
     "teachers": (
         "opd",
         {
@@ -93,6 +119,7 @@ def test_every_metric_is_explained_and_every_explained_metric_exists(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "3 + 4 = 7"}) + "\n")
+    (tmp_path / "own_rewards.py").write_text("def length(prompt, completion, row):\n    return len(completion)\n")
     found: dict[str, set[str]] = {"train": set(), "eval": set()}
     for name, (recipe, keys) in RUNS.items():
         opd.train(recipe, {**SMALL, **keys, "out": name})

@@ -138,9 +138,9 @@ def test_the_checks_of_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     prompt = task.prompts("train")[3]
     assert prompt.answer == "309"
     turn = {"role": "assistant"}
-    assert task.step(prompt, [{**turn, "content": "; answer 3 0 9"}]).reward == 1.0
-    assert task.step(prompt, [{**turn, "content": "; answer 3 0 8"}]).reward == 0.0
-    assert task.step(prompt, [{**turn, "content": ""}]).reward == 0.0
+    assert task.step(prompt, [{**turn, "content": "; answer 3 0 9"}]).correct is True
+    assert task.step(prompt, [{**turn, "content": "; answer 3 0 8"}]).correct is False
+    assert task.step(prompt, [{**turn, "content": ""}]).correct is False
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def test_equal_groups_are_left_out_of_the_mean(tmp_path: Path) -> None:
         train(tmp_path / str(skip), reward, {"drop_zero_variance_groups": skip}) for skip in (False, True)
     )
     assert diluted[0]["equal_groups"] == alone[0]["equal_groups"] == 0.75
-    assert diluted[0]["reward_share"] == 1
-    share = alone[0]["reward_share"]
+    assert diluted[0]["policy_gradient_share"] == 1
+    share = alone[0]["policy_gradient_share"]
     assert 0 < share < 0.6
     assert alone[0]["grad_norm"] * share == pytest.approx(diluted[0]["grad_norm"], rel=1e-3)
 
@@ -148,5 +148,5 @@ def test_the_reward_term_is_averaged_as_the_run_file_says(tmp_path: Path) -> Non
     for name, shape in shapes.items():
         opd.train("kdrl", {**small, **shape, "out": str(tmp_path / name)})
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = next(row["train"]["reward"] for row in rows if "train" in row)
+        losses[name] = next(row["train"]["policy_gradient"] for row in rows if "train" in row)
     assert len(set(losses.values())) == 3

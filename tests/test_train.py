@@ -274,7 +274,7 @@ def test_reference_answers_are_used_by_the_sft_term_alone(tmp_path: Path) -> Non
     about = {said.term.name: set(said.signal.rollout_T.tolist()) for said in loop.score(rollouts)}
     assert about["sft"] == set(range(12, 16))
     assert about["distill"] == about["anchor"] == set(range(12))
-    assert about["reward"] in (set(), set(range(12)))
+    assert about["policy_gradient"] in (set(), set(range(12)))
     loop.run()
 
 

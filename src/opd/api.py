@@ -73,6 +73,7 @@ def train(
     prompts: Iterable[str | Mapping[str, Any] | Prompt] | None = None,
     eval_prompts: Iterable[str | Mapping[str, Any] | Prompt] | None = None,
     task: Any = None,
+    reward: Any = None,
     sampler: RolloutSource | None = None,
     engine: Engine | None = None,
     view: View | None = None,
@@ -96,7 +97,10 @@ def train(
         prompts: strings, mappings with ``prompt`` or ``messages``, ``Prompt`` objects, or a ``datasets`` object. The
             keys of ``prompts`` such as ``prompts.columns`` hold for them too.
         eval_prompts: held-out prompts, likewise.
-        task: a ``Task`` or ``ImageTask`` that checks answers, for prompts given as objects.
+        task: a ``Task`` or ``ImageTask`` that checks answers. Without prompts a recipe takes the task's own: those of
+            ``train`` and, for evaluation, those of ``test`` if there are any.
+        reward: ``function(prompt, completion, row)``, which returns a number or None, instead of ``prompts.reward``; or
+            a list of functions and pairs (function, weight).
         sampler: makes the rollouts, instead of ``rollout.source``.
         engine: generates the student's tokens, instead of ``rollout.engine``.
         view: turns rollouts into segments, instead of ``teacher.view``.
@@ -119,6 +123,7 @@ def train(
         prompts=prompts,
         eval_prompts=eval_prompts,
         task=task,
+        reward=reward,
         sampler=sampler,
         engine=engine,
         view=view,
@@ -127,6 +132,8 @@ def train(
         divergence=divergence,
     )
     objects.check()
+    if source in run_file.recipe_names() and not run_file.PROMPT_SOURCES & run_file.pairs_of(overrides).keys():
+        objects = objects.with_own_prompts(evaluated="eval.prompts" not in run_file.pairs_of(overrides))
     check_callbacks(callbacks)
     config = run_file.read(source, _with_objects(overrides, objects), starts_from=_behind(student))
     return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)

@@ -110,7 +110,11 @@ class Rollout:
     """Ended with a stop token, cut at ``max_new_tokens``, or cut at ``max_turns``."""
     events: tuple[Event, ...] = ()
     reward: float | None = None
-    """1.0 right, 0.0 wrong; tasks may give values in between. None if nothing checks the answer."""
+    """The number that training compares within a prompt's rollouts; None if nothing gives one."""
+    correct: bool | None = None
+    """Whether the answer is right; None if nothing says so."""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """What each reward function, judge or task gave, by name; empty if the reward is 1 for right and 0 for wrong."""
     num_calls: int = 0
     """Number of tool calls in it, valid or not."""
     source: Literal["student", "teacher", "references"] = "student"
@@ -199,14 +203,17 @@ class States(PerPosition):
 class Observation:
     """The environment's reaction to one assistant turn.
 
-    ``message`` enters the rollout and the student continues; None ends the episode. ``reward`` is set
-    on the last observation, if the task can check the answer.
+    ``message`` enters the rollout and the student continues; None ends the episode. The verdict is on the last
+    observation. On an earlier one it is the verdict if the rollout is cut off there.
     """
 
     message: Message | None = None
     events: tuple[tuple[str, Mapping[str, str]], ...] = ()
     """(kind, detail) pairs; the rollout adds turn and span."""
     reward: float | None = None
+    """Any finite number; None for 1 if the answer is correct and 0 if it is not."""
+    correct: bool | None = None
+    """Whether the answer is right; one that was cut off is wrong. None if there is only a reward."""
     num_calls: int = 0
     more: tuple[Message, ...] = ()
     """Messages right after ``message``, such as the results of further calls."""

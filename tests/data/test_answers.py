@@ -285,7 +285,7 @@ def test_nothing_is_printed_and_nothing_is_imported_for_numbers() -> None:
 def test_the_checker_of_answers_takes_the_same_verdicts() -> None:
     prompt = Prompt(id="p", text="1/4 + 1/4", answer="0.5")
     for text, reward in ((r"\boxed{\frac{1}{2}}", 1.0), (r"\boxed{\frac{3}{2}}", 0.0)):
-        assert AnswerTask().step(prompt, [{"role": "assistant", "content": text}]).reward == reward
+        assert AnswerTask().step(prompt, [{"role": "assistant", "content": text}]).correct == reward
 
 
 def test_one_of_several_reference_answers_is_enough() -> None:
@@ -294,4 +294,4 @@ def test_one_of_several_reference_answers_is_enough() -> None:
     )
     assert task is not None
     for text, reward in (("Den Haag", 1.0), ("the hague.", 1.0), ("['Den Haag', 'The Hague']", 0.0), ("Leiden", 0.0)):
-        assert task.step(prompt, [{"role": "assistant", "content": text}]).reward == reward
+        assert task.step(prompt, [{"role": "assistant", "content": text}]).correct == reward

@@ -86,7 +86,6 @@ def test_probabilities_equal_the_formula() -> None:
     p = dict.fromkeys("abcdefgh", 1 / 2) | {
         "a": (1 + 0.5 * 1 + 1) / (2 + 0.5 * 2 + 1),
         "b": 2 / 3,
-        "c": 1 / 3,  # nothing checked it
         "d": 1 / 3,
         "e": 1 / 3,
     }

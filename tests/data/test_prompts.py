@@ -94,8 +94,8 @@ def test_real_grade_school_problems_check_their_own_solutions() -> None:
     prompts, task = from_rows(rows, key="prompts", chat=True)
     assert task is not None
     for prompt in prompts:
-        assert task.step(prompt, [{"role": "assistant", "content": prompt.answer or ""}]).reward == 1.0
-        assert task.step(prompt, [{"role": "assistant", "content": "the answer is 0.123"}]).reward == 0.0
+        assert task.step(prompt, [{"role": "assistant", "content": prompt.answer or ""}]).correct is True
+        assert task.step(prompt, [{"role": "assistant", "content": "the answer is 0.123"}]).correct is False
 
 
 def test_a_mix_takes_of_each_source_in_turn_and_each_keeps_its_checker(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_mix_takes_of_each_source_in_turn_and_each_keeps_its_checker(tmp_path:
     assert [p.domain for p in prompts] == ["sums", "tools", "own", "sums", "tools", "tools"]
     assert len({p.id for p in prompts}) == 6
     assert task is not None
-    assert task.step(prompts[0], [{"role": "assistant", "content": "it is 4"}]).reward == 1.0
-    assert task.step(prompts[2], [{"role": "assistant", "content": "it is 4"}]).reward == 0.0
-    assert task.step(prompts[3], [{"role": "assistant", "content": "hi"}]).reward is None
+    assert task.step(prompts[0], [{"role": "assistant", "content": "it is 4"}]).correct is True
+    assert task.step(prompts[2], [{"role": "assistant", "content": "it is 4"}]).correct is False
+    assert task.step(prompts[3], [{"role": "assistant", "content": "hi"}]).correct is None
     call = {"role": "assistant", "content": (prompts[1].turns or ("",))[0]}
     assert (task.step(prompts[1], [call]).message or {}).get("role") == "tool"
 

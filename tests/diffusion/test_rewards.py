@@ -122,7 +122,7 @@ def densities(loop: Loop, rollouts: Sequence[Rollout], said: Scored) -> Tensor:
 def test_the_policy_gradient_raises_the_density_of_a_better_trajectory(tmp_path: Path, folder: Any, kind: str) -> None:
     run, loop = loop_of(tree_of(tmp_path / "out", folder, kind), tmp_path)
     rollouts, said = scored(loop)
-    term = said["reward"]
+    term = said["policy_gradient"]
     assert isinstance(term.signal, TransitionSignal)
     alone = replace(term.signal, advantage_T=(term.signal.rollout_T == 4).float())
     before_B = densities(loop, rollouts, term)
@@ -144,7 +144,7 @@ def test_advantages_compare_trajectories_of_one_prompt(tmp_path: Path, folder: A
     _, loop = loop_of(tree_of(tmp_path / "out", folder), tmp_path)
     step = next(n for n in range(4) if "red" not in {p.text for p in loop.curriculum.step(n)})
     rollouts, said = scored(loop, step)
-    signal = said["reward"].signal
+    signal = said["policy_gradient"].signal
     assert isinstance(signal, TransitionSignal)
     assert len(signal) == 18
     for group in (range(3), range(3, 6)):

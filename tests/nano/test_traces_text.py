@@ -74,7 +74,7 @@ def test_a_hasty_answer_is_the_intermediate_result(task: str, source: Source, ca
         assert half.rstrip(";.").endswith(answer)
         prompt = Prompt(id="p", data={"result": tuple(answer.split()) if task == "strings" else answer})
         said = [{"role": "assistant", "content": hasty[-1].text}]
-        assert get_task(task).step(prompt, said).reward == 1.0
+        assert get_task(task).step(prompt, said).correct
 
 
 def test_sources_are_mixed_equally() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -76,6 +76,16 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
         ) from None
 
 
+def axis_value(given: Any, base: type[Value]) -> Value:
+    """A value of an axis from its settings, in another place of the run file than the axis' own.
+
+    Raises:
+        ValueError: the axis has no such value, or one of its settings is wrong.
+    """
+    value: Value = _parse(given, base, AXES[base.axis])
+    return value
+
+
 def class_named(name: str, base: type[Value]) -> type[Value] | None:
     """The shipped class of a type, or a user's own; None if there is none.
 
@@ -101,7 +111,7 @@ def _choices(known: Mapping[str, Any]) -> str:
 
 def _own(name: str, base: type[Value]) -> type[Value]:
     """A user's own class."""
-    found = _imported(name)
+    found = imported(name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(
             f"'{name}' is no subclass of {base.__module__}.{base.__name__}. Fix: derive it from that class"
@@ -118,12 +128,12 @@ def import_named(name: str, *, key: str) -> Any:
         ConfigError: it cannot be imported; the sentence names the key.
     """
     try:
-        return _imported(name)
+        return imported(name)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """The object behind ``package.module:Name``; a ValueError, if there is none, is a sentence without the key."""
     module, _, attribute = name.partition(":")
     if (here := os.getcwd()) not in sys.path:
@@ -184,6 +194,8 @@ class Objects:
     eval_prompts: Iterable[Any] | None = None
     task: Any = None
     """A ``Task``, or an ``ImageTask``."""
+    reward: Any = None
+    """A reward function, or a list of functions or pairs (function, weight)."""
     sampler: Any = None
     """A ``RolloutSource``: makes the rollouts to train on."""
     engine: Any = None
@@ -228,6 +240,22 @@ class Objects:
                     f"as the override {name.replace('_', '.')}"
                 )
 
+    def with_own_prompts(self, *, evaluated: bool) -> Self:
+        """The given task's own prompts in place of a recipe's, if no prompts were given.
+
+        Args:
+            evaluated: take those of ``test`` as held-out prompts, if the task has any.
+        """
+        if self.task is None or self.prompts is not None:
+            return self
+        held_out = self.eval_prompts
+        if held_out is None and evaluated:
+            try:
+                held_out = list(self.task.prompts("test")) or None
+            except Exception:  # a task says in its own way that it has no such split
+                held_out = None
+        return replace(self, prompts=list(self.task.prompts("train")), eval_prompts=held_out)
+
     def keys(self) -> dict[str, Any]:
         """The run file's keys that the given objects stand in for."""
         standing = {
@@ -239,8 +267,9 @@ class Objects:
             "loss.signal": self.signal,
             "loss.divergence.type": self.divergence,
             "student": self.student,
+            "prompts.reward": self.reward,
         }
         given = {key: value for key, value in standing.items() if value is not None}
         keys: dict[str, Any] = {k: value if isinstance(value, AxisValue) else GIVEN for k, value in given.items()}
-        prompts = {"prompts": self.prompts, "eval.prompts": self.eval_prompts}
-        return keys | {key: {"path": GIVEN} for key, rows in prompts.items() if rows is not None}
+        prompts = {"prompts.path": self.prompts, "eval.prompts.path": self.eval_prompts}
+        return keys | {key: GIVEN for key, rows in prompts.items() if rows is not None}

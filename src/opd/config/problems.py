@@ -137,13 +137,17 @@ def _schema(model: type[BaseModel], parents: Sequence[str]) -> type[BaseModel]:
     """The model at a path."""
     for part in parents:
         candidates = [model.model_fields[part].annotation] if part in model.model_fields else []
-        inner = [
-            a
-            for c in candidates
-            for a in (c, *getattr(c, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
+        inner = [a for c in candidates for a in _parts(c) if isinstance(a, type) and issubclass(a, BaseModel)]
         if not inner:
+            if part.isdecimal():  # of a list
+                continue
             break
         model = inner[0]
     return model
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and every type inside it."""
+    yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _parts(inner)

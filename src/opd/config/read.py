@@ -253,9 +253,9 @@ def drop_key(tree: dict[str, Any], key: str) -> None:
     *path, last = key.split(".")
     for part in path:
         inner = tree.get(part)
-        if not isinstance(inner, Mapping):
+        if not isinstance(inner, Mapping) and not (part == "prompts" and isinstance(inner, str)):
             return
-        tree[part] = dict(inner)
+        tree[part] = dict(inner) if isinstance(inner, Mapping) else _whole(part, inner)
         tree = tree[part]
     tree.pop(last, None)
 

@@ -11,6 +11,7 @@ from opd.axes import needs
 from opd.config.adapter import LoraConfig
 from opd.config.base import Strict
 from opd.config.loss import LossConfig
+from opd.config.reward import RewardConfig
 from opd.config.rollout import RolloutConfig
 from opd.config.teacher import TeacherConfig
 from opd.experimental.config import ExperimentalConfig
@@ -36,7 +37,7 @@ COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id", "tools", "ch
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with prompts; all but Parquet also with ``.gz``."""
 
-BESIDE_MIX = frozenset({"mix", "chat_template_kwargs", "max_tokens"})
+BESIDE_MIX = frozenset({"mix", "chat_template_kwargs", "max_tokens", "reward"})
 """Keys that stand beside ``mix`` and hold for all of its sources."""
 
 
@@ -76,6 +77,14 @@ class PromptsConfig(Strict):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the chat template, such as ``{enable_thinking: false}``; a row's column of this name overrides them.
     Held-out prompts take those of ``prompts``, overridden by those of ``eval.prompts``."""
+    reward: tuple[RewardConfig, ...] | None = Field(None)
+    """Rewards of the rollouts instead of 1 for a right answer and 0 for a wrong one: a function, a judge, or a list of
+    these, whose weighted sum counts. Held-out prompts take those of ``prompts``; an empty list is none."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _list(cls, given: Any) -> Any:
+        return given if given is None or isinstance(given, list | tuple) else [given]
 
     @field_validator("columns")
     @classmethod
@@ -92,8 +101,9 @@ class PromptsConfig(Strict):
         return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """A template renders text, and tokens are counted of text."""
-        return {key: ("text",) for key in ("chat_template_kwargs", "max_tokens") if getattr(self, key)}
+        """A template renders text, tokens are counted of text, and rewards read it."""
+        used = {key: bool(getattr(self, key)) for key in ("chat_template_kwargs", "max_tokens")}
+        return {key: ("text",) for key, holds in {**used, "reward": self.reward is not None}.items() if holds}
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,8 @@ from opd.data.final_answer import clean, final_answer, is_maths
 from opd.data.numbers import number
 from opd.data.tasks import observe
 from opd.errors import DataError
-from opd.types import Message, Observation, Prompt, Task
+from opd.rewards.reactions import BatchTask
+from opd.types import Message, Observation, Prompt, Rollout, Task
 
 _SIGNS = re.compile(r"[\d\\^_+*/=<>|{}()\[\]-]")
 """Characters without one of which a text is words, which are never read as maths."""
@@ -75,7 +76,7 @@ def _option(answer: str, text: str) -> str | None:
 
 
 class AnswerTask:
-    """One turn; reward 1.0 if its final answer is a reference answer's, else 0.0; None without a reference."""
+    """One turn, which is right if its final answer is a reference answer's; not checked without a reference."""
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Refuse: this task has no prompts."""
@@ -86,7 +87,7 @@ class AnswerTask:
         if not prompt.answers:
             return Observation()
         right = any(answers_match(transcript[-1]["content"], answer) for answer in prompt.answers)
-        return Observation(reward=float(right))
+        return Observation(correct=right)
 
 
 class EachItsOwn:
@@ -107,3 +108,15 @@ class EachItsOwn:
         """The reaction of the prompt's own task."""
         task = self.tasks.get(prompt.id)
         return observe(task, prompt, transcript) if task else Observation()
+
+    def rewarded(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts with the rewards that each prompt's own task gives to whole batches."""
+        found = list(rollouts)
+        tasks = [self.tasks.get(rollout.prompt.id) for rollout in rollouts]
+        for task in dict.fromkeys(tasks):
+            if not isinstance(task, BatchTask):
+                continue
+            own = [n for n, other in enumerate(tasks) if other is task]
+            for n, rollout in zip(own, task.rewarded([rollouts[n] for n in own]), strict=True):
+                found[n] = rollout
+        return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from opd.config.run import FILES, PromptsConfig
-from opd.data.answers import EachItsOwn
+from opd.data.answers import AnswerTask, EachItsOwn
 from opd.data.files import read_rows, without_nulls
 from opd.data.rows import Note, from_rows, ignore
 from opd.data.tasks import TASKS, get_task
@@ -23,6 +23,10 @@ HELD_OUT = ("test", "validation", "train")
 """Splits of held-out prompts, if none is named: the first that the source has."""
 
 
+Check = Callable[[PromptsConfig, Task | None], Task | None]
+"""The task of a source with its rewards, from the source's settings and its own task."""
+
+
 def load_prompts(
     config: PromptsConfig,
     *,
@@ -31,6 +35,7 @@ def load_prompts(
     kwargs: Mapping[str, Any] | None = None,
     splits: Sequence[str] = TRAIN,
     note: Note = ignore,
+    check: Check | None = None,
 ) -> tuple[list[Prompt], Task | None]:
     """Prompts, and the task that checks their answers. No two prompts have the same id.
 
@@ -41,6 +46,7 @@ def load_prompts(
         kwargs: arguments of the chat template that hold where the source or the row does not give them.
         splits: the split to take if the source names none: the first of these that it has.
         note: reports what was left out or changed.
+        check: makes the task with a source's own rewards from its settings and its own task.
 
     Returns:
         The prompts in the source's order, and the task; None if no prompt has an answer.
@@ -52,12 +58,13 @@ def load_prompts(
     if config.mix:
         loaded = [
             load_prompts(
-                source,
+                source if source.reward is not None else source.model_copy(update={"reward": config.reward}),
                 key=f"{key}.mix.{number}",
                 has_template=has_template,
                 kwargs=kwargs,
                 splits=splits,
                 note=note,
+                check=check,
             )
             for number, source in enumerate(config.mix)
         ]
@@ -69,7 +76,8 @@ def load_prompts(
     else:
         rows = read_rows(config.path, key=key) if config.path else _dataset(config, splits, key=key, note=note)
         prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
-    return _with_settings(prompts, config, kwargs, key=key, note=note), task
+    prompts = _with_settings(prompts, config, kwargs, key=key, note=note)
+    return prompts, check(config, task) if check else task
 
 
 def given_prompts(
@@ -89,7 +97,8 @@ def given_prompts(
     tables = type(given).__module__.partition(".")[0] == "datasets"
     rows = list(islice(map(without_nulls, given) if tables else given, config.limit))
     if rows and all(isinstance(row, Prompt) for row in rows):
-        return _with_settings(rows, config, kwargs, key=key, note=note), None
+        prompts = _with_settings(rows, config, kwargs, key=key, note=note)
+        return prompts, AnswerTask() if any(prompt.answers for prompt in prompts) else None
     prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
     return _with_settings(prompts, config, kwargs, key=key, note=note), task
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
 from opd.axes.base import import_named
 from opd.errors import ConfigError, DataError, OpdError
+from opd.rewards.reactions import as_reward, raised
 from opd.types import Message, Observation, Prompt, Task
 
 TASKS: dict[str, str] = {
@@ -61,6 +61,9 @@ def _made(make: Any, name: str, key: str) -> Any:
 def observe(task: Task, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
     """The task's reaction to the last turn.
 
+    Returns:
+        The observation, its reward as a float.
+
     Raises:
         DataError: ``step`` raises, or returns something else than an observation; the sentence names task and prompt.
     """
@@ -70,11 +73,8 @@ def observe(task: Task, prompt: Prompt, transcript: Sequence[Message]) -> Observ
     except OpdError:
         raise
     except Exception as error:  # whatever a user's task raises
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(" :.")
         raise DataError(
-            f"task: {name} raised {reason} ({Path(place.filename).name}, line {place.lineno}) on prompt '{prompt.id}'. "
-            "Fix: let it return an Observation for every turn"
+            f"task: {name} {raised(error)} on prompt '{prompt.id}'. Fix: let it return an Observation for every turn"
         ) from error
     if not isinstance(seen, Observation):
         fault = f"returned {_short(seen)}"
@@ -83,8 +83,8 @@ def observe(task: Task, prompt: Prompt, transcript: Sequence[Message]) -> Observ
     elif not all(len(event) == 2 and isinstance(event[1], Mapping) for event in seen.events):
         fault = f"gave the events {_short(seen.events)}, which are no pairs of a kind and a mapping,"
     else:
-        return seen
-    raise DataError(f"task: {name} {fault} on prompt '{prompt.id}'. Fix: return opd.Observation(message=…, reward=…)")
+        return replace(seen, reward=as_reward(seen.reward, f"task: {name}", prompt))
+    raise DataError(f"task: {name} {fault} on prompt '{prompt.id}'. Fix: return opd.Observation(message=…, correct=…)")
 
 
 def _short(value: object) -> str:

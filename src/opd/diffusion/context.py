@@ -122,7 +122,9 @@ class DenoisingContext:
         """The policy gradient of group-relative rewards."""
         objective = TransitionPolicyGradient(schedule=self.schedule)
         advantages = RewardAdvantage(GroupAdvantages())
-        return Term("reward", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS)
+        return Term(
+            "policy_gradient", "reward", advantages, PlainView(), objective, weight, self.step_weights, EQUAL_REWARDS
+        )
 
     @cached_property
     def distance(self) -> DenoisingDistance:

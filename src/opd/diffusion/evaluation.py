@@ -87,11 +87,11 @@ def describe(rollouts: Sequence[Rollout]) -> Metrics:
     """Metrics of the student's own trajectories in a training step.
 
     Returns:
-        ``accuracy``: mean reward, of all and by domain, if a task judges images. ``spread``: standard deviation of the
+        ``reward``: mean reward, of all and by domain, if a task judges images. ``spread``: standard deviation of the
         clean latents across the batch; it falls to 0 if the student generates one image for every prompt.
     """
     judged = [r for r in rollouts if r.reward is not None]
-    metrics = by_domain("accuracy", [r.prompt for r in judged], [r.reward or 0.0 for r in judged])
+    metrics = by_domain("reward", [r.prompt for r in judged], [r.reward or 0.0 for r in judged])
     if len(rollouts) > 1:
         clean_BX = torch.stack([trajectory.latents_KX[-1] for trajectory in trajectories_of(rollouts)])
         metrics["spread"] = float(clean_BX.std(0).mean())

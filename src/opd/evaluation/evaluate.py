@@ -82,9 +82,9 @@ class Evaluation:
             metrics |= summarise(self.greedy.rollout(self.prompts, SEED))
         if self.samples:
             repeated = [p for p in self.prompts for _ in range(self.samples)]
-            accuracy = summarise(self.sampled.rollout(repeated, SEED)).get("accuracy")
-            if accuracy is not None:
-                metrics[f"avg@{self.samples}"] = accuracy
+            measured = summarise(self.sampled.rollout(repeated, SEED))
+            short = {"accuracy": "avg", "reward": "reward"}
+            metrics |= {f"{short[name]}@{self.samples}": measured[name] for name in short if name in measured}
         if self.divergence and self.prompts:
             teacher, view, objective = self.divergence
             rollouts = self.sampled.rollout([p for p in self.prompts for _ in range(self.repeats)], SEED)
@@ -92,8 +92,8 @@ class Evaluation:
             metrics |= {} if mean is None else {"reverse_kl": mean}
         if self.texts:
             metrics["text_loss"] = text_loss(self.student, self.texts)
-        if "accuracy" in metrics:
-            metrics |= self.teacher_accuracy
+        if "accuracy" in metrics or "reward" in metrics:
+            metrics |= self.of_teacher
         if self.compared:
             scorer, view, number = self.compared
             prompts = self.prompts[: max(number // self.repeats, 1)]
@@ -109,21 +109,25 @@ class Evaluation:
         return metrics
 
     @cached_property
-    def teacher_accuracy(self) -> Metrics:
-        """Greedy accuracy of the teacher, or of several teachers on their domains; measured once."""
+    def of_teacher(self) -> Metrics:
+        """Greedy accuracy and mean reward of the teacher, or of several on their domains; measured once."""
         if self.teacher:
             measured = summarise(self.teacher.rollout(self.prompts, SEED))
-            return {f"teacher_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
-        accuracy: Metrics = {}
-        correct, asked = 0.0, 0
+            return {
+                f"teacher_{name}": v for name, v in measured.items() if name.split("/")[0] in ("accuracy", "reward")
+            }
+        metrics: Metrics = {}
+        totals: dict[str, tuple[float, int]] = {}
         for one in self.teachers:
             own = [p for p in self.prompts if p.domain == one.domain]
-            found = summarise(one.greedy().rollout(own, SEED)).get("accuracy")
-            if found is not None:
-                accuracy[f"teacher_accuracy/{one.label}"] = found
+            measured = summarise(one.greedy().rollout(own, SEED))
+            for name in measured.keys() & {"accuracy", "reward"}:
+                metrics[f"teacher_{name}/{one.label}"] = measured[name]
                 if one.leads:
-                    correct, asked = correct + found * len(own), asked + len(own)
-        return accuracy | ({"teacher_accuracy": correct / asked} if asked == len(self.prompts) else {})
+                    total, asked = totals.get(name, (0.0, 0))
+                    totals[name] = total + measured[name] * len(own), asked + len(own)
+        whole = {name: total / asked for name, (total, asked) in totals.items() if asked == len(self.prompts)}
+        return metrics | {f"teacher_{name}": value for name, value in whole.items()}
 
 
 @torch.no_grad()

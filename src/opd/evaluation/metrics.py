@@ -11,11 +11,19 @@ REPETITION_CHARACTERS, REPETITION_FACTOR = 10_000, 10
 """Length of the text's end that is compressed, and the compression ratio above which it counts as repetition."""
 
 
+JUDGE = "judge"
+"""Name of a judge among ``Rollout.rewards``; of several, with a number after it."""
+
+
 def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     """Means over rollouts; a metric without data is absent.
 
     Returns:
-        ``accuracy``: mean reward of the checked answers; ``accuracy/DOMAIN`` too if there are several domains.
+        ``accuracy``: share of right answers among those that were judged right or wrong; ``accuracy/DOMAIN`` too if
+        there are several domains.
+        ``reward``: mean reward, if it is more than 1 for right and 0 for wrong; ``reward/DOMAIN`` likewise.
+        ``rewards/NAME``: mean of each of several reward functions. ``judge/unparsable``: share of answers whose verdict
+        could not be read.
         ``equal_groups``: among prompts with several checked answers, the share whose answers all have the same reward.
         A group-relative advantage is 0 there (DAPO, arXiv 2503.14476).
         ``invalid_call_rate``: invalid tool calls over all tool calls. An event with a ``tool`` in its detail marks an
@@ -23,15 +31,13 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
         ``length``: mean number of student tokens. ``truncation_rate``: share cut off at the token or turn limit.
         ``repetition_rate``: share whose last 10,000 characters zlib compresses more than tenfold (arXiv 2604.08527).
     """
-    metrics: Metrics = {}
-    checked = [r for r in rollouts if r.reward is not None]
-    if checked:
-        metrics |= by_domain("accuracy", [r.prompt for r in checked], [r.reward or 0.0 for r in checked])
-        groups: dict[str, list[float]] = {}
-        for rollout in checked:
-            groups.setdefault(rollout.prompt.id, []).append(rollout.reward or 0.0)
-        equal = [float(len(set(rewards)) == 1) for rewards in groups.values() if len(rewards) > 1]
-        metrics |= {"equal_groups": _mean(equal)} if equal else {}
+    metrics = {**_accuracy(rollouts), **_rewards(rollouts)}
+    groups: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.reward is not None:
+            groups.setdefault(rollout.prompt.id, []).append(rollout.reward)
+    equal = [float(len(set(rewards)) == 1) for rewards in groups.values() if len(rewards) > 1]
+    metrics |= {"equal_groups": _mean(equal)} if equal else {}
     calls = sum(r.num_calls for r in rollouts)
     if calls:
         invalid = sum("tool" in event.detail for r in rollouts for event in r.events)
@@ -41,6 +47,31 @@ def summarise(rollouts: Sequence[Rollout]) -> Metrics:
     answers = ["".join(m["content"] for m in r.transcript if m["role"] == "assistant") for r in rollouts]
     if texts := [text for text in answers if text]:
         metrics["repetition_rate"] = _mean([float(repeats(text)) for text in texts])
+    return metrics
+
+
+def _accuracy(rollouts: Sequence[Rollout]) -> Metrics:
+    """``accuracy``; a rollout that was cut off before its task said right or wrong counts as wrong."""
+    if all(r.correct is None for r in rollouts):
+        return {}
+    judged = [r for r in rollouts if r.correct is not None or (r.finish != "stop" and r.reward is not None)]
+    return by_domain("accuracy", [r.prompt for r in judged], [float(r.correct or False) for r in judged])
+
+
+def _rewards(rollouts: Sequence[Rollout]) -> Metrics:
+    """``reward``, the mean of each of several rewards, and the share of unparsable verdicts."""
+    if not any(r.rewards for r in rollouts):
+        return {}
+    rewarded = [(r.prompt, r.reward) for r in rollouts if r.reward is not None]
+    metrics = by_domain("reward", [prompt for prompt, _ in rewarded], [reward for _, reward in rewarded])
+    names = list(dict.fromkeys(name for r in rollouts for name in r.rewards))
+    for name in names:
+        given = [r.rewards[name] for r in rollouts if name in r.rewards]
+        known = [value for value in given if value is not None]
+        if len(names) > 1 and known:
+            metrics[f"rewards/{name}"] = _mean(known)
+        if name.startswith(JUDGE):
+            metrics[f"{name}/unparsable"] = 1 - len(known) / len(given)
     return metrics
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from opd.errors import ConfigError
+from opd.output.format import format_value
 from opd.teachers.by_domain import Shares, TeachersByDomain, label_of
 from opd.types import Metrics
 
@@ -97,16 +98,24 @@ class Gate:
         gain = self._gain(metrics, domain, name)
         if gain is None:
             return None
-        theirs = metrics[f"teacher_accuracy/{label}"]
+        name = _judged(metrics, label)
+        theirs = metrics[f"teacher_{name}/{label}"]
         teaches = refused is not None and label not in refused
-        deviation = math.sqrt(theirs * (1 - theirs) / max(self.prompts.get(domain, 0), 1))
+        deviation = math.sqrt(max(theirs * (1 - theirs), 0.0) / max(self.prompts.get(domain, 0), 1))
         # A teacher that taught stays while it is about equal, also if both are always right.
         if gain >= -2 * max(deviation, self.margin) if teaches else gain > self.margin:
             return None
-        return f"its accuracy is {theirs:.1%}, the student's {theirs - gain:.1%}"
+        return f"its {name} is {format_value(name, theirs)}, the student's {format_value(name, theirs - gain)}"
 
     def _gain(self, metrics: Metrics, domain: str, name: str) -> float | None:
-        """The teacher's accuracy minus the student's; None if either was not measured."""
-        theirs = metrics.get(f"teacher_accuracy/{label_of(self.shares, domain, name)}")
-        ours = metrics.get(f"accuracy/{domain}", metrics.get("accuracy"))
+        """The teacher's accuracy, or else its mean reward, minus the student's; None if either was not measured."""
+        label = label_of(self.shares, domain, name)
+        judged = _judged(metrics, label)
+        theirs = metrics.get(f"teacher_{judged}/{label}")
+        ours = metrics.get(f"{judged}/{domain}", metrics.get(judged))
         return None if theirs is None or ours is None else theirs - ours
+
+
+def _judged(metrics: Metrics, label: str) -> str:
+    """The metric that compares a teacher with the student."""
+    return "accuracy" if f"teacher_accuracy/{label}" in metrics else "reward"

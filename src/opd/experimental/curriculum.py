@@ -24,7 +24,7 @@ class Interest:
     """The weights of the priorities that make up a prompt's probability.
 
     Attributes:
-        success: p (1 − p), p its success rate; a rollout without a reward counts as a failure.
+        success: p (1 − p), p its success rate: the mean of its rewards, each at least 0 and at most 1.
         divergence: what the loss has left at its tokens, on the average.
         staleness: steps since it was last seen.
         uniform: the same for all.
@@ -126,8 +126,9 @@ class Adaptive:
         own_B = torch.tensor([r.source == "student" for r in rollouts])
         if any(r.reward is not None for r in rollouts):
             figures["curriculum/success"] = float(self.rates[seen].mean())
-        reward_B = torch.tensor([r.reward or 0.0 for r in rollouts], dtype=torch.float64)
-        self._note(self.won_N, self.tried_N, self._sums(number_B, own_B, reward_B))
+        reward_B = torch.tensor([r.reward or 0.0 for r in rollouts], dtype=torch.float64).clamp(0, 1)
+        rewarded_B = own_B & torch.tensor([r.reward is not None for r in rollouts])
+        self._note(self.won_N, self.tried_N, self._sums(number_B, rewarded_B, reward_B))
         self._note(self.diverged_N, self.measured_N, self._losses(number_B, own_B, signal, loss_T))
         self.last_N[seen] = step
         return {"curriculum/seen": float((self.last_N >= 0).sum()), **figures}

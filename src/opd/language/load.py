@@ -7,7 +7,7 @@ from typing import Any
 
 from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
-from opd.config.run import RunConfig
+from opd.config.run import PromptsConfig, RunConfig
 from opd.data.curriculum import Curriculum, Uniform
 from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
 from opd.data.rows import Note
@@ -21,6 +21,7 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
+from opd.rewards.build import RewardBuilder
 from opd.types import Prompt, Task
 
 
@@ -37,9 +38,9 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     set_threads(config.threads, student.model)
     chat = Chat(student.tokenizer)
     notes: list[str] = []
-    prompts, task = _prompts(config, objects, chat, notes.append)
-    held_out, held_out_task = _held_out(config, objects, chat, notes.append)
-    task, held_out_task = objects.task or task, objects.task or held_out_task
+    rewards = RewardBuilder(device=device, given=objects.reward)
+    prompts, task = _prompts(config, objects, chat, rewards, notes.append)
+    held_out, held_out_task = _held_out(config, objects, chat, rewards, notes.append)
     training = Rendered.of(prompts, chat, key="prompts").within(config.prompts.max_tokens, notes.append)
     measured = Rendered.of(held_out, chat, key="eval.prompts")
     if config.eval.prompts:
@@ -69,20 +70,34 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     return run
 
 
-def _prompts(config: RunConfig, objects: Objects, chat: Chat, note: Note) -> tuple[list[Prompt], Task | None]:
+def _prompts(
+    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
+) -> tuple[list[Prompt], Task | None]:
+    def check(source: PromptsConfig, task: Task | None) -> Task | None:
+        return rewards.task(objects.task or task, source.reward, key="prompts.reward")
+
     own, template = config.prompts, chat.has_template
     if objects.prompts is None:
-        return load_prompts(own, key="prompts", has_template=template, note=note)
-    return given_prompts(objects.prompts, own, key="prompts", has_template=template, note=note)
+        return load_prompts(own, key="prompts", has_template=template, note=note, check=check)
+    prompts, task = given_prompts(objects.prompts, own, key="prompts", has_template=template, note=note)
+    return prompts, check(own, task)
 
 
-def _held_out(config: RunConfig, objects: Objects, chat: Chat, note: Note) -> tuple[list[Prompt], Task | None]:
+def _held_out(
+    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
+) -> tuple[list[Prompt], Task | None]:
+    def check(source: PromptsConfig, task: Task | None) -> Task | None:
+        reward = config.prompts.reward if source.reward is None else source.reward
+        return rewards.task(objects.task or task, reward, key="eval.prompts.reward", held_out=True)
+
     own, kwargs, template = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
     if own is None:
         return [], None
     if objects.eval_prompts is None:
-        return load_prompts(own, key="eval.prompts", has_template=template, kwargs=kwargs, splits=HELD_OUT, note=note)
-    return given_prompts(
+        return load_prompts(
+            own, key="eval.prompts", has_template=template, kwargs=kwargs, splits=HELD_OUT, note=note, check=check
+        )
+    prompts, task = given_prompts(
         objects.eval_prompts,
         own,
         key="eval_prompts",
@@ -91,6 +106,7 @@ def _held_out(config: RunConfig, objects: Objects, chat: Chat, note: Note) -> tu
         splits=HELD_OUT,
         note=note,
     )
+    return prompts, check(own, task)
 
 
 def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:
@@ -116,7 +132,7 @@ def _check_data(config: RunConfig, prompts: Sequence[Prompt], task: Task | None)
         if fact == "rewards" and task is None:
             raise ConfigError(
                 f"{named(config, key)} needs rewards, and nothing checks the prompts' answers. Fix: give prompts with "
-                "an answer, or a task"
+                "an answer, a task, or prompts.reward"
             )
         for prompt in prompts if fact == "answers" else ():
             if prompt.answer is None and (prompt.turns is None or key == "teacher.view"):

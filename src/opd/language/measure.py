@@ -23,11 +23,12 @@ from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, set_threads, stop_ids
 from opd.models.loading import accept, load
+from opd.rewards.build import RewardBuilder
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain, first, label_of
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
-from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Sampling, Teacher, Term, View
+from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Sampling, Task, Teacher, Term, View
 
 GREEDY = Sampling(temperature=0)
 
@@ -86,7 +87,14 @@ def measure_model(
         loaded = accept(model, key="student")
     set_threads(None, loaded.model)
     chat = Chat(loaded.tokenizer)
-    held_out, task = load_prompts(prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT)
+    rewards = RewardBuilder(device=device_named(device))
+
+    def check(source: PromptsConfig, task: Task | None) -> Task | None:
+        return rewards.task(task, source.reward, key="eval.prompts.reward", held_out=True)
+
+    held_out, task = load_prompts(
+        prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT, check=check
+    )
 
     def sampler(sampling: Sampling) -> Sampler:
         return Sampler(

@@ -14,6 +14,9 @@ from opd.teachers.local import Answers
 from opd.teachers.views import Among
 from opd.types import Objective, Term, View
 
+POLICY_GRADIENT = "policy_gradient"
+"""Name of the terms that learn from rewards; ``reward`` is the mean reward."""
+
 EQUAL_REWARDS = (
     "the rewards were equal in every group. Fix: take prompts that some answers get right, or raise "
     "rollout.rollouts_per_prompt"
@@ -39,7 +42,9 @@ def loss_terms(run: LanguageContext) -> list[Term]:
         teacher, objective = loss.reward.make(run)
         # Token weights belong to the signal; how rollouts are averaged belongs to both.
         even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=run.max_new_tokens)
-        terms.append(Term("reward", "reward", teacher, everything, objective, loss.reward.weight, even, EQUAL_REWARDS))
+        terms.append(
+            Term(POLICY_GRADIENT, "reward", teacher, everything, objective, loss.reward.weight, even, EQUAL_REWARDS)
+        )
     return terms
 
 
@@ -52,7 +57,8 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     view_config = config.teacher.view
     by_view = f"teacher.view={view_config.type}, and {view_config.if_empty}"
     if_empty = EQUAL_REWARDS if signal.role == "reward" else by_view
-    main = Term(signal.role, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
+    name = POLICY_GRADIENT if signal.role == "reward" else signal.role
+    main = Term(name, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
     return [main, *signal.more_terms(run, main, weights)]
 
 

@@ -165,6 +165,12 @@ def _held_out() -> frozenset[tuple[int, int]]:
     return frozenset(pairs) | frozenset((b, a) for a, b in pairs)
 
 
+def draw_addition(rng: random.Random, limit: int = 10_000) -> tuple[int, int]:
+    """Two numbers below a limit that no held-out prompt adds."""
+    pairs = iter(partial(math.draw, rng), None)
+    return next((a, b) for a, b in pairs if max(a, b) < limit and (a, b) not in _held_out())
+
+
 def math_trace(rng: random.Random, *, privileged: float = 0.0, long: float = 1.0) -> Trace:
     """An addition with its working, sometimes with wrong digits after which the model learns to continue.
 
@@ -173,9 +179,7 @@ def math_trace(rng: random.Random, *, privileged: float = 0.0, long: float = 1.0
         long: probability that a question without solution may have four-digit numbers; otherwise two or three digits.
     """
     shown = rng.random() < privileged
-    limit = 10_000 if shown or rng.random() < long else 1000
-    pairs = iter(partial(math.draw, rng), None)
-    a, b = next((a, b) for a, b in pairs if max(a, b) < limit and (a, b) not in _held_out())
+    a, b = draw_addition(rng, limit=10_000 if shown or rng.random() < long else 1000)
     text, answer = math.question(a, b), math.working(a, b)
     if shown:
         text = PRIVILEGED.format(question=text, answer=answer)

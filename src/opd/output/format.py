@@ -34,6 +34,10 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("correct answers", percent=True),
+    "reward": Metric("mean reward"),
+    "rewards": Metric("mean reward of one function"),
+    "teacher_reward": Metric("teacher's mean reward"),
+    "judge": Metric("verdicts that could not be read", percent=True, better="lower"),
     "avg": Metric("correct answers, sampled", percent=True),
     "teacher_accuracy": Metric("teacher's correct answers", percent=True),
     "gap_recovery": Metric("gap to the teacher closed", percent=True),
@@ -53,13 +57,13 @@ METRICS = {
 }
 """By name without ``teacher/``, ``/DOMAIN`` and ``@N``."""
 
-MAIN = ("accuracy", "reverse_kl", "text_loss", "distance")
+MAIN = ("accuracy", "reward", "reverse_kl", "text_loss", "distance")
 """Metrics that can judge a run, in order: the first that is measured judges."""
 
-TILES = ("accuracy", "invalid_call_rate", "reverse_kl", "overlap", "length", "text_loss")
+TILES = ("accuracy", "reward", "invalid_call_rate", "reverse_kl", "overlap", "length", "text_loss")
 """Metrics at the top of a page, in order; a page has room for five."""
 
-STEP = ("loss", "accuracy", "invalid_call_rate", "distill_share", "grad_norm")
+STEP = ("loss", "accuracy", "reward", "invalid_call_rate", "distill_share", "grad_norm")
 """Metrics of a training step that a line in a terminal has room for, if the run has them."""
 
 HEADLINE_TEACHER = ("overlap@16", "entropy_gap", "reverse_kl")

@@ -24,7 +24,7 @@ COLOURS = {
     "blocked": "yellow",
 }
 
-REWARDED = ("accuracy", "avg@")
+REWARDED = ("accuracy", "avg@", "reward")
 """Prefixes of the metrics in the terminal's table, if there are any; the report has all metrics."""
 
 

@@ -122,7 +122,7 @@ def _labels(config: Mapping[str, Any]) -> Tree:
         main = known.model_construct(**signal).label(words)
     return {
         "distill": main,
-        "reward": "policy-gradient loss",
+        "policy_gradient": "policy-gradient loss",
         "anchor": "reverse KL to the initial weights",
         "sft": "cross-entropy",
         "teacher_entropy": "forward KL",
@@ -159,7 +159,7 @@ def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
     student = _compact(row["student"], vocabulary)
     terms = [{**term, "teachers": [_compact(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
     known = {key: row[key] for key in keys + more}
-    return {**known, "missed": row.get("missed", []), "student": student, "terms": terms}
+    return {**known, "correct": row.get("correct"), "missed": row.get("missed", []), "student": student, "terms": terms}
 
 
 def _compact(scores: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:

@@ -106,7 +106,7 @@ def _table(name: str, models: Mapping[str, Mapping[str, float]]) -> Tree:
     best = {
         column: max(metrics[column] for metrics in models.values() if column in metrics)
         for column in columns
-        if column.startswith(("accuracy", "avg@"))
+        if column.startswith(("accuracy", "avg@", "reward"))
     }
     rows = []
     for model, metrics in models.items():

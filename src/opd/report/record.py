@@ -229,6 +229,7 @@ class Recorder:
             "turns": rollout.turns,
             "events": [{"kind": e.kind, "span": e.span, "detail": dict(e.detail)} for e in rollout.events],
             "reward": rollout.reward,
+            "correct": rollout.correct,
             "finish": rollout.finish,
             "source": rollout.source,
         }

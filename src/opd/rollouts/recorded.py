@@ -150,6 +150,8 @@ def _row(take: _Take) -> dict[str, Any]:
         "turns": rollout.turns,
         "finish": rollout.finish,
         "reward": rollout.reward,
+        "correct": rollout.correct,
+        "rewards": rollout.rewards,
     }
 
 
@@ -163,6 +165,8 @@ def _take(row: dict[str, Any], prompt: Prompt) -> _Take:
         turns=tuple(Span(*turn) for turn in row["turns"]),
         finish=row["finish"],
         reward=row["reward"],
+        correct=row.get("correct"),
+        rewards=row.get("rewards", {}),
     )
     return _Take(rollout, _numbers(row["teacher_logprobs"]))
 

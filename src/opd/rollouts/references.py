@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from opd.data.tasks import observe
 from opd.errors import DataError
 from opd.models.chat import Chat
+from opd.rewards.reactions import verdict
 from opd.types import Message, Observation, Prompt, Rollout, RolloutSource, Span, Task
 
 
@@ -58,6 +59,7 @@ class ReferenceAnswers:
                 f"prompt '{prompt.id}' and its answer have {len(prompt_ids) + len(ids)} tokens, more than the model's "
                 f"{self.max_length}. Fix: shorten or drop the prompt"
             )
+        judged = verdict(seen)
         written = {p for turn in turns for p in range(*turn)}
         return Rollout(
             prompt=prompt,
@@ -67,7 +69,9 @@ class ReferenceAnswers:
             logprobs=(math.nan,) * len(ids),  # not sampled
             turns=tuple(turns),
             finish="stop",
-            reward=seen.reward,
+            reward=judged.reward,
+            correct=judged.correct,
+            rewards=judged.rewards,
             source="references",
             transcript=tuple(transcript),
         )

@@ -14,6 +14,7 @@ import torch
 from opd.data.tasks import observe
 from opd.errors import DataError, OpdError
 from opd.models.chat import Chat
+from opd.rewards.reactions import NO_VERDICT, BatchTask, Verdict, verdict, when_cut_off
 from opd.types import Engine, Event, Generation, Message, Prompt, Rollout, Sampling, Span, Task
 
 ALL_TURNS = 2**31
@@ -34,7 +35,7 @@ class _Trajectory:
     events: list[Event] = field(default_factory=list)
     transcript: list[Message] = field(default_factory=list)
     finish: Literal["stop", "length", "turns"] | None = None
-    reward: float | None = None
+    verdict: Verdict = NO_VERDICT
     num_calls: int = 0
 
     def add(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> Span:
@@ -46,7 +47,7 @@ class _Trajectory:
         return Span(start, len(self.ids))
 
     def cut(self, finish: Literal["length", "turns"]) -> None:
-        """End a trajectory that did not stop by itself; its answer counts as wrong."""
+        """End a trajectory that did not stop by itself."""
         self.finish = finish
         self.events.append(Event("too_long", len(self.turns) - 1, self.turns[-1], {"finish": finish}))
 
@@ -62,7 +63,9 @@ class _Trajectory:
             finish=self.finish,
             source=self.source,
             events=tuple(self.events),
-            reward=self.reward,
+            reward=self.verdict.reward,
+            correct=self.verdict.correct,
+            rewards=self.verdict.rewards,
             num_calls=self.num_calls,
             transcript=tuple(self.transcript),
         )
@@ -147,7 +150,8 @@ class Sampler:
                 span = trajectory.add(generation.ids, list(generation.logprobs))
                 trajectory.turns.append(span if trajectory.turns else Span(0, span.stop))
                 self._react(trajectory, generation.stopped, last_turn=len(trajectory.turns) == most)
-        return [t.rollout() for t in trajectories]
+        made = [t.rollout() for t in trajectories]
+        return self.task.rewarded(made) if isinstance(self.task, BatchTask) else made
 
     def _generate(
         self,
@@ -244,9 +248,8 @@ class Sampler:
             trajectory.finish = "stop" if stopped else "length"
             return
         seen = observe(self.task, trajectory.prompt, trajectory.transcript)
-        if not stopped:  # the turn was cut, so the task's verdict on it does not count
-            unchecked = not seen.messages and seen.reward is None
-            trajectory.reward = None if unchecked else 0.0
+        if not stopped:
+            trajectory.verdict = when_cut_off(seen)
             trajectory.cut("length")
             return
         trajectory.num_calls += seen.num_calls
@@ -255,11 +258,11 @@ class Sampler:
             at = Span(span.start + fault.start, span.start + fault.stop)
             trajectory.events.append(Event(kind, len(trajectory.turns) - 1, at, detail))
         if not seen.messages:
-            trajectory.finish, trajectory.reward = "stop", seen.reward
+            trajectory.finish, trajectory.verdict = "stop", verdict(seen)
             return
         inserted = self.chat.of(trajectory.prompt).message_ids(seen.messages, ids)
         if last_turn or len(trajectory.ids) + len(inserted) >= self.max_new_tokens:
-            trajectory.reward = 0.0
+            trajectory.verdict = when_cut_off(seen)
             trajectory.cut("turns" if last_turn else "length")
             return
         trajectory.transcript += seen.messages

@@ -135,9 +135,10 @@ class GroupAdvantages:
         self.longest = longest
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> AdvantageSignal:
-        """An advantage for every student-chosen position of every segment; a rollout without a reward counts as 0."""
+        """An advantage for every student-chosen position of every segment; a rollout without a reward has none."""
+        segments = [s for s in segments if rollouts[s.rollout].reward is not None]
         signal, group_B = Answers().score(rollouts, segments), _groups(rollouts, segments)
-        reward_B = torch.tensor([r.reward or 0.0 for r in rollouts])
+        reward_B = torch.tensor([0.0 if r.reward is None else r.reward for r in rollouts])
         if self.overlong_penalty is not None:
             length_B = torch.tensor([len(r.completion_ids) for r in rollouts])
             reward_B = reward_B + overlong_penalty(length_B, longest=self.longest, margin=self.overlong_penalty)
@@ -162,7 +163,8 @@ class GroupAdvantages:
 def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:
     """The number of each rollout's prompt, from 0, int64 [B].
 
-    Those not asked about have a group each: they would lower the mean that the others are compared with.
+    Those not asked about, and those without a reward, have a group each: they would change the mean that the others
+    are compared with.
     """
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
     asked = {segment.rollout for segment in segments}

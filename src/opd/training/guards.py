@@ -88,7 +88,8 @@ class Guards:
         """A sentence with the values if validation fell well below its best or below the start, else None.
 
         A fall within three standard errors of the measurement is no collapse. A divergence or a loss has collapsed
-        when it exceeds its value at the start by the share ``drop``. A metric that is missing is not judged.
+        when it exceeds its value at the start by the share ``drop``, a mean reward when it has lost that share of its
+        best or first value, whichever is larger in size. A metric that is missing is not judged.
         """
         judged = validation(before)
         if judged is None or judged[0] not in now:
@@ -101,6 +102,10 @@ class Guards:
             if value > start * (1 + self.drop):
                 return f"validation {name} rose from {start:.3f} at the start to {value:.3f}"
             return None
+        if name == "reward":
+            chance = 3 * _standard_error(top, self.num_prompts)  # of rewards between 0 and 1; 0 for others
+            lost = value < top - max(self.drop * max(abs(top), abs(start)), chance)
+            return f"validation {name} fell from {top:.3f} at its best to {value:.3f}" if lost else None
         if value < start - max(self.below_start, 3 * _standard_error(start, self.num_prompts)):
             return f"validation {name} fell from {start:.1%} at the start to {value:.1%}"
         if value < top - max(top * self.drop, 3 * _standard_error(top, self.num_prompts)):

@@ -13,7 +13,7 @@ TASK = MathTask()
 
 
 def reward(text: str, result: int) -> float | None:
-    return TASK.step(Prompt(id="m", data={"result": result}), [{"role": "assistant", "content": text}]).reward
+    return TASK.step(Prompt(id="m", data={"result": result}), [{"role": "assistant", "content": text}]).correct
 
 
 def test_the_working_starts_at_the_last_digit() -> None:

@@ -21,7 +21,7 @@ PROBLEM = Problem(
 
 
 def reward(text: str, result: str = "frob") -> float | None:
-    return TASK.step(Prompt(id="s", data={"result": result}), [{"role": "assistant", "content": text}]).reward
+    return TASK.step(Prompt(id="s", data={"result": result}), [{"role": "assistant", "content": text}]).correct
 
 
 def problems(number: int = 1000) -> list[Problem]:

@@ -17,7 +17,7 @@ LETTERS = tuple("kbdaf")
 
 def reward(text: str, result: str) -> float | None:
     prompt = Prompt(id="s", data={"result": tuple(result)})
-    return TASK.step(prompt, [{"role": "assistant", "content": text}]).reward
+    return TASK.step(prompt, [{"role": "assistant", "content": text}]).correct
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def say(text: str, prompt: Prompt = PROMPT) -> Observation:
 
 @pytest.mark.parametrize("text", ["call frob 7, 3", "call frob 7 , 3", " Call FROB 7,3<|im_end|>"])
 def test_a_valid_call_returns_the_result_with_any_spacing(text: str) -> None:
-    assert say(text) == Observation(message={"role": "tool", "content": "21"}, num_calls=1)
+    assert say(text) == Observation(message={"role": "tool", "content": "21"}, correct=False, num_calls=1)
 
 
 def test_separate_digits_are_one_number() -> None:
@@ -44,7 +44,7 @@ def test_an_unlisted_tool_is_an_error_and_an_event_with_the_listed_tools() -> No
     assert seen.message == {"role": "tool", "content": "error: no such tool"}
     detail = {"tool": "multiply", "error": "no such tool", "tools": "add is blip, mul is frob, sub is zed"}
     assert seen.events == (("unknown_tool", detail),)
-    assert (seen.num_calls, seen.reward) == (1, None)
+    assert (seen.num_calls, seen.correct) == (1, False)
 
 
 @pytest.mark.parametrize("arguments", ["", "7", "7 3", "7, 3, 1", "7, x", ", 3", "7, -3", "12345, 1"])
@@ -75,7 +75,7 @@ def test_a_call_without_a_tool_is_bad_arguments() -> None:
     ],
 )
 def test_anything_but_a_call_ends_the_episode(text: str, reward: float) -> None:
-    assert say(text) == Observation(reward=reward)
+    assert say(text) == Observation(correct=bool(reward))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -89,7 +89,7 @@ def test_reference_turns_get_the_reward(split: str) -> None:
             assert not seen.events
             if seen.message:
                 transcript.append(seen.message)
-        assert seen.reward == 1.0
+        assert seen.correct
 
 
 def test_splits_have_their_sizes_and_share_no_expression() -> None:

@@ -89,7 +89,7 @@ class FeedbackView(PromptView):
         """Each prompt with the first other attempt that succeeded, or with the environment's messages."""
         successes: dict[str, list[int]] = {}
         for index, rollout in enumerate(rollouts):
-            if rollout.reward is not None and rollout.reward >= SUCCESS:
+            if rollout.correct or (rollout.correct is None and (rollout.reward or 0.0) >= SUCCESS):
                 successes.setdefault(rollout.prompt.id, []).append(index)
         return [self._prompt(rollouts, i, successes.get(r.prompt.id, [])) for i, r in enumerate(rollouts)]
 

@@ -50,7 +50,7 @@ class MathTask:
         """Check the number after the last "answer"."""
         answers = _ANSWER.findall(last_turn(transcript))
         right = bool(answers) and int("".join(answers[-1].split())) == prompt.data["result"]
-        return Observation(reward=float(right))
+        return Observation(correct=right)
 
 
 @cache

@@ -90,7 +90,7 @@ class SearchTask:
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Check the name after the last "answer"; any text after it makes the answer wrong."""
         _, found, name = last_turn(transcript).rpartition("answer")
-        return Observation(reward=float(bool(found) and name.split() == [prompt.data["result"]]))
+        return Observation(correct=bool(found) and name.split() == [prompt.data["result"]])
 
 
 @cache

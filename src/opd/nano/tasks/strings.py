@@ -76,7 +76,7 @@ class StringsTask:
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Check the letters after the last "answer"; any text after them makes the answer wrong."""
         _, found, letters = last_turn(transcript).rpartition("answer")
-        return Observation(reward=float(bool(found) and tuple(letters.split()) == prompt.data["result"]))
+        return Observation(correct=bool(found) and tuple(letters.split()) == prompt.data["result"])
 
 
 @cache

@@ -99,7 +99,7 @@ class ToolsTask:
         if call is None:
             answer = _ANSWER.fullmatch(text)
             right = answer is not None and int("".join(answer[1].split())) == prompt.data["result"]
-            return Observation(reward=float(right))
+            return Observation(correct=right)
         return _run(prompt, call[1], call[2])
 
 
@@ -113,13 +113,13 @@ def _run(prompt: Prompt, name: str, arguments: str) -> Observation:
     if not (name and valid):
         return _failure(prompt, "bad_arguments", "bad arguments", name)
     result = apply(operations[name], int(numbers[0]), int(numbers[1]))
-    return Observation(message={"role": "tool", "content": str(result)}, num_calls=1)
+    return Observation(message={"role": "tool", "content": str(result)}, correct=False, num_calls=1)
 
 
 def _failure(prompt: Prompt, kind: str, error: str, tool: str) -> Observation:
     detail = {"tool": tool, "error": error, "tools": prompt.data["listing"]}
     message = {"role": "tool", "content": f"error: {error}"}
-    return Observation(message=message, events=((kind, detail),), num_calls=1)
+    return Observation(message=message, events=((kind, detail),), correct=False, num_calls=1)
 
 
 @cache

@@ -4,10 +4,12 @@
 const CHARTS = [
   ["Accuracy", "Share of correct answers: held-out prompts at each evaluation, the training batch at each step.",
     [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true], ["eval", /^avg@/, ""]], { share: true }],
+  ["Reward", "Mean reward: held-out prompts at each evaluation, the training batch at each step.",
+    [["eval", "reward", "held out"], ["train", "reward", "training batch"], ["eval", /^reward[/@]/, ""], ["eval", "teacher_reward", "teacher", true], ["train", /^rewards\//, ""]], {}],
   ["Divergence from the teacher", "On the student's own rollouts, in nats per token.",
     [["eval", "teacher/reverse_kl", "reverse KL"], ["eval", "reverse_kl", "reverse KL, held out"], ["eval", "teacher/forward_kl", "forward KL"]], { low: 0 }],
   ["Loss", "The loss that is minimised, and its terms.",
-    [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|sft|teacher_entropy)$/, ""]], {}],
+    [["train", "loss", "loss"], ["train", /^(distill|anchor|policy_gradient|sft|teacher_entropy)$/, ""]], {}],
   ["Overlap", "Share of the 16 likeliest tokens that both have, and the student's mass on them.",
     [["eval", /^teacher\/overlap@\d+$/, ""], ["eval", "teacher/overlap_mass", "mass on shared"]], { share: true }],
   ["Entropy", "Entropy of student and teacher, in nats; the gap is the mean absolute difference.",

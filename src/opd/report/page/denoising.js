@@ -15,13 +15,14 @@ const MEANINGS = {
 };
 const FIRST = ["accuracy", "frechet", "distance"];
 const DENOISING_CHARTS = [
-  ["Accuracy", "Share of images that show their prompt: held-out prompts at each evaluation, the training batch at each step.",
-    [["eval", "accuracy", "held out"], ["train", "accuracy", "training batch"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true]], { share: true }],
+  ["Accuracy", "Share of held-out images that show their prompt, at each evaluation.",
+    [["eval", "accuracy", "held out"], ["eval", /^accuracy\//, ""], ["eval", "teacher_accuracy", "teacher", true]], { share: true }],
+  ["Reward", "Mean reward of the training batch at each step.", [["train", "reward", "training batch"], ["train", /^reward\//, ""]], {}],
   ["Fréchet distance", "Distance between the set of images and real images; lower is better.",
     [["eval", "frechet", "student"], ["eval", "teacher_frechet", "teacher", true]], { low: 0 }],
   ["Distance to the teacher", "The loss on held-out prompts, averaged over the states of trajectories.", [["eval", "distance", "distance"]], { low: 0 }],
   ["Loss", "The total loss, and its terms.",
-    [["train", "loss", "loss"], ["train", /^(distill|anchor|reward|reward_gradient)$/, ""]], {}],
+    [["train", "loss", "loss"], ["train", /^(distill|anchor|policy_gradient|reward_gradient)$/, ""]], {}],
   ["Spread", "Standard deviation of the clean latents across a batch; it falls to 0 if the student generates one image for every prompt.", [["train", "spread", "spread"]], { low: 0 }],
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],

@@ -134,7 +134,7 @@ function objections(run) {
       const key = JSON.stringify([student, preferred]);
       const group = groups.get(key) || { student, preferred, token, count: 0, correct: 0, loss: 0 };
       group.count += 1;
-      group.correct += rollout.reward >= 1 ? 1 : 0;
+      group.correct += rollout.correct ? 1 : 0;
       group.loss += Math.abs(lead(token).loss);
       if (Math.abs(lead(token).loss) > Math.abs(lead(group.token).loss)) group.token = token;
       groups.set(key, group);
@@ -142,7 +142,7 @@ function objections(run) {
   }
   const rows = [...groups.values()].sort((a, b) => b.loss - a.loss).slice(0, 5);
   if (!rows.length) return null;
-  const checked = run.rollouts.some((r) => r.reward !== null);
+  const checked = run.rollouts.some((r) => r.correct !== null);
   return el(
     "div", { class: "changes objections" },
     el("h3", {}, "Where the teacher disagrees"),

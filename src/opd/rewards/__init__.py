@@ -1,0 +1,1 @@
+"""Rewards beside those of tasks: functions of the user's own, and judges."""
