@@ -132,6 +132,9 @@ def test_only_the_adapter_trains_and_out_is_its_folder(folder: Path, other: Path
     names = {p.name for p in result.out.iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
     assert not any(name.startswith("model") for name in names)
+    card = (result.out / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert f"Trained: a LORA adapter of {folder}\n" in card
     settings = json.loads((result.out / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(folder)
     assert settings["target_modules"] == sorted(settings["target_modules"])
@@ -283,6 +286,10 @@ def test_teachers_share_the_students_base_only_while_it_is_frozen(folder: Path, 
     assert bool(shared) == lora
     if lora:
         assert tensors(run.initial.model) == shared
+        beside = folder.parent / "." / folder.name / ".." / folder.name  # another way to write the same folder
+        again = loaded(lora_run(tmp_path / "out", beside, Path(tree["teacher"]["model"])))
+        assert again.teacher_model is not None
+        assert tensors(again.student.model) & tensors(again.teacher_model.model)
     before = logprobs(run.teacher_model.model)
     train(tree)
     assert torch.equal(logprobs(load(tree["teacher"]["model"], key="teacher").model), before)

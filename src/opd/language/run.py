@@ -21,6 +21,7 @@ from opd.language.measure import evaluation, extrapolation, gate
 from opd.language.preview import preview
 from opd.language.terms import loss_terms
 from opd.loop import Loop
+from opd.models.adapters import adapted, settings_of
 from opd.models.forward import read_own
 from opd.models.language import checkpoint_activations
 from opd.models.loading import check_trainable
@@ -134,7 +135,12 @@ class LanguageRun:
             f"Loss: {config.loss.signal.distance(config.loss.divergence.type)}, anchor {config.loss.anchor}",
             f"{result.steps} steps, {result.tokens:,} student tokens, {result.seconds:.0f} s",
         ]
-        return model_card(config, result, library="transformers", facts=facts)
+        student = self.context.student
+        if not adapted(student.model):
+            return model_card(config, result, library="transformers", facts=facts)
+        kind, base = settings_of(student.model).peft_type.value, settings_of(student.model).base_model_name_or_path
+        facts.insert(0, f"Trained: a {kind} adapter of {base}{', merged' if student.merge else ''}")
+        return model_card(config, result, library="transformers" if student.merge else "peft", facts=facts)
 
     def findings(self) -> Iterator[str]:
         """The lines of `opd doctor`."""

@@ -51,6 +51,6 @@ def load_student(
     freeze(student.model)
     base = dataclasses.replace(student, model=shared_copy(student.model))
     if objects.student is None:
-        bases.held[path] = base.model
+        bases.hold(path, base.model)
     torch.manual_seed(config.seed)
     return dataclasses.replace(student, model=new_adapter(student.model, **settings)), base

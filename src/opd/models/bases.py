@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -60,16 +61,20 @@ class Bases:
         Args:
             shared: whether others may use its weights; they are then frozen.
         """
-        if path in self.held:
-            return shared_copy(self.held[path])
+        if (name := _name(path)) in self.held:
+            return shared_copy(self.held[name])
         whole = read_whole(path, dtype=DTYPES[dtype], **self._bits(dtype, device))
         whole = (whole if self.quantize else whole.to(device)).eval()
         if self.quantize:
             self._check_computes(whole, path, device)
         if not shared:
             return whole
-        self.held[path] = whole.requires_grad_(False)
+        self.hold(path, whole.requires_grad_(False))
         return shared_copy(whole)
+
+    def hold(self, path: str, model: Any) -> None:
+        """Let others use the weights of a frozen model."""
+        self.held[_name(path)] = model
 
     @torch.no_grad()
     def _check_computes(self, model: Any, path: str, device: str) -> None:
@@ -98,3 +103,8 @@ class Bases:
             bnb_4bit_compute_dtype=DTYPES[dtype],
         )
         return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _name(path: str) -> str:
+    """The same for two ways to write one folder; an id is its own."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
