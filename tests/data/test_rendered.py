@@ -18,6 +18,8 @@ from opd.axes.base import Objects
 from opd.axes.views.hint import HintView
 from opd.axes.views.privileged import PrivilegedView
 from opd.config.read import read
+from opd.config.run import PromptsConfig
+from opd.data.prompts import load_prompts
 from opd.data.rows import from_rows
 from opd.errors import DataError, ModelError
 from opd.language.lengths import Rendered
@@ -90,6 +92,7 @@ def test_many_prompts_are_counted_in_seconds() -> None:
     ("name", "row", "words"),
     [
         ("minimind", {"messages": [user("a"), {"role": "critic", "content": "lost"}]}, r"message 2 \(critic\)"),
+        ("qwen 3", {"messages": [{"role": "speaker", "content": "s"}, user("Hi")]}, r"message 1 \(speaker\)"),
         (
             "qwen 3",
             {"messages": [user("Hi"), {"role": "developer", "content": "be brief"}]},
@@ -234,6 +237,36 @@ def test_views_keep_tools_and_template_arguments() -> None:
     opening = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     hint = "<|im_start|>user\nh<|im_end|>\n"
     assert chat.decode(hinted, skip_special_tokens=False) == f"{read_by_student.removesuffix(opening)}{hint}{opening}"
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the shared data beside the checkout")
+def test_published_tool_calling_prompts_as_they_are() -> None:
+    config = PromptsConfig(
+        path=str(SHARED_DATA / "bfcl" / "BFCL_v4_simple_python.json"),
+        columns={"messages": "question", "tools": "function"},
+    )
+    prompts, _ = load_prompts(config, key="prompts", has_template=True)
+    chat = Chat(AutoTokenizer.from_pretrained(SHARED_DATA / "minimind-tokenizer"))
+    assert len(prompts) == 400
+    assert prompts[0].id == "simple_python_0"
+    read_by_model = Rendered.of(prompts, chat, key="prompts")
+    for prompt, length in zip(prompts[::50], read_by_model.lengths[::50], strict=True):
+        ids = chat.tokenizer.apply_chat_template(
+            list(prompt.messages or ()), tools=list(prompt.tools or ()), add_generation_prompt=True, return_dict=False
+        )
+        assert chat.prompt_ids(prompt) == tuple(ids)
+        assert length == len(ids)
+
+
+def test_a_model_is_measured_on_a_file_with_other_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\na b,c\nb c,d\nc d,e\n" + "a " * 200 + ",b\n")
+    notes: list[str] = []
+    settings = ["columns.prompt=question", "max_tokens=100"]
+    metrics = opd.evaluate(
+        make_model(0), str(tmp_path / "a.csv"), settings=settings, max_new_tokens=4, note=notes.append
+    )
+    assert {"accuracy", "length"} <= metrics.keys()
+    assert notes == ["eval.prompts: 1 of 4 prompts left out, of more than 100 tokens"]
 
 
 class Says:

@@ -237,6 +237,8 @@ def _said(answer: Any) -> Any:
 
 def _messages(messages: Any, where: str) -> tuple[tuple[Message, ...], str | None]:
     """A conversation without a last turn of the assistant's, and the text of that turn; None if there is none."""
+    if isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], list):
+        messages = messages[0]  # a list of exchanges, as in BFCL, of which there is one
     valid = isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages) > 0
     usual = [_usual(m) if isinstance(m, Mapping) else {} for m in messages] if valid else []
     if not valid or not all(isinstance(m.get("role"), str) and m["role"] for m in usual):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from opd.errors import DataError
+from opd.errors import DataError, ModelError
 from opd.models.chat import Chat
 from opd.models.messages import content_text
 from opd.types import Message, Prompt
@@ -16,8 +17,8 @@ _MARKER = "MARKER"
 def check_rendering(prompts: Sequence[Prompt], texts: Sequence[str], chat: Chat, *, key: str) -> None:
     """Refuse prompts of which a part does not reach the model.
 
-    A template may trim a text, or leave out thoughts. A message, a call or a tool that leaves no trace is refused, and
-    so are arguments that the template does not have.
+    A template may trim a text, quote it, or leave out thoughts. A message, a call or a tool that leaves no trace is
+    refused, and so are arguments that the template does not have.
 
     Args:
         texts: the renderings of the prompts.
@@ -26,19 +27,14 @@ def check_rendering(prompts: Sequence[Prompt], texts: Sequence[str], chat: Chat,
     Raises:
         DataError: the sentence names the prompt and the part.
     """
-    known: set[str] = set()
+    checker = _Checker(chat)
     for prompt, text in zip(prompts, texts, strict=True):
-        for name in prompt.chat_template_kwargs.keys() - known:
-            if not re.search(
-                rf"\b{re.escape(name)}\b", chat.tokenizer.get_chat_template() if chat.has_template else ""
-            ):
-                raise DataError(
-                    f"{key}.chat_template_kwargs: the chat template of '{chat.tokenizer.name_or_path}' has no "
-                    f"'{name}'. Fix: correct the name, or leave it out"
-                )
-            known.add(name)
-        lost = _lost(prompt, text, chat)
-        if lost:
+        if name := checker.unknown_argument(prompt):
+            raise DataError(
+                f"{key}.chat_template_kwargs: the chat template of '{chat.tokenizer.name_or_path}' has no "
+                f"'{name}'. Fix: correct the name, or leave it out"
+            )
+        if lost := checker.lost(prompt, text):
             raise DataError(
                 f"{key}: prompt '{prompt.id}': {lost} does not reach the model, as the chat template of "
                 f"'{chat.tokenizer.name_or_path}' leaves it out. Fix: use a role and form that the template renders"
@@ -47,25 +43,47 @@ def check_rendering(prompts: Sequence[Prompt], texts: Sequence[str], chat: Chat,
             raise DataError(f"{key}: prompt '{prompt.id}' has half of a surrogate pair. Fix: delete it")
 
 
-def _lost(prompt: Prompt, text: str, chat: Chat) -> str | None:
-    """The part of a prompt that its rendering does not hold; None if it holds all of them."""
-    for number, message in enumerate(prompt.messages or ()):
-        said = content_text(message).strip()
-        if said and said not in text and not _renders(prompt, number, chat):
-            return f"message {number + 1} ({message['role']})"
-        for call in message.get("tool_calls") or ():
-            name = _name(call)
-            if name and name not in text:
-                return f"the call of '{name}' in message {number + 1}"
-    missing = [name for tool in prompt.tools or () if (name := _name(tool)) not in text]
-    return f"tool '{missing[0]}'" if missing else None
+class _Checker:
+    """Compares prompts with their renderings by one template."""
 
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.known: set[str] = set()
+        self.rendered: dict[tuple[str, ...], bool] = {}
+        """By the roles of a conversation, whether each of its messages is rendered."""
 
-def _renders(prompt: Prompt, number: int, chat: Chat) -> bool:
-    """Whether another text in a message's place is rendered; the template may quote the message's own."""
-    messages = list(prompt.messages or ())
-    messages[number] = {**messages[number], "content": _MARKER}
-    return _MARKER in chat.prompt_text(Prompt(prompt.id, tuple(messages), tools=prompt.tools))
+    def unknown_argument(self, prompt: Prompt) -> str | None:
+        """An argument of the prompt's that the template does not read."""
+        new = prompt.chat_template_kwargs.keys() - self.known
+        template = str(self.chat.tokenizer.get_chat_template()) if new and self.chat.has_template else ""
+        self.known |= {name for name in new if re.search(rf"\b{re.escape(name)}\b", template)}
+        return next((name for name in prompt.chat_template_kwargs if name not in self.known), None)
+
+    def lost(self, prompt: Prompt, text: str) -> str | None:
+        """The part of a prompt that its rendering does not hold; None if it holds all of them."""
+        messages = prompt.messages or ()
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self.rendered:
+            self.rendered[roles] = all(self._renders(prompt, number) for number in range(len(messages)))
+        for number, message in enumerate(messages):
+            said = content_text(message).strip()
+            suspect = not self.rendered[roles] or said not in text
+            if said and suspect and not self._renders(prompt, number):
+                return f"message {number + 1} ({message['role']})"
+            for call in message.get("tool_calls") or ():
+                if _name(call) not in text:
+                    return f"the call of '{_name(call)}' in message {number + 1}"
+        missing = [name for tool in prompt.tools or () if (name := _name(tool)) not in text]
+        return f"tool '{missing[0]}'" if missing else None
+
+    def _renders(self, prompt: Prompt, number: int) -> bool:
+        """Whether a marker in a message's place is rendered; a short text may stand elsewhere by chance."""
+        messages = list(prompt.messages or ())
+        messages[number] = {**messages[number], "content": _MARKER}
+        try:
+            return _MARKER in self.chat.prompt_text(replace(prompt, messages=tuple(messages)))
+        except ModelError:  # the template wants something else there, so it reads the text
+            return True
 
 
 def _name(call: Message) -> str:
