@@ -1,9 +1,11 @@
 """The command line as a user meets it: exit statuses, sentences, and what a process of its own adds."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+import opd
 from opd.api import examine
 from opd.config.read import recipe_names
 from opd.models.bundled import BUNDLED
@@ -111,3 +113,47 @@ def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str, monkey
 
 def test_bundled_models_are_small() -> None:
     assert sum(f.stat().st_size for f in BUNDLED.rglob("*") if f.is_file()) < 16_000_000
+
+
+def test_the_version_and_what_opd_does(tmp_path: Path) -> None:
+    assert command("--version", cwd=tmp_path).stdout == f"opd {opd.__version__}\n"
+    for flag in ("-h", "--help"):
+        helped = command(flag, cwd=tmp_path)
+        assert "Train language and diffusion models by on-policy distillation" in helped.stdout
+        assert "No logic" not in helped.stdout
+    assert "--temperature" in command("eval", "-h", cwd=tmp_path).stdout
+
+
+def test_an_evaluation_as_json_with_its_options(tmp_path: Path) -> None:
+    options = ["--limit", "4", "--temperature", "0.6", "--dtype", "bfloat16", "--device", "cpu", "--json"]
+    done = command("eval", "nano/math-base", "math", *options, "--max-new-tokens", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["length"] > 0
+    for wrong, words in (
+        (["--limit", "0"], "limit: at least 1 is needed (got 0)"),
+        (["--temperature", "-1"], "temperature: at least 0 is needed (got -1.0)"),
+        (["--dtype", "int8"], "dtype: there is no 'int8'. Fix: choose float32, bfloat16, float16"),
+    ):
+        assert_one_sentence(command("eval", "nano/math-base", "math", *wrong, cwd=tmp_path), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["eval", "nano/math-bas", "math"],
+            "no bundled model 'nano/math-bas'; did you mean 'nano/math-base'? Fix",
+        ),
+        (["eval", "math-base", "math"], "did you mean 'nano/math-base'? Fix"),
+        (["eval", "nano/math-base", "maths"], "did you mean 'math'? Fix"),
+        (
+            ["train", "lsm", "loss.signal.k=1000", "out=x"],
+            "loss.signal.k=1000 is above the 291 tokens of the",
+        ),
+    ],
+)
+def test_near_names_and_impossible_numbers(
+    tmp_path: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_one_sentence(command(*arguments, cwd=tmp_path), words)

@@ -151,6 +151,17 @@ def test_python_of_the_page_on_own_models(number: int, tmp_path: Path, monkeypat
     assert space["result"].steps == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["runs", "library"])
+def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    space: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, space)
+    assert [step for step, _ in space["curve"].points] == [0, 2] if page == "runs" else space["losses"]
+
+
 def test_no_metric_is_explained_twice() -> None:
     page = (DOCS / "metrics.md").read_text()
     for part in page.split("\n## ")[1:]:

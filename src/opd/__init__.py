@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from opd.api import evaluate, train
+    from opd.api import evaluate, load_model, train
     from opd.data.answers import answers_match
     from opd.errors import OpdError
     from opd.output.callbacks import Callback, RunStart
@@ -39,6 +39,7 @@ __all__ = [
     "Task",
     "answers_match",
     "evaluate",
+    "load_model",
     "pipeline",
     "train",
 ]
@@ -51,6 +52,7 @@ _HOME = {
     "Result": "opd.output.result",
     "answers_match": "opd.data.answers",
     "evaluate": "opd.api",
+    "load_model": "opd.api",
     "pipeline": "opd.pipelines.run",
     "train": "opd.api",
 }

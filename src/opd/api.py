@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from opd.axes.base import GIVEN, Objects
 from opd.config import read as run_file
@@ -21,6 +21,8 @@ from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel, device_named
+from opd.models.loading import accept
+from opd.models.loading import load as load_language_model
 from opd.output import provenance
 from opd.output.callbacks import Callback, RunStart, check_callbacks
 from opd.output.claim import claim
@@ -32,6 +34,10 @@ from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSou
 
 if TYPE_CHECKING:
     from opd.losses import Divergence
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Dtype of a named model's weights."""
 
 
 class Run(Protocol):
@@ -243,6 +249,9 @@ def evaluate(
     samples: int = 0,
     max_new_tokens: int = 256,
     max_turns: int = 8,
+    limit: int | None = None,
+    temperature: float = 0.0,
+    dtype: Dtype = "float32",
     device: str = "auto",
     note: Note = ignore,
 ) -> Metrics:
@@ -254,6 +263,9 @@ def evaluate(
         split: of the task or dataset; by default ``test`` or ``validation``, where there is one.
         settings: keys of the run file's ``prompts``: ``["limit=100"]`` or ``{"columns.prompt": "question"}``.
         samples: also sample n answers per prompt and report avg@n.
+        limit: measure the first n prompts.
+        temperature: of the measured answers; 0 takes the most likely token.
+        dtype: of the weights, for a model that is named.
         note: takes sentences about prompts that were left out or changed.
 
     Returns:
@@ -262,7 +274,15 @@ def evaluate(
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
-    least = {"samples": (samples, 0), "max_new_tokens": (max_new_tokens, 1), "max_turns": (max_turns, 1)}
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"dtype: there is no '{dtype}'. Fix: choose {', '.join(get_args(Dtype))}")
+    least: dict[str, tuple[float, float]] = {
+        "samples": (samples, 0),
+        "max_new_tokens": (max_new_tokens, 1),
+        "max_turns": (max_turns, 1),
+        "limit": (1 if limit is None else limit, 1),
+        "temperature": (temperature, 0),
+    }
     for name, (value, bound) in least.items():
         if value < bound:
             raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
@@ -270,7 +290,7 @@ def evaluate(
         is_task = prompts in TASKS or ":" in prompts
         named = {"task": prompts} if is_task else PromptsConfig.source(prompts)
         prompts = named if split is None else {**named, "split": split}
-    tree = {"prompts": dict(prompts)}
+    tree = {"prompts": dict(prompts) if limit is None else {**prompts, "limit": limit}}
     for key, value in run_file.pairs_of(settings).items():
         run_file.set_key(tree, f"prompts.{key}", value)
     config = run_file.validate(PromptsConfig, tree["prompts"], at="prompts")
@@ -283,8 +303,30 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         max_turns=max_turns,
         device=device,
+        dtype=dtype,
+        temperature=temperature,
         note=note,
     )
+
+
+def load_model(model: str | tuple[Any, Any], *, dtype: Dtype = "float32", device: str = "auto") -> LanguageModel:
+    """Load a model with its tokenizer and inspect it as every run does, for a loop of your own.
+
+    Args:
+        model: path, bundled name or hub id, or (model, tokenizer).
+        dtype, device: of the weights, for a model that is named.
+
+    Returns:
+        The model, in evaluation mode if it was named: hidden states, output head, end tokens.
+
+    Raises:
+        OpdError: it cannot be loaded, lacks tensors, or its cached decoding differs from its full forward pass.
+    """
+    if isinstance(model, str):
+        return load_language_model(model, key="model", dtype=dtype, device=device_named(device))
+    pair = _pair(model)
+    assert pair is not None
+    return accept(pair, key="model")
 
 
 def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any]:

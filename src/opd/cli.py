@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from opd import __version__
 from opd.config.secrets import redact_sentence
 from opd.errors import ConfigError, OpdError
 from opd.output.visible import sentence, visible
@@ -38,6 +39,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(emoji=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"opd {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train language and diffusion models by on-policy distillation: the student answers, a teacher scores each token.
+
+    Begin with opd train hint, or with opd methods for what else there is. opd COMMAND -h explains a command.
+    """
+
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the run file.")]
 
@@ -102,9 +122,15 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option(help="Also sample n answers per prompt: avg@n.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens after a prompt.")] = 256,
+    limit: Annotated[int | None, typer.Option(help="Measure the first n prompts.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the answers; 0 takes the most likely token.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
 ) -> None:
-    """Measure a model on prompts with checkable answers."""
+    """Measure a model, a run or one of its checkpoints on prompts with checkable answers."""
     from opd.api import evaluate as measure
+    from opd.output.run_folder import json_line
     from opd.output.terminal import show_metrics
 
     metrics = measure(
@@ -114,9 +140,16 @@ def evaluate(
         settings=settings or (),
         samples=samples,
         max_new_tokens=max_new_tokens,
-        note=lambda text: console.print(escape(text), highlight=False),
+        limit=limit,
+        temperature=temperature,
+        dtype=dtype,  # type: ignore[arg-type]
+        device=device,
+        note=lambda text: Console(stderr=as_json, emoji=False).print(escape(text), highlight=False),
     )
-    show_metrics(console, model, metrics)
+    if as_json:
+        sys.stdout.write(json_line(metrics))
+    else:
+        show_metrics(console, model, metrics)
 
 
 @app.command()

@@ -239,3 +239,14 @@ def test_an_impossible_measurement_is_refused(setting: str) -> None:
     settings: dict[str, Any] = {setting: -1}
     with pytest.raises(ConfigError, match=f"{setting}: at least . is needed .got -1."):
         opd.evaluate("nano/math-base", "math", **settings)
+
+
+class Nothing:
+    """A teacher that forgets to return its signal."""
+
+    def score(self, rollouts: Any, segments: Any) -> None: ...
+
+
+def test_a_teacher_that_returns_no_signal_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"signal\[0\]: Nothing\.score\(\) returned None\. Fix: return an opd"):
+        train(tmp_path / "run", {"teacher": {"weights": "ema"}}, signal=(Nothing(), lambda *given: None))

@@ -14,6 +14,7 @@ from opd.data.files import read_rows, without_nulls
 from opd.data.rows import Note, from_rows, ignore
 from opd.data.tasks import TASKS, get_task
 from opd.errors import DataError
+from opd.models.bundled import near
 from opd.types import Prompt, Task
 
 TRAIN = ("train",)
@@ -218,7 +219,8 @@ def _dataset(config: PromptsConfig, splits: Sequence[str], *, key: str, note: No
             if config.dataset in TASKS
             else "check its name, subset and split, or give a file"
         )
-        raise DataError(f"{key}: cannot load {source} ({reason}). Fix: {fix}") from error
+        meant = near(config.dataset, list(TASKS))
+        raise DataError(f"{key}: cannot load {source} ({reason}){meant} Fix: {fix}") from error
     return map(without_nulls, rows)
 
 

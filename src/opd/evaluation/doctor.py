@@ -36,6 +36,7 @@ def findings(run: LanguageContext) -> Iterator[str]:
     yield from _facts(run)
     yield from _ends(run)
     yield from _lengths(run)
+    yield from _evaluations(run)
     yield from _memory(run)
     yield from _teaching(run)
 
@@ -80,6 +81,15 @@ def _common(run: LanguageContext, teacher: LanguageModel) -> str:
     ours, theirs = run.student.tokenizer, teacher.tokenizer
     common = match(TokenTexts(ours), TokenTexts(theirs), opening=False)[0]
     return f"another tokenizer with {len(theirs)} tokens, {len(common)} of them shared with the student"
+
+
+def _evaluations(run: LanguageContext) -> Iterator[str]:
+    every, steps = run.config.eval.every, run.config.optimizer.steps
+    if run.held_out and every > steps:
+        yield (
+            f"evaluation only at the start and the end, as eval.every={every} is above optimizer.steps={steps}; guards "
+            "and the best weights see nothing in between"
+        )
 
 
 def _lengths(run: LanguageContext) -> Iterator[str]:

@@ -68,6 +68,8 @@ def measure_model(
     max_new_tokens: int,
     max_turns: int,
     device: str,
+    dtype: str = "float32",
+    temperature: float = 0.0,
     note: Note = ignore,
 ) -> Metrics:
     """Measure a model on prompts, outside any run.
@@ -75,16 +77,17 @@ def measure_model(
     Args:
         model: path, bundled name or hub id, or a loaded model.
         samples: n of avg@n; 0 leaves it out.
-        device: as in the run file.
+        device, dtype: as in the run file.
+        temperature: of the measured answers; 0 takes the most likely token.
         note: takes sentences about the prompts.
 
     Raises:
         OpdError: the model or the prompts cannot be used.
     """
     if isinstance(model, str):
-        loaded = load(model, key="student", device=device_named(device))
+        loaded = load(model, key="model", dtype=dtype, device=device_named(device))
     else:
-        loaded = accept(model, key="student")
+        loaded = accept(model, key="model")
     set_threads(None, loaded.model)
     chat = Chat(loaded.tokenizer)
     rewards = RewardBuilder(device=device_named(device))
@@ -111,7 +114,11 @@ def measure_model(
     rendered = Rendered.of(held_out, chat, key="eval.prompts").within(prompts.max_tokens, note)
     rendered.check_room(max_new_tokens, loaded.max_length, setting="max_new_tokens")
     measure = Evaluation(
-        student=loaded, prompts=rendered.prompts, greedy=sampler(GREEDY), sampled=sampler(Sampling()), samples=samples
+        student=loaded,
+        prompts=rendered.prompts,
+        greedy=sampler(Sampling(temperature=temperature)),
+        sampled=sampler(Sampling()),
+        samples=samples,
     )
     return measure()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from opd.errors import ModelError
@@ -16,10 +18,23 @@ def resolve(name: str) -> str:
     if not Path(name).exists() and name.startswith("nano/"):
         folder = BUNDLED / name.removeprefix("nano/")
         if not folder.is_dir():
-            known = ", ".join(sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/")))
-            raise ModelError(f"there is no bundled model '{name}'. Fix: name one of {known}")
+            known = bundled_names()
+            raise ModelError(
+                f"there is no bundled model '{name}'{near(name, known)} Fix: name one of {', '.join(known)}"
+            )
         return str(folder)
     return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def bundled_names() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/"))
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """``; did you mean 'X'?`` for the most similar known name, otherwise a full stop."""
+    similar = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+    return f"; did you mean '{similar[0]}'?" if similar else "."
 
 
 def is_bundled(name: str) -> bool:

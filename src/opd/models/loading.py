@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
@@ -11,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from opd.errors import ModelError, OpdError
 from opd.models.adapters import adapted, check_whole, merged, saved_adapter
 from opd.models.bases import Bases
-from opd.models.bundled import resolve
+from opd.models.bundled import bundled_names, near, resolve
 from opd.models.folders import ADAPTER, adapter_config, base_of, file_in
 from opd.models.inspection import inspect, not_causal
 from opd.models.language import LanguageModel
@@ -147,6 +148,8 @@ def unloadable(
 ) -> ModelError:
     """The error for a model that is missing or broken."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    meant = near(name if "/" in name else f"nano/{name}", bundled_names()) if not Path(name).exists() else "."
     return ModelError(
-        f"{key}: cannot load '{name}' ({first}); give a folder with {needs}, or a hub id that is reachable from here"
+        f"{key}: cannot load '{name}' ({first}){meant} Fix: give a folder with {needs}, or a hub id that is reachable "
+        "from here"
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
+from opd.errors import ConfigError
+from opd.types import Signal
 
 if TYPE_CHECKING:
-    from opd.types import Objective, Teacher, Term
+    from opd.types import Objective, Rollout, Segment, Teacher, Term
 
 
 class SignalConfig(AxisValue):
@@ -89,4 +92,25 @@ class GivenSignal(SignalConfig):
     def build(self, run: RunContext) -> tuple[Teacher, Objective]:
         """The pair as it was given."""
         teacher, objective = run.given("signal")
-        return teacher, objective
+        return GivenTeacher(teacher), objective
+
+
+@dataclass(frozen=True)
+class GivenTeacher:
+    """A user's own teacher, whose answers are checked."""
+
+    teacher: Teacher
+
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Signal:
+        """What the teacher returns.
+
+        Raises:
+            ConfigError: it is no signal.
+        """
+        signal = self.teacher.score(rollouts, segments)
+        if not isinstance(signal, Signal):
+            raise ConfigError(
+                f"signal[0]: {type(self.teacher).__name__}.score() returned {signal!r}. Fix: return an "
+                "opd.types.Signal, an empty one if no position has a target"
+            )
+        return signal

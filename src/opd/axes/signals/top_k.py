@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from opd.axes.context import RunContext
 from opd.axes.signals.base import SignalConfig
+from opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from opd.types import Objective, Teacher
@@ -42,5 +43,8 @@ class TopK(SignalConfig):
         """The teacher, and the divergence on the support."""
         from opd.losses import Support
 
+        rows = run.student.head_VD.shape[0]
+        if self.k > rows:
+            raise ConfigError(f"loss.signal.k={self.k} is above the {rows} tokens of the vocabulary. Fix: lower it")
         support = Support(self.k, whose=self.support, rest=self.rest)
         return run.teacher(), run.among_teachers(run.divergence(support=support))
