@@ -361,8 +361,8 @@ def test_unknown_recipe_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("student: [1,\nprompts: {")
     with pytest.raises(ConfigError, match="not valid YAML"):
         read(broken)
-    broken.write_text("student: s\nout: 2026-13-45\n")
-    with pytest.raises(ConfigError, match=r"has a value that YAML cannot read .*Fix: quote it"):
+    broken.write_text(f"student: s\nseed: {'9' * 5000}\n")
+    with pytest.raises(ConfigError, match=r"not valid YAML: line 2 has an integer of 5,000 digits\. Fix: correct it"):
         read(broken)
     broken.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping"):

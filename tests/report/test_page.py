@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from opd.errors import DataError
 from opd.report.data import BUDGET, run_data
 from opd.report.live import LiveServer
-from opd.report.page import page, write_page, write_report
+from opd.report.page import FOLDER, page, write_page, write_report
 from support.written_run import HOSTILE, write_run
 
 
@@ -129,3 +131,12 @@ def test_the_live_server_answers_only_this_machine_and_only_known_paths(tmp_path
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_page_shows_characters_without_a_shape_by_their_code_points() -> None:
+    script = (FOLDER / "dom.js").read_text(encoding="utf-8")
+    hostile = "a\u202eb\u2066c\x1b[31md\u200be\x00\U000e0041f\ud7ff\n\t\u200d😀"
+    asked = f"{script}\nconsole.log(JSON.stringify(shapes({json.dumps(hostile)})))"
+    shown = json.loads(subprocess.run(["node", "-e", asked], capture_output=True, text=True, check=True).stdout)
+    assert shown == "a⟨U+202E⟩b⟨U+2066⟩c⟨U+001B⟩[31md⟨U+200B⟩e⟨U+0000⟩⟨U+E0041⟩f\ud7ff\n\t\u200d😀"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+LARGEST = 2**53
+"""Integers from here on are not exact in a float or in the report's page."""
 
 
 class Strict(BaseModel):
@@ -26,6 +31,13 @@ class Strict(BaseModel):
                 raise ValueError(f"{str(value).lower()} is not a number. Fix: give a number, or leave it out")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _fits_files(cls, value: Any) -> Any:
+        """Refuse what files and reports cannot hold, also inside values of any type: pydantic checks typed ones."""
+        _check_values(value)
+        return value
+
     def needs(self) -> Mapping[str, tuple[str, ...]]:
         """What the settings require of the rest of the run: a key of this mapping ("" for all of it) to fact names.
 
@@ -42,3 +54,20 @@ class Strict(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Strict):
                 yield from value.all_needs(f"{key}.{name}".strip("."))
+
+
+def _check_values(value: Any) -> None:
+    match value:
+        case str() if found := re.search("[\x00\ud800-\udfff]", value):
+            raise ValueError(f"a text has the character U+{ord(found[0]):04X}. Fix: leave it out")
+        case int() if abs(value) >= LARGEST:
+            raise ValueError(f"an integer of {value.bit_length()} bits is too large. Fix: lower it")
+        case float() if not math.isfinite(value):
+            raise ValueError(f"{value} is no value. Fix: give a finite number, or leave it out")
+        case Mapping():
+            for key, inner in value.items():
+                _check_values(key)
+                _check_values(inner)
+        case list() | tuple():
+            for inner in value:
+                _check_values(inner)

@@ -15,6 +15,9 @@ from opd.config.run import RunConfig
 FAMILIES: dict[str, type[RunConfig] | type[DiffusionConfig]] = {"language": RunConfig, "diffusion": DiffusionConfig}
 """The schema of each family of students."""
 
+MOST_SHOWN = 200
+"""Characters of a value in an error."""
+
 
 def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     """The first problem as one sentence, unknown keys before all else."""
@@ -53,8 +56,14 @@ def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
         return f"unknown key '{key}.{inside}'; {key} is a single value. Fix: write {key}=…{more}"
     shape = SHAPES.get(first["type"])
     if shape:
-        return f"'{key}' has to be {shape} (got {first['input']!r}). Fix: {_fix(key, first, model)}{more}"
-    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}. Fix: correct {key}{more}"
+        return f"'{key}' has to be {shape} (got {shown(first['input'])}). Fix: {_fix(key, first, model)}{more}"
+    return f"'{key}' is {shown(first['input'])}: {message[0].lower()}{message[1:]}. Fix: correct {key}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value in an error; the middle of a long one is left out."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]}…{text[-MOST_SHOWN // 2 :]}"
 
 
 SINGLE = {"float_type", "int_type", "bool_type", "string_type", "literal_error"}

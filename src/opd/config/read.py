@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from opd.axes.base import AxisValue, class_named
 from opd.axes.signals import SignalConfig
+from opd.config import yaml_text
 from opd.config.diffusion import DiffusionConfig
 from opd.config.own_model import settle
 from opd.config.problems import FAMILIES, sentence
@@ -155,6 +155,8 @@ def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Mo
         return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(sentence(error, model, at)) from None
+    except RecursionError:
+        raise ConfigError(f"{at or 'the run file'} has too many values inside each other. Fix: correct it") from None
 
 
 def load(path: Path, what: str = "run file", keys: str = "student, prompts and teacher") -> dict[str, Any]:
@@ -164,37 +166,18 @@ def load(path: Path, what: str = "run file", keys: str = "student, prompts and t
         ConfigError: it cannot be read, or is something else.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(yaml_text.MAX_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot read {what} '{path}' ({reason}). Fix: check the path") from None
     try:
-        tree = yaml.load(text, _OnceOnly)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}. Fix: correct it") from None
-    except UNREADABLE as error:
-        raise ConfigError(f"'{path}' has a value that YAML cannot read ({error}). Fix: quote it") from None
+        tree = yaml_text.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"'{path}' is not valid YAML: {error}. Fix: correct it") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"'{path}' is not a mapping. Fix: write keys such as {keys}")
     return tree
-
-
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-"""Errors of PyYAML's constructors, for instance for the date 2026-13-45."""
-
-
-class _OnceOnly(yaml.SafeLoader):
-    """YAML in which a key stands once; PyYAML alone would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                problem = f"'{key.value}' stands twice, on lines {seen[key.value]} and {line}; rename or delete one"
-                raise yaml.YAMLError(problem)
-            seen[key.value] = line
-        return super().construct_mapping(node, deep)
 
 
 def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
@@ -208,7 +191,7 @@ def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
             f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' and no such file{guess} Fix: give the path of "
             f"a run file, or one of {', '.join(recipe_names())}"
         )
-    tree: dict[str, Any] = yaml.safe_load((RECIPES / f"{source}.yaml").read_text())
+    tree: dict[str, Any] = yaml_text.parse((RECIPES / f"{source}.yaml").read_text())
     return tree
 
 
@@ -233,8 +216,8 @@ def split(override: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"override '{override}' is not of the form key=value. Fix: write it like optimizer.lr=1e-4")
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, *UNREADABLE):
+        return key, yaml_text.parse(value)
+    except ValueError:
         return key, value
 
 

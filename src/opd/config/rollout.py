@@ -14,11 +14,11 @@ class RolloutConfig(Strict):
     """What writes the completions: student (on-policy), teacher, references, mixture, prefix or recorded."""
     engine: EngineChoice = Hf()
     """What generates tokens."""
-    prompts_per_step: int = Field(64, ge=1)
+    prompts_per_step: int = Field(64, ge=1, le=1_000_000)
     """Number of prompts per step."""
-    rollouts_per_prompt: int = Field(1, ge=1)
+    rollouts_per_prompt: int = Field(1, ge=1, le=100_000)
     """Number of rollouts per prompt."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(256, ge=1, le=10_000_000)
     """Most tokens after the prompt, tool results included."""
     max_turns: int = Field(8, ge=1)
     """Most assistant turns, if there is an environment."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from opd.config.run import MAY_CHANGE, BaseRun
 from opd.errors import CheckpointError, ConfigError
 from opd.output.run_folder import is_empty
+from opd.report.files import read_json
 
 
 def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
@@ -36,7 +36,7 @@ def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
         raise ConfigError(f"out: '{out}' already holds a run. Fix: go on with --resume, or choose another out")
     if not begun:
         raise CheckpointError(f"'{out}' holds a finished run without checkpoints. Fix: choose another out")
-    _check_same(out, json.loads(saved.read_text()), config)
+    _check_same(out, read_json(saved) or {}, config)
     return True
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opd.config.secrets import redact_sentence
+from opd.data.strict_json import lines
 from opd.output.callbacks import RunStart, tell
 from opd.output.run_folder import json_line
 from opd.types import Metrics, Rollout, Scored
@@ -228,18 +229,22 @@ _OPEN: dict[str, Callable[[str, Path, dict[str, Any], str], Sink]] = {
 
 
 def rewind(path: Path, step: int) -> None:
-    """Keep the lines of a JSONL file that belong to this step or an earlier one."""
+    """Keep the lines of a JSONL file that belong to this step or an earlier one, byte for byte."""
     if not path.exists():
         return
-    lines = path.read_text().split("\n")  # not splitlines: text may contain U+2028
-    kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        for _, line in lines(path):
+            found = _step_of(line)
+            if found is not None and found <= step:
+                file.write(line.removesuffix(b"\n") + b"\n")
+    partial.replace(path)
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
     """The step of a line; None for one that a kill cut short."""
     try:
-        step: int = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return step
+    return step if isinstance(step, int) else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from opd.config import read as run_file
 from opd.config.base import Strict
@@ -93,6 +94,12 @@ class PipelineConfig(Strict):
     """Number of independent stages to run at the same time, each in its own process."""
     stages: dict[str, TrainStage | AverageStage | EvalStage] = Field(min_length=1)
     """Stages by name; each one trains (``run``), averages (``average``) or measures (``eval``)."""
+
+    @field_validator("out")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        """``~`` is the home folder."""
+        return os.path.expanduser(value)
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> PipelineConfig:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from opd.data.strict_json import parse
 from opd.pipelines.graph import Stage
 from opd.report.files import measured
 
@@ -92,9 +92,9 @@ class Tail:
             return
         whole = new[: new.rfind(b"\n") + 1]
         self.offset += len(whole)
-        for line in whole.splitlines():
+        for line in whole.split(b"\n")[:-1]:
             try:
-                yield json.loads(line)
+                yield parse(line)
             except ValueError:  # the file was started again during the read
                 continue
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.config.run import MAY_CHANGE
+from opd.data.strict_json import parse
 from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
 from opd.models.folders import ADAPTER, base_of
@@ -107,7 +108,7 @@ def read(path: Path) -> dict[str, Any] | None:
         CheckpointError: the file has another content.
     """
     try:
-        found = json.loads(path.read_text())
+        found = parse(path.read_bytes())
         return found if isinstance(found["fingerprint"], str) and isinstance(found["inputs"], dict) else None
     except FileNotFoundError:
         return None

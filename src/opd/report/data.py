@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -13,11 +12,22 @@ from opd.axes.base import AXES, AxisValue
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
+from opd.report.block import bounded, bounded_row, data_block
 from opd.report.files import ROLLOUTS, measured, read_json, read_metrics, read_rollouts
+from opd.report.rows import is_rollout
 from opd.report.signs import signs
 
 BUDGET = 4_200_000
 """Characters for a page's rollouts; the whole report then stays below 5 MB."""
+
+BESIDE = frozenset({"train", "eval", "events", "config"})
+"""Parts of a run's data that have bounds of their own."""
+
+MOST_VALUES, MOST_METRICS, MOST_EVENTS, MOST_SPECIALS = 40_000, 400, 300, 300
+"""Largest numbers of values of a kind of metrics, of metrics, of events and of special tokens in a page."""
+
+FITTINGS = 4
+"""Attempts to fit rollouts, before the page goes without them."""
 
 RARE = -9.21
 """log 0.0001: likeliest tokens below it are left out, except the first two."""
@@ -42,20 +52,27 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     lines = read_metrics(folder / "metrics.jsonl")
     about = about_run(folder, lines)
     config = about["config"]
-    rows = read_rollouts(folder / ROLLOUTS)
+    recorded = read_rollouts(folder / ROLLOUTS)
+    rows = [bounded_row(row) for row in recorded if is_rollout(row)]
     rollouts, vocabulary = _rollouts(rows)
-    wrong = signs(config, lines, rollouts)
-    left_out = _fit(rollouts, budget)
-    return {
-        **about,
-        "labels": _labels(config),
-        "teaching": _teaching(config),
-        "signs": wrong,
-        "vocabulary": vocabulary,
-        "specials": sorted({mark for row in rows for mark in _marks(row)}),
-        "rollouts": rollouts,
-        "left_out": left_out,
-    }
+    try:
+        run = {
+            **about,
+            "labels": _labels(config),
+            "teaching": _teaching(config),
+            "signs": signs(config, lines, rollouts),
+            "vocabulary": vocabulary,
+            "specials": sorted({mark for row in rows for mark in _marks(row)})[:MOST_SPECIALS],
+            "rollouts": rollouts,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"'{folder / 'run.json'}' was not written by opd ({type(error).__name__}: {error}). Fix: name a run's "
+            "folder"
+        ) from None
+    left_out = _fit_whole(run, budget)
+    broken = len(recorded) - len(rows)
+    return run | {"left_out": ", ".join(filter(None, [left_out, f"{broken} damaged rows" if broken else ""]))}
 
 
 def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
@@ -71,9 +88,12 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
     if not (folder / "run.json").is_file():
         raise DataError(f"'{folder}' is no run of opd: it has no run.json. Fix: name a run's folder")
     config = read_json(folder / "run.json") or {}
+    if not all(isinstance(config.get(key) or {}, Mapping) for key in ("method", "loss", "teacher", "rollout", "eval")):
+        raise DataError(f"'{folder / 'run.json'}' was not written by opd. Fix: name a run's folder")
     result = read_json(folder / "result.json")
     method = config.get("method") or {}
-    return {
+    events = [{"step": line["step"], **line["event"]} for line in lines if "event" in line]
+    about = {
         "name": folder.resolve().name,
         "title": method.get("title") or "",
         "summary": method.get("summary") or "",
@@ -86,8 +106,10 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         "best": measured((result or {}).get("best") or {}),
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),
-        "events": [{"step": line["step"], **line["event"]} for line in lines if "event" in line],
+        "events": events[-MOST_EVENTS:],
     }
+    found: Tree = bounded(about)
+    return found
 
 
 def _teaching(config: Mapping[str, Any]) -> str:
@@ -202,14 +224,39 @@ def _fit(rollouts: list[Tree], budget: int) -> str:
     for stage in (partial(thin, 0.25), halve, partial(thin, 0.05), only_held_out, halve, partial(thin, 0.0), halve):
         if over():
             stage()
-    while over() and len(rollouts) > 1:
+    while over() and rollouts:
         rollouts.pop(max(range(len(rollouts)), key=lambda i: (rollouts[i]["n"], rollouts[i]["step"])))
         removed["prompts"] = "some prompts"
     return ", ".join(removed.values())
 
 
-def _size(rollout: Tree) -> int:
-    return len(json.dumps(rollout, separators=(",", ":"), ensure_ascii=False).encode())
+def _fit_whole(run: Tree, budget: int) -> str:
+    """Remove data until all of the run fits; its texts count as they are escaped in the page."""
+    left_out, room = "", budget
+    for _ in range(FITTINGS):
+        left_out = _fit(run["rollouts"], room) or left_out
+        _only_used(run)
+        excess = _size({key: run[key] for key in run if key not in BESIDE}) - budget
+        if excess <= 0:
+            return left_out
+        room -= excess
+    run["rollouts"].clear()
+    _only_used(run)
+    return "all rollouts"
+
+
+def _only_used(run: Tree) -> None:
+    """Leave out tokens of the vocabulary that no rollout has any more."""
+    number: dict[int, int] = {}
+    for rollout in run["rollouts"]:
+        for scores in (rollout["student"], *(t for term in rollout["terms"] for t in term["teachers"])):
+            for pairs in scores.get("top", ()):
+                pairs[::2] = [number.setdefault(token, len(number)) for token in pairs[::2]]
+    run["vocabulary"] = [run["vocabulary"][token] for token in number]
+
+
+def _size(tree: Tree) -> int:
+    return len(data_block(tree).encode())
 
 
 def _keep_likeliest(rollout: Tree, share: float) -> None:
@@ -232,7 +279,9 @@ def _keep_likeliest(rollout: Tree, share: float) -> None:
 def _series(lines: Sequence[Tree], kind: str) -> Tree:
     """Metrics as columns over steps; None if a step lacks a metric."""
     rows = [(line["step"], line[kind]) for line in lines if kind in line]
-    names = dict.fromkeys(name for _, row in rows for name in row)
+    names = list(dict.fromkeys(name for _, row in rows for name in row))[:MOST_METRICS]
+    stride = ceil(len(rows) * len(names) / MOST_VALUES) or 1
+    rows = rows[-1::-stride][::-1]  # of a very long run every second step, or fewer, and always the last one
     columns = {name: [_short(row.get(name)) for _, row in rows] for name in names}
     return {"step": [step for step, _ in rows], "columns": columns}
 

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from opd.report.block import data_block
 from opd.report.files import ROLLOUTS, STATES
-from opd.report.page import data_block, page, trees
+from opd.report.page import page, trees
 from opd.report.samples import SAMPLES
 
 LOOPBACK = "127.0.0.1"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 from opd.errors import DataError
 from opd.output.format import metric_table
-from opd.output.run_folder import finite, write_text
+from opd.output.run_folder import write_text
+from opd.report.block import data_block
 from opd.report.data import BUDGET, run_data
 from opd.report.denoising import FAMILY, denoising_data, is_denoising
 
@@ -31,9 +31,6 @@ SECTIONS = {"short": "Summary", "tokens": "Tokens", "curves": "Curves", "record"
 DENOISING_SCRIPTS = ("dom.js", "shared.js", "curves.js", "denoising.js", "images.js")
 DENOISING_SECTIONS = {"short": "Summary", "images": "Images", "curves": "Curves", "record": "Record"}
 STYLES = ("vendor/uPlot.min.css", "style.css")
-
-ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-"""Characters that could end a script element or one of its lines, in JSON's escaped form."""
 
 
 def write_report(folder: Path) -> Path:
@@ -121,12 +118,6 @@ def assemble(
     pieces = _file("shell.html").replace("{{body}}", _file(template)).split("{{")
     # One pass, so that a value that contains a placeholder is not expanded.
     return pieces[0] + "".join(values[name] + rest for name, _, rest in (p.partition("}}") for p in pieces[1:]))
-
-
-def data_block(tree: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(finite(tree), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.translate(ESCAPES)
 
 
 def _file(name: str) -> str:

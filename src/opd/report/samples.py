@@ -9,7 +9,6 @@ samples/overview.png images before, during and after training and of the teacher
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from opd.errors import DataError
 from opd.output.run_folder import write_json
+from opd.report.files import read_json
 
 SAMPLES = "samples"
 """In the run's folder."""
@@ -75,7 +75,9 @@ class Samples:
 
     def _index(self, key: str) -> list[Column]:
         path = self.folder / INDEX
-        found: list[Column] = json.loads(path.read_text(encoding="utf-8"))[key] if path.is_file() else []
+        found = (read_json(path) or {}).get(key, [])
+        if not isinstance(found, list):
+            raise DataError(f"'{path}' is damaged ('{key}' is no list). Fix: delete '{path.parent}'")
         return found
 
     def write(self, name: int | str, image: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from opd.data.strict_json import lines, parse
 from opd.errors import CheckpointError
 from opd.rollouts.sampler import ALL_TURNS
 from opd.signals import SampledSignal
@@ -125,10 +126,9 @@ def load(path: Path, prompts: Sequence[Prompt]) -> list[_Take]:
     """
     known = {prompt.id: prompt for prompt in prompts}
     takes = []
-    # Not splitlines(), which also splits at separators that may stand inside a JSON string.
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+    for number, line in lines(path):
         try:
-            row = json.loads(line)
+            row = parse(line)
             takes.append(_take(row, known[row["prompt"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(

@@ -21,6 +21,7 @@ from anyio.from_thread import start_blocking_portal
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 
 from opd.config.secrets import Secret, checked_url, from_environment, redact, redact_sentence
+from opd.data import strict_json
 from opd.errors import ConfigError, ModelError
 from opd.types import Message
 
@@ -142,8 +143,8 @@ class ChatEndpoint:
                 f"({self._reason(error)}). Fix: start the server, or correct {self.key}"
             ) from None
         try:
-            return _content(json.loads(text)["choices"][0]["message"])
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            return _content(strict_json.parse(text, halves=True)["choices"][0]["message"])
+        except (ValueError, KeyError, IndexError, TypeError):
             raise ModelError(
                 f"{self.key}: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
                 f"{text[:QUOTED]}. Fix: correct {self.key}"
@@ -185,8 +186,8 @@ class ChatEndpoint:
         """A kept answer; None without one, or if its file was damaged or belongs to another question."""
         if name not in self.known and self.cache:
             try:
-                kept = json.loads((self.cache / f"{name}.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
+                kept = strict_json.parse((self.cache / f"{name}.json").read_bytes())
+            except (OSError, ValueError):
                 return None
             if isinstance(kept, dict) and kept.get("question", name) == name and isinstance(kept.get("answer"), str):
                 self.known[name] = _text(redact(kept["answer"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ class Sampled(SignalConfig):
     """Discount of the advantages of later tokens in the same rollout; 0 leaves each token its own."""
     max_advantage: float | None = Field(None, gt=0)
     """Clips advantages on both sides, in nats."""
-    ratio_clip: tuple[float, float] | None = None
+    ratio_clip: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]] | None = None
     """PPO's clip of the importance ratio, [low, high]. The ratio is 1 unless rollouts were recorded."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""

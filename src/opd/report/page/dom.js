@@ -1,5 +1,9 @@
 // DOM and number helpers. Text enters the page only as text nodes, never as markup.
 
+// Control characters, direction marks and invisible separators as their code points: they would hide or turn other text.
+const SHAPELESS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|\udb40[\udc00-\udc7f]/g;
+const shapes = (text) => text.replace(SHAPELESS, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
 const $ = (id) => document.getElementById(id);
 
 // el("li", { class: "row", onclick: f, "aria-label": "x" }, child, "text", ...)
@@ -12,7 +16,7 @@ function el(name, props, ...children) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else if (key.startsWith("--")) node.style.setProperty(key, value);
     else if (key === "data") Object.assign(node.dataset, value);
-    else node.setAttribute(key, value === true ? "" : value);
+    else node.setAttribute(key, value === true ? "" : shapes(String(value)));
   }
   add(node, children);
   return node;
@@ -21,7 +25,7 @@ function el(name, props, ...children) {
 function add(node, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    node.append(child instanceof Node ? child : document.createTextNode(shapes(String(child))));
   }
   return node;
 }
