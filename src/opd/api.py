@@ -26,6 +26,7 @@ from opd.models.loading import load as load_language_model
 from opd.output import provenance
 from opd.output.callbacks import Callback, RunStart, check_callbacks
 from opd.output.claim import claim
+from opd.output.faults import as_sentences
 from opd.output.result import Result
 from opd.output.run_folder import locked, write_json
 from opd.output.run_log import RunLog, open_sinks
@@ -141,8 +142,9 @@ def train(
     if source in run_file.recipe_names() and not run_file.PROMPT_SOURCES & run_file.pairs_of(overrides).keys():
         objects = objects.with_own_prompts(evaluated="eval.prompts" not in run_file.pairs_of(overrides))
     check_callbacks(callbacks)
-    config = run_file.read(source, _with_objects(overrides, objects), starts_from=_behind(student))
-    return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)
+    with as_sentences():
+        config = run_file.read(source, _with_objects(overrides, objects), starts_from=_behind(student))
+        return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)
 
 
 def start(
@@ -240,6 +242,7 @@ def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
         log.stop()
 
 
+@as_sentences()
 def evaluate(
     model: str | LanguageModel | tuple[Any, Any],
     prompts: str | Mapping[str, Any],

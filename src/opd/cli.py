@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from opd import __version__
 from opd.config.secrets import redact_sentence
 from opd.errors import ConfigError, OpdError
+from opd.output.faults import as_sentences
 from opd.output.visible import sentence, visible
 
 
@@ -160,7 +161,7 @@ def view(
     ],
     live: Annotated[bool, typer.Option("--live", help="Follow runs in progress, through a local server.")] = False,
     out: Annotated[Path | None, typer.Option(help="File of the page; by default in the run's folder.")] = None,
-    port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.")] = 0,
+    port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
     """Show a run with the teacher's target for every token (or its images), or a pipeline with its metrics."""
@@ -214,7 +215,8 @@ def doctor(
 def main() -> None:
     """Run a command; a user's error is one sentence and exit status 2."""
     try:
-        app()
+        with as_sentences():
+            app()
     except OpdError as error:
         _complain(str(error))
         sys.exit(2)

@@ -6,7 +6,8 @@ OpdError                     one sentence: the key or file, the value, the fix
 ├── ModelError               a model or tokenizer cannot be used as asked
 ├── AlignmentError           teacher and student would be compared at different tokens
 ├── EmptyStepError           a step had nothing to train on
-└── CheckpointError          a checkpoint is missing, foreign or damaged
+├── CheckpointError          a checkpoint is missing, foreign or damaged
+└── StorageError             a disk, folder, file or the memory cannot be used
 """
 
 
@@ -36,3 +37,7 @@ class EmptyStepError(OpdError, RuntimeError):
 
 class CheckpointError(OpdError, RuntimeError):
     """A checkpoint cannot be read, or belongs to another run."""
+
+
+class StorageError(OpdError, RuntimeError):
+    """A disk is full or read-only, a folder is gone, a name is too long, or the memory ran out."""

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from opd.output.run_log import RunStart
+from opd.output.callbacks import RunStart
 from opd.output.terminal import LiveDisplay
 from opd.output.visible import LONGEST, sentence, visible
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import ConfigError, OpdError
+from opd.output.faults import as_sentences
 from opd.output.run_folder import is_empty, locked, write_json, write_text
 from opd.pipelines import state
 from opd.pipelines.checks import check
@@ -30,6 +31,7 @@ LOGS = ".logs"
 """Folder with the output of the stages' processes."""
 
 
+@as_sentences()
 def pipeline(
     source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | Sequence[str] = (),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.errors import OpdError
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
 from opd.loop import Loop
 from opd.losses import token_logprobs
@@ -98,9 +99,9 @@ class Recorder:
     def event(self, step: int, kind: str, text: str) -> None: ...
 
     def stop(self) -> None:
-        """Write the page at the end of the run. A full disk must not hide the reason why a run ended."""
+        """Write the page at the end of the run. A full disk or a missing folder must not hide why it ended."""
         started = time.perf_counter()
-        with suppress(OSError):
+        with suppress(OSError, OpdError):
             write_report(self.path.parent)
         self.seconds += time.perf_counter() - started
 
