@@ -153,7 +153,7 @@ def test_resume_names_a_damaged_run_file(tmp_path: Path) -> None:
     import opd
 
     for content in (b"", b"\xff", b"[1]", b'{"a": Infinity}'):
-        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "checkpoints" / "000001").mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "run.json").write_bytes(content)
         with pytest.raises(OpdError, match=r"run\.json' is damaged"):
             opd.train("hint", {"out": str(tmp_path / "run"), "log": []}, resume=True)
