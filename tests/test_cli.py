@@ -157,6 +157,8 @@ def test_near_names_and_impossible_numbers(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert_one_sentence(command(*arguments, cwd=tmp_path), words)
+
+
 def test_an_error_is_one_line_without_emoji_or_hidden_characters(tmp_path: Path) -> None:
     done = command("train", "hint", "student=a:b:c\u202e\x1b[2J" + "x" * 60_000, "out=o", cwd=tmp_path)
     assert done.returncode == 2
