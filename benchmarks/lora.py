@@ -3,7 +3,7 @@
     python benchmarks/lora.py accuracy     # hint and opd, three seeds each
     python benchmarks/lora.py rates        # the trial that chose the learning rates, one seed each
     python benchmarks/lora.py memory       # two steps of a random model of 34 M parameters
-    python benchmarks/lora.py experts      # one to ten adapters of one base, beside as many whole models
+    python benchmarks/lora.py experts      # one to ten adapters of one base, and each beside its merged model
 
 ``memory --student FOLDER --teacher FOLDER --prompts FILE`` measures a pair of your own.
 """
@@ -160,22 +160,24 @@ def experts(folder: Path) -> None:
     """Adapters of one base as teachers: memory by their number, and each against its merged model."""
     base = random_model(folder / "base")
     saved = [adapter(base, folder / f"a{n}", n) for n in range(10)]
-    wholes = [random_model(folder / f"w{n}", n) for n in range(2)]
     print("\n| teachers of 34 M parameters | tensors MB | process, peak MB |\n|---|---|---|")
-    rows = {f"{n} adapters of one base": saved[:n] for n in (1, 2, 5, 10)} | {"2 whole models": wholes}
-    for name, sources in rows.items():
-        found = in_a_process("pool", sources)
-        print(f"| {name} | {found['held'] / 1e6:.1f} | {found['peak'] / 1e6:.0f} |", flush=True)
+    for n in (1, 2, 5, 10):
+        found = in_a_process("pool", saved[:n])
+        print(f"| {n} adapters of one base | {found['held'] / 1e6:.1f} | {found['peak'] / 1e6:.0f} |", flush=True)
     base = resolve("nano/math-base")
     pool = ModelPool({str(n): adapter(base, folder / f"n{n}", n) for n in range(10)}, key="teacher.models")
     ids = torch.arange(5, 45)[None]
-    worst = 0.0
+    apart = {torch.float32: 0.0, torch.float64: 0.0}
     for name in pool:
-        with torch.no_grad():
-            models = (pool[name].model, merged(pool[name].model))
-            ours, theirs = (m(ids).logits.log_softmax(-1) for m in models)
-        worst = max(worst, float((ours - theirs).abs().max()))
-    print(f"\nTen adapters of nano/math-base: log-probabilities differ from the merged model's by at most {worst:.1e}.")
+        for dtype in apart:
+            model = pool[name].model.to(dtype)
+            with torch.no_grad():
+                ours, theirs = (m(ids).logits.log_softmax(-1) for m in (model, merged(model)))
+            apart[dtype] = max(apart[dtype], float((ours - theirs).abs().max()))
+    print(
+        "\nLargest difference of a log-probability between an adapter of nano/math-base and its merged model, of ten:"
+    )
+    print(", ".join(f"{worst:.1e} in {dtype}" for dtype, worst in apart.items()))
 
 
 def adapter(base: str, folder: Path, seed: int) -> str:

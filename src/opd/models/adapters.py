@@ -8,6 +8,7 @@ another's adapter on or off, and an error in it leaves nothing switched.
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from opd.errors import ConfigError, ModelError
+
+# peft imports it if it is installed. It reports kernels that it lacks, and every product whose inputs are not float16.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 ALONE = "lora"
 """Folder of the adapter alone, inside the folder of the model that it was merged into."""

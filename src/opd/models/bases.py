@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,8 +92,6 @@ class Bases:
             return {}
         from transformers import BitsAndBytesConfig
 
-        # It reports every product whose inputs are not float16, and kernels that it could have had.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         eight = self.quantize == "8bit"
         config = BitsAndBytesConfig(
             load_in_8bit=eight,
