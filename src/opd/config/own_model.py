@@ -30,12 +30,12 @@ def settings_taken(config: BaseRun) -> str:
     if method is None or method.settings is None:
         return ""
     if method.settings == "bundled":
-        return "those of the recipe for bundled models; a model of your own gets others (opd methods NAME)"
+        return "the recipe's settings for bundled models; a model of your own gets others (opd methods NAME)"
     run = config.model_dump(mode="json")
     known = {key: _at(run, key) for key in method.own_model if not isinstance(method.own_model[key], Mapping)}
     taken = [f"{key}={value}" for key, value in known.items() if value == _number(method.own_model[key])]
     yours = [f"{key}={value}" for key, value in known.items() if value != _number(method.own_model[key])]
-    return f"those of the recipe for a model of your own: {', '.join(taken)}" + (
+    return f"the recipe's settings for a model of your own: {', '.join(taken)}" + (
         f"; overridden: {', '.join(yours)}" if yours else ""
     )
 

@@ -48,7 +48,7 @@ class LiveDisplay:
         self.task = self.progress.add_task("train", total=run.steps, completed=run.step, metrics="")
         self.progress.start()
         if run.settings:
-            self.console.print(f"settings: {escape(run.settings)}", highlight=False, soft_wrap=True)
+            self.console.print(escape(run.settings), highlight=False, soft_wrap=True)
         if not run.evaluates:
             self.console.print("[yellow]no evaluation:[/] neither eval.prompts nor eval.text is set")
         if run.step:
