@@ -184,7 +184,7 @@ class Loop:
         self.state.idle = 0
         scale = self.state.lr_scale
         sums = dict.fromkeys((s.term.name for s in scored), 0.0)
-        self.student.model.train()
+        self.student.train()
         for where, states in self.forward(rollouts):
             losses: list[Tensor] = []
             for entry in scored:

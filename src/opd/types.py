@@ -323,6 +323,10 @@ class Policy(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def train(self) -> None:
+        """Prepare the model for forward passes with gradients."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write a folder that the model's own library can load."""
         ...

@@ -71,7 +71,7 @@ def whole(model: LanguageModel, context: list[int], ids: tuple[int, ...]) -> tor
     """Log-probabilities of the model itself at each generated position, [N, V]."""
     sequence = torch.tensor([[*context, *ids]])
     logits = model.model(input_ids=sequence, attention_mask=torch.ones_like(sequence), use_cache=False).logits[0]
-    return logits[len(context) - 1 : -1].float().log_softmax(-1)
+    return logits[len(context) - 1 : -1, : model.rows].float().log_softmax(-1)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in REFUSED])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import opd
+from opd.engines.hf import HFEngine
+from opd.losses import token_logprobs
+from opd.models.chat import Chat
+from opd.models.forward import read, student_readings
 from opd.models.language import stop_ids
+from opd.rollouts.sampler import Sampler
+from opd.types import Prompt, Sampling
 from support.interrupt import Interrupt
 from support.models import SHAPES, make_model
 from support.small_runs import small_run
@@ -40,10 +47,42 @@ def test_a_run_trains_it_saves_it_whole_and_resumes_to_the_same_bits(name: str, 
     expected, again = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(again[key], expected[key]) for key in expected)
     saved, made = AutoModelForCausalLM.from_pretrained(whole.out), make_model(0, **SHAPES[name])
-    assert saved.get_output_embeddings().weight.shape == made.head_VD.shape
+    assert saved.get_output_embeddings().weight.shape == made.model.get_output_embeddings().weight.shape
     assert saved.config.tie_word_embeddings == made.model.config.tie_word_embeddings
     assert saved.generation_config.eos_token_id == made.model.generation_config.eos_token_id
 
 
 def test_every_eos_id_ends_a_turn() -> None:
     assert stop_ids(make_model(**SHAPES["two EOS ids"])) == {2, 23}
+
+
+def test_rows_that_no_token_has_are_never_sampled_and_in_no_distribution_that_a_loss_reads() -> None:
+    model = make_model(0, vocab=64, tied=False)
+    with torch.no_grad():
+        model.model.lm_head.weight[31:] *= 3  # more probable than any token
+    prompts = [Prompt(id=str(n), text="a b c") for n in range(64)]
+    sampler = Sampler(HFEngine(model), Chat(model.tokenizer), None, stop_ids=frozenset(), max_new_tokens=8)
+    for sampling in (Sampling(), Sampling(temperature=0), Sampling(temperature=2.0)):
+        rollouts = replace(sampler, sampling=sampling).rollout(prompts, 0)
+        assert max(i for r in rollouts for i in r.completion_ids) < 31
+    rollouts = sampler.rollout(prompts, 0)
+    where, states = read(model, student_readings(rollouts))
+    assert states.head_VD.shape == (31, 32)
+    sampled = torch.tensor([x for r in rollouts for x in r.logprobs])
+    torch.testing.assert_close(token_logprobs(states.hidden_TD, states.head_VD, where.token_T), sampled)
+    # Their weights have no gradient, and the others have what a head without them would have.
+    states.head_VD.sum().backward()
+    gradient = model.model.lm_head.weight.grad
+    assert gradient is not None
+    assert not gradient[31:].any()
+    assert gradient[:31].all()
+
+
+def test_heads_of_different_padding_are_compared_on_the_tokens(tmp_path: Path) -> None:
+    rollout = {"prompts_per_step": 4, "max_new_tokens": 4}
+    tree = small_run(tmp_path / "out", rollout=rollout, optimizer={"lr": 1e-3, "steps": 1})
+    given: dict[str, Any] = {"student": make_model(0, vocab=64), "teacher": make_model(1, vocab=40)}
+    assert opd.train(tree, prompts=PROMPTS, **given).steps == 1
+    given["teacher"] = make_model(1, vocab=20)
+    with pytest.raises(opd.OpdError, match="teacher.model: the tokenizer has ids up to 30, but .* only 20 rows"):
+        opd.train(tree | {"out": str(tmp_path / "short")}, prompts=PROMPTS, **given)

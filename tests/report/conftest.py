@@ -23,7 +23,7 @@ def hint_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def math_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps toward a stronger model with the student's input."""
     out = tmp_path_factory.mktemp("math") / "run"
-    opd.train("opd", {**SMALL, "optimizer.steps": 2, "out": str(out)})
+    opd.train("opd", {**SMALL, "optimizer.steps": 2, "save.dtype": "float32", "out": str(out)})
     return out
 
 

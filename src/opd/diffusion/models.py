@@ -192,6 +192,10 @@ class DenoisingModel:
         save_pipeline(self.pipeline, folder)
         setattr(self.pipeline, part, mine)
 
+    def train(self) -> None:
+        """Prepare for forward passes with gradients."""
+        self.model.train()
+
     def save_weights(self, folder: Path) -> None:
         """Write the denoiser alone as diffusers does, or its adapter: for a checkpoint, as nothing else trains."""
         with quiet():

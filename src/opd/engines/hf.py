@@ -190,7 +190,7 @@ class HFEngine:
                 **inputs, **{cache.argument: cache.cache}, use_cache=True, logits_to_keep=1
             )
         logits_BLV: Tensor = out.logits
-        return logits_BLV[:, -1]
+        return logits_BLV[:, -1, : self.language_model.rows]
 
 
 def _advance(rows: _Rows, sampling: Sampling, generator: torch.Generator, stops: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def _facts(run: LanguageContext) -> Iterator[str]:
     note = "" if ends[-1:] == (eos,) else f"; not the tokenizer's EOS token {student.tokenizer.eos_token!r}"
     yield f"turn end  {student.tokenizer.decode(ends)!r}{note}"
     if run.teacher_model:
-        padded = f", heads of different sizes, compared on {run.vocab_size} rows" if run.vocab_size else ""
+        heads = [len(m.model.get_output_embeddings().weight) for m in (student, run.teacher_model)]
+        padded = f", output heads of {heads[0]} and {heads[1]} rows, read up to the last token: {student.rows} rows"
+        padded = padded if max(heads) > student.rows else ""
         vocabulary = (
             f"same vocabulary{padded}" if config.loss.signal.same_tokenizer else _common(run, run.teacher_model)
         )

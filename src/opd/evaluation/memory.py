@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from opd.engines.cache import RowCache
 from opd.language.context import LanguageContext
 from opd.losses import chunked, gpu
 from opd.models.language import LanguageModel
@@ -113,7 +114,7 @@ def _kept(language_model: LanguageModel, tokens: int) -> int:
 
     ids = torch.zeros(1, tokens, dtype=torch.int64, device=language_model.device)
     was_training = model.training
-    model.train()
+    language_model.train()
     with torch.random.fork_rng(), saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         language_model.layers(ids, None, ())
     model.train(was_training)
@@ -126,9 +127,10 @@ def cache_bytes(language_model: LanguageModel) -> float:
 
     def size(tokens: int) -> int:
         ids = torch.zeros(1, tokens, dtype=torch.int64, device=language_model.device)
+        cache = RowCache(language_model)
         with language_model.precision():
-            cache = language_model.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        return size_of(x for layer in cache.layers for x in vars(layer).values() if isinstance(x, Tensor))
+            language_model.model(input_ids=ids, **{cache.argument: cache.cache}, use_cache=True, logits_to_keep=1)
+        return size_of(x for layer in cache.cache.layers for x in vars(layer).values() if isinstance(x, Tensor))
 
     was_training = language_model.model.training
     language_model.model.eval()

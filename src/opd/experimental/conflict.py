@@ -29,7 +29,6 @@ class Conflict:
         view: the teachers' input.
         objective: the loss whose gradients are compared.
         max_tokens: tokens per forward pass, padding included.
-        vocab_size: rows that all heads share if their padding differs; None for all rows.
     """
 
     student: LanguageModel
@@ -37,7 +36,6 @@ class Conflict:
     view: View
     objective: Objective
     max_tokens: int = 16_384
-    vocab_size: int | None = None
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Metrics:
         """Disagreement per domain and pair of teachers, and per pair of domains.
@@ -78,9 +76,7 @@ class Conflict:
     def _jsd(self, one: FullSignal, other: FullSignal) -> float:
         weight_T = torch.full((len(one),), 1 / len(one), device=one.hidden_TD.device)
         pairs = [(s.hidden_TD, s.head_VD.to(s.hidden_TD)) for s in (one, other)]
-        return linear_divergence(
-            *pairs[0], *pairs[1], weight=weight_T, divergence="jsd", beta=0.5, vocab_size=self.vocab_size
-        ).item()
+        return linear_divergence(*pairs[0], *pairs[1], weight=weight_T, divergence="jsd", beta=0.5).item()
 
     def _gradient(self, rollouts: Sequence[Rollout]) -> Tensor | None:
         """Gradient of the mean loss over these rollouts' tokens, float32 on the CPU; None if the signal is empty."""

@@ -67,8 +67,6 @@ class LanguageContext:
     """The models of ``teacher.models``, or the gated one."""
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By domain and name, each teacher's weight."""
-    vocab_size: int | None = None
-    """Rows that all output heads have, if their padding differs."""
     made: dict[str, Any] = field(default_factory=dict)
     """Results of ``once``."""
 
@@ -225,7 +223,6 @@ class LanguageContext:
             divergence=name or config.type,
             beta=config.beta,
             temperature=self.temperature,
-            vocab_size=self.vocab_size,
             chunk_tokens=self.chunk_tokens,
             **settings,
         )

@@ -153,7 +153,7 @@ def _shares(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, dict[str,
 
 
 def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases: Bases, device: str) -> dict[str, Any]:
-    """The teacher's model, or the pool of several, and the rows that all heads have."""
+    """The teacher's model, or the pool of several."""
     teacher = config.teacher
     if not teacher.is_model:
         return {}
@@ -172,7 +172,9 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
         named = {name: one.model for name, one in (teacher.models or {}).items()}
         sources = named or {"teacher": teacher.model or ""}
         pool = ModelPool(sources, key="teacher.models", dtype=config.dtype, device=device, bases=bases)
-        return {"pool": pool, "vocab_size": _common_rows(student, [(f"teacher.models.{n}", pool[n]) for n in pool])}
+        for name in pool:
+            _check_rows(student, pool[name], key=f"teacher.models.{name}")
+        return {"pool": pool}
     if objects.teacher is not None and objects.teacher.model is student.model:
         raise ConfigError(
             "teacher: it is the student's own object, which changes while it trains. Fix: give a copy, or set "
@@ -181,24 +183,19 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
     given = objects.teacher and accept(objects.teacher, key="teacher.model")
     model = given or load(teacher.model or "", key="teacher.model", dtype=config.dtype, device=device, bases=bases)
     model.model.requires_grad_(False)
-    same = config.loss.signal.same_tokenizer
-    rows = _common_rows(student, [("teacher.model", model)]) if same else None
-    return {"teacher_model": model, "vocab_size": rows}
+    if config.loss.signal.same_tokenizer:
+        _check_rows(student, model, key="teacher.model")
+    return {"teacher_model": model}
 
 
-def _common_rows(student: LanguageModel, teachers: Sequence[tuple[str, LanguageModel]]) -> int | None:
-    """Rows that all heads have if their padding differs, otherwise None; tokenizers have to agree."""
-    ours = student.head_VD.shape[0]
-    sizes = {ours}
-    for key, teacher in teachers:
-        known, theirs = check_vocabulary(student.tokenizer, teacher.tokenizer, key=key), teacher.head_VD.shape[0]
-        if min(ours, theirs) < known:
-            raise ModelError(
-                f"{key}: the tokenizer has ids up to {known - 1}, but an output head has only {min(ours, theirs)} rows"
-                ". Fix: take a model whose head covers its tokenizer"
-            )
-        sizes.add(theirs)
-    return min(sizes) if len(sizes) > 1 else None
+def _check_rows(student: LanguageModel, teacher: LanguageModel, *, key: str) -> None:
+    """Both have the same tokens, and a row of the output head for each."""
+    known, rows = check_vocabulary(student.tokenizer, teacher.tokenizer, key=key), min(student.rows, teacher.rows)
+    if rows < known:
+        raise ModelError(
+            f"{key}: the tokenizer has ids up to {known - 1}, but an output head has only {rows} rows. Fix: take a "
+            "model whose head covers its tokenizer"
+        )
 
 
 def check_covered(config: RunConfig | DiffusionConfig, prompts: Sequence[Prompt]) -> None:

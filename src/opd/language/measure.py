@@ -244,7 +244,6 @@ def _conflict(run: LanguageContext, main: Term) -> Conflict:
         view=run.view(),
         objective=main.objective,
         max_tokens=run.max_tokens,
-        vocab_size=run.vocab_size,
     )
 
 

@@ -125,7 +125,7 @@ class LanguageRun:
         if config.report is None:
             return None
         path = Path(config.out) / ROLLOUTS
-        return Recorder(loop, run.student, preview(run), path, config.report.top_k, run.vocab_size)
+        return Recorder(loop, run.student, preview(run), path, config.report.top_k)
 
     def card(self, result: Result) -> str:
         """The README.md of the finished run."""

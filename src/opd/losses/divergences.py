@@ -29,6 +29,9 @@ from opd.errors import ConfigError
 ElementWise = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(log_p, log_q, p, q, beta), float32 [N, V] and a number -> a new float32 [N, V]. Inputs are not to be changed."""
 
+FAR = 80.0
+"""Largest log q − log p of a p that has not underflowed; exp of it is still finite in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
@@ -138,6 +141,12 @@ def _jsd_density(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float
     return torch.sub(log_p, log_m, out=log_m).mul_(p).mul_(1 - beta).add_(teacher, alpha=beta)
 
 
+def _jsd_slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
+    """(1 − β) p log(p / m), from log q − log p: near equality log p − log m would be nothing but rounding."""
+    excess = (log_q - log_p).clamp_max_(FAR).expm1_()
+    return excess.mul_(beta).log1p_().mul_(p).mul_(beta - 1)
+
+
 def _skew_reverse_slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, beta: float) -> Tensor:
     log_m = _log_mixture(q, p, beta)
     pull = (p - q).mul_(beta * (1 - beta)).div_(log_m.exp())
@@ -174,7 +183,7 @@ register(
 register(
     "jsd",
     density=_jsd_density,
-    slope=lambda log_p, log_q, p, q, beta: (log_p - _log_mixture(p, q, beta)).mul_(p).mul_(1 - beta),
+    slope=_jsd_slope,
     source="GKD, arXiv 2306.13649",
     offset=0.0,
 )

@@ -184,8 +184,7 @@ CHECKS: tuple[Check, ...] = (causal, adapter, finite, linear_head, decoding)
 
 def _prompts(language_model: LanguageModel) -> list[tuple[int, ...]]:
     """Two prompts of different ids."""
-    rows = len(language_model.model.get_input_embeddings().weight)
-    known = min(rows, len(language_model.tokenizer))
+    known = min(language_model.rows, len(language_model.model.get_input_embeddings().weight))
     room = (language_model.max_length or 2**31) - NEW_TOKENS
     return [tuple((7 * i + 11 * n + 3) % known for i in range(max(min(n, room), 1))) for n in LENGTHS]
 
@@ -199,7 +198,7 @@ def _logits(language_model: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
     """float32 [B, L, V] of tokens that have one."""
     with language_model.precision():
         logits: Tensor = language_model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return logits.float()
+    return logits[..., : language_model.rows].float()
 
 
 def _dtype(language_model: LanguageModel) -> torch.dtype:

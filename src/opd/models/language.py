@@ -6,12 +6,14 @@ import copy
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from opd.errors import ConfigError, ModelError
@@ -48,12 +50,24 @@ class LanguageModel:
 
     @property
     def head_VD(self) -> Tensor:
-        """[V, D] weight of the output head; the parameter itself, so gradients reach it.
+        """[V, D] weight of the output head; the parameter itself or a part of it, so gradients reach it.
 
-        A head's bias is one more column, [V, D + 1], for one more hidden unit that is always 1.
+        V is ``rows``. A head's bias is one more column, [V, D + 1], for one more hidden unit that is always 1.
         """
         weight_VD: Tensor = self.model.get_output_embeddings().weight
-        return weight_VD if self._bias_V is None else torch.cat([weight_VD, self._bias_V[:, None]], 1)
+        if self._bias_V is not None:
+            weight_VD = torch.cat([weight_VD, self._bias_V[:, None]], 1)
+        return weight_VD if self.rows == len(weight_VD) else weight_VD[: self.rows]
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of ids that generation and losses know: the output head's rows, without those behind the last token.
+
+        A head that is padded to a round size has rows that no token has. They are never sampled, and no distribution
+        that a loss reads has them.
+        """
+        last: int = max(self.tokenizer.get_vocab().values())
+        return min(last + 1, len(self.model.get_output_embeddings().weight))
 
     @property
     def has_bias(self) -> bool:
@@ -103,6 +117,18 @@ class LanguageModel:
         if self.logit_scale != 1:
             states = states * self.logit_scale
         return states, [out.hidden_states[layer] for layer in chosen]
+
+    def train(self) -> None:
+        """Prepare for forward passes with gradients, without the model's own dropout.
+
+        Rollouts are sampled without dropout. With it, losses would read another distribution, and a student equal to
+        its teacher would drift. ``lora.dropout`` stays on: the run file asks for it.
+        """
+        self.model.eval()
+        for name, module in self.model.named_modules():
+            recomputed = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+            if recomputed or "lora_dropout" in name:
+                module.training = True  # of this module alone; transformers recomputes layers that are in training
 
     def save(self, folder: Path) -> None:
         """Write a model folder with the tokenizer; of a ``PeftModel`` the adapter's folder, or both with ``merge``."""

@@ -97,10 +97,11 @@ class ModelPool:
         skeleton = self.models[name]
         if sum(model is skeleton for model in self.models.values()) == 1:
             return skeleton.head_VD.detach()
-        parameter = next(n for n, p in skeleton.model.named_parameters() if p is skeleton.head_VD)
+        head_VD = skeleton.model.get_output_embeddings().weight
+        parameter = next(n for n, p in skeleton.model.named_parameters() if p is head_VD)
         with safe_open(self.files[name][parameter], "pt") as file:
             stored: Tensor = file.get_tensor(parameter)
-        return stored.to(skeleton.head_VD.dtype)
+        return stored[: skeleton.rows].to(head_VD.dtype)
 
     @property
     def in_memory(self) -> int:

@@ -43,15 +43,13 @@ class Scores:
 
 
 @torch.no_grad()
-def scores_of(
-    hidden_TD: Tensor, head_VD: Tensor, token_T: Tensor, top_k: int, *, vocab_size: int | None = None, name: str = ""
-) -> Scores:
+def scores_of(hidden_TD: Tensor, head_VD: Tensor, token_T: Tensor, top_k: int, *, name: str = "") -> Scores:
     """The predictions of softmax(hidden · headᵀ), chunk by chunk."""
     position_T, chunks = torch.arange(len(hidden_TD)), []
     if not len(hidden_TD):
         none = torch.zeros(0)
         return Scores(name, position_T, none, none, none[:, None].long(), none[:, None])
-    for rows, (log_p_NV,) in logprob_chunks((hidden_TD, head_VD), vocab_size=vocab_size):
+    for rows, (log_p_NV,) in logprob_chunks((hidden_TD, head_VD)):
         vocab = log_p_NV.shape[1]
         best = log_p_NV.topk(min(top_k, vocab), dim=-1)
         own_N = log_p_NV.gather(1, token_T[rows, None].clamp_max(vocab - 1))[:, 0]
@@ -61,7 +59,7 @@ def scores_of(
 
 
 def teacher_scores(
-    scored: Scored, rollouts: Sequence[Rollout], rows: Tensor, *, top_k: int, vocab_size: int | None, again: bool
+    scored: Scored, rollouts: Sequence[Rollout], rows: Tensor, *, top_k: int, again: bool
 ) -> list[Scores]:
     """The predictions of one term's teachers at some positions of its signal; empty without a distribution.
 
@@ -73,24 +71,24 @@ def teacher_scores(
     if isinstance(signal, SampledSignal) and again and isinstance(teacher, SampledTeacher):
         names = teacher.teacher.names(rollouts) if isinstance(teacher.teacher, TeachersByDomain) else []
         whole = _picked(teacher.teacher.score(rollouts, scored.segments), signal)
-        return _of_signal(whole, names, top_k, vocab_size)
+        return _of_signal(whole, names, top_k)
     if isinstance(teacher, HiddenTeacher) and again:
         whole = _picked(LocalTeacher(teacher.language_model).score(rollouts, scored.segments), signal)
-        return _of_signal(whole, [], top_k, vocab_size)
+        return _of_signal(whole, [], top_k)
     names = teacher.names(rollouts) if isinstance(teacher, TeachersByDomain) else []
-    return _of_signal(signal, names, top_k, vocab_size)
+    return _of_signal(signal, names, top_k)
 
 
-def _of_signal(signal: Signal, names: Sequence[str], top_k: int, vocab_size: int | None) -> list[Scores]:
+def _of_signal(signal: Signal, names: Sequence[str], top_k: int) -> list[Scores]:
     if isinstance(signal, FullSignal):
-        return [scores_of(signal.hidden_TD, signal.head_VD, signal.token_T, top_k, vocab_size=vocab_size)]
+        return [scores_of(signal.hidden_TD, signal.head_VD, signal.token_T, top_k)]
     if isinstance(signal, TeachersSignal):
         found = []
         for k, name in enumerate(names):
             rows = (signal.row_TK[:, k] >= 0).nonzero()[:, 0]
             if len(rows):
                 part = signal.part(k, rows)
-                scores = scores_of(part.hidden_TD, part.head_VD, part.token_T, top_k, vocab_size=vocab_size, name=name)
+                scores = scores_of(part.hidden_TD, part.head_VD, part.token_T, top_k, name=name)
                 found.append(replace(scores, position_T=rows.cpu()))
         return found
     if isinstance(signal, SampledSignal):

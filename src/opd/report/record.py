@@ -52,7 +52,6 @@ class Recorder:
         preview: prompts to roll out at every evaluation.
         path: path of ``rollouts.jsonl``.
         top_k: number of likeliest tokens to record per position.
-        vocab_size: first rows of the heads to use; None for all.
     """
 
     loop: Loop
@@ -60,7 +59,6 @@ class Recorder:
     preview: Preview
     path: Path
     top_k: int
-    vocab_size: int | None = None
     seconds: float = 0.0
     """Time spent on recording."""
     initial: LanguageModel | None = None
@@ -141,7 +139,7 @@ class Recorder:
         positions = {i: [p for p, own in enumerate(rollouts[i].completion_mask) if own] for i in chosen}
         readings = [own_reading(rollouts, i, wanted) for i, wanted in positions.items() if wanted]
         where, states = collect(self.student, readings, max_tokens=MAX_TOKENS, layers=self.preview.layers)
-        own = scores_of(states.hidden_TD, states.head_VD, where.token_T, self.top_k, vocab_size=self.vocab_size)
+        own = scores_of(states.hidden_TD, states.head_VD, where.token_T, self.top_k)
         for number, i in enumerate(chosen):
             here = (where.rollout_T == i).cpu()
             lines[i] = {"step": step, "of": of, "n": number, **self._rollout(rollouts[i])}
@@ -173,7 +171,7 @@ class Recorder:
         if len(kept):
             student = states.take(align(rollouts, where, kept))
             loss_T = per_token_losses(scored.term.objective, student, kept).cpu()
-            teachers = teacher_scores(scored, rollouts, rows, top_k=self.top_k, vocab_size=self.vocab_size, again=again)
+            teachers = teacher_scores(scored, rollouts, rows, top_k=self.top_k, again=again)
         count = max(len(signal), 1)
         weight_T, advantage_T = (scored.weight_T[rows] * count).cpu(), getattr(kept, "advantage_T", None)
         for i in chosen:
