@@ -318,18 +318,15 @@ class Policy(Protocol):
     @property
     def model(self) -> Any:
         """The ``torch.nn.Module`` whose parameters train."""
-        ...
 
     @property
     def device(self) -> torch.device: ...
 
     def train(self) -> None:
         """Prepare the model for forward passes with gradients."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write a folder that the model's own library can load."""
-        ...
 
 
 class ForwardPass(Protocol):
