@@ -35,9 +35,11 @@ def check_rendering(prompts: Sequence[Prompt], texts: Sequence[str], chat: Chat,
                 f"'{name}'. Fix: correct the name, or leave it out"
             )
         if lost := checker.lost(prompt, text):
+            tool = lost.startswith("tool ")
+            fix = "leave 'tools' out, or use a model whose template has them" if tool else "use a role that it renders"
             raise DataError(
                 f"{key}: prompt '{prompt.id}': {lost} does not reach the model, as the chat template of "
-                f"'{chat.tokenizer.name_or_path}' leaves it out. Fix: use a role and form that the template renders"
+                f"'{chat.tokenizer.name_or_path}' leaves it out. Fix: {fix}"
             )
         if not _encodable(text):
             raise DataError(f"{key}: prompt '{prompt.id}' has half of a surrogate pair. Fix: delete it")
