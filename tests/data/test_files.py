@@ -87,7 +87,7 @@ def test_a_folder_of_files_and_one_saved_by_datasets(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "\xff"}', "cannot read .*utf-8.*Fix: give the path of a UTF-8 file"),
         ("a.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1 of .* is not JSON"),
-        ("a.jsonl", b'{"prompt": "a\\ud83d"}', r"row 1 has half of a surrogate pair \('.ud83d'\)"),
+        ("a.jsonl", b'{"prompt": "a\\ud83d"}', "line 1 of .* is not JSON .a text has half of a character"),
         ("a.jsonl.gz", b'{"prompt": "a"}', "cannot read .*gzip"),
         ("a.json", b'[{"prompt": "a"}, 5]', "item 2 of .* is not an object"),
         ("a.json", b'[{"prompt": "a"}', "is not JSON"),

@@ -177,6 +177,7 @@ def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answe
         ({"prompt": "a", "tools": [{"type": "function"}]}, "'tools' is not a list of JSON schemas"),
         ({"prompt": "a", "tools": "[f"}, "'tools' is no JSON"),
         ({"prompt": "a", "chat_template_kwargs": [1]}, "'chat_template_kwargs' is no mapping"),
+        ({"prompt": "a", "answer": "b\ud83d"}, "has half of a surrogate pair"),
         ({"prompt": "a", "domain": ["x"]}, "'domain' is no text"),
         ({"messages": [{"role": "user", "content": " "}]}, r"message 1 \(user\) is empty"),
         ({"prompt": "a", "answer": [["x"]]}, "'answer' is no text, number or list"),

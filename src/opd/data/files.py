@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from opd.config.run import FILES
+from opd.data.strict_json import parse
 from opd.errors import DataError
 
 UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
@@ -67,11 +67,10 @@ def _lines(lines: Iterator[str] | IO[str], key: str, path: Path) -> Iterator[Map
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            row = parse(line)
+        except ValueError as error:
             raise DataError(
-                f"{key}: line {number} of '{path}' is not JSON ({reason}). Fix: correct or delete it"
+                f"{key}: line {number} of '{path}' is not JSON ({error}). Fix: correct or delete it"
             ) from None
         yield _mapping(row, f"{key}: line {number} of '{path}'")
 
@@ -82,8 +81,8 @@ def _json(text: str, key: str, path: Path) -> Iterator[Mapping[str, Any]]:
         yield from _lines(iter(text.split("\n")), key, path)
         return
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        rows = parse(text)
+    except ValueError as error:
         raise DataError(f"{key}: '{path}' is not JSON ({error}). Fix: correct it") from None
     for number, row in enumerate(rows, 1):
         yield _mapping(row, f"{key}: item {number} of '{path}'")
