@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request, Response
 
 import opd
 from opd.api import examine
@@ -25,6 +21,7 @@ from opd.teachers.experience import gather_experience
 from opd.teachers.hint_http import HttpAuthor
 from opd.teachers.hints import INSTRUCTION, ModelAuthor, RulesAuthor, parse, transcript
 from opd.types import Event, Generation, Hint, Prompt, Rollout, Span
+from support.chat_server import Server
 from support.models import make_model
 from support.tokenizers import make_tokenizer
 
@@ -125,53 +122,6 @@ def test_a_models_answer_becomes_hints_and_a_long_transcript_is_dropped() -> Non
     tight = ModelAuthor(Scripted(), chat, stop_ids=frozenset(), max_new_tokens=8, max_length=12)
     assert tight.hints([ROLLOUT]) == [[]]
     assert tight.counts == {"too_long": 1}
-
-
-class Server:
-    """A real chat endpoint on this machine that can be told to fail."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.authorization: list[str | None] = []
-        self.failures: list[tuple[int, dict[str, str]]] = []
-        self.answer: object = {"choices": [{"message": {"content": "turn 1: use d"}}]}
-        self.answers: list[str] = []
-        """Said one after the other before ``answer``."""
-        self.delay = 0.0
-        self.at_once = self.most_at_once = 0
-        app = FastAPI()
-        app.post("/v1/chat/completions")(self.complete)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uvicorn = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
-        self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
-        self.thread.start()
-        while not self.uvicorn.started:
-            time.sleep(0.01)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def complete(self, request: Request) -> Response:
-        import asyncio
-
-        self.requests.append(await request.json())
-        self.authorization.append(request.headers.get("authorization"))
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(self.delay)
-        self.at_once -= 1
-        if self.failures:
-            status, headers = self.failures.pop(0)
-            return Response("no, and here is why", status, headers)
-        said = {"choices": [{"message": {"content": self.answers.pop(0)}}]} if self.answers else self.answer
-        return Response(json.dumps(said), media_type="application/json")
-
-    def stop(self) -> None:
-        self.uvicorn.should_exit = True
-        self.thread.join()
 
 
 @pytest.fixture

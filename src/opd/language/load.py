@@ -48,6 +48,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     note_overlap(training, measured, notes.append)
     prompts, held_out = training.prompts, measured.prompts
     _check_data(config, prompts, task)
+    _check_comparison(config)
     run = LanguageContext(
         config=config,
         objects=objects,
@@ -139,6 +140,21 @@ def _check_data(config: RunConfig, prompts: Sequence[Prompt], task: Task | None)
                 raise DataError(
                     f"prompts: prompt '{prompt.id}' has no answer, and {named(config, key)} needs one. Fix: add it"
                 )
+
+
+def _check_comparison(config: RunConfig) -> None:
+    """A judge that ranks needs several answers to each prompt.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    sources = config.prompts.mix or (config.prompts,)
+    rewards = [reward for source in (config.prompts, *sources) for reward in source.reward or ()]
+    if any(reward.compare for reward in rewards) and config.rollout.rollouts_per_prompt == 1:
+        raise ConfigError(
+            "prompts.reward.compare needs several rollouts of each prompt (rollout.rollouts_per_prompt=1). Fix: set "
+            "rollout.rollouts_per_prompt to 2 or more"
+        )
 
 
 def _shares(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, dict[str, float]]:
