@@ -361,6 +361,11 @@ class RunConfig(BaseRun):
 
     save: SaveConfig = SaveConfig()
     """How the trained model is written."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
+    """How attention is computed; by default sdpa, or eager where the architecture has no other. flash_attention_2
+    (package flash-attn, ``dtype: bfloat16``) and flex_attention run on a GPU, and compute nothing between packed
+    rollouts."""
+
     experimental: ExperimentalConfig = ExperimentalConfig()
     """Options that gained nothing in our own measurements."""
 

@@ -183,7 +183,7 @@ class LanguageContext:
         return [
             f"{key}: '{model.source}' does not keep packed sequences apart, so its forward passes are padded, "
             "which takes longer"
-            for key, model in ({"student": self.student} | self._others()).items()
+            for key, model in ({"student": self.student} | self.others()).items()
             if not packs(model)
         ]
 
@@ -191,9 +191,9 @@ class LanguageContext:
         """A sentence for each teacher that ends turns otherwise than the student."""
         if not self.config.loss.signal.same_tokenizer:
             return []
-        return list(differences(self.student, self._others(), self.config.rollout.stop))
+        return list(differences(self.student, self.others(), self.config.rollout.stop))
 
-    def _others(self) -> dict[str, LanguageModel]:
+    def others(self) -> dict[str, LanguageModel]:
         """Each teacher that is a model of its own, by its key; of several, the model that holds its weights in turn."""
         pool = self.pool.models if self.pool else {}
         one = {"teacher.model": self.teacher_model} if self.teacher_model else {}

@@ -16,6 +16,7 @@ from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
 from opd.language.lengths import Rendered, note_overlap
 from opd.language.student import load_student
+from opd.models.attention import use_attention
 from opd.models.bases import Bases
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
@@ -66,6 +67,9 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         device=device,
         **_teachers(config, objects, student, bases, device),
     )
+    if config.attention:
+        for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
+            use_attention(model, config.attention, key)
     _check_lengths(run, training, measured)
     _check_view_lengths(run)
     return run
