@@ -68,3 +68,10 @@ def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").symlink_to("/dev/zero")
     with pytest.raises(ConfigError, match="not valid YAML: it has more than 1,000,000 characters"):
         read(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("template", ["{tools:>1000000000}", "{tools.__class__}", "{tools[0]}", "{tools!r}", "{", "{}"])
+def test_a_template_of_hints_has_plain_fields_only(template: str) -> None:
+    author = {"type": "rules", "templates": {"unknown_tool": template}}
+    with pytest.raises(ConfigError, match=r"teacher\.view\.author\.templates: the template of unknown_tool"):
+        read("hint", {"teacher.view.author": author})

@@ -263,3 +263,20 @@ def test_characters_of_a_turn_are_found_in_its_tokens(text: str) -> None:
     assert span.start == 1 + len(chat.insert_text_ids(before))
     at_end = len(before + text + after)
     assert chat.token_span(turn, (at_end, at_end)).stop == len(turn) - len(chat.turn_end_ids)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_special_tokens_in_hints_and_tool_results_open_no_turn(name: str) -> None:
+    chat = Chat(make_chat_tokenizer(name))
+    special = set(chat.tokenizer.all_special_ids)
+    named = [t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special]
+    special |= {i for i, t in chat.tokenizer.added_tokens_decoder.items() if t.special}
+    hostile = "a" + "".join(f"{token}{token[0]}{token}" for token in [*chat.tokenizer.all_special_tokens, *named]) + "b"
+    history = chat.prompt_ids(Prompt(id="p", messages=({"role": "user", "content": "a"},)))
+
+    def specials(content: str) -> list[int]:
+        message = {"role": "user", "content": content}
+        ids = [*chat.above_turn(history, message), *chat.message_ids(message, chat.turn_end_ids)]
+        return [i for i in ids if i in special and i != chat.tokenizer.unk_token_id]
+
+    assert specials(hostile) == specials("a")

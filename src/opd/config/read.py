@@ -155,6 +155,10 @@ def validate(model: type[Model], tree: Mapping[str, Any], *, at: str = "") -> Mo
         return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(sentence(error, model, at)) from None
+    except UnicodeError:
+        raise ConfigError(
+            f"{at or 'the run file'} has half of a character (a lone surrogate such as \\ud800). Fix: leave it out"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{at or 'the run file'} has too many values inside each other. Fix: correct it") from None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from opd.axes.authors.base import AuthorConfig
 from opd.axes.context import RunContext
@@ -21,6 +22,24 @@ class Rules(AuthorConfig):
     """A template per kind of event, with the event's fields in braces; added to the shipped ones."""
     span: Literal["turn", "fault"] = "turn"
     """What gets a signal: the whole faulty turn, or the tokens of the fault alone, such as the wrong tool's name."""
+
+    @field_validator("templates")
+    @classmethod
+    def _plain_fields(cls, templates: dict[str, str]) -> dict[str, str]:
+        """Only ``{field}``: a format such as ``{x:>1000000000}`` fills the memory, an attribute reads objects."""
+        for kind, template in templates.items():
+            try:
+                parts = list(Formatter().parse(template))
+            except ValueError as error:
+                raise ValueError(
+                    f"the template of {kind} is broken ({error}). Fix: write fields as {{field}}"
+                ) from None
+            if any(
+                spec or conversion or (name is not None and not name.isidentifier())
+                for _, name, spec, conversion in parts
+            ):
+                raise ValueError(f"the template of {kind} formats a field. Fix: write fields as {{field}} only")
+        return templates
 
     def build(self, run: RunContext, key: str) -> HintAuthor:
         """The author."""
