@@ -145,3 +145,13 @@ def test_places_of_long_rollouts_stay_apart(student: LanguageModel, teacher: Lan
     assert signal.position_T.tolist() == [*range(200)] * 3
     assert align(long, where, signal).tolist() == list(range(600))
     assert align(long, where, signal.take(torch.tensor([7, 250, 599]))).tolist() == [7, 250, 599]
+
+
+def test_segments_beyond_a_models_positions_are_left_out_with_a_warning(teacher: LanguageModel) -> None:
+    """What a long attempt or many hints make of a context; learned positions would raise an IndexError."""
+    long, short = Segment(0, (20,) * 253, Span(0, 4)), Segment(2, (20,) * 252, Span(0, 4))
+    with pytest.warns(UserWarning, match="longer than the 256 positions of 'tiny-1' and are left out. Fix: lower"):
+        signal = LocalTeacher(teacher).score(ROLLOUTS, [long, short])
+    assert signal.rollout_T.tolist() == [2] * 4
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(LocalTeacher(teacher).score(ROLLOUTS, [long])) == 0

@@ -6,6 +6,7 @@ Suffixes: T packed student-chosen tokens, B rows, L padded length, D hidden unit
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -123,8 +124,20 @@ def states_of(
     max_tokens: int,
     layers: Sequence[int] = (),
 ) -> tuple[Signal, TokenStates]:
-    """A model's states for every student-chosen token of some segments, detached, ordered by rollout and position."""
-    return collect(language_model, readings_of(rollouts, segments), max_tokens=max_tokens, layers=layers)
+    """A model's states for every student-chosen token of some segments, detached, ordered by rollout and position.
+
+    Segments that are longer than the model's positions are left out, with a warning: a view's feedback or hints make
+    some contexts longer than could be known before the run. Their tokens have no target.
+    """
+    room = language_model.max_length
+    fitting = [s for s in segments if room is None or len(s.context_ids) + s.span.stop - s.span.start <= room]
+    if len(fitting) < len(segments):
+        warnings.warn(
+            f"segments of teacher.view are longer than the {room} positions of '{language_model.source}' and are left "
+            "out. Fix: lower rollout.max_new_tokens, or take a shorter view",
+            stacklevel=2,
+        )
+    return collect(language_model, readings_of(rollouts, fitting), max_tokens=max_tokens, layers=layers)
 
 
 @torch.no_grad()
