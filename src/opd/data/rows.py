@@ -10,6 +10,7 @@ from typing import Any
 
 from opd.config.run import COLUMNS
 from opd.data.answers import AnswerTask
+from opd.data.strict_json import parse
 from opd.errors import DataError
 from opd.models.messages import content_text
 from opd.types import Message, Prompt, Task
@@ -331,6 +332,6 @@ def _parsed(given: Any, where: str, column: str) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        return json.loads(given) if given.strip() else None
+        return parse(given) if given.strip() else None
     except ValueError as error:
         raise DataError(f"{where}: '{column}' is no JSON ({error}). Fix: write JSON, or leave it out") from None

@@ -115,7 +115,7 @@ def _object(text: str) -> dict[str, Any] | None:
     """The JSON object in a text; None if it is something else."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
