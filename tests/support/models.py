@@ -29,6 +29,8 @@ def make_model(
     template: bool = True,
     tied: bool = True,
     eos: Sequence[int] | None = None,
+    tokenizer: Any = None,
+    positions: int = 256,
 ) -> LanguageModel:
     """A random Qwen3 of about 30,000 parameters, with enough spread in its logits to tell tokens apart.
 
@@ -36,9 +38,11 @@ def make_model(
         vocab: rows of the head; by default those of the tokenizer, which are 31.
         tied: whether the head's weights are those of the embeddings.
         eos: ids at which generation stops; by default the tokenizer's EOS id alone.
+        tokenizer: instead of the one of 31 tokens.
+        positions: the most that it can hold.
     """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(template=template)
+    tokenizer = tokenizer or make_tokenizer(template=template)
     config = Qwen3Config(
         vocab_size=vocab or len(tokenizer),
         hidden_size=hidden,
@@ -47,7 +51,7 @@ def make_model(
         num_key_value_heads=1,
         head_dim=16,
         intermediate_size=64,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         eos_token_id=list(eos) if eos else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -14,6 +14,7 @@ from opd.config.loss import LossConfig
 from opd.config.reward import RewardConfig
 from opd.config.rollout import RolloutConfig
 from opd.config.teacher import TeacherConfig
+from opd.config.tools import ToolsConfig
 from opd.experimental.config import ExperimentalConfig
 
 TEMPLATE_OWN = frozenset(
@@ -72,6 +73,8 @@ class PromptsConfig(Strict):
     """Wrap a ``prompt`` string as a user message; by default if the tokenizer has a chat template."""
     domain: str | None = None
     """Domain of these prompts, which selects their teachers; by default each prompt's own."""
+    tools: ToolsConfig | None = None
+    """Let the student call functions: ``package.module:NAME`` of a list of Python functions."""
     mix: tuple[PromptsConfig, ...] | None = Field(None, min_length=1)
     """Several sources, one prompt of each in turn; each keeps its own environment and checker."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -101,8 +104,8 @@ class PromptsConfig(Strict):
         return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """A template renders text, tokens are counted of text, and rewards read it."""
-        used = {key: bool(getattr(self, key)) for key in ("chat_template_kwargs", "max_tokens")}
+        """A template renders text, tokens are counted of text, and rewards and tools read it."""
+        used = {key: bool(getattr(self, key)) for key in ("chat_template_kwargs", "max_tokens", "tools")}
         return {key: ("text",) for key, holds in {**used, "reward": self.reward is not None}.items() if holds}
 
     @model_validator(mode="before")
@@ -133,6 +136,8 @@ class PromptsConfig(Strict):
             raise ValueError(f"split={self.split} does not apply to a file. Fix: leave it out")
         if self.task and self.columns:
             raise ValueError("columns do not apply to a task. Fix: leave them out")
+        if self.task and self.tools:
+            raise ValueError("tools do not apply to a task, which has its own environment. Fix: leave one of them out")
         if self.subset and not self.dataset:
             raise ValueError(f"subset={self.subset} applies to a dataset only. Fix: leave it out, or give dataset")
         return self

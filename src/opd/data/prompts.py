@@ -13,6 +13,7 @@ from opd.data.answers import AnswerTask, EachItsOwn
 from opd.data.files import read_rows, without_nulls
 from opd.data.rows import Note, from_rows, ignore
 from opd.data.tasks import TASKS, get_task
+from opd.data.tool_task import ToolTask
 from opd.errors import DataError
 from opd.models.bundled import near
 from opd.types import Prompt, Task
@@ -78,6 +79,7 @@ def load_prompts(
         rows = read_rows(config.path, key=key) if config.path else _dataset(config, splits, key=key, note=note)
         prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
     prompts = _with_settings(prompts, config, kwargs, key=key, note=note)
+    prompts, task = _with_tools(prompts, task, config, key=key)
     return prompts, check(config, task) if check else task
 
 
@@ -99,9 +101,10 @@ def given_prompts(
     rows = list(islice(map(without_nulls, given) if tables else given, config.limit))
     if rows and all(isinstance(row, Prompt) for row in rows):
         prompts = _with_settings(rows, config, kwargs, key=key, note=note)
-        return prompts, AnswerTask() if any(prompt.answers for prompt in prompts) else None
+        checker = AnswerTask() if any(prompt.answers for prompt in prompts) else None
+        return _with_tools(prompts, checker, config, key=key)
     prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
-    return _with_settings(prompts, config, kwargs, key=key, note=note), task
+    return _with_tools(_with_settings(prompts, config, kwargs, key=key, note=note), task, config, key=key)
 
 
 def _from_rows(
@@ -126,6 +129,16 @@ def _with_settings(
         for prompt in prompts
     ]
     return _distinct(changed, key=key, note=note)
+
+
+def _with_tools(
+    prompts: list[Prompt], task: Task | None, config: PromptsConfig, *, key: str
+) -> tuple[list[Prompt], Task | None]:
+    """Prompts with their tools and the environment that runs them, if the source names tools."""
+    if config.tools is None:
+        return prompts, task
+    environment = ToolTask.make(config.tools, key=f"{key}.tools")
+    return [environment.prepared(prompt, key=key) for prompt in prompts], environment
 
 
 def _distinct(prompts: Sequence[Prompt], *, key: str, note: Note) -> list[Prompt]:

@@ -11,6 +11,7 @@ from opd.config.run import PromptsConfig, RunConfig
 from opd.data.curriculum import Curriculum, Uniform
 from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
 from opd.data.rows import Note
+from opd.data.tool_prompts import fit_to_template
 from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
@@ -42,6 +43,8 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     rewards = RewardBuilder(device=device, given=objects.reward)
     prompts, task = _prompts(config, objects, chat, rewards, notes.append)
     held_out, held_out_task = _held_out(config, objects, chat, rewards, notes.append)
+    prompts = fit_to_template(prompts, chat, notes.append)
+    held_out = fit_to_template(held_out, chat, lambda text: None if text in notes else notes.append(text))
     training = Rendered.of(prompts, chat, key="prompts").within(config.prompts.max_tokens, notes.append)
     measured = Rendered.of(held_out, chat, key="eval.prompts")
     if config.eval.prompts:

@@ -11,6 +11,7 @@ from opd.config.run import PromptsConfig
 from opd.data.files import read_rows
 from opd.data.prompts import HELD_OUT, load_prompts
 from opd.data.rows import Note, ignore
+from opd.data.tool_prompts import fit_to_template
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, DataError
 from opd.evaluation.evaluate import SEED, DomainTeacher, Evaluation, mean_divergence
@@ -98,6 +99,7 @@ def measure_model(
     held_out, task = load_prompts(
         prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT, check=check
     )
+    held_out = fit_to_template(held_out, chat, note)
 
     def sampler(sampling: Sampling) -> Sampler:
         return Sampler(

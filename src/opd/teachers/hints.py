@@ -17,6 +17,8 @@ from opd.types import Engine, Event, Hint, Message, Prompt, Rollout, Sampling
 TEMPLATES: Mapping[str, str] = {
     "unknown_tool": "Reminder: available tools: {tools}.",
     "bad_arguments": "Reminder: this call is not valid: {error}. available tools: {tools}.",
+    "bad_json": "Reminder: this is {error}. A call is JSON with name and arguments. available tools: {tools}.",
+    "no_call": "Reminder: call a tool before you answer. available tools: {tools}.",
 }
 """What the rules say about each kind of event; fields are the event's details."""
 

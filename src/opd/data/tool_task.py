@@ -1,0 +1,192 @@
+"""The environment of ``prompts.tools``: checks the calls of each turn, runs them, and answers with their results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from opd.config.tools import ToolsConfig
+from opd.data.answers import answers_match
+from opd.data.expected_calls import are_met, read_expected
+from opd.data.functions import Functions, ToolError
+from opd.data.thoughts import without_thoughts
+from opd.data.tool_calls import BrokenCall, Call, Place, parse_calls
+from opd.data.tool_schemas import Tool
+from opd.errors import DataError
+from opd.types import Message, Observation, Prompt
+
+CHECKED = "ok"
+"""Result of a valid call of a tool that is only checked, beside a faulty one."""
+
+
+class _Fault(NamedTuple):
+    """Why a call cannot be run."""
+
+    kind: str
+    error: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class ToolTask:
+    """Function calling, with the faults of calls as events.
+
+    ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault. An answer
+    without any call is ``no_call`` if the row expects calls.
+
+    A turn without a call ends the episode. So do valid calls of tools that have no functions. The reward is 1 if the
+    last message has the row's ``answer`` and the calls are the row's ``calls``, whichever it gives; without either, if
+    there was a call and no faulty one.
+
+    Attributes:
+        functions: run the calls; None for tools that are only checked.
+    """
+
+    functions: Functions | None
+
+    @classmethod
+    def make(cls, config: ToolsConfig, *, key: str) -> ToolTask:
+        """The task of ``prompts.tools``.
+
+        Raises:
+            ConfigError: there are no such functions, or one has no schema.
+        """
+        if config.functions is None:
+            return cls(None)
+        return cls(Functions(config.functions, timeout=config.timeout, key=key))
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """Refuse: this task has no prompts."""
+        raise DataError(f"tools have no prompts, so no split '{split}'. Fix: give prompts.path")
+
+    def prepared(self, prompt: Prompt, *, key: str) -> Prompt:
+        """A prompt with its tools: the row's own schemas, or those of all functions.
+
+        Raises:
+            DataError: it has no messages or no tools, a schema or an expected call is wrong, or a tool has no function.
+        """
+        where = f"{key}: prompt '{prompt.id}'"
+        if prompt.messages is None:
+            raise DataError(f"{where} has no messages, and tools need a chat. Fix: use a model with a chat template")
+        given = prompt.tools or tuple(self.functions.schemas.values() if self.functions else ())
+        try:
+            tools = list(_tools(json.dumps(list(given))).values())
+            read_expected(prompt.data.get("calls") or [])
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+        if not tools:
+            raise DataError(f"{where} has no tools. Fix: add the column 'tools', or name {key}.tools.functions")
+        known = self.functions.schemas if self.functions else {tool.name: {} for tool in tools}
+        if missing := next((tool.name for tool in tools if tool.name not in known), None):
+            raise DataError(f"{where}: tool '{missing}' has no function (there are {', '.join(known)}). Fix: add it")
+        schemas = tuple(tool.for_template for tool in tools)
+        return replace(prompt, tools=schemas, data={**prompt.data, "tool_schemas": list(schemas)})
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        """Run the calls of the last message; without any, check the answer."""
+        tools = _tools(json.dumps(prompt.data["tool_schemas"]))
+        calls = _checked(transcript[-1]["content"], tools)
+        if not calls or (self.functions is None and not any(fault for _, fault in calls)):
+            return self._end(prompt, [m["content"] for m in transcript if m["role"] == "assistant"], tools, len(calls))
+        events: list[tuple[str, Mapping[str, str]]] = []
+        places: list[Place] = []
+        results: list[str] = []
+        for call, wrong in calls:
+            result, fault = (f"error: {wrong.error}", wrong) if wrong else self._run(call)
+            results.append(result)
+            if fault:
+                named = "function" if fault.kind == "failed_call" else "tool"
+                events.append((fault.kind, {named: _name(call), "error": fault.error, "tools": _listed(tools)}))
+                places.append(fault.place)
+        message, *more = _messages([call for call, _ in calls], results, prompt.data.get("result_role", "tool"))
+        return Observation(
+            message=message, more=tuple(more), events=tuple(events), places=tuple(places), num_calls=len(calls)
+        )
+
+    def _end(self, prompt: Prompt, turns: Sequence[str], tools: dict[str, Tool], num_calls: int) -> Observation:
+        """The reward of an episode whose last turn has no call that is run."""
+        made = [pair for turn in turns for pair in _checked(turn, tools)]
+        valid = [call for call, fault in made if isinstance(call, Call) and not fault]
+        checks, expected = [], prompt.data.get("calls")
+        if expected is not None:
+            checks.append(are_met(read_expected(expected), valid))
+        if prompt.answers:
+            checks.append(any(states(turns[-1], answer) for answer in prompt.answers))
+        if not checks:
+            checks = [bool(valid), len(valid) == len(made)]
+        missed = expected and not valid and not num_calls
+        events = (("no_call", {"tools": _listed(tools)}),) if missed else ()
+        return Observation(reward=float(all(checks)), events=events, num_calls=num_calls)
+
+    def _run(self, call: Call | BrokenCall) -> tuple[str, _Fault | None]:
+        """The result of a call without a fault; a fault if its function raises or hangs."""
+        assert isinstance(call, Call)
+        if self.functions is None:
+            return CHECKED, None
+        try:
+            return self.functions.call(call.name, call.arguments), None
+        except ToolError as error:
+            return f"error: {error}", _Fault("failed_call", str(error), call.name_place)
+
+
+def states(text: str, reference: str) -> bool:
+    """Whether a message's final answer is the reference, or the reference stands in it as whole words or numbers."""
+    said, wanted = (" ".join(without_thoughts(t).casefold().split()) for t in (text, reference))
+    found = re.search(rf"(?<![\w.,-]){re.escape(wanted)}(?!\w|[.,]\d)", said)
+    return bool(wanted and found) or answers_match(text, reference)
+
+
+@lru_cache(maxsize=1024)
+def _tools(schemas: str) -> dict[str, Tool]:
+    """The tools of a prompt by name, from a JSON list of schemas."""
+    tools = [Tool.read(schema) for schema in json.loads(schemas)]
+    found = {tool.name: tool for tool in tools}
+    if len(found) < len(tools):
+        raise ValueError(f"two tools have one name ({', '.join(tool.name for tool in tools)}). Fix: rename one")
+    return found
+
+
+def _fault(call: Call | BrokenCall, tools: dict[str, Tool], text: str) -> _Fault | None:
+    if isinstance(call, BrokenCall):
+        return _Fault("bad_json", f"not a valid call: {call.error}", call.place)
+    if call.name not in tools:
+        return _Fault("unknown_tool", f"no such tool: {call.name}", call.name_place)
+    if faults := tools[call.name].faults(call, text):
+        return _Fault("bad_arguments", "; ".join(fault.error for fault in faults), faults[0].place)
+    return None
+
+
+def _checked(text: str, tools: dict[str, Tool]) -> list[tuple[Call | BrokenCall, _Fault | None]]:
+    """The calls of a turn, each with its fault."""
+    return [(call, _fault(call, tools, text)) for call in parse_calls(text)]
+
+
+def _listed(tools: dict[str, Tool]) -> str:
+    return ", ".join(tool.signature for tool in tools.values())
+
+
+def _name(call: Call | BrokenCall) -> str:
+    return call.name if isinstance(call, Call) else ""
+
+
+def _messages(calls: Sequence[Call | BrokenCall], results: Sequence[str], role: str) -> list[Message]:
+    """The results in the template's tool role, one message each, or as one message of another role."""
+    texts = [_encodable(result) for result in results]
+    if role != "tool":
+        content = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in texts)
+        return [{"role": role, "content": content}]
+    messages: list[Message] = []
+    for number, (call, text) in enumerate(zip(calls, texts, strict=True)):
+        id = call.id if isinstance(call, Call) else None  # Mistral demands one of nine characters
+        named = {"name": _encodable(call.name)} if isinstance(call, Call) else {}
+        messages.append({"role": "tool", "content": text, "tool_call_id": id or f"call{number:05}", **named})
+    return messages
+
+
+def _encodable(text: str) -> str:
+    """A text without lone surrogates, which JSON can hold and no tokenizer takes."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,37 @@
+"""Calls a user's functions line by line, in a process of its own; ``opd.data.functions`` starts it.
+
+A function that hangs ends the process: the timer is a thread of C that needs no Python. The next call starts a new one.
+
+    python tool_worker.py '["my_tools:FUNCTIONS", 10.0, [sys.path of the run]]'
+"""
+
+import faulthandler
+import json
+import os
+import sys
+
+
+def main() -> None:
+    """Answer each line, a pair of name and arguments, with ``{"result": TEXT}`` or ``{"error": TEXT}``."""
+    name, seconds, sys.path[:] = json.loads(sys.argv[1])
+    questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)  # what functions read and print is apart from the questions and answers
+    os.dup2(2, 1)
+    from opd.data.functions import named_functions
+
+    functions = named_functions(name)
+    for line in questions:
+        function, arguments = json.loads(line)
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        try:
+            result = functions[function](**arguments)
+            text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+            answer = {"result": text}
+        except BaseException as error:  # SystemExit too: the function ends, and the process goes on
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
