@@ -221,12 +221,17 @@ class Sampler:
         """Whether the environment answers this turn, and its message leaves room for another token."""
         if self.task is None:
             return False
-        turn = {"role": "assistant", "content": self.chat.turn_text(ids, self.stop_ids)}
+        turn = {"role": "assistant", "content": self.chat.turn_text(ids, self._ends)}
         answer = observe(self.task, trajectory.prompt, [*trajectory.transcript, turn]).messages
         if not answer:
             return False
         inserted = self.chat.of(trajectory.prompt).message_ids(answer, ids)
         return len(trajectory.ids) + len(ids) + len(inserted) < self.max_new_tokens
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        """Every id that may end a turn."""
+        return self.stop_ids | (self.prefix.stop_ids if self.prefix else frozenset())
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = self.chat.prompt_ids(prompt)
@@ -242,7 +247,7 @@ class Sampler:
         """Let the environment react to the last turn."""
         span = trajectory.turns[-1]
         ids = trajectory.ids[span.start : span.stop]
-        text = self.chat.turn_text(ids, self.stop_ids)
+        text = self.chat.turn_text(ids, self._ends)
         trajectory.transcript.append({"role": "assistant", "content": text})
         if self.task is None:
             trajectory.finish = "stop" if stopped else "length"
@@ -254,7 +259,7 @@ class Sampler:
             return
         trajectory.num_calls += seen.num_calls
         for (kind, detail), place in zip_longest(seen.events, seen.places[: len(seen.events)]):
-            fault = self.chat.token_span(ids, place, self.stop_ids) if place else Span(0, len(ids))
+            fault = self.chat.token_span(ids, place, self._ends) if place else Span(0, len(ids))
             at = Span(span.start + fault.start, span.start + fault.stop)
             trajectory.events.append(Event(kind, len(trajectory.turns) - 1, at, detail))
         if not seen.messages:
