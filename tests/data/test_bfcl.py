@@ -70,9 +70,9 @@ def test_possible_answers_are_accepted_and_others_refused(name: str) -> None:
     for (prompt, calls), write in zip(tasks(name), cycle(FORMS.values()), strict=False):
         number += len(calls)
 
-        def reward(calls: list[dict[str, Any]], prompt: Prompt = prompt, write: Any = write) -> float | None:
+        def reward(calls: list[dict[str, Any]], prompt: Prompt = prompt, write: Any = write) -> float:
             seen = TASK.step(prompt, [{"role": "assistant", "content": write(calls)}])
-            return 0.0 if seen.events else seen.reward
+            return 0.0 if seen.events else float(seen.correct or False)
 
         assert (reward(calls) == 1.0) == (prompt.id not in WRONG), prompt.id
         renamed = [{**calls[0], "name": "nothing"}, *calls[1:]]
@@ -96,4 +96,4 @@ def test_an_irrelevant_tool_is_not_to_be_called() -> None:
             continue
         prompt = TASK.prepared(Prompt(id=row["id"], messages=messages, tools=tools, data={"calls": []}), key="p")
         said = TASK.step(prompt, [{"role": "assistant", "content": "None of my tools can do that."}])
-        assert (said.reward, said.events) == (1.0, ())
+        assert (said.correct, said.events) == (True, ())

@@ -65,7 +65,7 @@ def test_several_calls_of_a_turn_are_run_in_order(task: ToolTask) -> None:
         ("tool", "weather", 9),
     ]
     assert seen.events == ()
-    assert seen.reward is None
+    assert seen.correct is False
     assert seen.num_calls == 2
 
 
@@ -101,7 +101,7 @@ def test_a_faulty_call_is_an_event_at_its_place(task: ToolTask, said: Message, f
         assert (kind, error, at) == found
     assert seen.events[0][1]["tools"].startswith("add(a: integer, b: integer), weather(city: string, unit?:")
     assert [m["content"] for m in seen.messages] == [f"error: {error}"]
-    assert seen.reward is None
+    assert seen.correct is False
 
 
 def test_a_faulty_call_does_not_stop_the_others(task: ToolTask) -> None:
@@ -150,14 +150,14 @@ def test_success(task: ToolTask, fields: dict[str, Any], turns: Sequence[Any], r
     transcript = [t if isinstance(t, Mapping) else {"role": "assistant", "content": t} for t in turns]
     seen = task.step(prompt(task, **fields), transcript)
     assert seen.message is None
-    assert seen.reward == reward
+    assert seen.correct == bool(reward)
     assert seen.events == ()
 
 
 def test_an_answer_without_the_calls_that_the_row_expects_is_an_event(task: ToolTask) -> None:
     expects = prompt(task, data={"calls": [call("add", a=1, b=2)]})
     seen = task.step(expects, [{"role": "assistant", "content": "It is 3."}])
-    assert seen.reward == 0.0
+    assert seen.correct is False
     assert [(kind, detail["tools"][:3]) for kind, detail in seen.events] == [("no_call", "add")]
 
 
@@ -178,11 +178,11 @@ def test_tools_without_functions_are_checked_and_end_the_episode() -> None:
         },
     )
     right, wrong = turn(call("math.add", a=2)), turn(call("math.add", a="2"))
-    assert checked.step(asked, [right]).reward == 1.0
-    assert checked.step(asked, [turn(call("math.add", a=3))]).reward == 0.0
+    assert checked.step(asked, [right]).correct is True
+    assert checked.step(asked, [turn(call("math.add", a=3))]).correct is False
     seen = checked.step(asked, [wrong])
     assert [m["content"] for m in seen.messages] == ["error: a: '2' is not of type 'number'"]
-    assert checked.step(asked, [wrong, *seen.messages, right]).reward == 1.0
+    assert checked.step(asked, [wrong, *seen.messages, right]).correct is True
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class ToolTask:
     ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault. An answer
     without any call is ``no_call`` if the row expects calls.
 
-    A turn without a call ends the episode. So do valid calls of tools that have no functions. The reward is 1 if the
+    A turn without a call ends the episode. So do valid calls of tools that have no functions. It is correct if the
     last message has the row's ``answer`` and the calls are the row's ``calls``, whichever it gives; without either, if
     there was a call and no faulty one.
 
@@ -104,11 +104,16 @@ class ToolTask:
                 places.append(fault.place)
         message, *more = _messages([call for call, _ in calls], results, prompt.data.get("result_role", "tool"))
         return Observation(
-            message=message, more=tuple(more), events=tuple(events), places=tuple(places), num_calls=len(calls)
+            message=message,
+            more=tuple(more),
+            events=tuple(events),
+            places=tuple(places),
+            correct=False,  # if the rollout is cut off here
+            num_calls=len(calls),
         )
 
     def _end(self, prompt: Prompt, turns: Sequence[str], tools: dict[str, Tool], num_calls: int) -> Observation:
-        """The reward of an episode whose last turn has no call that is run."""
+        """The verdict on an episode whose last turn has no call that is run."""
         made = [pair for turn in turns for pair in _checked(turn, tools)]
         valid = [call for call, fault in made if isinstance(call, Call) and not fault]
         checks, expected = [], prompt.data.get("calls")
@@ -120,7 +125,7 @@ class ToolTask:
             checks = [bool(valid), len(valid) == len(made)]
         missed = expected and not valid and not num_calls
         events = (("no_call", {"tools": _listed(tools)}),) if missed else ()
-        return Observation(reward=float(all(checks)), events=events, num_calls=num_calls)
+        return Observation(correct=all(checks), events=events, num_calls=num_calls)
 
     def _run(self, call: Call | BrokenCall) -> tuple[str, _Fault | None]:
         """The result of a call without a fault; a fault if its function raises or hangs."""
