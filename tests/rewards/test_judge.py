@@ -12,11 +12,17 @@ import pytest
 import opd
 from opd.config.read import read, validate
 from opd.config.run import PromptsConfig
+from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine
 from opd.errors import ConfigError
 from opd.evaluation.metrics import summarise
+from opd.models.chat import Chat
+from opd.models.language import stop_ids
+from opd.models.loading import load
 from opd.rewards.build import RewardBuilder
 from opd.rewards.functions import RewardedTask
 from opd.rewards.judge import Judge
+from opd.rollouts.sampler import Sampler
 from opd.types import Message, Prompt, Rollout, Span
 from support.chat_server import Server
 from support.models import make_model
@@ -164,3 +170,16 @@ def test_a_run_with_a_judge_behind_an_endpoint(tmp_path: Path, server: Server) -
     assert "accuracy" not in result.after
     asked = server.requests[0]["messages"]
     assert asked[0]["content"].startswith("Is it short? End with")
+
+
+@pytest.mark.slow
+def test_the_bundled_judge_agrees_with_the_checker() -> None:
+    reward = read("opd-rlaif").prompts.reward
+    task = RewardBuilder(device="cpu").task(get_task("tools"), reward, key="prompts.reward")
+    model = load("nano/tools-base", key="student")
+    sampler = Sampler(
+        HFEngine(model), Chat(model.tokenizer), task, stop_ids=stop_ids(model), max_new_tokens=64, max_turns=5
+    )
+    made = sampler.rollout(list(get_task("tools").prompts("test"))[:96], 0)
+    assert sum(r.reward == float(bool(r.correct)) for r in made) > 86
+    assert summarise(made)["judge/unparsable"] == 0
