@@ -147,7 +147,7 @@ class Wrong:
         self.source = source
 
     def rollout(self, prompts: Any, seed: int, step: int = 0) -> list[Rollout]:
-        return [dataclasses.replace(r, reward=0.0) for r in self.source.rollout(prompts, seed, step)]
+        return [dataclasses.replace(r, reward=0.0, correct=False) for r in self.source.rollout(prompts, seed, step)]
 
 
 def test_a_feedback_view_without_a_success_is_not_blamed_on_hints(tmp_path: Path) -> None:
