@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from opd.language.measure import measure_model
 from opd.rewards.build import RewardBuilder
 from opd.rewards.functions import FromFunction, OwnCheck, RewardedTask, row
 from opd.teachers.sampled import GroupAdvantages
-from opd.types import Prompt, Rollout, Segment, Span
+from opd.types import Message, Observation, Prompt, Rollout, Segment, Span
 from support.models import make_model
 from support.small_runs import small_run
 
@@ -268,3 +268,28 @@ def test_a_reward_that_was_not_given_is_asked_for(tmp_path: Path) -> None:
 def test_several_rewards_of_a_rollout_survive_a_copy() -> None:
     made = dataclasses.replace(rollout(Prompt(id="p", text="q"), "a", 1.0), rewards={"judge": None})
     assert summarise([made])["judge/unparsable"] == 1.0
+
+
+class Letters:
+    """A task of its own, with or without held-out prompts."""
+
+    def __init__(self, splits: Sequence[str]) -> None:
+        self.splits = splits
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        if split not in self.splits:
+            raise KeyError(split)
+        return [Prompt(id=f"{split}/{a}", messages=({"role": "user", "content": a},)) for a in "abcdefgh" * 4]
+
+    def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
+        return Observation(reward=float(len(transcript[-1]["content"])))
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train",)])
+def test_a_task_without_prompts_brings_its_own_to_a_recipe(splits: Sequence[str], tmp_path: Path) -> None:
+    small = {"optimizer.steps": 1, "optimizer.warmup": 0, "rollout.max_new_tokens": 4, "report": False, "log": []}
+    result = opd.train("grpo", {**small, "out": str(tmp_path / "run")}, student=make_model(0), task=Letters(splits))
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (saved["prompts"]["task"], saved["prompts"]["path"]) == (None, "given from Python")
+    assert ("reward" in result.after) == ("test" in splits)
+    assert "accuracy" not in lines(tmp_path / "run", "train")[0]
