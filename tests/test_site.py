@@ -118,9 +118,9 @@ def test_the_shown_task_is_a_task(beside: Path) -> None:
     first = task.step(prompt, [wrong])
     assert first.message is not None
     assert first.reward is None
-    assert task.step(prompt, [wrong, first.message, right]).reward == 1.0
+    assert task.step(prompt, [wrong, first.message, right]).correct is True
     last = task.step(prompt, [wrong, first.message, wrong])
-    assert (last.reward, last.message, last.events[0][0]) == (0.0, None, "wrong_city")
+    assert (last.correct, last.message, last.events[0][0]) == (False, None, "wrong_city")
 
 
 @pytest.mark.slow
