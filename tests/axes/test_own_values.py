@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 import opd
+from opd.axes.base import Objects
 from opd.axes.context import RunContext
 from opd.axes.signals import SignalConfig
 from opd.config.read import read
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, OpdError
+from opd.language.run import LanguageRun
 from opd.losses.objectives import CrossEntropy, PolicyGradient
 from opd.types import Generation, PerPosition, Signal
+from support.families import read_language
 from support.models import make_model
+from support.small_runs import small_run
 
 HERE = __name__
 PROMPTS = [{"prompt": f"{a} b"} for a in "acde"]
@@ -122,6 +126,16 @@ def test_token_ratios_estimate_the_reverse_kl_alone(divergence: list[str], tmp_p
     assert read("opsd", [f"loss.signal={HERE}:Ratios", *divergence]).loss.divergence.type == "reverse_kl"  # type: ignore[union-attr]
     text = refusal("opsd", [f"loss.signal={HERE}:Ratios", "loss.divergence=jsd"], tmp_path)
     assert "divergence=jsd: one sampled token estimates the reverse KL only" in text
+
+
+def test_the_dtype_of_logits_reaches_the_divergence_and_no_other_signal(tmp_path: Path) -> None:
+    objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
+    loss = {"divergence": "reverse_kl", "logits": "bfloat16"}
+    tree = small_run(tmp_path / "out", loss=loss, rollout=SMALL)
+    objective = LanguageRun.load(read_language(tree), objects).context.divergence()
+    assert objective.logits == "bfloat16"
+    with pytest.raises(ConfigError, match="logits=bfloat16 does not apply to loss.signal=sampled"):
+        read_language(tree, {"loss.signal": "sampled"})
 
 
 def test_a_recipes_divergence_does_not_hinder_another_signal() -> None:

@@ -75,6 +75,9 @@ class LossConfig(Strict):
     """The reward beside the signal; a number is its weight, 0 leaves it out."""
     chunk_tokens: int | None = Field(None, ge=1)
     """Positions whose logits exist at one time; by default chosen from the vocabulary's size."""
+    logits: Literal["float32", "bfloat16"] = "float32"
+    """On a GPU, the dtype of the logits that a divergence compares: bfloat16 takes less time, and its gradient has
+    about five times the error. A CPU always takes the models' own dtype."""
 
     @field_validator("reward", mode="before")
     @classmethod
@@ -92,6 +95,11 @@ class LossConfig(Strict):
             raise ValueError(
                 f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or "
                 "set loss.signal=full"
+            )
+        if self.logits != "float32" and not signal.compares:
+            raise ValueError(
+                f"logits={self.logits} does not apply to loss.signal={signal.type}. Fix: leave it out, or set "
+                "loss.signal=full or top_k"
             )
         if signal.token_ratios and self.divergence.type != "reverse_kl":
             raise ValueError(

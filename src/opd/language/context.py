@@ -224,6 +224,7 @@ class LanguageContext:
             beta=config.beta,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            logits=self.config.loss.logits,
             **settings,
         )
 

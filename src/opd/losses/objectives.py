@@ -22,6 +22,7 @@ from opd.losses import (
 )
 from opd.losses.cross import Groups, Matched, cross_divergence
 from opd.losses.hidden import Projection
+from opd.losses.plan import LogitsDtype
 from opd.signals import (
     AdvantageSignal,
     CrossSignal,
@@ -61,6 +62,7 @@ class FullVocabulary:
     chunk_tokens: int | None = None
     support: Support | None = None
     clip: float | None = None
+    logits: LogitsDtype = "float32"
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
@@ -81,6 +83,7 @@ class FullVocabulary:
             per_token=per_token_T,
             support=self.support,
             clip=self.clip,
+            logits=self.logits,
         )
 
 
