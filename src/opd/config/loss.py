@@ -96,7 +96,7 @@ class LossConfig(Strict):
                 f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or "
                 "set loss.signal=full"
             )
-        if self.logits != "float32" and not signal.compares:
+        if self.logits != "float32" and not signal.distributions:
             raise ValueError(
                 f"logits={self.logits} does not apply to loss.signal={signal.type}. Fix: leave it out, or set "
                 "loss.signal=full or top_k"
