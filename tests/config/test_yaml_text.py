@@ -43,11 +43,11 @@ def test_more_than_a_run_file_needs_is_refused_at_once(name: str, tmp_path: Path
     text, why = REFUSED[name]
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError, match="not valid YAML: ") as caught:
         read(file)
     assert why in str(caught.value)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     if "\n" not in text:
         assert split(text.replace(": ", "=", 1)) == ("a", text.removeprefix("a: "))
 
