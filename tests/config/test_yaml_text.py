@@ -52,6 +52,13 @@ def test_more_than_a_run_file_needs_is_refused_at_once(name: str, tmp_path: Path
         assert split(text.replace(": ", "=", 1)) == ("a", text.removeprefix("a: "))
 
 
+def test_a_mapping_on_the_command_line_that_is_no_yaml_is_refused_and_a_template_is_text() -> None:
+    for value in ("{judge: m, rubric: Is it kind?}", "[{function: f, weight: 1]"):
+        with pytest.raises(ConfigError, match=r"^prompts.reward: '.*' is no YAML. Fix: close its brackets"):
+            split(f"prompts.reward={value}")
+    assert split("teacher.view.text={prompt} Answer: {answer}") == ("teacher.view.text", "{prompt} Answer: {answer}")
+
+
 @pytest.mark.parametrize("date", ["2026-13-45", "2026-11-28", "2026-11-28 10:00:00"])
 def test_a_date_is_text(date: str) -> None:
     assert yaml_text.parse(f"a: {date}") == {"a": date}

@@ -106,6 +106,21 @@ def test_a_role_the_template_refuses_is_named() -> None:
         Chat(tokenizer).above_turn(history, {"role": "tool", "content": "a"})
 
 
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{% for %}", "TemplateSyntaxError: Expected an expression"),
+        ("{% macro a(x) %}{{ a(x) }}{% endmacro %}{{ a(1) }}", "RecursionError"),
+    ],
+)
+def test_a_broken_template_is_not_blamed_on_the_messages(template: str, fault: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=rf"^the chat template of .* is broken \({fault}.*\). Fix: correct it"):
+        Chat(tokenizer).prompt_ids(Prompt("x", ({"role": "user", "content": "a"},)))
+
+
 def test_the_bundled_tokenizer(tmp_path: Path) -> None:
     from opd.nano.tokenizer import build_tokenizer
 

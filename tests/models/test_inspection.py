@@ -242,8 +242,33 @@ def test_a_damaged_folder_is_refused_in_a_sentence(damage: str, folder: Path) ->
         config.write_text(config.read_text()[:-100])
     else:
         config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": "x"}))
-    with pytest.raises(ModelError, match=r"^student: cannot load '.*' \(.*\); give a folder"):
+    with pytest.raises(ModelError, match=r"^student: cannot load '.*' \(.*\). Fix: give a folder"):
         load(str(folder), key="student")
+
+
+@pytest.mark.parametrize("end", ["x", [2, "x"], -1])
+def test_an_end_that_is_no_token_id_is_refused(end: Any, folder: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": end}))
+    with pytest.raises(ModelError, match=r"^student: .*eos_token_id.*('x'|-1)"):
+        load(str(folder), key="student")
+
+
+def test_both_halves_of_a_librarys_sentence_are_quoted(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention"]}))
+    with pytest.raises(ModelError, match=r"^student: cannot load '.*' \(.*num_hidden_layers.*\). Fix: give a folder"):
+        load(str(folder), key="student")
+
+
+def test_a_models_own_code_is_neither_run_nor_offered(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = folder / "config.json"
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}, "model_type": "own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    (folder / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelError, match=r"^student: cannot load '.*' \(.*custom code"):
+        load(str(folder), key="student")
+    assert "y/N" not in capfd.readouterr().out
 
 
 def test_every_expert_is_inspected(folder: Path, tmp_path: Path) -> None:

@@ -257,6 +257,14 @@ def test_prompt_objects_with_answers_are_checked(tmp_path: Path) -> None:
     assert lines(tmp_path / "run", "eval")[0]["accuracy"] == 0.0
 
 
+def test_a_run_whose_answers_never_had_a_reward_says_so(tmp_path: Path) -> None:
+    tree = small_run(tmp_path / "run", **GRPO, optimizer={"lr": 1e-3, "steps": 1})
+    del tree["teacher"]
+    prompts = [Prompt(id=str(n), messages=({"role": "user", "content": "a b"},)) for n in range(8)]
+    with pytest.raises(opd.OpdError, match="no group had two answers with different rewards: they were equal, or None"):
+        opd.train(tree, student=make_model(0), prompts=prompts, reward=lambda prompt, completion, row: None)
+
+
 def test_a_reward_that_was_not_given_is_asked_for(tmp_path: Path) -> None:
     tree = small_run(tmp_path / "run", **GRPO)
     del tree["teacher"]

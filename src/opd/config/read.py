@@ -6,6 +6,7 @@ Unknown keys are refused with the nearest right one.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -215,6 +216,10 @@ def pairs_of(overrides: Any) -> dict[str, Any]:
     return dict(split(one) for one in overrides)
 
 
+_MAPPING = re.compile(r"\s*(\[\s*)?\{\s*\w+:\s")
+"""The beginning of a mapping, or of a list of mappings."""
+
+
 def split(override: str) -> tuple[str, Any]:
     key, equals, value = override.partition("=")
     if not equals:
@@ -222,6 +227,10 @@ def split(override: str) -> tuple[str, Any]:
     try:
         return key, yaml_text.parse(value)
     except ValueError:
+        if _MAPPING.match(value):  # other texts with braces are templates
+            raise ConfigError(
+                f"{key}: '{value}' is no YAML. Fix: close its brackets, and quote texts with ? or : or , in it"
+            ) from None
         return key, value
 
 

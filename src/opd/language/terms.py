@@ -24,6 +24,19 @@ EQUAL_REWARDS = (
 """Why a run may end without a target from rewards, and what to change."""
 
 
+GIVEN_REWARDS = (
+    "no group had two answers with different rewards: they were equal, or None. Fix: check prompts.reward and its "
+    "metrics, such as judge/unparsable, or raise rollout.rollouts_per_prompt"
+)
+"""The same where functions or judges give the rewards, which may be None."""
+
+
+def _without_rewards(run: LanguageContext) -> str:
+    prompts = run.config.prompts
+    given = any(source.reward for source in (prompts, *(prompts.mix or ())))
+    return GIVEN_REWARDS if given or run.objects.reward else EQUAL_REWARDS
+
+
 def loss_terms(run: LanguageContext) -> list[Term]:
     """The main term first, then the terms beside it."""
     loss = run.config.loss
@@ -42,9 +55,8 @@ def loss_terms(run: LanguageContext) -> list[Term]:
         teacher, objective = loss.reward.make(run)
         # Token weights belong to the signal; how rollouts are averaged belongs to both.
         even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=run.max_new_tokens)
-        terms.append(
-            Term(POLICY_GRADIENT, "reward", teacher, everything, objective, loss.reward.weight, even, EQUAL_REWARDS)
-        )
+        why, weight = _without_rewards(run), loss.reward.weight
+        terms.append(Term(POLICY_GRADIENT, "reward", teacher, everything, objective, weight, even, why))
     return terms
 
 
@@ -56,7 +68,7 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     weights = _token_weights(run, objective)
     view_config = config.teacher.view
     by_view = f"teacher.view={view_config.type}, and {view_config.if_empty}"
-    if_empty = EQUAL_REWARDS if signal.role == "reward" else by_view
+    if_empty = _without_rewards(run) if signal.role == "reward" else by_view
     name = POLICY_GRADIENT if signal.role == "reward" else signal.role
     main = Term(name, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
     return [main, *signal.more_terms(run, main, weights)]

@@ -24,7 +24,7 @@ def read_whole(path: str, **settings: Any) -> Any:
         ValueError: tensors are missing or have another shape, so that transformers would make random ones.
     """
     model, found = AutoModelForCausalLM.from_pretrained(
-        path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        path, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **settings
     )
     if missing := sorted(found["missing_keys"]):
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")

@@ -18,6 +18,8 @@ from functools import cached_property
 from itertools import groupby, takewhile
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from opd.errors import ModelError
 from opd.models.messages import MessageForms
 from opd.types import Message, Prompt, Span
@@ -373,9 +375,12 @@ class Chat:
             return text
         except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
+            name = f"the chat template of '{self.tokenizer.name_or_path}'"
+            if isinstance(error, TemplateSyntaxError | ArithmeticError | RecursionError | MemoryError | OverflowError):
+                fault = f"{type(error).__name__}: {error}".removesuffix(": ")
+                raise ModelError(f"{name} is broken ({fault}). Fix: correct it, or take another tokenizer") from error
             raise ModelError(
-                f"the chat template of '{self.tokenizer.name_or_path}' refuses messages of the roles {roles} ({error})"
-                f". Fix: {fix or _FIXES['system' in roles]}"
+                f"{name} refuses messages of the roles {roles} ({error}). Fix: {fix or _FIXES['system' in roles]}"
             ) from error
 
 

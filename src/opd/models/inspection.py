@@ -69,6 +69,22 @@ def not_causal(key: str, source: str, kind: str) -> ModelError:
     )
 
 
+def ends(language_model: LanguageModel, key: str) -> LanguageModel:
+    """The end tokens of the generation config are ids.
+
+    Raises:
+        ModelError: one is something else.
+    """
+    configured = getattr(language_model.model.generation_config, "eos_token_id", None)
+    for one in configured if isinstance(configured, list | tuple) else [configured]:
+        if one is not None and (not isinstance(one, int) or isinstance(one, bool) or one < 0):
+            raise ModelError(
+                f"{key}: eos_token_id in the generation config of '{language_model.source}' is {one!r}, which is no "
+                "token id. Fix: correct generation_config.json"
+            )
+    return language_model
+
+
 def finite(language_model: LanguageModel, key: str) -> LanguageModel:
     """Every weight is a finite number.
 
@@ -178,7 +194,7 @@ def check_engine(engine: Engine, language_model: LanguageModel, key: str) -> Non
         )
 
 
-CHECKS: tuple[Check, ...] = (causal, adapter, finite, linear_head, decoding)
+CHECKS: tuple[Check, ...] = (causal, ends, adapter, finite, linear_head, decoding)
 """In this order: a later check needs what an earlier one found."""
 
 

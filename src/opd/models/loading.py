@@ -46,10 +46,10 @@ def load(
     base = _base(path, name, key) if adapter else path
     tokens = path if not adapter or file_in(path, "tokenizer_config.json") else base
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise not_causal(key, name, config.model_type)
-        tokenizer = AutoTokenizer.from_pretrained(tokens)
+        tokenizer = AutoTokenizer.from_pretrained(tokens, trust_remote_code=False)
         model = bases.model(base, dtype=dtype, device=device, shared=adapter)
     except OpdError:
         raise
@@ -147,7 +147,8 @@ def unloadable(
     key: str, name: str, error: Exception, needs: str = "config.json, weights and a tokenizer"
 ) -> ModelError:
     """The error for a model that is missing or broken."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     meant = near(name if "/" in name else f"nano/{name}", bundled_names()) if not Path(name).exists() else "."
     return ModelError(
         f"{key}: cannot load '{name}' ({first}){meant} Fix: give a folder with {needs}, or a hub id that is reachable "
