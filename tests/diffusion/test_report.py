@@ -16,6 +16,7 @@ from opd.diffusion.models import load
 from opd.diffusion.report import Grids, by_state, references
 from opd.evaluation.evaluate import SEED
 from opd.output.callbacks import RunStart
+from opd.output.run_log import RunLog
 from opd.report.denoising import denoising_data
 from opd.report.overview import Block, overview, wrapped
 from opd.report.samples import SHOWN, TEACHER, Samples
@@ -50,7 +51,7 @@ def test_every_evaluation_writes_a_strip_of_the_same_prompts(folder: Path) -> No
     assert len(set(whole.values())) == 3
 
 
-def test_a_strip_shows_the_images_of_the_weights(folder: Path) -> None:
+def test_a_strip_shows_the_images_of_the_weights(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
     from opd.diffusion.evaluation import decoded_images
     from opd.diffusion.images import to_pixels
@@ -58,7 +59,7 @@ def test_a_strip_shows_the_images_of_the_weights(folder: Path) -> None:
 
     config = read_denoising({**run_file(folder), "student": str(folder / "out")})
     run = DenoisingRun.load(config, Objects())
-    grids = run.recorder(run.assemble(None))  # type: ignore[arg-type]
+    grids = run.recorder(run.assemble(RunLog(tmp_path / "metrics.jsonl")))
     assert isinstance(grids, Grids)
     drawn = decoded_images(run.student, grids.student.rollout(grids.prompts, SEED))
     for image, kept in zip(drawn, Samples(folder / "out" / "samples").images(4), strict=True):
@@ -78,7 +79,7 @@ def test_sample_grids_change_neither_the_global_generator_nor_the_mode(folder: P
     from opd.diffusion.run import DenoisingRun
 
     run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
-    loop = run.assemble(None)  # type: ignore[arg-type]
+    loop = run.assemble(RunLog(tmp_path / "metrics.jsonl"))
     grids = run.recorder(loop)
     assert grids
     grids.start(RunStart(tmp_path, 0, loop.steps, evaluates=loop.evaluate is not None))
@@ -169,12 +170,12 @@ def test_a_run_on_noised_images_has_strips_but_no_states(folder: Path, tmp_path:
     assert denoising_data(tmp_path / "out")["states"] == []
 
 
-def test_by_state_is_the_mean_loss_of_each_state(folder: Path) -> None:
+def test_by_state_is_the_mean_loss_of_each_state(folder: Path, tmp_path: Path) -> None:
     from opd.axes.base import Objects
     from opd.diffusion.run import DenoisingRun
 
     run = DenoisingRun.load(read_denoising(run_file(folder)), Objects())
-    loop = run.assemble(None)  # type: ignore[arg-type]
+    loop = run.assemble(RunLog(tmp_path / "metrics.jsonl"))
     rollouts = run.config.rollout.source.build(run).rollout(run.prompts[:2], 0)
     (said,) = loop.score(rollouts)
     said.loss_T.copy_(10 * said.signal.position_T + said.signal.rollout_T)
@@ -196,7 +197,7 @@ def test_the_images_that_the_teacher_sees_are_saved(folder: Path, tmp_path: Path
     from opd.diffusion.run import DenoisingRun
 
     run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
-    loop = run.assemble(None)  # type: ignore[arg-type]
+    loop = run.assemble(RunLog(tmp_path / "metrics.jsonl"))
     own = run.recorder(loop)
     assert own
     shown = [Prompt(id="a", text="a red one", data={"image": Image.new("RGB", (20, 20), "crimson")})]
@@ -243,7 +244,7 @@ def test_after_a_collapse_the_overview_ends_with_the_kept_weights(folder: Path, 
     from opd.diffusion.run import DenoisingRun
 
     run = DenoisingRun.load(read_denoising({**run_file(folder), "out": str(tmp_path)}), Objects())
-    loop = run.assemble(None)  # type: ignore[arg-type]
+    loop = run.assemble(RunLog(tmp_path / "metrics.jsonl"))
     grids = run.recorder(loop)
     assert grids
     (tmp_path / "run.json").write_text(json.dumps({"family": "diffusion"}))

@@ -186,7 +186,7 @@ def test_rewards_train_every_noisy_sampler(
     result = opd.train(tree)
     for row in train_rows(result.out):
         assert row["grad_norm"] > 0
-        assert {"reward", "anchor", "accuracy", "spread"} <= row.keys()
+        assert {"policy_gradient", "anchor", "reward", "spread"} <= row.keys()
     assert result.tokens == 2 * 6 * (3 if weights is None else 2)
 
 
@@ -233,7 +233,7 @@ def test_a_differentiable_reward_rises(tmp_path: Path, folder: Any, kind: str) -
     assert rows[0]["distill"] < 1e-9  # the teacher is the student, so this gradient is the reward's alone
     assert rows[0]["grad_norm"] > 0
     if kind == "sd3":  # an untrained autoencoder's images hardly change
-        assert rows[-1]["accuracy"] > rows[0]["accuracy"] + 0.02
+        assert rows[-1]["reward"] > rows[0]["reward"] + 0.02
         assert rows[-1]["reward_gradient"] < rows[0]["reward_gradient"]
 
 

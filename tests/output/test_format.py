@@ -60,6 +60,7 @@ def test_the_main_metric_is_the_first_of_the_list_that_was_measured() -> None:
 def test_guards_judge_by_the_main_metric_and_its_direction() -> None:
     assert [validation({name: 0.0}) for name in MAIN] == [
         ("accuracy", True),
+        ("reward", True),
         ("reverse_kl", False),
         ("text_loss", False),
         ("distance", False),

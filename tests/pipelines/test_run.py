@@ -130,7 +130,7 @@ def test_every_stage_writes_its_model_or_metrics(finished: tuple[Path, PipelineR
     assert (run["student"], run["teacher"]["model"]) == (str(out / "one"), str(out / "two"))
     one, three, mean = (weights(out / name) for name in ("one", "three", "mean"))
     for name, tensor in mean.items():
-        torch.testing.assert_close(tensor, (one[name] + three[name]) / 2)
+        torch.testing.assert_close(tensor, ((one[name].float() + three[name].float()) / 2).to(tensor.dtype))
     metrics = json.loads((out / "scores" / "result.json").read_text())["metrics"]
     assert list(metrics) == ["stage:mean", "nano/math-base"]
     assert metrics["stage:mean"] == opd.evaluate(str(out / "mean"), STAGES["scores"]["prompts"], max_new_tokens=8)

@@ -31,7 +31,7 @@ def check_shapes(models: Mapping[str, str], *, key: str) -> None:
 
 
 def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Path, *, key: str) -> None:
-    """Write Σ wᵢ θᵢ, summed in float32, with the first model's configuration and tokenizer.
+    """Write Σ wᵢ θᵢ, summed in float32, with the first model's configuration, dtype and tokenizer.
 
     An adapter is merged into its base first: the mean of products is not the product of means.
 
@@ -66,8 +66,7 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
             for parameter_name, parameter in ours.items():
                 parameter.add_(theirs[parameter_name], alpha=weight)
     out.mkdir(parents=True, exist_ok=True)
-    mean.model.save_pretrained(out)
-    mean.tokenizer.save_pretrained(out)
+    mean.save(out)
     parts = " + ".join(f"{weight:g} × {name}" for name, weight in zip(models, share, strict=True))
     (out / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [opd, merge]\n---\n# {parts}\n")
 
