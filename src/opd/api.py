@@ -266,6 +266,8 @@ def evaluate(
         split: of the task or dataset; by default ``test`` or ``validation``, where there is one.
         settings: keys of the run file's ``prompts``: ``["limit=100"]`` or ``{"columns.prompt": "question"}``.
         samples: also sample n answers per prompt and report avg@n.
+        max_new_tokens: most tokens after the prompt.
+        max_turns: most assistant turns, if there is an environment.
         limit: measure the first n prompts.
         temperature: of the measured answers; 0 takes the most likely token.
         dtype: of the weights, for a model that is named.

@@ -37,14 +37,14 @@ from opd.types import ForwardPass, Metrics, Policy, Rollout, RolloutSource, Scor
 
 @dataclass
 class Loop:
-    """One run; ``run`` trains.
+    """One run, trained by ``run``.
 
-    No part is given the loop: parts receive the state and return values or actions, and only the loop acts on them.
+    No part holds the loop. Parts receive the state and return values or actions, and only the loop acts on them.
 
     Attributes:
         sampler: generates the rollouts of a step.
         forward: the student's forward pass over its rollouts, with gradients, one micro-batch after the other.
-        terms: of the loss. The first one is the main term, whose loss the curriculum learns from.
+        terms: the loss terms. The first one is the main term, whose loss the curriculum learns from.
         describe: metrics of the student's rollouts that need no model.
         average: the averaged teacher, updated after each optimizer step.
         gate: excludes teachers that are no better than the student.

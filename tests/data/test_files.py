@@ -123,6 +123,8 @@ def test_columns_by_their_names_in_the_source(tmp_path: Path) -> None:
     assert prompt.data == {"prompt": "x", "truth": {"value": 4, "more": 1}, "answer": "no", "level": 3}
     with pytest.raises(DataError, match=r"prompts.columns.answer: no row has 'anser' \(they have 'question', 'prompt'"):
         loaded(path, columns={"answer": "anser"})
+    with pytest.raises(DataError, match=r"without the 'task' of prompts.columns. Fix: correct prompts.columns.prompt"):
+        loaded(path, columns={"prompt": "task"})
     path.write_text('{"question": "a", "answer": "b"}')
     with pytest.raises(
         DataError, match=r"the columns 'question', 'answer'. Fix: .* prompts.columns={prompt: question}"

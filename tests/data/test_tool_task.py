@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from opd.config.tools import ToolsConfig
 from opd.data.expected_calls import are_met, read_expected
@@ -16,6 +17,7 @@ from opd.data.tool_prompts import fit_to_template
 from opd.data.tool_schemas import Tool
 from opd.data.tool_task import ToolTask, states
 from opd.errors import ConfigError, DataError, ModelError
+from opd.models.bundled import resolve
 from opd.models.chat import Chat
 from opd.types import Message, Observation, Prompt
 from support.chat_templates import make_chat_tokenizer
@@ -299,6 +301,12 @@ def test_a_template_that_takes_no_results_is_refused(task: ToolTask) -> None:
         "{% if messages | length > 2 %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}"
     )
     with pytest.raises(ModelError, match=r"neither in the role tool nor user"):
+        fit_to_template([prompt(task)], Chat(tokenizer), lambda text: None)
+
+
+def test_a_tokenizer_that_cannot_write_results_is_refused(task: ToolTask) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve("nano/tools-base"))
+    with pytest.raises(ModelError, match=r"^prompts.tools: the student's tokenizer has no tokens .*Fix: "):
         fit_to_template([prompt(task)], Chat(tokenizer), lambda text: None)
 
 

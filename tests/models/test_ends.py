@@ -56,6 +56,8 @@ def test_further_stops_are_ids_texts_of_one_token_and_other_texts() -> None:
     assert stops.texts == ("a", "a b")
     with pytest.raises(ConfigError, match=r"rollout.stop: no token of 'tiny-0' has the id 31. Fix: give an id from 0"):
         stops_of(model, (31,))
+    with pytest.raises(ConfigError, match=r"rollout.stop: an empty text ends no turn. Fix: leave it out"):
+        read("opd", ["rollout.stop=['']"])
 
 
 def test_a_text_ends_the_turn_at_the_token_that_completes_it() -> None:

@@ -463,6 +463,13 @@ def test_a_quantised_teacher_is_smaller_and_near_the_whole_one(tmp_path: Path, b
     assert (logprobs(small.model).exp() - logprobs(whole.model).exp()).abs().max() < 0.2
 
 
+def test_the_bundled_teacher_in_eight_bits_is_inspected(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = read("opd", ["teacher.quantize=8bit", "prompts.limit=8", f"out={tmp_path / 'out'}"])
+    assert isinstance(config, RunConfig)
+    load_run(config, Objects())  # the kernels of 8 bits round; the check of generation allows that
+
+
 def test_layers_that_cannot_be_computed_in_few_bits_are_refused(other: Path) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ConfigError, match=r"^teacher.quantize=4bit: .*cannot compute the layers.*Fix: set the other"):

@@ -96,6 +96,8 @@ def test_a_run_without_metrics_and_rollouts_has_a_page(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no run of opd: it has no run.json"):
         write_page([tmp_path], tmp_path / "report.html")
+    with pytest.raises(DataError, match="'nothing' is no run of opd: there is no such folder"):
+        write_page([Path("nothing")], tmp_path / "report.html")
 
 
 def test_the_live_server_answers_only_this_machine_and_only_known_paths(tmp_path: Path) -> None:

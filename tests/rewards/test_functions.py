@@ -153,7 +153,7 @@ def test_a_function_that_fails_is_named_with_its_prompt() -> None:
     [
         ("nowhere:length", "prompts.reward.*'nowhere:length' cannot be imported: No module named 'nowhere'"),
         (f"{HERE}:nothing", "cannot be imported: .*no attribute 'nothing'"),
-        ("length", "'length' cannot be imported"),
+        ("length", "'length' cannot be imported: it names no object. Fix: write it as package.module:Name"),
         (f"{HERE}:number", f"'{HERE}:number' is no function. Fix: write def reward"),
         (f"{HERE}:two", "cannot be called with a prompt, a completion and a row"),
         ({"weight": 1.0}, "function or judge is needed .got neither"),

@@ -136,6 +136,8 @@ def import_named(name: str, *, key: str) -> Any:
 def imported(name: str) -> Any:
     """The object behind ``package.module:Name``; a ValueError, if there is none, is a sentence without the key."""
     module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"'{name}' cannot be imported: it names no object. Fix: write it as package.module:Name")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:

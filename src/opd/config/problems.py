@@ -27,7 +27,7 @@ def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     where = [at] if at else []
     # A value that may be of several types has pydantic's name of a type as its last part.
     key = ".".join([*where, *(str(part) for part in first["loc"] if "[" not in str(part))])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more = f" (and {len(problems) - 1} more to correct)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
         known = list(inner.model_fields if inner is not None else _fields(model, parents))

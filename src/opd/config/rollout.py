@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from opd.axes.engines import EngineChoice, Hf
 from opd.axes.rollouts import SourceChoice, Student
@@ -35,6 +35,13 @@ class RolloutConfig(Strict):
     """Further ends of a turn, beside each model's own end tokens: token ids, or texts such as ``<|im_end|>``. The
     text of a special token ends a turn at that token. Any other text ends it at the token that completes the text; if
     the text is more than one token, tokens after it are generated and dropped."""
+
+    @field_validator("stop")
+    @classmethod
+    def _texts(cls, given: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        if "" in given:
+            raise ValueError("an empty text ends no turn. Fix: leave it out")
+        return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Turns that grow need rollouts at every step."""

@@ -124,8 +124,10 @@ class PromptsConfig(Strict):
     def _one_source(self) -> PromptsConfig:
         given = [k for k in ("task", "path", "dataset", "mix") if getattr(self, k) is not None]
         if len(given) != 1:
+            others = sorted(self.model_fields_set - {"task", "path", "dataset", "mix"})
+            got = " and ".join(given) or (f"only {', '.join(others)}" if others else "none")
             raise ValueError(
-                f"needs exactly one of task, path, dataset and mix (got {' and '.join(given) or 'none'}). Fix: "
+                f"needs exactly one of task, path, dataset and mix (got {got}). Fix: "
                 f"{'keep one of them' if given else 'give one of them'}"
             )
         if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - BESIDE_MIX)):

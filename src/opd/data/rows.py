@@ -160,6 +160,13 @@ class _Reader:
         """The rest of the sentence about a row without a prompt, or with two."""
         if row.get("prompt") is not None and row.get("messages") is not None:
             return f"both. Fix: choose one, as in {self.key}.columns={{messages: messages}}"
+        absent = [(column, self.names[column]) for column in ("prompt", "messages") if column in self.names]
+        if absent:
+            column, name = absent[0]
+            return (
+                f"the columns {_listed(row)}, without the '{name}' of {self.key}.columns. Fix: correct "
+                f"{self.key}.columns.{column}, or leave it out"
+            )
         usual = [(column, name) for column, names in USUAL.items() for name in names if name in row]
         column, name = usual[0] if usual else ("prompt", "NAME")
         return f"the columns {_listed(row)}. Fix: name the right one, as in {self.key}.columns={{{column}: {name}}}"

@@ -35,7 +35,7 @@ def fit_to_template(prompts: Sequence[Prompt], chat: Chat, note: Callable[[str],
         note: reports which of these it is.
 
     Raises:
-        ModelError: the template takes results in no role.
+        ModelError: the template takes results in no role, or the tokenizer cannot write them.
     """
     first = next((prompt for prompt in prompts if "tool_schemas" in prompt.data), None)
     if first is None:
@@ -43,6 +43,11 @@ def fit_to_template(prompts: Sequence[Prompt], chat: Chat, note: Callable[[str],
     shown = chat.prompt_text(first) != chat.prompt_text(replace(first, tools=None))
     system = not shown and _shows(chat, [{"role": "system", "content": _RESULT}, {"role": "user", "content": "a"}])
     role = next((role for role in ("tool", "user") if _takes(chat, role)), None)
+    if role is None and _RESULT not in chat.decode(chat.tokenizer(_RESULT, add_special_tokens=False)["input_ids"]):
+        raise ModelError(
+            f"prompts.tools: the student's tokenizer has no tokens for texts such as {_RESULT!r}, as those of the "
+            "bundled models. Fix: take another model"
+        )
     if role is None:
         raise ModelError(
             "prompts.tools: the chat template takes results of tools neither in the role tool nor user. Fix: take "

@@ -123,7 +123,7 @@ def _kept(language_model: LanguageModel, tokens: int) -> int:
 
 @torch.no_grad()
 def cache_bytes(language_model: LanguageModel) -> float:
-    """Bytes of keys and values, or of whatever state the model carries, for one more token of a row."""
+    """Bytes that one more token of a row adds to the model's cache: keys and values, or a recurrent state."""
 
     def size(tokens: int) -> int:
         ids = torch.zeros(1, tokens, dtype=torch.int64, device=language_model.device)

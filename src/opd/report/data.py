@@ -86,7 +86,8 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         DataError: the folder has no run.
     """
     if not (folder / "run.json").is_file():
-        raise DataError(f"'{folder}' is no run of opd: it has no run.json. Fix: name a run's folder")
+        reason = "it has no run.json" if folder.exists() else "there is no such folder"
+        raise DataError(f"'{folder}' is no run of opd: {reason}. Fix: name a run's folder")
     config = read_json(folder / "run.json") or {}
     if not all(isinstance(config.get(key) or {}, Mapping) for key in ("method", "loss", "teacher", "rollout", "eval")):
         raise DataError(f"'{folder / 'run.json'}' was not written by opd. Fix: name a run's folder")

@@ -18,7 +18,7 @@ TASK = "task"
 
 @runtime_checkable
 class BatchTask(Protocol):
-    """A task that gives its rewards when all rollouts of a batch are there, as one with a judge does."""
+    """A task whose rewards need all rollouts of a batch at once, such as a task with a judge."""
 
     def rewarded(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The same rollouts, in order, with ``reward`` and ``rewards``."""

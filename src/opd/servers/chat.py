@@ -139,8 +139,9 @@ class ChatEndpoint:
             ) from None
         except (httpx.HTTPError, TimeoutError) as error:
             raise ModelError(
-                f"{self.key}: no answer from '{self.url}' after {self.retries + 1} attempts "
-                f"({self._reason(error)}). Fix: start the server, or correct {self.key}"
+                f"{self.key}: no answer from '{self.url}' after {self.retries + 1} "
+                f"attempt{'s' if self.retries else ''} ({self._reason(error)}). Fix: start the server, or "
+                f"correct {self.key}"
             ) from None
         try:
             return _content(strict_json.parse(text, halves=True)["choices"][0]["message"])

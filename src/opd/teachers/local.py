@@ -15,11 +15,10 @@ from opd.types import Rollout, Segment
 class LocalTeacher:
     """Scores the student's tokens with a model's last hidden states.
 
-    Which weights it has is decided by who builds it: another model, a frozen or averaged copy of the
-    student, or the student itself (live).
+    The model is another one, a frozen or averaged copy of the student, or the student itself (live).
 
     Args:
-        language_model: what scores.
+        language_model: the model that scores.
         max_tokens: most tokens per forward pass, padding included.
     """
 
