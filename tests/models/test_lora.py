@@ -465,7 +465,7 @@ def test_a_quantised_teacher_is_smaller_and_near_the_whole_one(tmp_path: Path, b
 
 def test_the_bundled_teacher_in_eight_bits_is_inspected(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    config = read("opd", ["teacher.quantize=8bit", "prompts.limit=8", f"out={tmp_path / 'out'}"])
+    config = read("opd", ["teacher.quantize=8bit", "prompts.limit=64", f"out={tmp_path / 'out'}"])
     assert isinstance(config, RunConfig)
     load_run(config, Objects())  # the kernels of 8 bits round; the check of generation allows that
 
