@@ -341,6 +341,45 @@ def test_settings_beside_prompts_that_are_a_list() -> None:
         read(MINIMAL | {"prompts": [{"task": "math", "max_tokens": 9}]})
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "revision",
+            "trust_remote_code",
+            "attn_implementation",
+            "quantization",
+            "peft_config",
+            "use_vllm",
+            "lr",
+            "epochs",
+        ),
+        *("optimizer.eps", "optimizer.name", "optimizer.min_lr", "optimizer.beta2", "teacher.http", "teacher.revision"),
+        *(
+            "rollout.min_p",
+            "rollout.repetition_penalty",
+            "rollout.offline",
+            "rollout.batch",
+            "prompts.batched",
+            "eval.k",
+        ),
+        *(
+            "loss.router_aux",
+            "checkpoint.total_limit",
+            "early_stopping",
+            "push_to_hub",
+            "report_to",
+            "rollout.stop_ids",
+        ),
+    ],
+)
+def test_a_key_that_other_tools_have_is_refused_in_one_sentence(key: str) -> None:
+    with pytest.raises(ConfigError, match=key) as caught:
+        read("opd", [f"{key}=1"])
+    assert "Fix: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert read(MINIMAL, ["out=~/runs/a"]).out == "/home/me/runs/a"

@@ -20,6 +20,8 @@ from opd.models.loading import load
 from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Rollout
+from support.models import make_model
+from support.small_runs import PROMPTS, small_run
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,15 @@ def test_a_run_writes_diagnostics_at_every_evaluation(tmp_path: Path) -> None:
     off = opd.train("opd", {**small, "eval.diagnostics": 0, "out": str(tmp_path / "off")})
     assert off.after["accuracy"] == result.after["accuracy"]
     assert not any(name.startswith(("teacher", "gap")) for name in off.after)
+
+
+def test_the_divergence_of_an_evaluation_is_on_the_scale_of_the_loss(tmp_path: Path) -> None:
+    tree = small_run(tmp_path / "run", eval={"divergence": True, "every": 1})
+    tree |= {"optimizer": {"lr": 1e-9, "steps": 1}, "rollout": {"prompts_per_step": 32, "max_new_tokens": 6}}
+    result = opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=PROMPTS, eval_prompts=PROMPTS)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    loss = next(row["train"]["loss"] for row in rows if "train" in row)
+    assert result.after["reverse_kl"] == pytest.approx(loss, rel=0.3)
 
 
 @pytest.mark.slow

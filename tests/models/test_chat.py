@@ -106,6 +106,17 @@ def test_a_role_the_template_refuses_is_named() -> None:
         Chat(tokenizer).above_turn(history, {"role": "tool", "content": "a"})
 
 
+def test_a_template_without_a_system_role_says_what_to_do_with_its_text() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
+    )
+    messages: tuple[Message, ...] = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
+    with pytest.raises(ModelError, match="no system.*Fix: put the text of the system message into the first user"):
+        Chat(tokenizer).prompt_ids(Prompt("x", messages))
+
+
 @pytest.mark.parametrize(
     ("template", "fault"),
     [

@@ -52,6 +52,23 @@ def test_a_run_trains_it_saves_it_whole_and_resumes_to_the_same_bits(name: str, 
     assert saved.generation_config.eos_token_id == made.model.generation_config.eos_token_id
 
 
+def test_a_student_in_shards_keeps_a_generation_config_that_contradicts_itself(tmp_path: Path) -> None:
+    for name, seed in (("s", 0), ("t", 1)):
+        model = make_model(seed, tied=False)
+        model.model.save_pretrained(tmp_path / name, max_shard_size="20KB")
+        model.tokenizer.save_pretrained(tmp_path / name)
+    assert len(list((tmp_path / "s").glob("model-*.safetensors"))) > 1
+    config = tmp_path / "s" / "generation_config.json"
+    contradiction = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}
+    config.write_text(json.dumps(contradiction))
+    tree = small_run(tmp_path / "out", student=str(tmp_path / "s"), teacher={"model": str(tmp_path / "t")})
+    tree["optimizer"] = {"lr": 1e-2, "steps": 1, "gradient_checkpointing": True}
+    out = opd.train(tree, prompts=PROMPTS).out
+    assert json.loads((out / "generation_config.json").read_text()).items() >= contradiction.items()
+    saved, before = AutoModelForCausalLM.from_pretrained(out), make_model(0, tied=False).model
+    assert not torch.equal(saved.lm_head.weight, before.lm_head.weight)
+
+
 def test_every_eos_id_ends_a_turn() -> None:
     assert stop_ids(make_model(**SHAPES["two EOS ids"])) == {2, 23}
 

@@ -53,6 +53,19 @@ LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 
+GEMMA_WITH_IMAGES: dict[str, Any] = {
+    "text_config": {**BASE, "vocab_size": len(make_tokenizer()), "sliding_window": 4},
+    "vision_config": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+}
+
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("qwen2", {}),
     "Qwen3": ("qwen3", {}),
@@ -68,6 +81,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 2": ("gemma2", {"sliding_window": 4}),
     "Gemma 2, uncapped": ("gemma2", {"sliding_window": 4, "final_logit_softcapping": None}),
     "Gemma 3": ("gemma3_text", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    "Gemma 3, images too": ("gemma3", GEMMA_WITH_IMAGES),
     "GPT-2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "GPT-J": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "rotary_dim": 8}),
     "GPT-NeoX": ("gpt_neox", {}),
