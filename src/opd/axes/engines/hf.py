@@ -19,8 +19,8 @@ class Hf(EngineConfig):
 
     type: Literal["hf"] = "hf"
     max_rows: int = Field(256, ge=1)
-    """Sequences decoded at once. Another number draws other tokens from the same seed, so a run repeats with the same one
-    only."""
+    """Sequences decoded at once. Another number draws other tokens from the same seed, so a run repeats with the same
+    one only."""
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The engine."""
