@@ -219,6 +219,7 @@ def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
     recorder = run.recorder(loop)
     if recorder:
         log.attach(recorder)
+    loop.checkpoints.run = provenance.run_id(out)
     loop.restore()
     start = RunStart(
         out,

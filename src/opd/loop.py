@@ -72,10 +72,10 @@ class Loop:
     state: State = field(default_factory=State)
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint; without one nothing changes.
+        """Continue from the newest whole checkpoint; without one nothing changes.
 
         Raises:
-            CheckpointError: it cannot be read or does not fit the model.
+            CheckpointError: none is whole and fits the model.
         """
         saved = self.checkpoints.restore(self.run_state)
         if saved:
@@ -90,6 +90,7 @@ class Loop:
             EmptyStepError: the rollouts of a step have no tokens, or no token of the run had a target.
         """
         state = self.state
+        self._tell_damage()
         if not state.before:
             self._evaluate()
         if self.recovery and not state.step:
@@ -269,11 +270,17 @@ class Loop:
             case RollBack(step, then):
                 saved = self.checkpoints.roll_back(self.run_state, step)
                 self.state.rolled_back_to(saved, action)
+                self._tell_damage()
                 self.event("rollback", f"back to the weights of step {saved.step}; {then}")
             case RefreshTeacher(text):
                 assert self.average
                 self.average.refresh()
                 self.event("refresh", text)
+
+    def _tell_damage(self) -> None:
+        """An event for each damage that was found in the checkpoints."""
+        while self.checkpoints.warnings:
+            self.event("damaged", self.checkpoints.warnings.pop(0))
 
     def event(self, kind: str, text: str) -> None:
         """Write an event to the log and keep it for the result."""

@@ -226,7 +226,13 @@ def test_another_outside_model_runs_the_stage_again(copy: Path, no_worker: None)
         ("three/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\xff"), "was edited after stage"),
         ("mean/tokenizer.json", lambda p: p.unlink(), "was deleted after stage 'mean' had finished. Fix: delete"),
         ("scores/result.json", lambda p: p.write_text("{}"), "was edited after stage 'scores'"),
-        ("one/stage.json", lambda p: p.write_text("{}"), "was not written by opd. Fix: delete"),
+        ("one/stage.json", lambda p: p.write_text("{}"), "was changed or was not written by opd. Fix: delete"),
+        ("one/stage.json", lambda p: p.write_text("[]"), "was changed or was not written by opd. Fix: delete"),
+        (
+            "one/stage.json",
+            lambda p: p.write_text(p.read_text().replace('"steps": ', '"steps": 1')),
+            "was changed or was not written by opd. Fix: delete",
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_worker")

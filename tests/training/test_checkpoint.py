@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from opd.errors import CheckpointError
+from opd.models.sealed import seal
 from opd.training import checkpoint
 from opd.training.checkpoint import Checkpoints, RunState
 from opd.training.interrupts import Interrupted
@@ -147,9 +146,7 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path, change: An
     checkpoints.save(run, last=False)
     path = tmp_path / "000001" / "trained.safetensors"
     save_file(change(load_file(path)), path)
-    files = json.loads((tmp_path / "000001" / "files.json").read_text())
-    files["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "000001" / "files.json").write_text(json.dumps(files))
+    seal(tmp_path / "000001", run="", name="000001", weights=path.name)
     with pytest.raises(CheckpointError, match=f"000001.*the file and the model differ in '{name}'"):
         checkpoints.restore(a_run())
 
@@ -200,3 +197,125 @@ def test_a_kill_between_the_renames_of_the_best_weights_leaves_the_former_ones(t
         model.weight.add_(1.0)
     checkpoints.load_best(model)
     assert torch.equal(model.weight, best)
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 64
+    path.write_bytes(content)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1, keep=None), a_run()
+    for step in (8, 9, 10):
+        checkpoints.save(at(run, step=step), last=False)
+    flipped(tmp_path / "000010" / "optimizer.safetensors")
+    (tmp_path / "000009" / "rng.safetensors").unlink()
+    saved = checkpoints.restore(a_run())
+    assert saved is not None
+    assert saved.step == 8
+    assert steps(tmp_path) == ["000008", "damaged-000009", "damaged-000010"]
+    assert [text.partition(", so")[0] for text in checkpoints.warnings] == [
+        "checkpoint '000010' is damaged ('optimizer.safetensors' has changed since it was written)",
+        "checkpoint '000009' is damaged ('rng.safetensors' is missing)",
+    ]
+
+
+def test_a_rollback_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1, keep=None), a_run()
+    for step in (1, 2, 3):
+        checkpoints.save(at(run, step=step), last=False)
+    flipped(tmp_path / "000002" / "trained.safetensors")
+    assert checkpoints.roll_back(run, 2).step == 1
+    assert steps(tmp_path) == ["000001", "damaged-000002"]
+    assert "'000002' is damaged" in checkpoints.warnings[0]
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
+    for step in (999_999, 1_000_000):
+        checkpoints.save(at(run, step=step, healthy=step, proven=step), last=False)
+    (tmp_path / "2-copy").mkdir()
+    saved = checkpoints.restore(a_run())
+    assert saved is not None
+    assert saved.step == 1_000_000
+
+
+def without(end: str) -> Any:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(end)}
+
+
+def other(name: str, value: torch.Tensor) -> Any:
+    return lambda tensors: {**tensors, name: value}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("optimizer", without("bias.exp_avg"), "the optimizer's 'bias.exp_avg' is missing"),
+        ("optimizer", other("gain.step", torch.ones(())), "the optimizer has no 'gain.step'"),
+        ("optimizer", other("bias.exp_avg", torch.ones(3)), "the shape of the optimizer's 'bias.exp_avg' differs"),
+        ("optimizer", other("bias.exp_avg", torch.full((2,), torch.inf)), "'bias.exp_avg' in 'optimizer.safetensors'"),
+        ("trained", other("bias", torch.tensor([1.0, torch.nan])), "'bias' in 'trained.safetensors' has a value that"),
+        ("trained", other("bias", torch.ones(1)), r"the shapes of 'bias' in the file and the model differ, \[1\] and"),
+        ("rng", other("torch", torch.ones(3)), "'rng.safetensors' has no random state of torch"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_whatever_their_digest(
+    tmp_path: Path, file: str, change: Any, reason: str
+) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    checkpoints.save(run, last=False)
+    path = tmp_path / "000001" / f"{file}.safetensors"
+    save_file(change(load_file(path)), path)
+    seal(tmp_path / "000001", run="", name="000001", weights="trained.safetensors")
+    with pytest.raises(
+        CheckpointError, match=rf"000001' cannot be used \({reason}.*, and there is none before it\. Fix"
+    ):
+        checkpoints.restore(a_run())
+
+
+def test_a_run_that_ended_with_weights_that_are_not_finite_is_found_as_it_was(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1, stopped_by="non_finite")
+    with torch.no_grad():
+        run.model.get_parameter("bias").fill_(torch.nan)
+    checkpoints.save(run, last=True)
+    saved = checkpoints.restore(a_run())
+    assert saved is not None
+    assert saved.stopped_by == "non_finite"
+
+
+def test_buffers_that_belong_to_the_weights_are_restored(tmp_path: Path) -> None:
+    checkpoints, model = Checkpoints(tmp_path, every=1), nn.BatchNorm1d(3)
+    model.register_buffer("derived", torch.ones(2), persistent=False)
+    model(torch.randn(4, 3))
+    run = RunState(model, State(step=1), {})
+    checkpoints.save(run, last=False)
+    checkpoints.save_best(model)
+    assert model.running_mean is not None
+    mean = model.running_mean.clone()
+    assert load_file(tmp_path / "best" / "buffers.safetensors").keys() == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+    for load in (lambda: checkpoints.restore(run), lambda: checkpoints.load_best(model)):
+        model(torch.randn(4, 3))
+        load()
+        assert torch.equal(model.running_mean, mean)
+        assert model.num_batches_tracked == 1
+
+
+def test_everything_is_on_disk_before_a_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        assert {*self.iterdir(), self} <= set(flushed)
+        return rename(self, target)
+
+    monkeypatch.setattr("opd.models.sealed.flush", flushed.append)
+    monkeypatch.setattr(checkpoint, "flush", flushed.append)
+    monkeypatch.setattr(Path, "rename", renamed)
+    Checkpoints(tmp_path, every=1).save(a_run(step=1), last=False)
+    assert flushed[-1] == tmp_path

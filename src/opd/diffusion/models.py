@@ -25,6 +25,7 @@ from opd.errors import ConfigError, ModelError
 from opd.models.bundled import resolve
 from opd.models.language import freeze
 from opd.models.loading import unloadable
+from opd.models.sealed import check_sealed
 from opd.models.weights import shared_copy
 from opd.types import Prompt
 
@@ -267,6 +268,7 @@ def with_adapter(base: DenoisingModel, name: str, *, key: str) -> DenoisingModel
     from peft.utils import get_peft_model_state_dict
 
     check_adaptable(base, key=key)
+    check_sealed(resolve(name), key=key)
     model, file = shared_copy(base.model), Path(resolve(name)) / ADAPTER
     part = part_of(base.pipeline)
     try:

@@ -16,6 +16,7 @@ from opd.models.bundled import bundled_names, near, resolve
 from opd.models.folders import ADAPTER, adapter_config, base_of, file_in
 from opd.models.inspection import inspect, not_causal
 from opd.models.language import LanguageModel
+from opd.models.sealed import check_sealed
 
 
 def load(
@@ -42,8 +43,10 @@ def load(
     path = resolve(name)
     disable_progress_bar()  # a run shows its own progress
     bases = bases or Bases()
+    check_sealed(path, key=key)
     adapter = adapter_config(path) is not None
     base = _base(path, name, key) if adapter else path
+    check_sealed(base, key=key)
     tokens = path if not adapter or file_in(path, "tokenizer_config.json") else base
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)

@@ -15,16 +15,26 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to the weights, such as running means; those computed from the config are left out."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
 @torch.no_grad()
 def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into parameters, in place.
 
     Raises:
-        ValueError: the names differ.
+        ValueError: the names or shapes differ.
     """
     if tensors.keys() != parameters.keys():
         odd = sorted(tensors.keys() ^ parameters.keys())
         raise ValueError(f"the file and the model differ in '{odd[0]}'")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            shapes = f"{list(tensors[name].shape)} and {list(parameter.shape)}"
+            raise ValueError(f"the shapes of '{name}' in the file and the model differ, {shapes}")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 

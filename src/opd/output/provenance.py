@@ -1,10 +1,11 @@
-"""``provenance.json``: the versions, the hardware and a digest of the data that a run was made with."""
+"""``provenance.json``: the run's id, and the versions, hardware and digest of the data that it was made with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -35,21 +36,27 @@ def note(out: Path, data: Mapping[str, Sequence[Prompt]], device: str, *, resume
         A sentence for each change of a version or of the hardware.
 
     Raises:
-        CheckpointError: the run goes on with other data, or with the same in another order.
+        CheckpointError: the run goes on with other data, or with the same in another order, or the file is damaged.
     """
     now = {"versions": dict(_versions()), "hardware": _hardware(device)}
     digests = {key: _digest(prompts) for key, prompts in data.items() if prompts}
     path, changes = out / FILE, []
-    if resumed and path.is_file():
-        saved = json.loads(path.read_text())
+    run = uuid.uuid4().hex
+    if resumed:
+        saved = _read(path)
+        run, last = saved["run"], saved["processes"][-1]
         _check_data(saved["data"], digests, out)
-        last = saved["processes"][-1]
         changes = [text for kind in now for text in _differences(last.get(kind, {}), now[kind])]
         processes = [*saved["processes"], now] if changes else saved["processes"]
     else:
         processes = [now]
-    write_json(path, {"processes": processes, "data": digests})
+    write_json(path, {"run": run, "processes": processes, "data": digests})
     return changes
+
+
+def run_id(out: Path) -> str:
+    """The id of the run in a folder, which its checkpoints bear too; ``note`` has written it."""
+    return str(_read(out / FILE)["run"])
 
 
 def facts(out: Path) -> Iterator[str]:
@@ -63,6 +70,24 @@ def facts(out: Path) -> Iterator[str]:
     yield "Hardware: " + ", ".join(str(value) for value in last["hardware"].values())
     for key, digest in saved["data"].items():
         yield f"Data of `{key}`: {digest['rows']} rows, sha256 `{digest['sha256']}`"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text())
+        digests, last = saved["data"].values(), saved["processes"][-1]
+        whole = isinstance(saved["run"], str) and all(
+            {"rows", "sha256", "any_order"} <= each.keys() for each in digests
+        )
+        whole = whole and all(isinstance(last[kind], dict) for kind in ("versions", "hardware"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"'{path}' is missing or damaged, so data and checkpoints cannot be compared with it. Fix: restore the "
+            "file from a copy, or choose another out"
+        )
+    return saved
 
 
 def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

@@ -1,7 +1,7 @@
 """Fingerprints of stages, and the folders of stages that are out of date.
 
 out/NAME/.started.json  settings and inputs, written before the stage starts
-out/NAME/stage.json     the same with the digest of every model file and the result, written last
+out/NAME/stage.json     the same with the digest of every model file, of itself, and the result, written last
 out/.superseded/NAME-1  a former folder of the stage, moved there after its settings or inputs changed
 """
 
@@ -18,15 +18,16 @@ from opd.data.strict_json import parse
 from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
 from opd.models.folders import ADAPTER, base_of
-from opd.output.run_folder import is_empty, locked, write_json
+from opd.models.sealed import FILES, digest
+from opd.output.run_folder import finite, is_empty, locked, write_json
 from opd.pipelines.graph import Stage
 
 STARTED, FINISHED, SUPERSEDED = ".started.json", "stage.json", ".superseded"
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
-NOT_THE_MODEL = frozenset({"run.json", "result.json", "provenance.json", "context.txt", FINISHED})
-"""JSON and text files of a run's folder that are not part of the model."""
+NOT_THE_MODEL = frozenset({"run.json", "result.json", "provenance.json", "context.txt", FILES, FINISHED})
+"""JSON and text files of a run's folder or a checkpoint that are not part of the model."""
 
 
 def mark(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -95,26 +96,22 @@ def outside_digest(name: str) -> str | None:
     return _hash({str(p.relative_to(path)): digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(path: Path) -> dict[str, Any] | None:
     """The content of .started.json or stage.json; None without the file.
 
     Raises:
-        CheckpointError: the file has another content.
+        CheckpointError: the file has another content, or stage.json was changed.
     """
     try:
         found = parse(path.read_bytes())
+        if path.name == FINISHED and found.pop("seal") != _hash(found):
+            raise ValueError
         return found if isinstance(found["fingerprint"], str) and isinstance(found["inputs"], dict) else None
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
-            f"'{path}' was not written by opd. Fix: delete '{path.parent}' to run the stage again"
+            f"'{path}' was changed or was not written by opd. Fix: delete '{path.parent}' to run the stage again"
         ) from None
 
 
@@ -156,7 +153,8 @@ def supersede(out: Path, name: str) -> Path:
 
 def finish(folder: Path, started: Mapping[str, Any], result: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Write stage.json, the last file of a stage."""
-    write_json(folder / FINISHED, {**started, "outputs": _digests(folder, files), "result": dict(result)})
+    record = finite({**started, "outputs": _digests(folder, files), "result": dict(result)})
+    write_json(folder / FINISHED, {**record, "seal": _hash(record)})
 
 
 def _digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:

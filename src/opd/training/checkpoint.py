@@ -6,21 +6,20 @@ out/checkpoints/000040/   config.json  model.safetensors  tokenizer.json ...
 out/checkpoints/best/     config.json  model.safetensors  tokenizer.json ...  files.json
 
 ``trained.safetensors`` is added where the library's own file does not hold exactly the parameters that train: for
-frozen parameters, adapters, and layers that are saved in another form.
+frozen parameters, adapters, and layers that are saved in another form. ``buffers.safetensors`` is added for models
+with buffers that belong to their weights. A damaged checkpoint is never used: the one before it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from opd.errors import CheckpointError
-from opd.models.weights import load_into, trained
+from opd.models.sealed import flush, opened, seal
+from opd.models.weights import buffers, load_into, trained
 from opd.training.interrupts import Asked, Interrupted
 from opd.training.state import State
-
-FILES = "files.json"
-"""The name of the file with the trained weights, and the sha256 of every other file; written last."""
 
 TRAINED = "trained.safetensors"
 """The trained parameters, if the library's own file holds others too, or none of them."""
@@ -41,6 +38,11 @@ TRAINED = "trained.safetensors"
 INTERRUPTED = "interrupted"
 """Empty file in a checkpoint that a signal asked for. Only a resumed run reads it: a rollback returns to the steps that
 an uninterrupted run would have saved."""
+
+BEST, BUFFERS = "best", "buffers.safetensors"
+
+UNUSABLE = (ValueError, KeyError, TypeError, SafetensorError, FileNotFoundError, NotADirectoryError)
+"""Errors of a damaged checkpoint. A disk or folder that cannot be read now is another matter."""
 
 
 class Stateful(Protocol):
@@ -51,7 +53,11 @@ class Stateful(Protocol):
         ...
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``tensors`` returned."""
+        """Restore what ``tensors`` returned.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
         ...
 
 
@@ -82,6 +88,8 @@ class Checkpoints:
 
     Attributes:
         asked: the signal that has asked the run to end.
+        run: the run's id, which each checkpoint has to bear.
+        warnings: a sentence for each damage that was found; the loop turns them into events.
     """
 
     def __init__(
@@ -92,6 +100,8 @@ class Checkpoints:
         self.keep = keep
         self.write = write
         self.asked = Asked()
+        self.run = ""
+        self.warnings: list[str] = []
 
     def save(self, run: RunState, *, last: bool) -> None:
         """Write a checkpoint if this step is due, the last one, that of a rollback, or a signal asks for it.
@@ -129,19 +139,24 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def restore(self, run: RunState) -> State | None:
-        """Load the newest checkpoint into the parts of a run.
+        """Load the newest checkpoint that is whole into the parts of a run.
 
         Returns:
             The saved numbers; None if there is no checkpoint, and nothing was changed.
 
         Raises:
-            CheckpointError: it cannot be read or does not fit the model.
+            CheckpointError: none is whole and fits the model, or the best weights are damaged.
         """
         complete = self._complete()
-        return _load(run, complete[-1]) if complete else None
+        if not complete:
+            return None
+        saved = self._newest_whole(run, complete)
+        if saved.best:
+            self._check_best(saved)
+        return saved
 
     def roll_back(self, run: RunState, step: int) -> State:
-        """Load the newest checkpoint of this step or an earlier one, and delete all later ones.
+        """Load the newest whole checkpoint of this step or an earlier one, and delete all later ones.
 
         Returns:
             The saved numbers; those of the run stay.
@@ -149,15 +164,15 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or it cannot be read.
         """
-        good = self._at(step)
-        if good is None:
+        good = [path for path in self._due() if int(path.name) <= step]
+        if not good:
             raise CheckpointError(
                 f"'{self.folder}' has no checkpoint of step {step} or before to roll back to. Fix: start the run again "
                 "in another out"
             )
-        saved = _load(run, good)
+        saved = self._newest_whole(run, good)
         for bad in self._complete():
-            if bad > good:
+            if int(bad.name) > saved.step:
                 shutil.rmtree(bad.rename(self.folder / f".{bad.name}"))  # a kill leaves no half of one behind
         return saved
 
@@ -167,7 +182,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written.
         """
-        with self._complete_folder("best", model):
+        with self._complete_folder(BEST, model):
             pass
 
     def load_best(self, model: nn.Module) -> None:
@@ -176,10 +191,95 @@ class Checkpoints:
         Raises:
             CheckpointError: they cannot be read.
         """
-        best, former = self.folder / "best", self.folder / ".former-best"
-        folder = best if best.is_dir() else former  # a kill between two renames leaves only the former ones
-        with _readable(folder, "start the run again in another out"):
-            load_into(trained(model), load_file(_checked(folder)))
+        folder = self._best()
+        try:
+            _load_weights(model, folder / self._opened(folder)["weights"])
+        except UNUSABLE as error:
+            raise CheckpointError(
+                f"checkpoint '{folder}' cannot be used ({error}). Fix: start the run again in another out"
+            ) from error
+
+    def _best(self) -> Path:
+        """The folder of the best weights. A kill between two renames leaves only the former ones."""
+        best, former = self.folder / BEST, self.folder / f".former-{BEST}"
+        if former.is_dir() and not best.exists():
+            former.rename(best)
+        return best
+
+    def _check_best(self, saved: State) -> None:
+        """Refuse best weights that are damaged, before the run counts on them.
+
+        A user may delete them: the best weights from here on are kept then, unless the run has to end with the lost
+        ones.
+        """
+        folder = self._best()
+        needed = saved.rollbacks or saved.stopped_by not in (None, "idle")
+        if not folder.exists() and not needed:
+            self.warnings.append(
+                f"the best weights, of step {saved.best_step}, are not there any more: the best ones of later "
+                "evaluations are kept"
+            )
+            saved.best, saved.best_step, saved.stale = {}, 0, 0
+            return
+        try:
+            self._opened(folder)
+        except UNUSABLE as error:
+            fix = "start the run again in another out" if needed else "put it right, or delete it to go on without them"
+            raise CheckpointError(f"the best weights '{folder}' cannot be used ({error}). Fix: {fix}") from error
+
+    def _newest_whole(self, run: RunState, folders: Sequence[Path]) -> State:
+        """Load the newest of some checkpoints that is whole, and set newer ones aside with a warning."""
+        damaged: dict[Path, str] = {}
+        for folder in reversed(folders):
+            try:
+                saved = self._load(run, folder)
+            except UNUSABLE as error:
+                damaged[folder] = str(error)
+                continue
+            for bad, why in damaged.items():
+                self._set_aside(bad, why, folder)
+            return saved
+        newest, why = next(iter(damaged.items()))
+        others = "nor can any before it" if len(damaged) > 1 else "and there is none before it"
+        raise CheckpointError(
+            f"checkpoint '{newest}' cannot be used ({why}), {others}. Fix: restore it from a copy, or start the run "
+            "again in another out"
+        )
+
+    def _set_aside(self, bad: Path, why: str, used: Path) -> None:
+        aside = bad.with_name(f"damaged-{bad.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        bad.rename(aside)
+        self.warnings.append(
+            f"checkpoint '{bad.name}' is damaged ({why}), so the run continues from '{used.name}'; the damaged one "
+            f"is now '{aside}' and can be deleted"
+        )
+
+    def _load(self, run: RunState, folder: Path) -> State:
+        """Load a checkpoint's tensors into a run; returns the numbers saved with them."""
+        weights = folder / self._opened(folder)["weights"]
+        saved = State(**json.loads((folder / "state.json").read_text()))
+        if saved.step != int(folder.name):
+            raise ValueError(f"'state.json' is of step {saved.step}")
+        ended = saved.stopped_by is not None  # such as by the guard against weights that are not finite
+        _load_weights(run.model, weights, finite=not ended)
+        for name, part in run.parts.items():
+            if part is not None:
+                tensors = load_file(folder / f"{name}.safetensors")
+                if name != "curriculum" and not ended:  # NaN there is a prompt that was not measured yet
+                    _check_finite(tensors, f"{name}.safetensors")
+                part.load(tensors)
+        _set_random_states(load_file(folder / "rng.safetensors"))
+        return saved
+
+    def _opened(self, folder: Path) -> dict[str, Any]:
+        """What is known of a folder whose files are unchanged and are this run's."""
+        facts = opened(folder)
+        if facts["run"] != self.run:
+            raise ValueError("it is of another run")
+        if facts["name"] != folder.name:
+            raise ValueError(f"it was saved as '{facts['name']}'")
+        return facts
 
     @contextmanager
     def _complete_folder(self, name: str, model: nn.Module) -> Iterator[Path]:
@@ -190,15 +290,12 @@ class Checkpoints:
             partial.mkdir(parents=True)
             weights = self._weights(model, partial)
             yield partial
-            digests = {path.name: _digest(path) for path in sorted(partial.iterdir()) if path.is_file()}
-            (partial / FILES).write_text(json.dumps({"weights": weights, "sha256": digests}, indent=2))
-            for file in partial.iterdir():
-                _flush(file)
+            seal(partial, run=self.run, name=name, weights=weights)
             shutil.rmtree(former, ignore_errors=True)
             if final.exists():
                 final.rename(former)
             partial.rename(final)
-            _flush(self.folder)
+            flush(self.folder)
             shutil.rmtree(former, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -210,6 +307,8 @@ class Checkpoints:
     def _weights(self, model: nn.Module, folder: Path) -> str:
         """Write the model as its own library does; returns the file that holds just the trained parameters."""
         self.write(folder)
+        if own := buffers(model):
+            _save(own, folder / BUFFERS)
         parameters = trained(model)
         for path in folder.glob("*.safetensors"):
             if _holds(path, parameters):
@@ -223,7 +322,7 @@ class Checkpoints:
 
     def _complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
+        return sorted((p for p in self.folder.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()), key=_step)
 
     def _due(self) -> list[Path]:
         """Finished checkpoints that no signal asked for, oldest first."""
@@ -244,43 +343,33 @@ def _random_states() -> dict[str, Tensor]:
     return states
 
 
-def _load(run: RunState, folder: Path) -> State:
-    """Load a checkpoint's tensors into a run; returns the numbers saved with them."""
-    with _readable(folder, "delete that folder to continue from the one before"):
-        weights = _checked(folder)
-        saved = State(**json.loads((folder / "state.json").read_text()))
-        load_into(trained(run.model), load_file(weights))
-        for name, part in run.parts.items():
-            if part is not None:
-                part.load(load_file(folder / f"{name}.safetensors"))
-        states = load_file(folder / "rng.safetensors")
-        torch.set_rng_state(states.pop("torch"))
-        for name, state in states.items():
-            if (number := int(name.removeprefix("cuda"))) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(state, number)
-    return saved
+def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:
+    tensors = load_file(file)
+    if finite:
+        _check_finite(tensors, file.name)
+    load_into(trained(model), tensors)
+    if own := buffers(model):
+        load_into(own, load_file(file.with_name(BUFFERS)))
 
 
-@contextmanager
-def _readable(folder: Path, fix: str) -> Iterator[None]:
-    """One sentence for whatever is wrong with a folder."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint '{folder}' cannot be used ({error}). Fix: {fix}") from error
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    """Put back the random states; those of GPUs that this machine lacks are left out."""
+    if states["torch"].shape != torch.get_rng_state().shape:
+        raise ValueError("'rng.safetensors' has no random state of torch")
+    torch.set_rng_state(states.pop("torch"))
+    for name, state in states.items():
+        if (number := int(name.removeprefix("cuda"))) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, number)
 
 
-def _checked(folder: Path) -> Path:
-    """The file with the trained weights, after every file was compared with its digest.
+def _check_finite(tensors: Mapping[str, Tensor], file: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"'{name}' in '{file}' has a value that is not finite")
 
-    Raises:
-        ValueError: a file was changed after the checkpoint was complete.
-    """
-    files = json.loads((folder / FILES).read_text())
-    for name, digest in files["sha256"].items():
-        if _digest(folder / name) != digest:
-            raise ValueError(f"'{name}' has changed since it was written")
-    return folder / str(files["weights"])
+
+def _step(folder: Path) -> int:
+    return int(folder.name)
 
 
 def _holds(path: Path, parameters: Mapping[str, Tensor]) -> bool:
@@ -293,17 +382,3 @@ def _holds(path: Path, parameters: Mapping[str, Tensor]) -> bool:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on disk, so that a rename never points at missing data."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

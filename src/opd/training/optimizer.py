@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+KEYS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter: steps taken, and the moving averages of the gradient and its square."""
+
 
 class Optimizer:
     """AdamW with warm-up and decay, over all parameters that train.
@@ -80,14 +83,27 @@ class Optimizer:
         }
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restore what ``tensors`` returned."""
+        """Restore what ``tensors`` returned.
+
+        Raises:
+            ValueError: the names or shapes are not those of this optimizer.
+        """
         self.adamw.state.clear()
+        if odd := tensors.keys() - {f"{name}.{key}" for name in self.named for key in KEYS}:
+            raise ValueError(f"the optimizer has no '{min(odd)}'")
         for name, parameter in self.named.items():
-            state = {
-                key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors
-            }
-            if state:
+            state = {key: tensors[f"{name}.{key}"] for key in KEYS if f"{name}.{key}" in tensors}
+            if state:  # none before the parameter's first gradient
+                _check(name, state, parameter)
                 self.adamw.state[parameter] = {
                     key: value.clone() if key == "step" else value.to(parameter.device).clone()
                     for key, value in state.items()
                 }
+
+
+def _check(name: str, state: dict[str, torch.Tensor], parameter: torch.Tensor) -> None:
+    for key in KEYS:
+        if key not in state:
+            raise ValueError(f"the optimizer's '{name}.{key}' is missing")
+        if state[key].shape != (() if key == "step" else parameter.shape):
+            raise ValueError(f"the shape of the optimizer's '{name}.{key}' differs from the parameter's")
