@@ -39,6 +39,7 @@ SUFFIXES = {".py", ".md", ".yaml", ".js", ".css", ".html", ".toml"}
 EXEMPT = {
     Path("tests/test_prose.py"),
     Path("docs/LOG.md"),  # a record of what was measured when, never written again
+    Path("examples/tools/my_tools.py"),  # one of its functions counts letters in words
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,13 @@ from opd.config.read import read
 from opd.errors import ConfigError, DataError
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel
-from opd.types import Generation
 from support.chat_templates import make_chat_tokenizer
 from support.models import make_model
+from support.plays import Plays
 
 FIVE = "support.five_tools:FUNCTIONS"
 WRONG = '<tool_call>{"name": "multiply", "arguments": {"a": 1, "b": 2}}</tool_call>'
 RIGHT = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
-
-
-class Plays:
-    """An engine that says one text after the other, whoever asks; only the probabilities are a model's."""
-
-    def __init__(self, chat: Chat, *texts: str) -> None:
-        self.turns = [(*chat.insert_text_ids(text), *chat.turn_end_ids) for text in texts]
-        self.contexts: list[tuple[int, ...]] = []
-
-    def generate(self, contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], **_: Any) -> list[Generation]:
-        ids = self.turns[len(self.contexts) % len(self.turns)]
-        self.contexts.append(tuple(contexts[0]))
-        return [Generation(ids, (-1.0,) * len(ids), True) for _ in contexts]
-
-    def sync(self) -> None: ...
 
 
 @pytest.fixture
