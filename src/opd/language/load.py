@@ -1,4 +1,4 @@
-"""Loading what a language run names: models, prompts and tasks, and the checks that need them."""
+"""Loading what a language run names, and the checks that need it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 
 from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
-from opd.config.run import PromptsConfig, RunConfig
+from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
-from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
-from opd.data.rows import Note
-from opd.data.tool_prompts import fit_to_template
 from opd.errors import ConfigError, DataError, ModelError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.context import LanguageContext
-from opd.language.lengths import Rendered, note_overlap
+from opd.language.lengths import Rendered
+from opd.language.prompts import load_prompts_of
 from opd.language.student import load_student
 from opd.models.attention import use_attention
 from opd.models.bases import Bases
@@ -23,7 +21,6 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
-from opd.rewards.build import RewardBuilder
 from opd.types import Prompt, Task
 
 
@@ -39,19 +36,9 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     student, base = load_student(config, objects, bases, device=device)
     set_threads(config.threads, student.model)
     chat = Chat(student.tokenizer)
-    notes: list[str] = []
-    rewards = RewardBuilder(device=device, given=objects.reward)
-    prompts, task = _prompts(config, objects, chat, rewards, notes.append)
-    held_out, held_out_task = _held_out(config, objects, chat, rewards, notes.append)
-    prompts = fit_to_template(prompts, chat, notes.append)
-    held_out = fit_to_template(held_out, chat, lambda text: None if text in notes else notes.append(text))
-    training = Rendered.of(prompts, chat, key="prompts").within(config.prompts.max_tokens, notes.append)
-    measured = Rendered.of(held_out, chat, key="eval.prompts")
-    if config.eval.prompts:
-        measured = measured.within(config.eval.prompts.max_tokens, notes.append)
-    note_overlap(training, measured, notes.append)
-    prompts, held_out = training.prompts, measured.prompts
-    _check_data(config, prompts, task)
+    loaded = load_prompts_of(config, objects, chat, device=device)
+    prompts = loaded.training.prompts
+    _check_data(config, prompts, loaded.task)
     _check_comparison(config)
     run = LanguageContext(
         config=config,
@@ -61,11 +48,11 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         chat=chat,
         prompts=prompts,
         curriculum=_curriculum(config, prompts),
-        task=task,
-        held_out=held_out,
-        held_out_task=held_out_task,
-        training=training,
-        notes=notes,
+        task=loaded.task,
+        held_out=loaded.held_out.prompts,
+        held_out_task=loaded.held_out_task,
+        training=loaded.training,
+        notes=loaded.notes,
         shares=_shares(config, prompts),
         device=device,
         **_teachers(config, objects, student, bases, device),
@@ -73,48 +60,9 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     if config.attention:
         for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
             use_attention(model, config.attention, key)
-    _check_lengths(run, training, measured)
+    _check_lengths(run, loaded.held_out)
     _check_view_lengths(run)
     return run
-
-
-def _prompts(
-    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
-) -> tuple[list[Prompt], Task | None]:
-    def check(source: PromptsConfig, task: Task | None) -> Task | None:
-        return rewards.task(objects.task or task, source.reward, key="prompts.reward")
-
-    own, template = config.prompts, chat.has_template
-    if objects.prompts is None:
-        return load_prompts(own, key="prompts", has_template=template, note=note, check=check)
-    prompts, task = given_prompts(objects.prompts, own, key="prompts", has_template=template, note=note)
-    return prompts, check(own, task)
-
-
-def _held_out(
-    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
-) -> tuple[list[Prompt], Task | None]:
-    def check(source: PromptsConfig, task: Task | None) -> Task | None:
-        reward = config.prompts.reward if source.reward is None else source.reward
-        return rewards.task(objects.task or task, reward, key="eval.prompts.reward", held_out=True)
-
-    own, kwargs, template = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
-    if own is None:
-        return [], None
-    if objects.eval_prompts is None:
-        return load_prompts(
-            own, key="eval.prompts", has_template=template, kwargs=kwargs, splits=HELD_OUT, note=note, check=check
-        )
-    prompts, task = given_prompts(
-        objects.eval_prompts,
-        own,
-        key="eval_prompts",
-        has_template=template,
-        kwargs=kwargs,
-        splits=HELD_OUT,
-        note=note,
-    )
-    return prompts, check(own, task)
 
 
 def _curriculum(config: RunConfig, prompts: list[Prompt]) -> Curriculum:
@@ -236,10 +184,10 @@ def check_covered(config: RunConfig | DiffusionConfig, prompts: Sequence[Prompt]
             )
 
 
-def _check_lengths(run: LanguageContext, training: Rendered, measured: Rendered) -> None:
+def _check_lengths(run: LanguageContext, held_out: Rendered) -> None:
     """Every prompt leaves room for an answer, in every model that reads it."""
     config, signal = run.config, run.config.loss.signal
-    for rendered, own in ((training, None), (measured, config.eval.max_new_tokens)):
+    for rendered, own in ((run.training, None), (held_out, config.eval.max_new_tokens)):
         setting, budget = "eval.max_new_tokens" if own else "rollout.max_new_tokens", own or run.max_new_tokens
         rendered.check_room(budget, run.student.max_length, setting=setting)
         for key, teacher in run.named_teachers() if signal.reads_teacher else ():
