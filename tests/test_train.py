@@ -123,12 +123,13 @@ def test_an_occupied_folder_is_refused_and_a_changed_run_too(tmp_path: Path) -> 
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", callbacks=[Interrupt(5)])
     (tmp_path / "out" / "checkpoints" / "000004" / "model.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(CheckpointError, match="000004"):
-        train(tmp_path / "out", resume=True)
+    result = train(tmp_path / "out", resume=True)
+    assert [event["kind"] for event in result.events] == ["damaged"]
+    assert "checkpoint '000004' is damaged" in result.events[0]["text"]
 
 
 def test_a_collapse_stops_the_run_and_the_best_weights_are_kept(tmp_path: Path) -> None:
