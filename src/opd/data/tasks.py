@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from opd.axes.base import import_named
-from opd.errors import ConfigError, DataError, OpdError
-from opd.rewards.reactions import as_reward, raised
+from opd.errors import ConfigError, DataError
+from opd.rewards.reactions import as_reward, users_code
 from opd.types import Message, Observation, Prompt, Task
 
 TASKS: dict[str, str] = {
@@ -68,14 +68,8 @@ def observe(task: Task, prompt: Prompt, transcript: Sequence[Message]) -> Observ
         DataError: ``step`` raises, or returns something else than an observation; the sentence names task and prompt.
     """
     name = f"{type(task).__module__}:{type(task).__qualname__}.step"
-    try:
+    with users_code(f"task: {name}", prompt, fix="let it return an Observation for every turn"):
         seen: Any = task.step(prompt, transcript)
-    except OpdError:
-        raise
-    except Exception as error:  # whatever a user's task raises
-        raise DataError(
-            f"task: {name} {raised(error)} on prompt '{prompt.id}'. Fix: let it return an Observation for every turn"
-        ) from error
     if not isinstance(seen, Observation):
         fault = f"returned {_short(seen)}"
     elif not all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in seen.messages):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
-from opd.errors import DataError, OpdError
-from opd.rewards.reactions import TASK, as_reward, raised
+from opd.errors import DataError
+from opd.rewards.reactions import TASK, as_reward, users_code
 from opd.types import Message, Observation, Prompt, Rollout, Task
 
 RewardFunction = Callable[[str, str, Mapping[str, Any]], Any]
@@ -67,15 +67,10 @@ class FromFunction:
 
     def _one(self, rollout: Rollout) -> float | None:
         prompt, completion = rollout.prompt, rollout.transcript[-1]["content"] if rollout.transcript else ""
-        try:
+        name = f"prompts.reward: {self.named}"
+        with users_code(name, prompt, fix="correct the function"):
             given = self.function(question(prompt), completion, row(prompt))
-        except OpdError:
-            raise
-        except Exception as error:  # whatever a user's function raises
-            raise DataError(
-                f"prompts.reward: {self.named} {raised(error)} on prompt '{prompt.id}'. Fix: correct the function"
-            ) from error
-        return as_reward(given, f"prompts.reward: {self.named}", prompt)
+        return as_reward(given, name, prompt)
 
 
 class RewardedTask:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from opd.errors import DataError
+from opd.errors import DataError, OpdError
 from opd.types import Observation, Prompt, Rollout
 
 TASK = "task"
@@ -62,8 +63,27 @@ def as_reward(given: Any, giver: str, prompt: Prompt) -> float | None:
     return float(value)
 
 
-def raised(error: Exception) -> str:
-    """What a user's function raised and where, for a sentence about it."""
+@contextmanager
+def users_code(name: str, prompt: Prompt, *, fix: str) -> Iterator[None]:
+    """Run a user's function; whatever it raises becomes one sentence.
+
+    Args:
+        name: the run file's key and the function, for the sentence.
+        fix: what to do about it.
+
+    Raises:
+        DataError: the function raised; the sentence names it, the place and the prompt.
+    """
+    try:
+        yield
+    except OpdError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(f"{name} {_raised(error)} on prompt '{prompt.id}'. Fix: {fix}") from error
+
+
+def _raised(error: Exception) -> str:
+    """What was raised and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(" :.")
     return f"raised {reason} ({Path(place.filename).name}, line {place.lineno})"
