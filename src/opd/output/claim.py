@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from opd.config.run import MAY_CHANGE, BaseRun
 from opd.errors import CheckpointError, ConfigError
-from opd.output.run_folder import is_empty
+from opd.output.run_folder import is_empty, leaves
 from opd.report.files import read_json
 
 
@@ -46,7 +46,7 @@ def _check_same(out: Path, old: Mapping[str, Any], config: BaseRun) -> None:
     Raises:
         CheckpointError: the sentence names the first such key.
     """
-    was, now = dict(_leaves(old)), dict(_leaves(config.model_dump(mode="json")))
+    was, now = dict(leaves(old)), dict(leaves(config.model_dump(mode="json")))
     for key in [*now, *(was.keys() - now.keys())]:
         before, after = was.get(key, "not set"), now.get(key, "not set")
         if before == after or key.partition(".")[0] in MAY_CHANGE or _adds_steps(key, was, now):
@@ -67,11 +67,3 @@ def _adds_steps(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> boo
     """Whether the key asks for more steps of a schedule whose learning rates do not depend on their number."""
     more = key == "optimizer.steps" and now[key] >= was.get(key, 0)
     return more and now["optimizer.schedule"] == "constant"
-
-
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for inner, value in tree.items():
-            yield from _leaves(value, f"{key}.{inner}" if key else inner)
-    else:
-        yield key, tree

@@ -102,3 +102,12 @@ def finite(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value of a tree of mappings, with its dotted key."""
+    if isinstance(tree, Mapping) and tree:
+        for inner, value in tree.items():
+            yield from leaves(value, f"{key}.{inner}" if key else inner)
+    else:
+        yield key, tree

@@ -19,7 +19,7 @@ from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
 from opd.models.folders import ADAPTER, base_of
 from opd.models.sealed import FILES, digest
-from opd.output.run_folder import finite, is_empty, locked, write_json
+from opd.output.run_folder import finite, is_empty, leaves, locked, write_json
 from opd.pipelines.graph import Stage
 
 STARTED, FINISHED, SUPERSEDED = ".started.json", "stage.json", ".superseded"
@@ -48,7 +48,7 @@ def mark(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first difference of two marks, as a sentence."""
-    was, now = dict(_leaves(old["settings"])), dict(_leaves(new["settings"]))
+    was, now = dict(leaves(old["settings"])), dict(leaves(new["settings"]))
     for key in [*now, *was]:
         if was.get(key) != now.get(key):
             return f"{key} was {was.get(key)} and is {now.get(key)}"
@@ -163,14 +163,6 @@ def _digests(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 def _is_number(folder: str, name: str) -> bool:
     return folder.removeprefix(f"{name}-").isdigit()
-
-
-def _leaves(tree: Any, key: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for inner, value in tree.items():
-            yield from _leaves(value, f"{key}.{inner}" if key else inner)
-    else:
-        yield key, tree
 
 
 def _hash(tree: Any) -> str:
