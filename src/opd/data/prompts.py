@@ -99,11 +99,11 @@ def given_prompts(
         given = given[_split(list(given), config, splits, key=key, source="the dataset", note=note)]
     tables = type(given).__module__.partition(".")[0] == "datasets"
     rows = list(islice(map(without_nulls, given) if tables else given, config.limit))
+    task: Task | None
     if rows and all(isinstance(row, Prompt) for row in rows):
-        prompts = _with_settings(rows, config, kwargs, key=key, note=note)
-        checker = AnswerTask() if any(prompt.answers for prompt in prompts) else None
-        return _with_tools(prompts, checker, config, key=key)
-    prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
+        prompts, task = rows, AnswerTask() if any(prompt.answers for prompt in rows) else None
+    else:
+        prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
     return _with_tools(_with_settings(prompts, config, kwargs, key=key, note=note), task, config, key=key)
 
 

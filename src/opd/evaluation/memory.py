@@ -179,7 +179,7 @@ def estimate(run: LanguageContext) -> Memory:
     config = run.config
     teachers = list({id(m.model): m for _, m in run.named_teachers()}.values())
     rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
-    length = max(len(run.chat.prompt_ids(prompt)) for prompt in run.prompts) + config.rollout.max_new_tokens
+    length = max(run.training.lengths) + config.rollout.max_new_tokens
     tokens = min(config.optimizer.micro_batch or rows, rows) * length
     follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
     work = Work(
