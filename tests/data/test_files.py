@@ -14,7 +14,7 @@ import datasets
 import pytest
 
 from opd.config.run import PromptsConfig
-from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
+from opd.data.prompts import HELD_OUT, load_prompts
 from opd.errors import DataError
 from opd.types import Prompt
 
@@ -156,7 +156,7 @@ def test_what_was_left_out_is_reported_once() -> None:
     ends: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"messages": ends, "source": "s"}, {"messages": ends, "answer": "own", "level": 1}]
     notes: list[str] = []
-    prompts, _ = given_prompts(rows, PromptsConfig(path="x"), key="prompts", has_template=True, note=notes.append)
+    prompts, _ = load_prompts(PromptsConfig(path="x"), rows, key="prompts", has_template=True, note=notes.append)
     assert [p.answer for p in prompts] == ["b", "own"]
     assert notes == [
         "prompts: 2 conversations end with the assistant; that turn is left out, and is the reference answer where "
@@ -174,7 +174,7 @@ def test_nulls_that_a_table_adds_to_tools_and_calls_are_left_out(tmp_path: Path)
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     assert [p.tools for p in loaded(tmp_path / "a.parquet")] == [(tool,) for tool in tools]
     given = datasets.Dataset.from_list(rows)
-    prompts, _ = given_prompts(given, PromptsConfig(path="x"), key="prompts", has_template=True)
+    prompts, _ = load_prompts(PromptsConfig(path="x"), given, key="prompts", has_template=True)
     assert [p.tools for p in prompts] == [(tool,) for tool in tools]
 
 
@@ -198,7 +198,7 @@ def test_held_out_prompts_come_from_the_test_or_validation_split(
     for expected, order in ((training, ("train",)), (held_out, HELD_OUT)):
         config = PromptsConfig(dataset=str(tmp_path / "d"), **settings)
         if given:
-            prompts, _ = given_prompts(splits(*names), config, key="prompts", has_template=False, splits=order)
+            prompts, _ = load_prompts(config, splits(*names), key="prompts", has_template=False, splits=order)
         else:
             splits(*names).save_to_disk(str(tmp_path / "d"))
             prompts, _ = load_prompts(config, key="prompts", has_template=False, splits=order)

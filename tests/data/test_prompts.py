@@ -10,7 +10,7 @@ import pytest
 from opd.config.read import read
 from opd.config.run import PromptsConfig
 from opd.data.answers import AnswerTask
-from opd.data.prompts import given_prompts, load_prompts
+from opd.data.prompts import load_prompts
 from opd.data.rows import from_rows
 from opd.errors import ConfigError, DataError
 from opd.types import Prompt
@@ -138,11 +138,11 @@ def test_rows_without_an_id_or_with_that_of_another_are_prompts_of_their_own() -
     rows += [{"prompt": "e", "id": None}, {"prompt": "f", "id": "x"}, {"prompt": "g", "id": "x#2"}]
     notes: list[str] = []
     config = PromptsConfig(path="given")
-    prompts, _ = given_prompts(rows, config, key="prompts", has_template=True, note=notes.append)
+    prompts, _ = load_prompts(config, rows, key="prompts", has_template=True, note=notes.append)
     assert [p.id for p in prompts] == ["x", "2", "x#3", "2#2", "5", "x#4", "x#2"]
     assert notes == ["prompts: 3 prompts repeat an id and get ids of their own, such as 'x#3'"]
     objects = [Prompt("x", text="a"), Prompt("x", text="b")]
-    assert [p.id for p in given_prompts(objects, config, key="prompts", has_template=True)[0]] == ["x", "x#2"]
+    assert [p.id for p in load_prompts(config, objects, key="prompts", has_template=True)[0]] == ["x", "x#2"]
 
 
 def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answer(tmp_path: Path) -> None:

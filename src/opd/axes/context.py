@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from opd.config.run import RunConfig
     from opd.diffusion.models import DenoisingModel
     from opd.diffusion.schedules import NoiseSchedule
     from opd.losses.objectives import FullVocabulary
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 class RunContext(Protocol):
     """A loaded language run: models, prompts, and factories that apply the run file's settings."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run file."""
+        ...
 
     @property
     def student(self) -> LanguageModel: ...
@@ -60,48 +65,6 @@ class RunContext(Protocol):
     @property
     def task(self) -> Task | None:
         """Checks answers and reacts to turns; None if nothing checks the prompts."""
-        ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def out(self) -> Path: ...
-
-    @property
-    def temperature(self) -> float:
-        """``loss.temperature``."""
-        ...
-
-    @property
-    def chunk_tokens(self) -> int | None:
-        """``loss.chunk_tokens``."""
-        ...
-
-    @property
-    def max_new_tokens(self) -> int:
-        """``rollout.max_new_tokens``."""
-        ...
-
-    @property
-    def prompts_per_step(self) -> int: ...
-
-    @property
-    def rollouts_per_prompt(self) -> int: ...
-
-    @property
-    def max_tokens(self) -> int:
-        """``teacher.max_tokens``: most tokens of a scoring pass."""
-        ...
-
-    @property
-    def combine(self) -> str:
-        """How several teachers of one prompt are combined."""
-        ...
-
-    @property
-    def recovers(self) -> bool:
-        """Whether ``guards.recover`` may roll the student back."""
         ...
 
     @property

@@ -25,30 +25,32 @@ HELD_OUT = ("test", "validation", "train")
 """Splits of held-out prompts, if none is named: the first that the source has."""
 
 
-Check = Callable[[PromptsConfig, Task | None], Task | None]
+Judged = Callable[[PromptsConfig, Task | None], Task | None]
 """The task of a source with its rewards, from the source's settings and its own task."""
 
 
 def load_prompts(
     config: PromptsConfig,
+    given: Iterable[Any] | None = None,
     *,
     key: str,
     has_template: bool,
     kwargs: Mapping[str, Any] | None = None,
     splits: Sequence[str] = TRAIN,
     note: Note = ignore,
-    check: Check | None = None,
+    judged: Judged = lambda _, task: task,
 ) -> tuple[list[Prompt], Task | None]:
     """Prompts, and the task that checks their answers. No two prompts have the same id.
 
     Args:
-        config: the source.
+        config: the source, and its settings.
+        given: ``Prompt`` objects only, or strings, rows or a dataset: from Python, instead of the source.
         key: the run file's key, for error messages.
         has_template: whether the student's tokenizer has a chat template; then a plain string becomes a user message.
         kwargs: arguments of the chat template that hold where the source or the row does not give them.
         splits: the split to take if the source names none: the first of these that it has.
         note: reports what was left out or changed.
-        check: makes the task with a source's own rewards from its settings and its own task.
+        judged: makes the task with a source's own rewards; by default the task as it is.
 
     Returns:
         The prompts in the source's order, and the task; None if no prompt has an answer.
@@ -57,7 +59,7 @@ def load_prompts(
         DataError: the file or dataset is missing, empty, or a row is broken.
     """
     kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
-    if config.mix:
+    if config.mix and given is None:
         loaded = [
             load_prompts(
                 source if source.reward is not None else source.model_copy(update={"reward": config.reward}),
@@ -66,50 +68,40 @@ def load_prompts(
                 kwargs=kwargs,
                 splits=splits,
                 note=note,
-                check=check,
+                judged=judged,
             )
             for number, source in enumerate(config.mix)
         ]
         return _mixed(loaded)
-    if config.task:
+    if config.task and given is None:
         task: Task | None = get_task(config.task, key=f"{key}.task")
         assert task
         prompts = list(task.prompts(config.split or splits[0]))[: config.limit]
     else:
-        rows = read_rows(config.path, key=key) if config.path else _dataset(config, splits, key=key, note=note)
+        rows = _rows(config, given, splits, key=key, note=note)
         prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
     prompts = _with_settings(prompts, config, kwargs, key=key, note=note)
     prompts, task = _with_tools(prompts, task, config, key=key)
-    return prompts, check(config, task) if check else task
+    return prompts, judged(config, task)
 
 
-def given_prompts(
-    given: Iterable[Any],
-    config: PromptsConfig,
-    *,
-    key: str,
-    has_template: bool,
-    kwargs: Mapping[str, Any] | None = None,
-    splits: Sequence[str] = TRAIN,
-    note: Note = ignore,
-) -> tuple[list[Prompt], Task | None]:
-    """Prompts given from Python: ``Prompt`` objects only, or strings, rows or a dataset as in ``load_prompts``."""
-    kwargs = {**(kwargs or {}), **config.chat_template_kwargs}
+def _rows(
+    config: PromptsConfig, given: Iterable[Any] | None, splits: Sequence[str], *, key: str, note: Note
+) -> Iterable[Any]:
+    """The rows of a file, a dataset, or of what was given from Python."""
+    if given is None:
+        return read_rows(config.path, key=key) if config.path else _dataset(config, splits, key=key, note=note)
     if isinstance(given, Mapping):  # a DatasetDict
         given = given[_split(list(given), config, splits, key=key, source="the dataset", note=note)]
     tables = type(given).__module__.partition(".")[0] == "datasets"
-    rows = list(islice(map(without_nulls, given) if tables else given, config.limit))
-    task: Task | None
-    if rows and all(isinstance(row, Prompt) for row in rows):
-        prompts, task = rows, AnswerTask() if any(prompt.answers for prompt in rows) else None
-    else:
-        prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
-    return _with_tools(_with_settings(prompts, config, kwargs, key=key, note=note), task, config, key=key)
+    return list(islice(map(without_nulls, given) if tables else given, config.limit))
 
 
 def _from_rows(
     rows: Iterable[Any], config: PromptsConfig, *, key: str, has_template: bool, note: Note
 ) -> tuple[list[Prompt], Task | None]:
+    if isinstance(rows, list) and rows and all(isinstance(row, Prompt) for row in rows):
+        return rows, AnswerTask() if any(prompt.answers for prompt in rows) else None
     chat = has_template if config.chat is None else config.chat
     return from_rows(rows, key=key, chat=chat, limit=config.limit, columns=config.columns, note=note)
 

@@ -8,7 +8,7 @@ from opd.diffusion.context import DenoisingContext
 from opd.diffusion.divergences import coefficient_K, convert, no_noise
 from opd.diffusion.images import image_of
 from opd.errors import ConfigError, DataError, ModelError
-from opd.language.load import check_covered
+from opd.teachers.by_domain import check_covered
 
 
 def check(run: DenoisingContext) -> None:
@@ -25,7 +25,7 @@ def check(run: DenoisingContext) -> None:
 def _check_teachers(run: DenoisingContext) -> None:
     config, schedule = run.config, run.samplers.schedule
     if config.teacher.models:
-        check_covered(config, [*run.prompts, *run.held_out])  # teachers are measured on held-out prompts
+        check_covered(config.teacher.shares, [*run.prompts, *run.held_out])  # teachers are measured on held-out prompts
     for name, model in (run.teachers or {"": run.student}).items():
         key = f"teacher.models.{name}" if config.teacher.models else "teacher.model"
         model.check_guidance(config.teacher.guidance, "teacher.guidance")

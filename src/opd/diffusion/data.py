@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from opd.axes.base import import_named
 from opd.config.run import PromptsConfig
@@ -23,17 +23,25 @@ METHODS = ("prompts", "right", "reward", "distance")
 
 
 def load_image_prompts(
-    config: PromptsConfig, *, key: str, splits: Sequence[str] = TRAIN, note: Note = ignore
+    config: PromptsConfig,
+    given: Iterable[Any] | None = None,
+    *,
+    key: str,
+    splits: Sequence[str] = TRAIN,
+    note: Note = ignore,
 ) -> tuple[list[Prompt], ImageTask | None]:
     """Load prompts, and the task that judges their images; None if nothing does.
 
     A path in an ``image`` column is relative to its JSONL file.
 
+    Args:
+        given: rows or prompts from Python, instead of the source.
+
     Raises:
         DataError: the file or dataset is missing, empty, or a row is broken.
         ConfigError: there is no such task, or a mix has several tasks.
     """
-    if config.mix:
+    if config.mix and given is None:
         loaded = [
             load_image_prompts(c, key=f"{key}.mix.{n}", splits=splits, note=note) for n, c in enumerate(config.mix)
         ]
@@ -42,13 +50,13 @@ def load_image_prompts(
             raise ConfigError(f"{key}.mix: one task judges the images of a run (got {len(tasks)}). Fix: name one task")
         sources = with_own_ids([prompts for prompts, _ in loaded])  # prompts with the same id form one group
         return in_turn(sources), next(iter(tasks.values()), None)
-    if config.task:
+    if config.task and given is None:
         task = image_task(config.task, key=f"{key}.task")
         prompts: Sequence[Prompt] = task.prompts(config.split or splits[0])[: config.limit]
     else:
         task = None
-        prompts, _ = load_prompts(config, key=key, has_template=False, splits=splits, note=note)
-        prompts = [_beside(prompt, config.path) for prompt in prompts]
+        prompts, _ = load_prompts(config, given, key=key, has_template=False, splits=splits, note=note)
+        prompts = [_beside(prompt, config.path if given is None else None) for prompt in prompts]
     return [replace(p, domain=config.domain) if config.domain else p for p in prompts], task
 
 

@@ -12,7 +12,7 @@ import torch
 
 from opd.axes.base import Objects
 from opd.config.diffusion import DiffusionConfig
-from opd.data.prompts import HELD_OUT, given_prompts
+from opd.data.prompts import HELD_OUT
 from opd.diffusion.checks import check
 from opd.diffusion.context import DenoisingContext
 from opd.diffusion.data import load_image_prompts
@@ -52,27 +52,13 @@ class DenoisingRun(DenoisingContext):
             )
         student = load_student(config, objects)
         notes: list[str] = []
-        task: ImageTask | None = None
-        if objects.prompts is not None:
-            prompts, _ = given_prompts(
-                objects.prompts, config.prompts, key="prompts", has_template=False, note=notes.append
-            )
-        else:
-            prompts, task = load_image_prompts(config.prompts, key="prompts", note=notes.append)
+        prompts, task = load_image_prompts(config.prompts, objects.prompts, key="prompts", note=notes.append)
         held_out: list[Prompt] = []
         held_out_task: ImageTask | None = None
-        if config.eval.prompts and objects.eval_prompts is not None:
-            held_out, _ = given_prompts(
-                objects.eval_prompts,
-                config.eval.prompts,
-                key="eval_prompts",
-                has_template=False,
-                splits=HELD_OUT,
-                note=notes.append,
-            )
-        elif config.eval.prompts:
+        if config.eval.prompts:
+            key = "eval.prompts" if objects.eval_prompts is None else "eval_prompts"
             held_out, held_out_task = load_image_prompts(
-                config.eval.prompts, key="eval.prompts", splits=HELD_OUT, note=notes.append
+                config.eval.prompts, objects.eval_prompts, key=key, splits=HELD_OUT, note=notes.append
             )
         run = cls(
             config=config,

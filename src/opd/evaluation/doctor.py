@@ -11,6 +11,7 @@ from opd.config.run import LanguageOptimizerConfig
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.memory import estimate
 from opd.evaluation.metrics import summarise
+from opd.language.checks import other_ends, padded
 from opd.language.context import LanguageContext
 from opd.language.terms import loss_terms
 from opd.models.adapters import adapted, settings_of
@@ -76,7 +77,7 @@ def _ends(run: LanguageContext) -> Iterator[str]:
     stops = run.stops(run.student)
     named = [repr(run.student.tokenizer.decode([i])) for i in sorted(stops.ids)]
     yield f"stops     {', '.join([*named, *(f'the text {text!r}' for text in stops.texts)])}"
-    yield from (f"WARNING   {sentence}" for sentence in run.other_ends())
+    yield from (f"WARNING   {sentence}" for sentence in other_ends(run))
 
 
 def _common(run: LanguageContext, teacher: LanguageModel) -> str:
@@ -121,7 +122,7 @@ def _memory(run: LanguageContext) -> Iterator[str]:
         f"passes    student: {_student_pass(config.optimizer)}; teacher: {config.teacher.max_tokens:,} tokens "
         f"(teacher.max_tokens); decoding: {_decoding(config.rollout.engine)}; evaluation: {MAX_TOKENS:,} tokens"
     )
-    for note in run.padded():
+    for note in padded(run):
         yield f"padding   {note}"
 
 
@@ -149,7 +150,7 @@ def _decoding(engine: EngineConfig) -> str:
 def _teaching(run: LanguageContext) -> Iterator[str]:
     """Roll out a few prompts, check the teacher's signal, and compare accuracies."""
     main = loss_terms(run)[0]
-    samples = run.rollouts_per_prompt
+    samples = run.config.rollout.rollouts_per_prompt
     prompts = [p for p in run.prompts[: max(NUM_PROMPTS // samples, 1)] for _ in range(samples)]
     rollouts = run.sampler().rollout(prompts, seed=0)
     ours = summarise(rollouts)

@@ -177,7 +177,7 @@ class Work:
 def estimate(run: LanguageContext) -> Memory:
     """The memory of a loaded run, if every prompt is as long as the longest and every answer as long as allowed."""
     config = run.config
-    teachers = list({id(m.model): m for _, m in run.named_teachers()}.values())
+    teachers = list({id(m.model): m for m in run.others().values()}.values())
     rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
     length = max(run.training.lengths) + config.rollout.max_new_tokens
     tokens = min(config.optimizer.micro_batch or rows, rows) * length

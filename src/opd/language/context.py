@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from opd.axes.base import GIVEN, Objects
@@ -17,10 +16,9 @@ from opd.language.lengths import Rendered
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
-from opd.models.ends import Stops, differences, stops_of
+from opd.models.ends import Stops, stops_of
 from opd.models.language import LanguageModel
 from opd.models.loading import load
-from opd.models.packing import packs
 from opd.models.pool import ModelPool
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
@@ -70,50 +68,9 @@ class LanguageContext:
     made: dict[str, Any] = field(default_factory=dict)
     """Results of ``once``."""
 
-    # Settings
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
-    def out(self) -> Path:
-        return Path(self.config.out)
-
-    @property
-    def temperature(self) -> float:
-        return self.config.loss.temperature
-
-    @property
-    def chunk_tokens(self) -> int | None:
-        return self.config.loss.chunk_tokens
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.config.rollout.max_new_tokens
-
-    @property
-    def max_tokens(self) -> int:
-        return self.config.teacher.max_tokens
-
-    @property
-    def prompts_per_step(self) -> int:
-        return self.config.rollout.prompts_per_step
-
-    @property
-    def rollouts_per_prompt(self) -> int:
-        return self.config.rollout.rollouts_per_prompt
-
-    @property
-    def combine(self) -> str:
-        return self.config.experimental.combine
-
-    @property
-    def recovers(self) -> bool:
-        return self.config.guards.recover is not None
-
     @cached_property
     def stop_ids(self) -> frozenset[int]:
+        """Every id that ends a turn of the student's."""
         return self.stops(self.student).ids
 
     def stops(self, model: LanguageModel) -> Stops:
@@ -170,29 +127,6 @@ class LanguageContext:
         """A further frozen model."""
         return load(name, key=key, device=self.device)
 
-    def named_teachers(self) -> Iterator[tuple[str, LanguageModel]]:
-        """Each teacher that is a model of its own, with its key; one of several is valid until the next."""
-        if self.teacher_model is not None:
-            yield "teacher.model", self.teacher_model
-        for name in self.pool or ():
-            assert self.pool
-            yield f"teacher.models.{name}", self.pool[name]
-
-    def padded(self) -> list[str]:
-        """One sentence for each model whose forward passes are padded, because it cannot read packed sequences."""
-        return [
-            f"{key}: '{model.source}' does not keep packed sequences apart, so its forward passes are padded, "
-            "which takes longer"
-            for key, model in ({"student": self.student} | self.others()).items()
-            if not packs(model)
-        ]
-
-    def other_ends(self) -> list[str]:
-        """A sentence for each teacher that ends turns otherwise than the student."""
-        if not self.config.loss.signal.same_tokenizer:
-            return []
-        return list(differences(self.student, self.others(), self.config.rollout.stop))
-
     def others(self) -> dict[str, LanguageModel]:
         """Each teacher that is a model of its own, by its key; of several, the model that holds its weights in turn."""
         pool = self.pool.models if self.pool else {}
@@ -203,28 +137,24 @@ class LanguageContext:
 
     def scorer(self, model: LanguageModel) -> LocalTeacher:
         """A teacher of one model, with the run's batch size."""
-        return LocalTeacher(model, max_tokens=self.max_tokens)
+        return LocalTeacher(model, max_tokens=self.config.teacher.max_tokens)
 
     def teacher(self) -> Teacher:
         """One teacher of whole distributions, or several by domain."""
-        return self.several() or self.scorer(self.scoring)
-
-    def several(self) -> TeachersByDomain | None:
-        """Several teachers by domain; None for one."""
         if self.pool is None:
-            return None
-        alternate = self.combine == "alternate"
-        return TeachersByDomain(self.pool, self.shares, max_tokens=self.max_tokens, alternate=alternate)
+            return self.scorer(self.scoring)
+        alternate = self.config.experimental.combine == "alternate"
+        return TeachersByDomain(self.pool, self.shares, max_tokens=self.config.teacher.max_tokens, alternate=alternate)
 
     def divergence(self, name: str | None = None, **settings: Any) -> FullVocabulary:
         """The run's divergence between whole distributions; ``name`` replaces it."""
-        config = self.config.loss.divergence
+        loss = self.config.loss
         return FullVocabulary(
-            divergence=name or config.type,
-            beta=config.beta,
-            temperature=self.temperature,
-            chunk_tokens=self.chunk_tokens,
-            logits=self.config.loss.logits,
+            divergence=name or loss.divergence.type,
+            beta=loss.divergence.beta,
+            temperature=loss.temperature,
+            chunk_tokens=loss.chunk_tokens,
+            logits=loss.logits,
             **settings,
         )
 
@@ -321,4 +251,4 @@ class LanguageContext:
     def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> list[Rollout]:
         """Rollouts of the student as it is on the first training prompts, at temperature 1."""
         repeated = [p for p in self.prompts[:prompts] for _ in range(rollouts_per_prompt)]
-        return self.sampler().rollout(repeated, self.seed, ALL_TURNS)
+        return self.sampler().rollout(repeated, self.config.seed, ALL_TURNS)

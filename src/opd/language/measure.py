@@ -53,7 +53,7 @@ def evaluation(run: LanguageContext, main: Term | None = None) -> Evaluation | N
         samples=config.rollouts_per_prompt,
         divergence=_divergence(run) if main and run.held_out and _wants_divergence(run) else None,
         texts=texts,
-        repeats=run.rollouts_per_prompt if compares else 1,
+        repeats=run.config.rollout.rollouts_per_prompt if compares else 1,
         compared=_compared(run) if main else None,
         teacher=_teacher_sampler(run) if main else None,
         teachers=_teachers(run) if main else [],
@@ -93,11 +93,11 @@ def measure_model(
     chat = Chat(loaded.tokenizer)
     rewards = RewardBuilder(device=device_named(device))
 
-    def check(source: PromptsConfig, task: Task | None) -> Task | None:
+    def judged(source: PromptsConfig, task: Task | None) -> Task | None:
         return rewards.task(task, source.reward, key="eval.prompts.reward", held_out=True)
 
     held_out, task = load_prompts(
-        prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT, check=check
+        prompts, key="eval.prompts", has_template=chat.has_template, splits=HELD_OUT, judged=judged
     )
     held_out = fit_to_template(held_out, chat, note)
 
@@ -149,7 +149,7 @@ def extrapolation(run: LanguageContext) -> Extrapolation | None:
     if config is None:
         return None
     checkable = [p for p in run.prompts if p.answer is not None] or run.prompts
-    prompts = random.Random(run.seed).sample(checkable, min(config.prompts, len(checkable)))
+    prompts = random.Random(run.config.seed).sample(checkable, min(config.prompts, len(checkable)))
     sampler = run.sampler(Sampling(temperature=0 if run.task else 1), all_turns=True)
     measure = summarise if run.task else _reverse_kl(run)
 
@@ -245,7 +245,7 @@ def _conflict(run: LanguageContext, main: Term) -> Conflict:
         teachers=main.teacher,
         view=run.view(),
         objective=main.objective,
-        max_tokens=run.max_tokens,
+        max_tokens=run.config.teacher.max_tokens,
     )
 
 

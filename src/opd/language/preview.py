@@ -12,7 +12,7 @@ def preview(run: LanguageContext) -> Preview:
     assert config.report
     signal, view = config.loss.signal, config.teacher.view
     compares = view.compares or config.loss.reward or signal.role == "reward"
-    repeats = run.rollouts_per_prompt if compares else 1
+    repeats = run.config.rollout.rollouts_per_prompt if compares else 1
     chosen = spaced_prompts(run.held_out or run.prompts, config.report.prompts)
     once = config.rollout.source.first_prompts is not None
     return Preview(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from opd.axes.base import Objects
 from opd.config.run import PromptsConfig, RunConfig
-from opd.data.prompts import HELD_OUT, given_prompts, load_prompts
-from opd.data.rows import Note
+from opd.data.prompts import HELD_OUT, load_prompts
 from opd.data.tool_prompts import fit_to_template
 from opd.language.lengths import Rendered, note_overlap
 from opd.models.chat import Chat
@@ -35,52 +35,32 @@ def load_prompts_of(config: RunConfig, objects: Objects, chat: Chat, *, device: 
     """
     notes: list[str] = []
     rewards = RewardBuilder(device=device, given=objects.reward)
-    prompts, task = _training(config, objects, chat, rewards, notes.append)
-    held_out, held_out_task = _held_out(config, objects, chat, rewards, notes.append)
+    read = partial(load_prompts, has_template=chat.has_template, note=notes.append)
+
+    def judged(source: PromptsConfig, task: Task | None) -> Task | None:
+        return rewards.task(objects.task or task, source.reward, key="prompts.reward")
+
+    def judged_held_out(source: PromptsConfig, task: Task | None) -> Task | None:
+        reward = config.prompts.reward if source.reward is None else source.reward
+        return rewards.task(objects.task or task, reward, key="eval.prompts.reward", held_out=True)
+
+    prompts, task = read(config.prompts, objects.prompts, key="prompts", judged=judged)
     prompts = fit_to_template(prompts, chat, notes.append)
-    held_out = fit_to_template(held_out, chat, lambda text: None if text in notes else notes.append(text))
     training = Rendered.of(prompts, chat, key="prompts").within(config.prompts.max_tokens, notes.append)
+    held_out: list[Prompt] = []
+    held_out_task = None
+    if config.eval.prompts:
+        held_out, held_out_task = read(
+            config.eval.prompts,
+            objects.eval_prompts,
+            key="eval.prompts" if objects.eval_prompts is None else "eval_prompts",
+            kwargs=config.prompts.chat_template_kwargs,
+            splits=HELD_OUT,
+            judged=judged_held_out,
+        )
+        held_out = fit_to_template(held_out, chat, lambda text: None if text in notes else notes.append(text))
     measured = Rendered.of(held_out, chat, key="eval.prompts")
     if config.eval.prompts:
         measured = measured.within(config.eval.prompts.max_tokens, notes.append)
     note_overlap(training, measured, notes.append)
     return LoadedPrompts(training, task, measured, held_out_task, notes)
-
-
-def _training(
-    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
-) -> tuple[list[Prompt], Task | None]:
-    def check(source: PromptsConfig, task: Task | None) -> Task | None:
-        return rewards.task(objects.task or task, source.reward, key="prompts.reward")
-
-    own, template = config.prompts, chat.has_template
-    if objects.prompts is None:
-        return load_prompts(own, key="prompts", has_template=template, note=note, check=check)
-    prompts, task = given_prompts(objects.prompts, own, key="prompts", has_template=template, note=note)
-    return prompts, check(own, task)
-
-
-def _held_out(
-    config: RunConfig, objects: Objects, chat: Chat, rewards: RewardBuilder, note: Note
-) -> tuple[list[Prompt], Task | None]:
-    def check(source: PromptsConfig, task: Task | None) -> Task | None:
-        reward = config.prompts.reward if source.reward is None else source.reward
-        return rewards.task(objects.task or task, reward, key="eval.prompts.reward", held_out=True)
-
-    own, kwargs, template = config.eval.prompts, config.prompts.chat_template_kwargs, chat.has_template
-    if own is None:
-        return [], None
-    if objects.eval_prompts is None:
-        return load_prompts(
-            own, key="eval.prompts", has_template=template, kwargs=kwargs, splits=HELD_OUT, note=note, check=check
-        )
-    prompts, task = given_prompts(
-        objects.eval_prompts,
-        own,
-        key="eval_prompts",
-        has_template=template,
-        kwargs=kwargs,
-        splits=HELD_OUT,
-        note=note,
-    )
-    return prompts, check(own, task)

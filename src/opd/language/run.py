@@ -15,6 +15,7 @@ from opd.axes.views.context import CONTEXT_FILE, ContextView
 from opd.config.run import RunConfig
 from opd.evaluation.doctor import findings
 from opd.evaluation.metrics import describe
+from opd.language.checks import other_ends, padded
 from opd.language.context import LanguageContext
 from opd.language.load import load_run
 from opd.language.measure import evaluation, extrapolation, gate
@@ -76,7 +77,7 @@ class LanguageRun:
         if config.optimizer.gradient_checkpointing:
             checkpoint_activations(run.student)
         self._keep_context()
-        log.warnings += [*run.padded(), *run.other_ends()]
+        log.warnings += [*padded(run), *other_ends(run)]
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
         if config.loss.sft:

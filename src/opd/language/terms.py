@@ -54,7 +54,8 @@ def loss_terms(run: LanguageContext) -> list[Term]:
     if loss.reward:
         teacher, objective = loss.reward.make(run)
         # Token weights belong to the signal; how rollouts are averaged belongs to both.
-        even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=run.max_new_tokens)
+        longest = run.config.rollout.max_new_tokens
+        even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=longest)
         why, weight = _without_rewards(run), loss.reward.weight
         terms.append(Term(POLICY_GRADIENT, "reward", teacher, everything, objective, weight, even, why))
     return terms
@@ -78,7 +79,7 @@ def _anchor(run: LanguageContext, everything: View) -> Term:
     """The KL to the initial student, on the tokens that a partial view leaves, otherwise on all."""
     where = None if run.config.teacher.view.partial else everything
     # Reverse: it stays bounded where the student gives up a habit of the reference, so the habit can be unlearned.
-    pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=run.chunk_tokens)
+    pull = FullVocabulary(divergence="reverse_kl", chunk_tokens=run.config.loss.chunk_tokens)
     return Term("anchor", "anchor", run.scorer(run.initial), where, pull, run.config.loss.anchor)
 
 
@@ -100,15 +101,15 @@ def _token_weights(run: LanguageContext, main: Objective) -> Positions | None:
     positions = Positions(
         skip_ids=frozenset(skipped),
         mean=config.loss.aggregate,
-        longest=run.max_new_tokens,
+        longest=run.config.rollout.max_new_tokens,
         **weights.model_dump(exclude={"skip_special", "skip_tokens"}),
     )
     if hardest is None:
         return positions
     difficulty = Difficulty(
         student=run.student,
-        max_tokens=run.max_tokens,
+        max_tokens=run.config.teacher.max_tokens,
         objective=main if hardest.by == "divergence" else None,
-        temperature=run.temperature,
+        temperature=run.config.loss.temperature,
     )
     return dataclasses.replace(positions, difficulty=difficulty, hardest=hardest.share)

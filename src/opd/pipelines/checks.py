@@ -38,11 +38,11 @@ def _check_domains(config: RunConfig, at: str) -> None:
     if not config.teacher.models:
         return
     from opd.data.prompts import load_prompts
-    from opd.language.load import check_covered
+    from opd.teachers.by_domain import check_covered
 
     prompts, _ = load_prompts(config.prompts, key=f"{at}.prompts", has_template=True)
     try:
-        check_covered(config, prompts)
+        check_covered(config.teacher.shares, prompts)
     except OpdError as error:
         raise type(error)(f"{at}.{error}") from None
 

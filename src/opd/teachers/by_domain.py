@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from opd.errors import ConfigError
 from opd.models.forward import sort_key
 from opd.models.language import LanguageModel
 from opd.models.pool import ModelPool
@@ -127,3 +128,20 @@ def label_of(shares: Shares, domain: str, name: str) -> str:
 def first(shares: Mapping[str, float]) -> str:
     """The name with the largest share; of equal ones the first."""
     return max(shares, key=lambda name: shares[name])
+
+
+def check_covered(shares: Shares, prompts: Sequence[Prompt]) -> None:
+    """Check that several teachers cover every prompt's domain.
+
+    Args:
+        shares: by domain and name, each teacher's weight.
+
+    Raises:
+        ConfigError: no teacher has the domain of a prompt.
+    """
+    for prompt in prompts:
+        if prompt.domain not in shares:
+            raise ConfigError(
+                f"teacher.models: no teacher has the domain '{prompt.domain}' of prompt '{prompt.id}' (they have "
+                f"{', '.join(shares)}). Fix: add it to models.NAME.domains, or set prompts.domain"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -48,7 +49,7 @@ class Recorded(SourceConfig):
         from opd.rollouts import recorded
         from opd.teachers.sampled import SampledTeacher
 
-        main, path = terms[0], run.out / RECORDED_FILE
+        main, path = terms[0], Path(run.config.out) / RECORDED_FILE
         if not path.exists():
             assert isinstance(main.teacher, SampledTeacher)
             assert main.view is not None
@@ -57,9 +58,9 @@ class Recorded(SourceConfig):
                 main.teacher,
                 main.view,
                 run.prompts[: self.prompts],
-                samples=run.rollouts_per_prompt,
-                batch=run.prompts_per_step,
-                seed=run.seed,
+                samples=run.config.rollout.rollouts_per_prompt,
+                batch=run.config.rollout.prompts_per_step,
+                seed=run.config.seed,
             )
             recorded.save(takes, path)
         recording = recorded.Recording(recorded.load(path, run.prompts))

@@ -65,6 +65,7 @@ class Hidden(SignalConfig):
         from opd.teachers.hidden import HiddenTeacher, matching_layers
 
         student, teacher, layers = run.student, run.scoring, self.layers(run)
+        max_tokens = run.config.teacher.max_tokens
         theirs = matching_layers(layers, student.num_layers, teacher.num_layers)
         shapes = [(m.num_layers, m.width) for m in (student, teacher)]
         if self.bridge is None:
@@ -73,9 +74,9 @@ class Hidden(SignalConfig):
                     f"loss.signal=hidden: the student has {shapes[0][0]} blocks of width {shapes[0][1]}, the teacher "
                     f"{shapes[1][0]} of width {shapes[1][1]}. Fix: set loss.signal.bridge={{rank: 8}}"
                 )
-            return HiddenTeacher(teacher, theirs, max_tokens=run.max_tokens), HiddenStates(normalise=self.normalize)
+            return HiddenTeacher(teacher, theirs, max_tokens=max_tokens), HiddenStates(normalise=self.normalize)
         ours, target = self._fitted(run, layers, theirs)
-        projected = HiddenTeacher(teacher, theirs, projection=target, max_tokens=run.max_tokens)
+        projected = HiddenTeacher(teacher, theirs, projection=target, max_tokens=max_tokens)
         return projected, HiddenStates(projection=ours, normalise=self.normalize)
 
     def _fitted(self, run: RunContext, layers: list[int], theirs: list[int]) -> tuple[Projection, Projection]:
@@ -87,12 +88,12 @@ class Hidden(SignalConfig):
 
         bridge, student, teacher = self.bridge, run.student, run.scoring
         assert bridge is not None
-        rollouts = run.first_rollouts(bridge.prompts, rollouts_per_prompt=run.rollouts_per_prompt)
+        rollouts = run.first_rollouts(bridge.prompts, rollouts_per_prompt=run.config.rollout.rollouts_per_prompt)
         segments = run.view().segments(rollouts)
         where, own = states_of(
-            student, rollouts, run.plain_segments(rollouts), max_tokens=run.max_tokens, layers=layers
+            student, rollouts, run.plain_segments(rollouts), max_tokens=run.config.teacher.max_tokens, layers=layers
         )
-        there, other = states_of(teacher, rollouts, segments, max_tokens=run.max_tokens, layers=theirs)
+        there, other = states_of(teacher, rollouts, segments, max_tokens=run.config.teacher.max_tokens, layers=theirs)
         own = own.take(torch.isin(sort_key(where), sort_key(there)))
         assert own.layers_TKD is not None
         assert other.layers_TKD is not None

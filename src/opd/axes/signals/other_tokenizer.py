@@ -63,15 +63,15 @@ class OtherTokenizer(SignalConfig):
             student.tokenizer,
             teacher,
             skip_ids=run.stop_ids,
-            max_tokens=run.max_tokens,
-            temperature=run.temperature,
+            max_tokens=run.config.teacher.max_tokens,
+            temperature=run.config.loss.temperature,
         )
         objective = CrossTokenizer(
             opening=matched(opening=True),
             inside=matched(opening=False),
             pieces=self.pieces,
             beta=self.beta,
-            temperature=run.temperature,
-            chunk_tokens=run.chunk_tokens,
+            temperature=run.config.loss.temperature,
+            chunk_tokens=run.config.loss.chunk_tokens,
         )
         return scorer, objective

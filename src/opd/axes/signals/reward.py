@@ -40,23 +40,23 @@ class RewardShape(Strict):
         from opd.losses.objectives import PolicyGradient
         from opd.teachers.sampled import GroupAdvantages
 
-        if (self.overlong_penalty or 0) > run.max_new_tokens:
+        longest, loss = run.config.rollout.max_new_tokens, run.config.loss
+        if (self.overlong_penalty or 0) > longest:
             raise ConfigError(
-                f"overlong_penalty={self.overlong_penalty} is above rollout.max_new_tokens={run.max_new_tokens}. Fix: "
-                "lower it"
+                f"overlong_penalty={self.overlong_penalty} is above rollout.max_new_tokens={longest}. Fix: lower it"
             )
         advantages = GroupAdvantages(
             normalize_std=self.normalize_std,
             drop_zero_variance_groups=self.drop_zero_variance_groups,
             mask_truncated=self.mask_truncated,
             overlong_penalty=self.overlong_penalty,
-            longest=run.max_new_tokens,
+            longest=longest,
         )
         objective = PolicyGradient(
             clip=self.ratio_clip,
             max_ratio=self.max_ratio,
-            temperature=run.temperature,
-            chunk_tokens=run.chunk_tokens,
+            temperature=loss.temperature,
+            chunk_tokens=loss.chunk_tokens,
         )
         return advantages, objective
 

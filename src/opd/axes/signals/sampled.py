@@ -108,17 +108,17 @@ class Sampled(SignalConfig):
         from opd.teachers.local import LocalTeacher, Once
         from opd.teachers.sampled import SampledTeacher
 
-        whole = run.teacher()
+        whole, loss = run.teacher(), run.config.loss
         assert isinstance(whole, LocalTeacher | TeachersByDomain)
         teacher = SampledTeacher(
             whole if isinstance(whole, TeachersByDomain) else Once(whole),
             reference=run.scorer(run.initial) if self.scale != 1 else None,
             student=run.scorer(run.student) if self.baseline else None,
             scale=self.scale,
-            arithmetic=run.combine == "arithmetic",
-            temperature=run.temperature,
+            arithmetic=run.config.experimental.combine == "arithmetic",
+            temperature=loss.temperature,
         )
-        common: dict[str, Any] = {"temperature": run.temperature, "chunk_tokens": run.chunk_tokens}
+        common: dict[str, Any] = {"temperature": loss.temperature, "chunk_tokens": loss.chunk_tokens}
         if self.estimator != "policy_gradient":
             return teacher, DirectEstimate(estimator=self.estimator, **common)
         objective = PolicyGradient(
@@ -147,7 +147,7 @@ class Sampled(SignalConfig):
         assert isinstance(main.teacher.teacher, Once)
         # This term has no log-ratios, which these weights are made of, and selects tokens of its own.
         among = replace(weights, importance=0.0, fade=None, difficulty=None) if weights else None
-        where = Unsure(entropy=settings.threshold, temperature=run.temperature, among=among)
+        where = Unsure(entropy=settings.threshold, temperature=run.config.loss.temperature, among=among)
         support = Support(settings.k, whose="teacher", rest="tail")
         objective = run.divergence("forward_kl", support=support)
         teacher = main.teacher.teacher

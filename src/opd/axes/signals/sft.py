@@ -38,4 +38,5 @@ class Sft(SignalConfig):
         from opd.losses.objectives import CrossEntropy
         from opd.teachers.local import Answers
 
-        return Answers(), CrossEntropy(temperature=run.temperature, chunk_tokens=run.chunk_tokens)
+        loss = run.config.loss
+        return Answers(), CrossEntropy(temperature=loss.temperature, chunk_tokens=loss.chunk_tokens)

@@ -96,7 +96,7 @@ class Context(ViewConfig):
     def _text(self, run: RunContext) -> str:
         if self.text is not None:
             return self.text.strip()
-        gathered = run.out / CONTEXT_FILE
+        gathered = Path(run.config.out) / CONTEXT_FILE
         if gathered.exists():
             return gathered.read_text(encoding="utf-8").strip()
         if self.experience:

@@ -20,7 +20,7 @@ class Live(WeightsConfig):
 
     def build(self, run: RunContext) -> tuple[LanguageModel, Any]:
         """The student, or a copy that follows it at once if ``guards.recover`` may roll it back."""
-        if not run.recovers:
+        if not run.config.guards.recover:
             return run.student, None
         from opd.models.copies import EmaWeights, frozen_copy
 
