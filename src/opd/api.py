@@ -14,8 +14,8 @@ from opd.config import read as run_file
 from opd.config.diffusion import DiffusionConfig
 from opd.config.own_model import settings_taken
 from opd.config.run import BaseRun, PromptsConfig, RunConfig
+from opd.config.tasks import TASKS
 from opd.data.rows import Note, ignore
-from opd.data.tasks import TASKS
 from opd.errors import ConfigError
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun

@@ -1,4 +1,4 @@
-"""Every error a user can cause, as one tree. This module imports nothing, so everything may import it.
+"""Every error a user can cause, as one tree. This module imports nothing of opd, so everything may import it.
 
 OpdError                     one sentence: the key or file, the value, the fix
 ├── ConfigError              the run file or an override is wrong
@@ -9,6 +9,17 @@ OpdError                     one sentence: the key or file, the value, the fix
 ├── CheckpointError          a checkpoint is missing, foreign or damaged
 └── StorageError             a disk, folder, file or the memory cannot be used
 """
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'X'?`` for the most similar known name, otherwise a full stop."""
+    similar = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean '{similar[0]}'?" if similar else "."
 
 
 class OpdError(Exception):

@@ -125,7 +125,7 @@ def test_a_signal_of_one_model_does_not_get_the_student_behind_a_gate(tmp_path: 
 def test_token_ratios_estimate_the_reverse_kl_alone(divergence: list[str], tmp_path: Path) -> None:
     assert read("opsd", [f"loss.signal={HERE}:Ratios", *divergence]).loss.divergence.type == "reverse_kl"  # type: ignore[union-attr]
     text = refusal("opsd", [f"loss.signal={HERE}:Ratios", "loss.divergence=jsd"], tmp_path)
-    assert "divergence=jsd: one sampled token estimates the reverse KL only" in text
+    assert "whose sampled tokens estimate reverse_kl only" in text
 
 
 def test_the_dtype_of_logits_reaches_the_divergence_and_no_other_signal(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_dtype_of_logits_reaches_the_divergence_and_no_other_signal(tmp_path
     tree = small_run(tmp_path / "out", loss=loss, rollout=SMALL)
     objective = LanguageRun.load(read_language(tree), objects).context.divergence()
     assert objective.logits == "bfloat16"
-    with pytest.raises(ConfigError, match="logits=bfloat16 does not apply to loss.signal=sampled"):
+    with pytest.raises(ConfigError, match="loss.logits=bfloat16 needs a signal of whole distributions"):
         read_language(tree, {"loss.signal": "sampled"})
 
 

@@ -42,7 +42,7 @@ def test_overrides_from_strings_and_mappings() -> None:
 def test_a_mix_survives_being_written_with_its_defaults() -> None:
     mixed = read("sft", {"prompts": [{"task": "math"}, {"task": "tools", "limit": 8}]})
     assert read(mixed.model_dump(mode="json")) == mixed
-    with pytest.raises(ConfigError, match="prompts: limit belongs into each source of the mix"):
+    with pytest.raises(ConfigError, match="prompts: limit does not apply to a mix"):
         read("sft", {"prompts": {"mix": [{"task": "math"}], "limit": 8}})
 
 
@@ -173,7 +173,7 @@ def test_no_sentence_and_no_page_asks_for_an_old_name(old: str) -> None:
         (
             "gkd",
             ["loss.signal=sampled", "loss.divergence=jsd", "rollout.source=student"],
-            ["divergence=jsd", "loss.divergence=reverse_kl"],
+            ["loss.divergence=jsd", "sampled tokens estimate reverse_kl only"],
         ),
         ("tml", ["rollout.source=teacher"], ["loss.signal=sampled", "rollout.source=teacher"]),
         ("tml", ["rollout.source={type: mixture, share: 0.5}"], ["loss.signal=sampled", "rollout.source=mixture"]),
@@ -182,7 +182,11 @@ def test_no_sentence_and_no_page_asks_for_an_old_name(old: str) -> None:
         ("opd", ["loss.signal.baseline=true"], ["unknown key 'loss.signal.baseline'"]),
         ("opd", ["loss.signal.normalize=true"], ["unknown key 'loss.signal.normalize'"]),
         ("oprd", ["loss.signal.estimator=policy_gradient"], ["unknown key 'loss.signal.estimator'"]),
-        ("oprd", ["loss.divergence=reverse_kl"], ["divergence=reverse_kl does not apply to loss.signal=hidden"]),
+        (
+            "oprd",
+            ["loss.divergence=reverse_kl"],
+            ["loss.divergence=reverse_kl needs a signal that compares distributions (loss.signal=hidden)"],
+        ),
         ("opd", ["loss.signal.teacher_entropy={}"], ["unknown key 'loss.signal.teacher_entropy'"]),
         ("grpo", ["loss.signal.discount=1.0"], ["unknown key 'loss.signal.discount'"]),
         ("hint-rl", ["loss.signal.estimator=k2"], ["unknown key 'loss.signal.estimator'"]),
@@ -302,12 +306,12 @@ def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
         (
             "opd",
             {"prompts": {"path": "a.jsonl", "split": "test"}},
-            "prompts: split=test does not apply to a file. Fix: leave it out",
+            "prompts: split does not apply to a file (got 'test'). Fix: leave it out",
         ),
         (
             "opd",
             {"prompts": {"task": "math", "subset": "main"}},
-            "prompts: subset=main applies to a dataset only. Fix: leave it out, or give dataset",
+            "prompts: subset does not apply to a task (got 'main'). Fix: leave it out",
         ),
     ],
 )

@@ -119,9 +119,9 @@ def test_a_mix_takes_of_each_source_in_turn_and_each_keeps_its_checker(tmp_path:
 
 
 def test_a_mix_has_no_keys_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"prompts: limit belongs into each source of the mix"):
+    with pytest.raises(ConfigError, match=r"prompts: limit does not apply to a mix"):
         read("opd", {"prompts": {"mix": [{"task": "math"}], "limit": 3}})
-    with pytest.raises(ConfigError, match=r"prompts.mix.0: needs exactly one of .* and mix \(got only split\)"):
+    with pytest.raises(ConfigError, match=r"prompts.mix.0: exactly one of .* and mix is needed \(got only split\)"):
         read("opd", {"prompts": [{"split": "train"}]})
 
 

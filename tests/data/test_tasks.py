@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.data.tasks import TASKS, get_task
+from opd.config.tasks import TASKS
+from opd.data.tasks import get_task
 from opd.diffusion.data import image_task
 from opd.errors import ConfigError
 from opd.nano.tasks.tools import ToolsTask
@@ -36,7 +37,10 @@ def test_a_class_and_an_instance_by_their_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tolls", r"prompts.task: there is no task 'tolls'. Fix: give math, search, strings, tools or"),
+        (
+            "tolls",
+            r"prompts.task: there is no task 'tolls'; did you mean 'tools'\? Fix: give math, search, strings, tools or",
+        ),
         ("opd.nothing:Task", r"cannot be imported: No module named"),
         ("opd.data.tasks:Nothing", r"cannot be imported: .* no attribute"),
         (f"{__name__}:number", r"is a int. Fix: name a task"),
@@ -71,7 +75,7 @@ def test_an_image_task_in_the_working_directory_is_found(beside: None) -> None:
 @pytest.mark.slow
 def test_prompts_are_the_same_in_every_process() -> None:
     code = (
-        "from opd.data.tasks import TASKS, get_task; print("
+        "from opd.config.tasks import TASKS; from opd.data.tasks import get_task; print("
         "[(p.messages, p.answer) for t in TASKS for p in get_task(t).prompts('val')[:20]])"
     )
     here = [(p.messages, p.answer) for t in TASKS for p in get_task(t).prompts("val")[:20]]

@@ -86,7 +86,7 @@ def test_a_models_own_template_describes_the_tools_and_eval_takes_them_too(tmp_p
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"prompts.tools": FIVE}, r"prompts: tools do not apply to a task, which has its own environment. Fix: leave"),
+        ({"prompts.tools": FIVE}, r"prompts: tools does not apply to a task"),
         (
             {"prompts": {"path": "x.jsonl", "tools": {"timeout": 0}}},
             r"'prompts.tools.timeout' is 0: input should be greater than 0",
@@ -97,7 +97,7 @@ def test_a_models_own_template_describes_the_tools_and_eval_takes_them_too(tmp_p
         ),
         (
             {"prompts": {"mix": [{"path": "x.jsonl"}], "tools": FIVE}},
-            r"prompts: tools belongs into each source of the mix",
+            r"prompts: tools does not apply to a mix",
         ),
     ],
 )

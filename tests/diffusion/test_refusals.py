@@ -292,7 +292,10 @@ def test_unreadable_images_are_refused(tmp_path: Path, folder: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "match"),
     [
-        ("pictres", r"^prompts.task: there is no task 'pictres' for images. Fix: give images or package.module:Name"),
+        (
+            "pictres",
+            r"^prompts.task: there is no task 'pictres'. Fix: give images, math, search, strings, tools or",
+        ),
         ("nowhere:Task", r"^prompts.task: 'nowhere:Task' cannot be imported"),
         ("pathlib:Sketches", r"^prompts.task: 'pathlib:Sketches' cannot be imported"),
         ("fractions:Fraction", r"^prompts.task: 'fractions:Fraction' has no prompts and no right and no reward"),

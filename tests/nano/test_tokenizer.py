@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from opd.data.tasks import TASKS, get_task
+from opd.config.tasks import TASKS
+from opd.data.tasks import get_task
 from opd.nano.tokenizer import END, HABITS, START, TOOL_NAMES, build_tokenizer, vocabulary
 from opd.nano.traces import CRITIC_INSTRUCTION, REMINDERS, critic_trace, math_trace, tools_trace
 from opd.nano.traces_text import search_trace, strings_trace

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from opd.config.run import RunConfig
     from opd.diffusion.models import DenoisingModel
     from opd.diffusion.schedules import NoiseSchedule
     from opd.losses.objectives import FullVocabulary
@@ -35,8 +34,8 @@ class RunContext(Protocol):
     """A loaded language run: models, prompts, and factories that apply the run file's settings."""
 
     @property
-    def config(self) -> RunConfig:
-        """The run file."""
+    def config(self) -> Any:
+        """The run file, an ``opd.config.run.RunConfig``; that module reads the values of all axes, so none names it."""
         ...
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from pydantic import model_validator
 
 from opd.axes.base import GIVEN, import_named
 from opd.config.base import Strict
+from opd.errors import ConfigError, near
 
 WORDS = {"jsd": "Jensen–Shannon", "forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 
@@ -41,6 +43,18 @@ class DivergenceConfig(Strict):
         return {"type": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _known(self) -> DivergenceConfig:
+        """Refuse an unknown name without importing the divergences; where some were registered, they are imported."""
+        losses = sys.modules.get("opd.losses.divergences")
+        known = losses.DIVERGENCES if losses else DIVERGENCE_WORDS
+        if self.type in known or ":" in self.type or self.type == GIVEN:
+            return self
+        raise ValueError(
+            f"there is no divergence '{self.type}'{near(self.type, known)} Fix: choose {', '.join(known)}, or "
+            "package.module:NAME"
+        )
+
+    @model_validator(mode="after")
     def _inside(self) -> DivergenceConfig:
         if not 0 < self.beta < 1:
             raise ValueError(
@@ -71,7 +85,6 @@ class DivergenceConfig(Strict):
         Raises:
             ConfigError: it cannot be imported, or is none.
         """
-        from opd.errors import ConfigError
         from opd.losses.divergences import DIVERGENCES, Divergence, check_divergence
 
         if ":" in self.type or self.type == GIVEN:

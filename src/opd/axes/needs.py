@@ -54,6 +54,13 @@ def _nothing_new(config: Any) -> str | None:
     return f"teacher.weights={teacher.weights.type}, teacher.view=plain" if same else None
 
 
+def _fixed_divergence(config: Any) -> str | None:
+    signal = config.loss.signal
+    if signal.token_ratios:
+        return f"loss.signal={signal.type}, whose sampled tokens estimate reverse_kl only"
+    return None if signal.compares else f"loss.signal={signal.type}"
+
+
 def _signal(*, attribute: str) -> Callable[[Any], str | None]:
     def lacks(config: Any) -> str | None:
         signal = config.loss.signal
@@ -74,6 +81,9 @@ FACTS: dict[str, Fact] = {
     ),
     "distributions": Fact(
         "a signal of whole distributions", _signal(attribute="distributions"), "set loss.signal=full or top_k"
+    ),
+    "divergence": Fact(
+        "a signal that compares distributions", _fixed_divergence, "set loss.signal=full or top_k, or leave it out"
     ),
     "token ratios": Fact(
         "the sampled tokens' log-ratios", _signal(attribute="token_ratios"), "set loss.signal=sampled"

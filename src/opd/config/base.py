@@ -56,6 +56,22 @@ class Strict(BaseModel):
                 yield from value.all_needs(f"{key}.{name}".strip("."))
 
 
+def exactly_one(config: Strict, *keys: str) -> None:
+    """Refuse a mapping that gives none of the keys, or several.
+
+    Raises:
+        ValueError: the sentence names those that are given.
+    """
+    given = [key for key in keys if getattr(config, key) is not None]
+    if len(given) != 1:
+        others = sorted(config.model_fields_set - {*keys})
+        got = " and ".join(given) or (f"only {', '.join(others)}" if others else "none")
+        raise ValueError(
+            f"exactly one of {', '.join(keys[:-1])} and {keys[-1]} is needed (got {got}). Fix: "
+            f"{'keep' if given else 'give'} one of them"
+        )
+
+
 def _check_values(value: Any) -> None:
     match value:
         case str() if found := re.search("[\x00\ud800-\udfff]", value):

@@ -86,27 +86,14 @@ class LossConfig(Strict):
         return ({"weight": value} if value else None) if is_number else value
 
     @model_validator(mode="after")
-    def _divergence_applies(self) -> LossConfig:
-        signal: SignalConfig = self.signal
-        if signal.token_ratios and "divergence" not in self.model_fields_set:
-            self.__dict__["divergence"] = DivergenceConfig(type="reverse_kl")  # a frozen model's default
-        given = self.divergence != DivergenceConfig()
-        if given and not signal.compares and not signal.token_ratios:
-            raise ValueError(
-                f"divergence={self.divergence.type} does not apply to loss.signal={signal.type}. Fix: leave it out, or "
-                "set loss.signal=full"
-            )
-        if self.logits != "float32" and not signal.distributions:
-            raise ValueError(
-                f"logits={self.logits} does not apply to loss.signal={signal.type}. Fix: leave it out, or set "
-                "loss.signal=full or top_k"
-            )
-        if signal.token_ratios and self.divergence.type != "reverse_kl":
-            raise ValueError(
-                f"divergence={self.divergence.type}: one sampled token estimates the reverse KL only. Fix: set "
-                "loss.divergence=reverse_kl, or loss.signal=full or top_k"
-            )
+    def _divergence_of_signal(self) -> LossConfig:
+        if "divergence" not in self.model_fields_set:
+            self.__dict__["divergence"] = self._usual_divergence()  # a frozen model's default
         return self
+
+    def _usual_divergence(self) -> DivergenceConfig:
+        signal: SignalConfig = self.signal
+        return DivergenceConfig(type="reverse_kl") if signal.token_ratios else DivergenceConfig()
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Terms beside the signal."""
@@ -115,6 +102,10 @@ class LossConfig(Strict):
             needs["sft"] = ("student's rollouts", "answers", "no recording")
         if self.signal.role == "reward" and self.reward:
             needs["reward"] = ("another signal",)
+        if self.divergence != self._usual_divergence():
+            needs["divergence"] = ("divergence",)
+        if self.logits != "float32":
+            needs["logits"] = ("distributions",)
         if self.signal.reads_teacher:
             needs["signal"] = ("another teacher",)
         return needs

@@ -5,7 +5,6 @@ Unknown keys are refused with the nearest right one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -22,7 +21,7 @@ from opd.config.own_model import settle
 from opd.config.problems import FAMILIES, sentence
 from opd.config.renamed import RENAMED_BY_FAMILY
 from opd.config.run import PromptsConfig, RunConfig
-from opd.errors import ConfigError
+from opd.errors import ConfigError, near
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -190,11 +189,9 @@ def _recipe_or_file(source: str | Path, at: str) -> dict[str, Any]:
     if path.suffix or path.is_file():
         return load(path)
     if str(source) not in recipe_names():  # a folder of that name is no run file
-        near = difflib.get_close_matches(str(source), recipe_names(), 1)
-        guess = f"; did you mean '{near[0]}'?" if near else "."
         raise ConfigError(
-            f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' and no such file{guess} Fix: give the path of "
-            f"a run file, or one of {', '.join(recipe_names())}"
+            f"{f'{at}.run: ' if at else ''}there is no recipe '{source}' and no such file"
+            f"{near(str(source), recipe_names())} Fix: give a run file, or one of {', '.join(recipe_names())}"
         )
     tree: dict[str, Any] = yaml_text.parse((RECIPES / f"{source}.yaml").read_text())
     return tree

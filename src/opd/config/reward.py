@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from opd.axes.authors import AuthorConfig
 from opd.axes.base import GIVEN, axis_value, imported
-from opd.config.base import Strict
+from opd.config.base import Strict, exactly_one
 
 TASK = "task"
 """The function that stands for the prompts' own check: their task's reward, or right and wrong answers."""
@@ -60,9 +60,7 @@ class RewardConfig(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> RewardConfig:
-        if (self.function is None) == (self.judge is None):
-            both = "both" if self.function else "neither"
-            raise ValueError(f"function or judge is needed (got {both}). Fix: give one of them")
+        exactly_one(self, "function", "judge")
         if self.judge is not None and not (self.rubric or "").strip():
             raise ValueError("rubric is missing, and a judge needs one. Fix: write what makes an answer good")
         for key in ("rubric", "verdicts", "compare") if self.judge is None else ():

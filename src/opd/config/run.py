@@ -9,12 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from opd.axes import needs
 from opd.config.adapter import LoraConfig
-from opd.config.base import Strict
+from opd.config.base import Strict, exactly_one
 from opd.config.loss import LossConfig
 from opd.config.reward import RewardConfig
 from opd.config.rollout import RolloutConfig
+from opd.config.tasks import IMAGE_TASKS, TASKS
 from opd.config.teacher import TeacherConfig
 from opd.config.tools import ToolsConfig
+from opd.errors import near
 from opd.experimental.config import ExperimentalConfig
 
 TEMPLATE_OWN = frozenset(
@@ -37,6 +39,12 @@ COLUMNS = ("prompt", "messages", "answer", "turns", "domain", "id", "tools", "ch
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with prompts; all but Parquet also with ``.gz``."""
+
+SOURCES = ("task", "path", "dataset", "mix")
+"""Where prompts come from."""
+
+NOT_WITH = {"task": {"columns", "subset", "tools"}, "path": {"subset", "split"}, "dataset": set[str]()}
+"""Settings that do not apply to a source; a mix takes those of ``BESIDE_MIX`` alone."""
 
 BESIDE_MIX = frozenset({"mix", "chat_template_kwargs", "max_tokens", "reward"})
 """Keys that stand beside ``mix`` and hold for all of its sources."""
@@ -89,6 +97,17 @@ class PromptsConfig(Strict):
     def _list(cls, given: Any) -> Any:
         return given if given is None or isinstance(given, list | tuple) else [given]
 
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, given: str | None) -> str | None:
+        known = TASKS | IMAGE_TASKS
+        if given is None or given in known or ":" in given:
+            return given
+        raise ValueError(
+            f"there is no task '{given}'{near(given, known)} Fix: give {', '.join(sorted(known))} or "
+            "package.module:Name"
+        )
+
     @field_validator("columns")
     @classmethod
     def _known(cls, given: dict[str, str]) -> dict[str, str]:
@@ -122,26 +141,16 @@ class PromptsConfig(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
-        given = [k for k in ("task", "path", "dataset", "mix") if getattr(self, k) is not None]
-        if len(given) != 1:
-            others = sorted(self.model_fields_set - {"task", "path", "dataset", "mix"})
-            got = " and ".join(given) or (f"only {', '.join(others)}" if others else "none")
-            raise ValueError(
-                f"needs exactly one of task, path, dataset and mix (got {got}). Fix: "
-                f"{'keep one of them' if given else 'give one of them'}"
-            )
-        if self.mix and (others := sorted(self.model_dump(exclude_defaults=True).keys() - BESIDE_MIX)):
-            raise ValueError(f"{others[0]} belongs into each source of the mix. Fix: move it there")
+        exactly_one(self, *SOURCES)
+        source = next(name for name in SOURCES if getattr(self, name) is not None)
+        given = {key: value for key, value in self.model_dump(exclude_defaults=True).items() if value != "train"}
+        unfit = NOT_WITH.get(source, type(self).model_fields.keys() - BESIDE_MIX)
+        if found := sorted(given.keys() & unfit):
+            fix = "move it into each source of the mix" if source == "mix" else "leave it out"
+            words = {"path": "a file"}.get(source, f"a {source}")
+            raise ValueError(f"{found[0]} does not apply to {words} (got {given[found[0]]!r}). Fix: {fix}")
         if any(source.max_tokens for source in self.mix or ()):
             raise ValueError("max_tokens holds for all sources of a mix. Fix: move it beside mix")
-        if self.path and self.split not in (None, "train"):
-            raise ValueError(f"split={self.split} does not apply to a file. Fix: leave it out")
-        if self.task and self.columns:
-            raise ValueError("columns do not apply to a task. Fix: leave them out")
-        if self.task and self.tools:
-            raise ValueError("tools do not apply to a task, which has its own environment. Fix: leave one of them out")
-        if self.subset and not self.dataset:
-            raise ValueError(f"subset={self.subset} applies to a dataset only. Fix: leave it out, or give dataset")
         return self
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from opd.config.run import FILES, PromptsConfig
+from opd.config.tasks import TASKS
 from opd.data.answers import AnswerTask, EachItsOwn
 from opd.data.files import read_rows, without_nulls
 from opd.data.rows import Note, from_rows, ignore
-from opd.data.tasks import TASKS, get_task
+from opd.data.tasks import get_task
 from opd.data.tool_task import ToolTask
-from opd.errors import DataError
-from opd.models.bundled import near
+from opd.errors import DataError, near
 from opd.types import Prompt, Task
 
 TRAIN = ("train",)

@@ -7,17 +7,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from opd.axes.base import import_named
-from opd.errors import ConfigError, DataError
+from opd.config.tasks import TASKS
+from opd.errors import ConfigError, DataError, near
 from opd.rewards.reactions import as_reward, users_code
 from opd.types import Message, Observation, Prompt, Task
-
-TASKS: dict[str, str] = {
-    "tools": "opd.nano.tasks.tools:ToolsTask",
-    "math": "opd.nano.tasks.math:MathTask",
-    "strings": "opd.nano.tasks.strings:StringsTask",
-    "search": "opd.nano.tasks.search:SearchTask",
-}
-"""Import paths of the bundled models' tasks by short name; a task is imported when a run names it."""
 
 
 def get_task(name: str, *, key: str = "prompts.task") -> Task:
@@ -34,7 +27,9 @@ def get_task(name: str, *, key: str = "prompts.task") -> Task:
     module, colon, attribute = TASKS.get(name, name).partition(":")
     if not (module and colon and attribute):
         known = ", ".join(sorted(TASKS))
-        raise ConfigError(f"{key}: there is no task '{name}'. Fix: give {known} or package.module:Name")
+        raise ConfigError(
+            f"{key}: there is no task '{name}'{near(name, TASKS)} Fix: give {known} or package.module:Name"
+        )
     found = import_named(f"{module}:{attribute}", key=key)
     if isinstance(found, type) or not hasattr(found, "prompts"):
         found = _made(found, name, key)

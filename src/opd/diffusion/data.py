@@ -9,14 +9,12 @@ from typing import Any, cast
 
 from opd.axes.base import import_named
 from opd.config.run import PromptsConfig
+from opd.config.tasks import IMAGE_TASKS
 from opd.data.prompts import TRAIN, in_turn, load_prompts, with_own_ids
 from opd.data.rows import Note, ignore
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
 from opd.types import Prompt
-
-IMAGE_TASKS = {"images": "opd.nano.tasks.images:Images"}
-"""Built-in tasks by name, as ``package.module:Name``."""
 
 METHODS = ("prompts", "right", "reward", "distance")
 """The methods of an ``ImageTask``."""

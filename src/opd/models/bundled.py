@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from opd.errors import ModelError
+from opd.errors import ModelError, near
 
 BUNDLED = Path(__file__).parents[1] / "nano" / "models"
 """Folder of the models that a run file names ``nano/NAME``."""
@@ -29,12 +27,6 @@ def resolve(name: str) -> str:
 def bundled_names() -> list[str]:
     """Names of the bundled models."""
     return sorted(f"nano/{p.name}" for p in BUNDLED.glob("*/"))
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """``; did you mean 'X'?`` for the most similar known name, otherwise a full stop."""
-    similar = difflib.get_close_matches(name, known, 1, cutoff=0.75)
-    return f"; did you mean '{similar[0]}'?" if similar else "."
 
 
 def is_bundled(name: str) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from opd.errors import ModelError, OpdError
+from opd.errors import ModelError, OpdError, near
 from opd.models.adapters import adapted, check_whole, merged, saved_adapter
 from opd.models.bases import Bases
-from opd.models.bundled import bundled_names, near, resolve
+from opd.models.bundled import bundled_names, resolve
 from opd.models.folders import ADAPTER, adapter_config, base_of, file_in
 from opd.models.inspection import inspect, not_causal
 from opd.models.language import LanguageModel

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from opd.axes.authors import AuthorChoice, AuthorConfig, Rules
 from opd.axes.context import RunContext
 from opd.axes.views.base import FIELD, PromptView, ViewConfig, checked_template, filled, rewritten
-from opd.config.base import Strict
+from opd.config.base import Strict, exactly_one
 from opd.errors import DataError
 from opd.models.messages import content_text
 from opd.types import Prompt, Rollout
@@ -68,10 +68,7 @@ class Context(ViewConfig):
 
     @model_validator(mode="after")
     def _one_source(self) -> Context:
-        given = [k for k in ("text", "file", "experience") if getattr(self, k) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"exactly one of text, file and experience is needed (got {found}). Fix: give one of them")
+        exactly_one(self, "text", "file", "experience")
         return self
 
     def needs(self) -> dict[str, tuple[str, ...]]:
