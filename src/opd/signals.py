@@ -85,6 +85,23 @@ class SampledSignal(Signal):
 
 
 @dataclass(frozen=True, slots=True)
+class TopKSignal(Signal):
+    """The teacher's k likeliest tokens, as they were stored. K of them.
+
+    Attributes:
+        teacher_logprobs_T: float32 [T], nats; log-probability of the sampled token, for the report.
+        id_TK: int64 [T, K], likeliest first.
+        logprob_TK: float32 [T, K], nats, detached.
+        rest_logprob_T: float32 [T], nats; logarithm of the mass of all other tokens.
+    """
+
+    teacher_logprobs_T: Tensor
+    id_TK: Tensor
+    logprob_TK: Tensor
+    rest_logprob_T: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AdvantageSignal(Signal):
     """The advantage of each token, from rewards.
 

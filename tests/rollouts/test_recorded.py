@@ -11,15 +11,21 @@ import opd
 from opd.axes.views.plain import PlainView
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
-from opd.errors import CheckpointError
+from opd.errors import CheckpointError, ConfigError
+from opd.losses import Support
+from opd.losses.objectives import FullVocabulary, per_token_losses
+from opd.losses.support import Rest
 from opd.models.chat import Chat
+from opd.models.forward import states_of
 from opd.models.language import stop_ids
 from opd.models.loading import load
-from opd.rollouts.recorded import Recording, record, save
+from opd.rollouts.recorded import Recording, record, save, scorer
 from opd.rollouts.recorded import load as read_recording
 from opd.rollouts.sampler import Sampler
+from opd.signals import SampledSignal
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
+from opd.types import Term
 
 PROMPTS = get_task("tools").prompts("train")[:6]
 
@@ -45,6 +51,7 @@ def test_what_is_played_back_is_what_was_recorded(sampler: Sampler, tmp_path: Pa
         (r.completion_ids, r.completion_mask, r.turns, r.reward) for r in wanted
     ]
     signal = recording.score(played, PlainView().segments(played))
+    assert isinstance(signal, SampledSignal)
     now = teacher.score(wanted, PlainView().segments(wanted))
     assert torch.equal(signal.token_T, now.token_T)
     assert torch.equal(signal.position_T, now.position_T)
@@ -91,3 +98,40 @@ def test_hints_are_recorded_with_the_rollouts_and_not_asked_for_again(tmp_path: 
     trained = [row["train"] for row in rows if "train" in row]
     assert all(0 < row["distill_share"] < 1 for row in trained)
     assert all(row["distill_share"] + row["anchor_share"] == pytest.approx(1) for row in trained)
+
+
+@pytest.mark.parametrize("rest", ["tail", "renormalise"])
+def test_recorded_likeliest_tokens_give_the_loss_of_the_teacher_itself(
+    sampler: Sampler, tmp_path: Path, rest: Rest
+) -> None:
+    teacher, student = LocalTeacher(load("nano/critic", key="t")), load("nano/tools-base", key="s")
+    objective = FullVocabulary(divergence="reverse_kl", support=Support(4, "teacher", rest), temperature=1.5)
+    term = Term("distill", "distill", teacher, PlainView(), objective)
+    save(record(sampler, scorer(term), PlainView(), PROMPTS, samples=1, batch=4, seed=0), tmp_path / "r.jsonl")
+    recording = Recording(read_recording(tmp_path / "r.jsonl", PROMPTS))
+    rollouts = recording.rollout(PROMPTS, seed=7)
+    segments = recording.segments(rollouts)
+    signals = recording.score(rollouts, segments), teacher.score(rollouts, segments)
+    _, states = states_of(student, rollouts, segments, max_tokens=10_000)
+    mine, whole = (per_token_losses(objective, states, signal) for signal in signals)
+    torch.testing.assert_close(mine, whole, rtol=1e-3, atol=1e-4)
+    assert mine.mean() > 0.01
+
+
+def test_a_run_trains_on_recorded_likeliest_tokens(tmp_path: Path) -> None:
+    settings = {
+        "loss.signal": {"type": "top_k", "k": 4},
+        "rollout.source": {"type": "recorded", "prompts": 4},
+        "rollout.prompts_per_step": 4,
+        "optimizer.steps": 2,
+        "eval.prompts.limit": 4,
+        "log": [],
+        "out": str(tmp_path / "run"),
+    }
+    assert opd.train("opd", settings).steps == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "recorded.jsonl").read_text().splitlines()]
+    ids, logprobs, rest = rows[0]["likeliest"]["0"]
+    assert len(ids) == len(logprobs) == 4
+    assert sum(map(math.exp, [*logprobs, rest])) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"rollout.source=recorded needs a signal made of .* likeliest ones"):
+        opd.train("opd", {**settings, "loss.signal.support": "student", "out": str(tmp_path / "refused")})

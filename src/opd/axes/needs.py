@@ -104,9 +104,10 @@ FACTS: dict[str, Fact] = {
         "leave one of them out, or take a teacher with the same tokenizer and loss.signal=full",
     ),
     "recordable signal": Fact(
-        "a signal that is the sampled tokens' log-probabilities alone",
+        "a signal made of the sampled tokens' log-probabilities, or of the teacher's likeliest ones, alone",
         _signal(attribute="recordable"),
-        "set loss.signal=sampled without baseline and teacher_entropy, or another rollout.source",
+        "set loss.signal=sampled without baseline and teacher_entropy, loss.signal=top_k with support=teacher, or "
+        "another rollout.source",
     ),
     "teacher model": Fact("a teacher that is a model of its own", _own_weights, "give teacher.model"),
     "several teachers": Fact(

@@ -57,9 +57,8 @@ def _facts(run: LanguageContext) -> Iterator[str]:
         heads = [len(m.model.get_output_embeddings().weight) for m in (student, run.teacher_model)]
         padded = f", output heads of {heads[0]} and {heads[1]} rows, read up to the last token: {student.rows} rows"
         padded = padded if max(heads) > student.rows else ""
-        vocabulary = (
-            f"same vocabulary{padded}" if config.loss.signal.same_tokenizer else _common(run, run.teacher_model)
-        )
+        tokens = f"{student.limit} tokens shared with the student" if student.limit else "same vocabulary"
+        vocabulary = f"{tokens}{padded}" if config.loss.signal.same_tokenizer else _common(run, run.teacher_model)
         yield f"teacher   {config.teacher.model}: {_size(run.teacher_model.model)} parameters, {vocabulary}"
     elif run.pool and config.teacher.models:
         for name, expert in config.teacher.models.items():

@@ -8,16 +8,17 @@ from typing import Any
 from opd.axes.base import Objects
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
-from opd.errors import ConfigError, ModelError
+from opd.errors import ConfigError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.checks import check
 from opd.language.context import LanguageContext
 from opd.language.prompts import load_prompts_of
 from opd.language.student import load_student
+from opd.language.vocabulary import share_vocabulary
 from opd.models.attention import use_attention
 from opd.models.bases import Bases
 from opd.models.chat import Chat
-from opd.models.language import LanguageModel, check_vocabulary, device_named, set_threads
+from opd.models.language import LanguageModel, device_named, set_threads
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
 from opd.teachers.by_domain import check_covered
@@ -55,6 +56,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         device=device,
         **_teachers(config, objects, student, bases, device),
     )
+    run = share_vocabulary(run, loaded.held_out)
     if config.attention:
         for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
             use_attention(model, config.attention, key)
@@ -94,15 +96,10 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
     where["bases"] = Bases(teacher.quantize) if teacher.quantize else bases
     if teacher.models or teacher.gate:
         named = {name: one.model for name, one in (teacher.models or {}).items()}
-        pool = ModelPool(named or {"teacher": teacher.model or ""}, key="teacher.models", **where)
-        for name in pool:
-            _check_rows(student, pool[name], key=f"teacher.models.{name}")
-        return {"pool": pool}
+        return {"pool": ModelPool(named or {"teacher": teacher.model or ""}, key="teacher.models", **where)}
     key = "teacher.model"
     model = accept(given, key=key) if given else load(teacher.model or "", key=key, **where)
     model.model.requires_grad_(False)
-    if config.loss.signal.same_tokenizer:
-        _check_rows(student, model, key=key)
     return {"teacher_model": model}
 
 
@@ -124,13 +121,3 @@ def _check_given(config: RunConfig, given: LanguageModel, student: LanguageModel
     for sentence, holds in problems.items():
         if holds:
             raise ConfigError(sentence)
-
-
-def _check_rows(student: LanguageModel, teacher: LanguageModel, *, key: str) -> None:
-    """Both have the same tokens, and a row of the output head for each."""
-    known, rows = check_vocabulary(student.tokenizer, teacher.tokenizer, key=key), min(student.rows, teacher.rows)
-    if rows < known:
-        raise ModelError(
-            f"{key}: the tokenizer has ids up to {known - 1}, but an output head has only {rows} rows. Fix: take a "
-            "model whose head covers its tokenizer"
-        )

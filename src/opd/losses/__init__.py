@@ -11,6 +11,7 @@ from opd.losses.full_vocab import (
 )
 from opd.losses.hidden import hidden_distance
 from opd.losses.sampled import direct_estimate, group_advantage, overlong_penalty, policy_gradient, reward_to_go
+from opd.losses.stored import stored_divergence
 from opd.losses.support import Support
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "policy_gradient",
     "register",
     "reward_to_go",
+    "stored_divergence",
     "token_logprobs",
 ]

@@ -104,7 +104,7 @@ def linear_divergence(
         assert block is not None
         return block(logits_NV, teacher_logits(chunk), scale_N, grad_NV)
 
-    target = _target(functions, distribution, beta, support)
+    target = target_of(functions, distribution, beta, support)
     return chunked_loss(student_hidden, student_head, plan, target, per_token, fused if block else None)
 
 
@@ -171,11 +171,11 @@ def linear_mixture_divergence(
 
         return mixed
 
-    target = _target(functions, distribution, beta, support)
+    target = target_of(functions, distribution, beta, support)
     return chunked_loss(student_hidden, student_head, plan, target, per_token)
 
 
-def _target(
+def target_of(
     functions: Divergence, distribution: Callable[[slice], Distribution], beta: float, support: Support | None
 ) -> Target:
     """Compares the student's distribution with one that is made a chunk at a time."""

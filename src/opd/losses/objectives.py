@@ -19,6 +19,7 @@ from opd.losses import (
     linear_token_loss,
     policy_gradient,
     reward_to_go,
+    stored_divergence,
 )
 from opd.losses.cross import Groups, Matched, cross_divergence
 from opd.losses.hidden import Projection
@@ -32,6 +33,7 @@ from opd.signals import (
     TeachersSignal,
     TokenSignal,
     TokenStates,
+    TopKSignal,
 )
 from opd.types import Objective, Signal, States
 
@@ -67,6 +69,8 @@ class FullVocabulary:
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
         """The weighted sum of divergences, float32 []."""
         assert isinstance(student, TokenStates)
+        if isinstance(signal, TopKSignal) and self.support:
+            return self._stored(student, signal, self.support, weight_T, per_token_T)
         if not isinstance(signal, FullSignal):
             raise _other_signal(self, signal, "FullSignal")
         return linear_divergence(
@@ -83,6 +87,25 @@ class FullVocabulary:
             per_token=per_token_T,
             support=self.support,
             clip=self.clip,
+            logits=self.logits,
+        )
+
+    def _stored(
+        self, student: TokenStates, signal: TopKSignal, support: Support, weight_T: Tensor, per_token_T: Tensor | None
+    ) -> Tensor:
+        return stored_divergence(
+            student.hidden_TD,
+            student.head_VD,
+            signal.id_TK,
+            signal.logprob_TK,
+            signal.rest_logprob_T,
+            weight=weight_T,
+            support=support,
+            divergence=self.divergence,
+            beta=self.beta,
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            per_token=per_token_T,
             logits=self.logits,
         )
 

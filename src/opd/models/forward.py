@@ -127,9 +127,18 @@ def states_of(
     """A model's states for every student-chosen token of some segments, detached, ordered by rollout and position.
 
     Segments that are longer than the model's positions are left out, with a warning: a view's feedback or hints make
-    some contexts longer than could be known before the run. Their tokens have no target.
+    some contexts longer than could be known before the run. So are those with tokens that the model does not share with
+    the student. Their tokens have no target.
     """
-    room = language_model.max_length
+    room, limit = language_model.max_length, language_model.limit
+    known = [s for s in segments if limit is None or max(s.context_ids) < limit]
+    if len(known) < len(segments):
+        warnings.warn(
+            f"segments of teacher.view have tokens that '{language_model.source}' does not share with the student and "
+            "are left out. Fix: take a teacher with the same tokenizer, or another view",
+            stacklevel=2,
+        )
+    segments = known
     fitting = [s for s in segments if room is None or len(s.context_ids) + s.span.stop - s.span.start <= room]
     if len(fitting) < len(segments):
         warnings.warn(

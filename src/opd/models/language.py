@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from opd.errors import ConfigError, ModelError
+from opd.errors import ConfigError
 from opd.models.adapters import ALONE, adapted, merged, save_adapter
 from opd.models.chat import Chat
 
@@ -33,6 +33,7 @@ class LanguageModel:
         merge: whether ``save`` merges an adapter into its base.
         logit_scale: the model's logits are its last hidden states times its output head times this number.
         stored: dtype of the weights as they came in, in which ``save`` writes them; None for the weights' present one.
+        limit: number of ids that generation and losses know at most; None for all. Ids from it on are never read.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class LanguageModel:
     merge: bool = False
     logit_scale: float = 1.0
     stored: torch.dtype | None = None
+    limit: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +69,8 @@ class LanguageModel:
         that a loss reads has them.
         """
         last: int = max(self.tokenizer.get_vocab().values())
-        return min(last + 1, len(self.model.get_output_embeddings().weight))
+        known = min(last + 1, len(self.model.get_output_embeddings().weight))
+        return known if self.limit is None else min(known, self.limit)
 
     @property
     def has_bias(self) -> bool:
@@ -205,32 +208,6 @@ def set_threads(threads: int | None, model: nn.Module) -> None:
     """Use this number of CPU threads; by default one for a small model, and torch's choice for others."""
     if threads or sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
         torch.set_num_threads(threads or 1)
-
-
-def check_vocabulary(student: Any, teacher: Any, *, key: str) -> int:
-    """Compare two tokenizers by content.
-
-    Args:
-        student, teacher: tokenizers.
-        key: the run file's key that named the teacher.
-
-    Returns:
-        Number of ids, from 0, that both have: the vocabulary that losses are computed over.
-
-    Raises:
-        ModelError: a token has another id; the sentence names the first such token.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = sorted((i, t) for t, i in ours.items() if theirs.get(t) != i)
-    extra = sorted((i, t) for t, i in theirs.items() if t not in ours)
-    if differing or extra:
-        index, token = (differing or extra)[0]
-        raise ModelError(
-            f"{key}: the teacher's vocabulary is not the student's ({len(theirs)} and {len(ours)} tokens; the first "
-            f"difference is {token!r} with id {index}), so their distributions cannot be compared token by token. "
-            "Fix: take a teacher with the same tokenizer, or set loss.signal=other_tokenizer"
-        )
-    return int(max(ours.values())) + 1
 
 
 def checkpoint_activations(language_model: LanguageModel) -> None:

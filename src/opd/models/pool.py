@@ -20,6 +20,7 @@ from opd.models.folders import base_of, file_in
 from opd.models.inspection import inspect
 from opd.models.language import LanguageModel
 from opd.models.loading import load, unloadable
+from opd.models.vocabularies import Shared, within
 
 NOT_SHAPE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 """Entries of a model's config that do not affect the shapes of its weights."""
@@ -102,6 +103,12 @@ class ModelPool:
         with safe_open(self.files[name][parameter], "pt") as file:
             stored: Tensor = file.get_tensor(parameter)
         return stored[: skeleton.rows].to(head_VD.dtype)
+
+    def cut(self, shared: Shared) -> None:
+        """Cut every model's vocabulary to the ids that all share with the student."""
+        cut = {id(model): within(model, shared) for model in self.models.values()}
+        self.models = {name: cut[id(model)] for name, model in self.models.items()}
+        self.held = {id(cut[skeleton]): name for skeleton, name in self.held.items()}
 
     @property
     def in_memory(self) -> int:

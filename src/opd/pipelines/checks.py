@@ -56,10 +56,10 @@ def _check_vocabularies(config: RunConfig, stages: Mapping[str, Stage], at: str)
         if ours and theirs and ours.read_bytes() != theirs.read_bytes():
             from transformers import AutoTokenizer
 
-            from opd.models.language import check_vocabulary
+            from opd.models.vocabularies import shared_vocabulary
 
             student, teacher = (AutoTokenizer.from_pretrained(path.parent) for path in (ours, theirs))
-            check_vocabulary(student, teacher, key=f"{at}.{key}")
+            shared_vocabulary(student, teacher, key=f"{at}.{key}")
 
 
 def _teachers(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd.evaluation.distributions import logprob_chunks
-from opd.signals import CrossSignal, FullSignal, SampledSignal, TeachersSignal
+from opd.signals import CrossSignal, FullSignal, SampledSignal, TeachersSignal, TopKSignal
 from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher
@@ -93,6 +93,9 @@ def _of_signal(signal: Signal, names: Sequence[str], top_k: int) -> list[Scores]
         return found
     if isinstance(signal, SampledSignal):
         return [Scores("", torch.arange(len(signal)), signal.teacher_logprobs_T.cpu())]
+    if isinstance(signal, TopKSignal):
+        best = signal.id_TK[:, :top_k].cpu(), signal.logprob_TK[:, :top_k].cpu()
+        return [Scores("", torch.arange(len(signal)), signal.teacher_logprobs_T.cpu(), None, *best)]
     if isinstance(signal, CrossSignal):
         scores = scores_of(signal.teacher_hidden_TD, signal.head_VD, signal.teacher_token_T, top_k)
         return [replace(scores, logprob_T=scores.logprob_T + signal.teacher_rest_T.cpu(), foreign=True)]

@@ -5,28 +5,45 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from opd.data.strict_json import lines, parse
 from opd.errors import CheckpointError
+from opd.losses.objectives import FullVocabulary
 from opd.rollouts.sampler import ALL_TURNS
-from opd.signals import SampledSignal
+from opd.signals import SampledSignal, TopKSignal
+from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
+from opd.teachers.top_k import TopKTeacher
 from opd.teachers.views import runs
-from opd.types import Prompt, Rollout, RolloutSource, Segment, Span, View
+from opd.types import Prompt, Rollout, RolloutSource, Segment, Span, Term, View
+
+
+class Likeliest(NamedTuple):
+    """The teacher's likeliest tokens at a position, with their log-probabilities and that of all others together."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    rest: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Take:
-    """A rollout and the teacher's log-probability of each of its tokens; NaN without a target."""
+    """A rollout and what the teacher said about it.
+
+    Attributes:
+        teacher_logprobs: of each of its tokens; NaN without a target.
+        likeliest: at each scored position; empty if sampled tokens alone were recorded.
+    """
 
     rollout: Rollout
     teacher_logprobs: tuple[float, ...]
+    likeliest: Mapping[int, Likeliest] = field(default_factory=dict)
 
 
 class Recording:
@@ -62,33 +79,46 @@ class Recording:
         return [
             Segment(index, rollout.prompt_ids + rollout.completion_ids[: span.start], span)
             for index, rollout in enumerate(rollouts)
-            for span in runs([not math.isnan(x) for x in self._teacher_logprobs(rollout)])
+            for span in runs([not math.isnan(x) for x in self._take(rollout).teacher_logprobs])
         ]
 
-    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
-        """The recorded log-probabilities of every scored position of the segments."""
-        table = []
+    def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal | TopKSignal:
+        """What was recorded at every scored position of the segments."""
+        table: list[tuple[float, ...]] = []
+        likeliest: list[Likeliest] = []
         for segment in segments:
-            rollout = rollouts[segment.rollout]
-            teacher_logprobs = self._teacher_logprobs(rollout)
+            rollout, take = rollouts[segment.rollout], self._take(rollouts[segment.rollout])
+            scored = [p for p in range(*segment.span) if not math.isnan(take.teacher_logprobs[p])]
             table += [
-                (segment.rollout, p, rollout.completion_ids[p], teacher_logprobs[p], rollout.logprobs[p])
-                for p in range(*segment.span)
-                if not math.isnan(teacher_logprobs[p])
+                (segment.rollout, p, rollout.completion_ids[p], take.teacher_logprobs[p], rollout.logprobs[p])
+                for p in scored
             ]
+            likeliest += [take.likeliest[p] for p in scored if take.likeliest]
         columns = torch.tensor(table, dtype=torch.float64).reshape(-1, 5).unbind(1)
         rollout_T, position_T, token_T = (column.long() for column in columns[:3])
-        return SampledSignal(
-            rollout_T, position_T, token_T, columns[3].float(), columns[4].float(), torch.zeros(len(table))
-        )
+        where = rollout_T, position_T, token_T, columns[3].float()
+        if likeliest:
+            ids_TK, logprobs_TK, rest_T = map(torch.tensor, zip(*likeliest, strict=True))
+            return TopKSignal(*where, ids_TK, logprobs_TK, rest_T)
+        return SampledSignal(*where, columns[4].float(), torch.zeros(len(table)))
 
-    def _teacher_logprobs(self, rollout: Rollout) -> tuple[float, ...]:
-        return next(t.teacher_logprobs for t in self.takes[rollout.prompt.id] if t.rollout is rollout)
+    def _take(self, rollout: Rollout) -> _Take:
+        return next(take for take in self.takes[rollout.prompt.id] if take.rollout is rollout)
+
+
+def scorer(term: Term) -> SampledTeacher | TopKTeacher:
+    """The teacher of a term, reduced to what a recording holds."""
+    if isinstance(term.teacher, SampledTeacher):
+        return term.teacher
+    assert isinstance(term.teacher, LocalTeacher)
+    assert isinstance(term.objective, FullVocabulary)
+    assert term.objective.support
+    return TopKTeacher(term.teacher, term.objective.support.k, temperature=term.objective.temperature)
 
 
 def record(
     source: RolloutSource,
-    teacher: SampledTeacher,
+    teacher: SampledTeacher | TopKTeacher,
     view: View,
     prompts: Sequence[Prompt],
     *,
@@ -103,10 +133,15 @@ def record(
         rollouts = source.rollout(asked, seed * 1_000_003 + number, ALL_TURNS)
         signal = teacher.score(rollouts, view.segments(rollouts))
         teacher_logprobs = [[math.nan] * len(r.completion_ids) for r in rollouts]
-        where = zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True)
+        likeliest: list[dict[int, Likeliest]] = [{} for _ in rollouts]
+        where = list(zip(signal.rollout_T.tolist(), signal.position_T.tolist(), strict=True))
         for (index, position), logprob in zip(where, signal.teacher_logprobs_T.tolist(), strict=True):
             teacher_logprobs[index][position] = logprob
-        takes += [_Take(rollout, tuple(s)) for rollout, s in zip(rollouts, teacher_logprobs, strict=True)]
+        if isinstance(signal, TopKSignal):
+            best = zip(signal.id_TK.tolist(), signal.logprob_TK.tolist(), signal.rest_logprob_T.tolist(), strict=True)
+            for (index, position), (ids, logprobs, rest) in zip(where, best, strict=True):
+                likeliest[index][position] = Likeliest(tuple(ids), tuple(logprobs), rest)
+        takes += [_Take(r, tuple(s), b) for r, s, b in zip(rollouts, teacher_logprobs, likeliest, strict=True)]
     return takes
 
 
@@ -147,6 +182,7 @@ def _row(take: _Take) -> dict[str, Any]:
         "completion_mask": rollout.completion_mask,
         "logprobs": [None if math.isnan(x) else x for x in rollout.logprobs],
         "teacher_logprobs": [None if math.isnan(x) else x for x in take.teacher_logprobs],
+        "likeliest": take.likeliest,
         "turns": rollout.turns,
         "finish": rollout.finish,
         "reward": rollout.reward,
@@ -168,7 +204,8 @@ def _take(row: dict[str, Any], prompt: Prompt) -> _Take:
         correct=row.get("correct"),
         rewards=row.get("rewards", {}),
     )
-    return _Take(rollout, _numbers(row["teacher_logprobs"]))
+    likeliest = {int(p): Likeliest(tuple(i), tuple(x), rest) for p, (i, x, rest) in row.get("likeliest", {}).items()}
+    return _Take(rollout, _numbers(row["teacher_logprobs"]), likeliest)
 
 
 def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:

@@ -47,15 +47,13 @@ class Recorded(SourceConfig):
         from dataclasses import replace
 
         from opd.rollouts import recorded
-        from opd.teachers.sampled import SampledTeacher
 
         main, path = terms[0], Path(run.config.out) / RECORDED_FILE
         if not path.exists():
-            assert isinstance(main.teacher, SampledTeacher)
             assert main.view is not None
             takes = recorded.record(
                 self.build(run),
-                main.teacher,
+                recorded.scorer(main),
                 main.view,
                 run.prompts[: self.prompts],
                 samples=run.config.rollout.rollouts_per_prompt,

@@ -45,7 +45,7 @@ class SignalConfig(AxisValue):
 
     @property
     def recordable(self) -> bool:
-        """Whether recorded log-probabilities of the sampled tokens are all it needs."""
+        """Whether recorded log-probabilities of the sampled or of the likeliest tokens are all it needs."""
         return False
 
     def gradient(self) -> str:

@@ -35,6 +35,11 @@ class TopK(SignalConfig):
             raise ValueError("k=1 with rest=renormalise is 0 everywhere. Fix: set a larger k, or rest=tail")
         return self
 
+    @property
+    def recordable(self) -> bool:
+        """A recording has the teacher's likeliest tokens alone."""
+        return self.support == "teacher"
+
     def words(self) -> str:
         """The signal's cell in the map."""
         return f"top {self.k} of {self.support}, {self.rest}"
