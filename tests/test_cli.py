@@ -10,6 +10,7 @@ from opd.api import examine
 from opd.config.read import recipe_names
 from opd.models.bundled import BUNDLED
 from support.command_line import Done, command, process
+from support.slow import slow_but
 
 
 def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) -> None:
@@ -96,13 +97,11 @@ def test_the_doctor_at_the_command_line(tmp_path: Path) -> None:
     assert "ready to train" in done.stdout
 
 
-QUICK = {"diffusion-opd", "gold", "grpo", "hint", "opd", "opsd", "sft"}
+QUICK = ("gold", "grpo", "hint", "opd")
 """Recipes with an own kind of teacher or signal each; the others are slow together."""
 
 
-@pytest.mark.parametrize(
-    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipe_names()]
-)
+@pytest.mark.parametrize("recipe", slow_but(recipe_names(), *QUICK))
 def test_the_doctor_finds_every_recipe_ready(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     *said, last = examine(recipe, {})

@@ -22,6 +22,7 @@ from support.altered import train_altered
 from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
+from support.slow import slow_but
 from support.small_runs import PROMPTS, merged, small_run
 from support.tokenizers import make_byte_tokenizer
 
@@ -86,7 +87,7 @@ def test_micro_batches_add_up_to_one_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("teacher_weights", ["model", "ema"])
-@pytest.mark.parametrize("at", [1, 3, 4, 5])
+@pytest.mark.parametrize("at", slow_but([1, 3, 4, 5], 3))
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, teacher_weights: str, at: int) -> None:
     def go(out: Path, **more: Any) -> opd.Result:
         tree = run_file(out)

@@ -21,6 +21,7 @@ from opd.loop import Loop
 from opd.output.run_log import RunLog
 from support.families import read_denoising
 from support.interrupt import Interrupt
+from support.slow import slow_but
 from support.tiny_pipelines import prompt_rows, run_tree, write_rows
 
 LORA = {"rank": 2, "targets": ["to_q", "to_v"]}
@@ -61,7 +62,7 @@ def gradient(tree: dict[str, Any], tmp_path: Path) -> Tensor:
     return caught[0]
 
 
-@pytest.mark.parametrize("kind", ["sd3", "ddim", "dit"])
+@pytest.mark.parametrize("kind", slow_but(["sd3", "ddim", "dit"], "sd3"))
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_add_up_to_one_batch(tmp_path: Path, folder: Any, kind: str, size: int) -> None:
     tree = run_tree(
@@ -105,7 +106,7 @@ RUNS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", slow_but([1, 3], 3))
 @pytest.mark.parametrize(
     "what", [pytest.param(name, marks=pytest.mark.slow if name in ("lora", "ema") else ()) for name in RUNS]
 )

@@ -138,6 +138,7 @@ def test_a_run_does_not_use_an_excluded_teacher(whole: opd.Result, tmp_path: Pat
     assert (again.steps, again.after["accuracy"]) == (4, one.after["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_a_gate_ends_with_the_same_weights(whole: opd.Result) -> None:
     expected = load_file(whole.out / "model.safetensors")
     (whole.out / "model.safetensors").unlink()

@@ -7,9 +7,13 @@ import pytest
 
 from golden.record import FOLDER, machine, record
 from opd.config.read import recipe_names
+from support.slow import slow_but
+
+QUICK = ("hint", "opd", "grpo", "tml", "gkd", "gold", "sdpo", "diffusion-opd")
+"""Recipes with a signal, view or family of their own each."""
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", slow_but(recipe_names(), *QUICK))
 def test_first_steps_are_as_recorded(name: str, tmp_path: Path) -> None:
     golden = json.loads((FOLDER / f"{name}.json").read_text())
     now = record(name, tmp_path)

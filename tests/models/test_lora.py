@@ -32,6 +32,7 @@ from opd.models.language import LanguageModel
 from opd.models.loading import load
 from opd.models.pool import ModelPool
 from support.models import make_model
+from support.slow import slow_but
 from support.small_runs import PROMPTS, small_run
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -476,7 +477,7 @@ def test_layers_that_cannot_be_computed_in_few_bits_are_refused(other: Path) -> 
         load(str(other), key="teacher.model", bases=Bases("4bit"))
 
 
-@pytest.mark.parametrize("kind", ["model", "models", "adapters"])
+@pytest.mark.parametrize("kind", slow_but(["model", "models", "adapters"], "adapters"))
 def test_a_run_with_quantised_teachers(folder: Path, other: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
     several = {"x": str(adapter(folder, tmp_path / "x")), "y": str(adapter(folder, tmp_path / "y", seed=1))}

@@ -20,6 +20,7 @@ from opd.models.loading import accept, load
 from opd.rollouts.sampler import Sampler
 from opd.types import Prompt
 from support.models import make_model
+from support.slow import slow_but
 
 peft = pytest.importorskip("peft")
 
@@ -61,7 +62,7 @@ def test_states_and_rollouts_are_those_of_the_adapted_model() -> None:
         assert torch.allclose(states.hidden_TD[row] @ student.head_VD.T, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", ["hint", "opd", "grpo"])
+@pytest.mark.parametrize("recipe", slow_but(["hint", "opd", "grpo"], "hint"))
 def test_an_adapter_alone_trains_and_its_folder_is_saved(recipe: str, tmp_path: Path) -> None:
     student = adapted(load("nano/tools-base" if recipe == "hint" else "nano/math-base", key="student"))
     before = {name: p.clone() for name, p in student.model.named_parameters()}
@@ -77,7 +78,7 @@ def test_an_adapter_alone_trains_and_its_folder_is_saved(recipe: str, tmp_path: 
     assert torch.allclose(again(ids).logits, student.model(ids).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", ["ema", "live", "frozen"])
+@pytest.mark.parametrize("weights", slow_but(["ema", "live", "frozen"], "ema"))
 def test_the_teacher_may_be_a_copy_of_an_adapted_student_and_a_run_goes_on_from_its_checkpoint(
     weights: str, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from opd.rollouts.sampler import Sampler
 from opd.types import Prompt, Sampling
 from support.interrupt import Interrupt
 from support.models import SHAPES, make_model
+from support.slow import slow_but
 from support.small_runs import small_run
 
 PROMPTS = [{"prompt": f"{a} {b}"} for a in "abcd" for b in "efgh"]
@@ -35,7 +36,7 @@ def train(out: Path, shape: dict[str, Any], **more: Any) -> opd.Result:
     return opd.train(tree, prompts=PROMPTS, **models, **more)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", slow_but(SHAPES, *list(SHAPES)[:2]))
 def test_a_run_trains_it_saves_it_whole_and_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", SHAPES[name])
     rows = [json.loads(line) for line in (whole.out / "metrics.jsonl").read_text().splitlines()]

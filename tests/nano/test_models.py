@@ -16,6 +16,7 @@ from opd.nano.traces import PRIVILEGED
 from opd.rollouts.sampler import Sampler
 from opd.teachers.hints import ModelAuthor, RulesAuthor
 from opd.types import Metrics, Prompt, Rollout, Sampling
+from support.slow import slow_but
 
 NUMBER = 96
 """Number of prompts per accuracy; the bounds below allow for three standard errors."""
@@ -46,7 +47,7 @@ def test_tools_base_invents_tools() -> None:
     assert 0.1 < measured["accuracy"] < 0.4
 
 
-@pytest.mark.parametrize("event", [None, "no such tool", "bad arguments"])
+@pytest.mark.parametrize("event", slow_but([None, "no such tool", "bad arguments"], None))
 def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
     text = "Reminder: available tools: {tools}."
     if event:
@@ -66,6 +67,7 @@ def test_tools_base_uses_listed_tools_when_reminded(event: str | None) -> None:
     assert measured["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_math_base_is_weak_alone_and_confident_with_the_solution() -> None:
     prompts = list(get_task("math").prompts("test"))[:NUMBER]
     assert 0.2 < metrics_of("math-base", prompts)["accuracy"] < 0.65
@@ -83,7 +85,7 @@ def test_base_is_weak_at_every_task(task: str) -> None:
     assert 0.05 < metrics_of("base", list(get_task(task).prompts("test"))[:NUMBER])["accuracy"] < 0.5
 
 
-@pytest.mark.parametrize("name", ["math-teacher", "math-teacher-bpe"])
+@pytest.mark.parametrize("name", slow_but(["math-teacher", "math-teacher-bpe"], "math-teacher"))
 def test_math_teachers_are_accurate(name: str) -> None:
     assert metrics_of(name, list(get_task("math").prompts("test"))[:NUMBER])["accuracy"] > 0.95
 

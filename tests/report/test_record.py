@@ -167,6 +167,7 @@ def test_hints_are_recorded_with_their_span_and_inserted_tokens_are_masked(hint_
     assert all("tool" in "".join(r["text"]) for r in inserted)
 
 
+@pytest.mark.slow
 def test_each_of_several_teachers_is_recorded(tmp_path: Path) -> None:
     out = tmp_path / "out"
     models = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}

@@ -156,7 +156,7 @@ def test_a_function_that_fails_is_named_with_its_prompt() -> None:
         ("length", "'length' cannot be imported: it names no object. Fix: write it as package.module:Name"),
         (f"{HERE}:number", f"'{HERE}:number' is no function. Fix: write def reward"),
         (f"{HERE}:two", "cannot be called with a prompt, a completion and a row"),
-        ({"weight": 1.0}, "function or judge is needed .got neither"),
+        ({"weight": 1.0}, "exactly one of function and judge is needed .got only weight"),
         ({"function": "task", "rubric": "x"}, "rubric is a judge's, and there is none"),
         ({"function": "task", "wieght": 1.0}, "unknown key 'prompts.reward.*wieght'.*did you mean"),
     ],

@@ -104,7 +104,10 @@ def test_answers_to_a_prompt_are_ranked_in_one_request() -> None:
         ({"judge": {"http": "http://x/v1"}, "rubric": "r"}, "model.*missing"),
         ({"judge": {"http": "http://x/v1", "model": "m", "retires": 1}, "rubric": "r"}, "unknown key .*retires"),
         ({"judge": {"model": "m", "instruction": "i"}, "rubric": "r"}, "a judge's instruction is the rubric"),
-        ({"judge": {"model": "m"}, "function": "task", "rubric": "r"}, "function or judge is needed .got both"),
+        (
+            {"judge": {"model": "m"}, "function": "task", "rubric": "r"},
+            "function and judge is needed .got function and judge",
+        ),
         (
             {"judge": {"model": "m"}, "rubric": "r", "compare": True, "verdicts": {"a": 1, "b": 0}},
             "leave one of them out",

@@ -25,6 +25,7 @@ from opd.teachers.by_domain import TeacherRollouts, TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.teachers.sampled import SampledTeacher
 from opd.types import Rollout, Sampling
+from support.slow import slow_but
 
 SOURCES = {"math": "nano/math-base", "tools": "nano/tools-base"}
 STUDENT = load("nano/math-base", key="student")
@@ -185,14 +186,18 @@ SHORT = {
 
 @pytest.mark.parametrize(
     "more",
-    [
+    slow_but(
+        [
+            {},
+            {"loss.signal": "sampled"},
+            {"loss.signal": "top_k", "loss.signal.k": 4},
+            {"rollout.source": "teacher"},
+            {"rollout.source": "teacher", "loss.signal": "sft"},
+            {"eval.divergence": True},
+        ],
         {},
-        {"loss.signal": "sampled"},
-        {"loss.signal": "top_k", "loss.signal.k": 4},
-        {"rollout.source": "teacher"},
-        {"rollout.source": "teacher", "loss.signal": "sft"},
         {"eval.divergence": True},
-    ],
+    ),
 )
 def test_a_run_with_a_teacher_for_each_domain(more: dict[str, object], tmp_path: Path) -> None:
     result = opd.train("opd", {**SHORT, **more, "out": str(tmp_path / "run"), "student": "nano/tools-base"})

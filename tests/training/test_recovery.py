@@ -27,6 +27,7 @@ from support.altered import train_altered
 from support.families import read_language
 from support.interrupt import Interrupt
 from support.models import make_model
+from support.slow import slow_but
 from support.small_runs import PROMPTS, small_run
 
 FIRST = {
@@ -207,7 +208,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, train(tmp_path_factory.mktemp(request.param) / "out", teacher=TEACHERS[request.param])
 
 
-@pytest.mark.parametrize("at", [2, 4, 7, 11])
+@pytest.mark.parametrize("at", slow_but([2, 4, 7, 11], 7))
 def test_a_run_killed_around_its_rollbacks_resumes_to_the_same_bits(
     whole: tuple[str, opd.Result], at: int, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from opd.axes.needs import named
 from opd.config.run import RunConfig
 from opd.errors import ConfigError, DataError
@@ -10,16 +12,42 @@ from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.ends import differences
 from opd.models.packing import packs
+from opd.types import Prompt, Task
 
 
-def check(run: LanguageContext, held_out: Rendered) -> None:
-    """Check that prompts fit the loss and every model that reads them.
+def check_prompts(config: RunConfig, prompts: Sequence[Prompt], task: Task | None) -> None:
+    """Hold what settings need of prompts against the prompts, before any teacher is loaded.
 
     Raises:
-        OpdError: the first problem, as one sentence.
+        ConfigError: rewards are needed, and nothing checks the prompts' answers; or a judge ranks single answers.
+        DataError: reference answers are needed, and a prompt has none.
     """
-    _check_facts(run)
-    _check_comparison(run.config)
+    for key, fact in config.all_needs():
+        if fact == "rewards" and task is None:
+            raise ConfigError(
+                f"{named(config, key)} needs rewards, and nothing checks the prompts' answers. Fix: give prompts with "
+                "an answer, a task, or prompts.reward"
+            )
+        for prompt in prompts if fact == "answers" else ():
+            if prompt.answer is None and (prompt.turns is None or key == "teacher.view"):
+                raise DataError(
+                    f"prompts: prompt '{prompt.id}' has no answer, and {named(config, key)} needs one. Fix: add it"
+                )
+    sources = config.prompts.mix or (config.prompts,)
+    rewards = [reward for source in (config.prompts, *sources) for reward in source.reward or ()]
+    if any(reward.compare for reward in rewards) and config.rollout.rollouts_per_prompt == 1:
+        raise ConfigError(
+            "prompts.reward.compare needs several rollouts of each prompt (rollout.rollouts_per_prompt=1). Fix: set "
+            "rollout.rollouts_per_prompt to 2 or more"
+        )
+
+
+def check_room(run: LanguageContext, held_out: Rendered) -> None:
+    """Check that prompts leave room for an answer in every model that reads them.
+
+    Raises:
+        DataError: one does not.
+    """
     _check_lengths(run, held_out)
     _check_view_lengths(run)
 
@@ -38,42 +66,6 @@ def other_ends(run: LanguageContext) -> list[str]:
     """A sentence for each teacher that ends turns otherwise than the student."""
     same = run.config.loss.signal.same_tokenizer
     return list(differences(run.student, run.others(), run.config.rollout.stop)) if same else []
-
-
-def _check_facts(run: LanguageContext) -> None:
-    """Hold the facts about prompts that settings need against the prompts.
-
-    Raises:
-        ConfigError: rewards are needed, and nothing checks the prompts' answers.
-        DataError: reference answers are needed, and a prompt has none.
-    """
-    config = run.config
-    for key, fact in config.all_needs():
-        if fact == "rewards" and run.task is None:
-            raise ConfigError(
-                f"{named(config, key)} needs rewards, and nothing checks the prompts' answers. Fix: give prompts with "
-                "an answer, a task, or prompts.reward"
-            )
-        for prompt in run.prompts if fact == "answers" else ():
-            if prompt.answer is None and (prompt.turns is None or key == "teacher.view"):
-                raise DataError(
-                    f"prompts: prompt '{prompt.id}' has no answer, and {named(config, key)} needs one. Fix: add it"
-                )
-
-
-def _check_comparison(config: RunConfig) -> None:
-    """A judge that ranks needs several answers to each prompt.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    sources = config.prompts.mix or (config.prompts,)
-    rewards = [reward for source in (config.prompts, *sources) for reward in source.reward or ()]
-    if any(reward.compare for reward in rewards) and config.rollout.rollouts_per_prompt == 1:
-        raise ConfigError(
-            "prompts.reward.compare needs several rollouts of each prompt (rollout.rollouts_per_prompt=1). Fix: set "
-            "rollout.rollouts_per_prompt to 2 or more"
-        )
 
 
 def _check_lengths(run: LanguageContext, held_out: Rendered) -> None:

@@ -10,7 +10,7 @@ from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
 from opd.errors import ConfigError
 from opd.experimental.curriculum import Adaptive, Interest
-from opd.language.checks import check
+from opd.language.checks import check_prompts, check_room
 from opd.language.context import LanguageContext
 from opd.language.prompts import load_prompts_of
 from opd.language.student import load_student
@@ -39,6 +39,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     chat = Chat(student.tokenizer)
     loaded = load_prompts_of(config, objects, chat, device=device)
     prompts = loaded.training.prompts
+    check_prompts(config, prompts, loaded.task)
     run = LanguageContext(
         config=config,
         objects=objects,
@@ -60,7 +61,7 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     if config.attention:
         for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
             use_attention(model, config.attention, key)
-    check(run, loaded.held_out)
+    check_room(run, loaded.held_out)
     return run
 
 
