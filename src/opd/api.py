@@ -23,6 +23,7 @@ from opd.loop import Loop
 from opd.models.language import LanguageModel, device_named
 from opd.models.loading import accept
 from opd.models.loading import load as load_language_model
+from opd.models.sealed import seal_model
 from opd.output import provenance
 from opd.output.callbacks import Callback, RunStart, check_callbacks
 from opd.output.claim import claim
@@ -387,6 +388,7 @@ def _finish(loop: Loop, run: Run) -> Result:
         events=state.events,
     )
     loop.student.save(out)
+    seal_model(out)
     (out / "README.md").write_text(run.card(result))
     figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
     write_json(out / "result.json", figures)

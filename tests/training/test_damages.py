@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_no_model(out: Path, tmp_path: Path) -> None:
     folder, rows = out / "checkpoints" / "best", tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "q r", "answer": "k"}\n')
     flipped(folder / "model.safetensors")
-    damaged = r"the checkpoint '.*best' is damaged \('model.safetensors' has changed since it was written\)\. Fix: name"
+    damaged = r"'.*best' is damaged, 'model.safetensors' has changed since it was written\. Fix: name"
     with pytest.raises(ModelError, match=f"model: {damaged}"):
         opd.evaluate(str(folder), str(rows))
     tree = small_run(tmp_path / "next", student=str(folder))
@@ -210,5 +210,33 @@ def test_a_file_that_was_added_to_a_checkpoint_is_no_part_of_it(out: Path, tmp_p
     (folder / ".DS_Store").touch()
     assert opd.evaluate(str(folder), str(rows), max_new_tokens=4)["length"] > 0
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"is damaged \('adapter_config.json' does not belong to it\)"):
+    with pytest.raises(ModelError, match=r"is damaged, 'adapter_config.json' does not belong to it"):
         opd.evaluate(str(folder), str(rows))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "files.json"])
+def test_damaged_final_weights_are_no_model(out: Path, tmp_path: Path, name: str) -> None:
+    """A flipped bit of the weights is a number like any other, and nothing else would see it."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "q r", "answer": "k"}\n')
+    (out / "notes.txt").write_text("files of the run's owner change nothing")
+    assert opd.evaluate(str(out), str(rows), max_new_tokens=4)["length"] > 0
+    flipped(out / name)
+    damaged = rf"'.*out' is damaged, '{name}' has changed since it was written\. Fix: name another"
+    with pytest.raises(ModelError, match=f"model: {damaged}"):
+        opd.evaluate(str(out), str(rows))
+    with pytest.raises(ModelError, match=f"student: {damaged}"):
+        opd.train(small_run(tmp_path / "next", student=str(out)), teacher=make_model(1), prompts=PROMPTS)
+
+
+def test_a_run_that_is_lengthened_seals_its_model_again(out: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "q r", "answer": "k"}\n')
+    (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="'adapter_config.json' does not belong to it"):
+        opd.evaluate(str(out), str(rows))
+    (out / "adapter_config.json").unlink()
+    before = (out / "files.json").read_text()
+    train(out, resume=True, optimizer={"steps": 8})
+    assert (out / "files.json").read_text() != before
+    assert opd.evaluate(str(out), str(rows), max_new_tokens=4)["length"] > 0

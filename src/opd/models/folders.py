@@ -1,4 +1,4 @@
-"""Folders of adapters, as peft saves them. Nothing here imports torch."""
+"""Folders of models and of adapters, as their libraries save them. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from typing import Any
 
 ADAPTER = "adapter_config.json"
 """File name by which a folder or hub repository is recognised as an adapter."""
+
+MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
+
+NOT_THE_MODEL = frozenset(
+    {"run.json", "result.json", "provenance.json", "wandb.json", "context.txt", "files.json", "stage.json"}
+)
+"""JSON and text files of a run's folder or a checkpoint that are not part of the model."""
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Files with weights, configuration and tokenizer; of a diffusers pipeline those of all components."""
+    index = folder / "model_index.json"
+    components = [folder / name for name in json.loads(index.read_text())] if index.is_file() else []
+    return sorted(
+        path
+        for place in (folder, *(component for component in components if component.is_dir()))
+        for path in place.iterdir()
+        if path.is_file()
+        and path.suffix in MODEL_SUFFIXES
+        and path.name not in NOT_THE_MODEL
+        and not path.name.startswith(".")
+    )
 
 
 def file_in(path: str, name: str) -> Path | None:

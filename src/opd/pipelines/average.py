@@ -10,6 +10,7 @@ from pathlib import Path
 from opd.errors import ModelError
 from opd.models.bundled import resolve
 from opd.models.folders import base_of
+from opd.models.sealed import seal_model
 
 MAY_LACK = ("lm_head.weight", "inv_freq")
 """Suffixes of optional tensors: tied heads and buffers, which not every file of an architecture has."""
@@ -67,6 +68,7 @@ def average(models: Mapping[str, str], weights: Sequence[float] | None, out: Pat
                 parameter.add_(theirs[parameter_name], alpha=weight)
     out.mkdir(parents=True, exist_ok=True)
     mean.save(out)
+    seal_model(out)
     parts = " + ".join(f"{weight:g} × {name}" for name, weight in zip(models, share, strict=True))
     (out / "README.md").write_text(f"---\nlibrary_name: transformers\ntags: [opd, merge]\n---\n# {parts}\n")
 

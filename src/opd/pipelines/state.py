@@ -17,17 +17,12 @@ from opd.config.run import MAY_CHANGE
 from opd.data.strict_json import parse
 from opd.errors import CheckpointError, ConfigError
 from opd.models.bundled import resolve
-from opd.models.folders import ADAPTER, base_of
-from opd.models.sealed import FILES, digest
+from opd.models.folders import ADAPTER, base_of, model_files
+from opd.models.sealed import digest
 from opd.output.run_folder import finite, is_empty, leaves, locked, write_json
 from opd.pipelines.graph import Stage
 
 STARTED, FINISHED, SUPERSEDED = ".started.json", "stage.json", ".superseded"
-
-MODEL_SUFFIXES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
-
-NOT_THE_MODEL = frozenset({"run.json", "result.json", "provenance.json", "context.txt", FILES, FINISHED})
-"""JSON and text files of a run's folder or a checkpoint that are not part of the model."""
 
 
 def mark(stage: Stage, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -59,21 +54,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def outputs(folder: Path) -> dict[str, str]:
     """Digests of the model files in a folder."""
     return _digests(folder, model_files(folder))
-
-
-def model_files(folder: Path) -> list[Path]:
-    """Files with weights, configuration and tokenizer; of a diffusers pipeline those of all components."""
-    index = folder / "model_index.json"
-    components = [folder / name for name in json.loads(index.read_text())] if index.is_file() else []
-    return sorted(
-        path
-        for place in (folder, *(component for component in components if component.is_dir()))
-        for path in place.iterdir()
-        if path.is_file()
-        and path.suffix in MODEL_SUFFIXES
-        and path.name not in NOT_THE_MODEL
-        and not path.name.startswith(".")
-    )
 
 
 def output_digest(record: Mapping[str, Any]) -> str:

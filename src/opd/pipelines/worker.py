@@ -18,6 +18,7 @@ from typing import Any
 
 from opd.config.secrets import redact_sentence
 from opd.errors import OpdError
+from opd.models.folders import model_files
 from opd.output.run_folder import locked, write_json
 from opd.pipelines import state
 
@@ -58,7 +59,7 @@ def _do(job: Mapping[str, Any]) -> None:
     """Run the stage and write its stage.json."""
     folder, started = Path(job["folder"]), job["started"]
     result = _KINDS[started["kind"]](folder, job["settings"], started)
-    files = [folder / "result.json"] if started["kind"] == "eval" else state.model_files(folder)
+    files = [folder / "result.json"] if started["kind"] == "eval" else model_files(folder)
     state.finish(folder, started, result, files)
 
 
