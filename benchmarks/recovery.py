@@ -34,12 +34,18 @@ run looks collapsed where, in the median of five steps, a **symptom** shows *and
 | `too_long` | rollouts are more than twice as long |
 | `truncated` | the share cut off is up by 25 points |
 
-Worse means that the accuracy of rollouts has lost a tenth of its best, and more than chance explains. Either alone
+Worse means that the accuracy of rollouts, or their mean reward, has lost a tenth of its best, and more than chance
+explains. Either alone
 also happens in a healthy run: a student that equals its teacher has no KL left, and accuracy can fall for some steps
 while the student changes its answers. Without rewards, repetition, length and truncation each count alone, and the
 other symptoms count only if the KL has grown. Losses that are not finite are left out as they come;
 `guards.max_skipped` of them in a row, weights that are not finite, and a collapse that an evaluation finds count too.
 All thresholds are keys of `guards.recover`, and so is how often a run may go back (3); after that it stops.
+
+The watch is on without `guards.recover` too, if no evaluation judges the run: no held-out prompts, or neither answers
+nor a divergence to measure on them. It then begins after the warm-up, ten steps at the earliest, and a collapse ends
+the run with its last good checkpoint, so that `checkpoint.every` decides how much is lost. A change within three
+standard errors of a metric's own scatter from step to step is no symptom.
 
 A run goes back to the last checkpoint whose rollouts were no worse than those before. A rollback restores the weights
 and the optimizer's state, not the step: it goes on counting, with other prompts and draws. A run that has rolled back

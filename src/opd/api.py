@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from opd.output.faults import as_sentences
 from opd.output.result import Result
 from opd.output.run_folder import locked, write_json
 from opd.output.run_log import RunLog, open_sinks
+from opd.training.guards import validation
 from opd.training.interrupts import noticed
 from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
@@ -209,6 +211,8 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
 def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
+    if not resumed:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # at most that of step 0, of a run that ended there
     changes = provenance.note(out, run.data, device_named(config.device), resumed=resumed)
     write_json(out / "run.json", config.model_dump(mode="json"))
     log = RunLog(
@@ -229,7 +233,7 @@ def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
         evaluates=loop.evaluate is not None,
         settings=settings_taken(config),
     )
-    log.start(start, evaluated=bool(loop.state.before))
+    log.start(start, evaluated=bool(loop.state.before), events=loop.state.events)
     for change in changes:
         log.event(loop.state.step, "provenance", change)
     try:
@@ -373,7 +377,7 @@ def _make_folder(out: Path) -> None:
 def _finish(loop: Loop, run: Run) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(run.config.out)
-    if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
+    if (state.stopped_by not in (None, "idle") or state.rollbacks) and validation(state.best):
         loop.checkpoints.load_best(loop.student.model)
         state = dataclasses.replace(state, after=state.best)
     result = Result(

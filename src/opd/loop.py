@@ -28,7 +28,7 @@ from opd.output.run_log import Log
 from opd.teachers.views import remaining
 from opd.training.actions import Action, RefreshTeacher, RollBack, Stop
 from opd.training.checkpoint import Checkpoints, RunState
-from opd.training.guards import Guards, better
+from opd.training.guards import Guards, better, validation
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
 from opd.training.state import State
@@ -93,15 +93,15 @@ class Loop:
         self._tell_damage()
         if not state.before:
             self._evaluate()
-        if self.recovery and not state.step:
+        if self._watching and not state.step:
             self.checkpoints.save(self.run_state, last=True)  # the first one to roll back to
         while state.step < self.steps and state.stopped_by is None:
             started = time.perf_counter()
             metrics = self._step(state.step)
             state.step += 1
             self.log.step(state.step, metrics)
-            if self.recovery:
-                self._act(self.recovery.after_step(state, metrics, self.terms))
+            if watching := self._watching:
+                self._act(watching.after_step(state, metrics, self.terms))
                 self._recover()
             if self.extrapolation and (found := self.extrapolation(state.step)):
                 state.tokens += found.tokens
@@ -239,6 +239,7 @@ class Loop:
             for text in changes:
                 self.event("gate", text)
         self.log.evaluation(state.step, metrics)
+        previous = state.after
         state.before, state.after = state.before or metrics, metrics
         state.stale += 1
         if not state.best or better(metrics, state.best):
@@ -248,18 +249,19 @@ class Loop:
             self.event("unmeasured", f"validation {missing} was not measured, so no guard judged this evaluation")
             return
         seen = self.guards.collapsed(state.before, state.best, metrics)
-        state.collapsing = state.collapsing + 1 if seen else 0
+        compared = {"previous": previous, "best": state.best, "now": metrics}
+        state.collapsing = self.guards.counted(state.collapsing, seen, step=state.step, **compared)
         counts = {"best_step": state.best_step, "stale": state.stale}
         self._act(self.guards.after_evaluation(seen, state.collapsing, last=self._last, **counts))
-        if self.recovery:
-            self._act(self.recovery.after_evaluation(state, averaged=self.average is not None))
+        if watching := self._watching:
+            self._act(watching.after_evaluation(state, seen, averaged=self.average is not None))
             self._recover()
 
     def _recover(self) -> None:
         """Roll back if a guard has stopped the run and the recovery allows it."""
-        if self.recovery:
+        if watching := self._watching:
             averaged = self.average is not None
-            self._act(self.recovery.after_stop(self.state, self.terms, steps=self.steps, averaged=averaged))
+            self._act(watching.after_stop(self.state, self.terms, steps=self.steps, averaged=averaged))
 
     def _act(self, action: Action) -> None:
         """Carry out a decision; the run stops and rolls back nowhere else."""
@@ -286,6 +288,12 @@ class Loop:
         """Write an event to the log and keep it for the result."""
         self.state.events.append({"step": self.state.step, "kind": kind, "text": text})
         self.log.event(self.state.step, kind, text)
+
+    @property
+    def _watching(self) -> Recovery | None:
+        """The recovery, if the run file asks for it or no evaluation judges the run."""
+        asked = self.recovery and (self.recovery.times or not validation(self.state.before))
+        return self.recovery if asked else None
 
     @property
     def _last(self) -> bool:

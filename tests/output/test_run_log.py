@@ -127,3 +127,21 @@ def test_the_log_drops_the_lines_after_the_step_that_a_run_resumes_from(tmp_path
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0]
     log.start(RunStart(tmp_path, step=0, steps=9, evaluates=True), evaluated=False)
     assert log.path.read_text() == ""
+
+
+def test_a_resume_drops_the_events_of_the_update_that_is_made_again(tmp_path: Path) -> None:
+    """An event of the update after step 2 has the number 2 too, and would stand there twice."""
+    path = tmp_path / "metrics.jsonl"
+    known = {"step": 2, "kind": "idle", "text": "of the second update"}
+    lines: list[dict[str, Any]] = [
+        {"step": 2, "train": {"loss": 1.0}},
+        {"step": 2, "event": {"kind": "idle", "text": "of the second update"}},
+        {"step": 2, "event": {"kind": "provenance", "text": "torch was 1 and is 2"}},
+        {"step": 2, "event": {"kind": "idle", "text": "of the third update"}},
+        {"step": 3, "train": {"loss": 1.0}},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    RunLog(path).start(RunStart(tmp_path, step=2, steps=5, evaluates=False), evaluated=True, events=[known])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
+    rewind(path, 2)
+    assert len(path.read_text().splitlines()) == 3

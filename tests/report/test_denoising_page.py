@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
 import re
 import threading
 from http.client import HTTPConnection
@@ -20,7 +21,7 @@ from opd.errors import DataError
 from opd.report.denoising import STAGES, denoising_data, facts, is_denoising
 from opd.report.live import LiveServer
 from opd.report.page import page, trees, write_page, write_report
-from opd.report.samples import SAMPLES, Samples
+from opd.report.samples import SAMPLES, TEACHER, Samples
 from support.written_grids import write_grids
 from support.written_run import HOSTILE, write_run
 
@@ -193,3 +194,37 @@ def _ask(server: LiveServer, path: str, headers: dict[str, str]) -> tuple[int, b
     found = answer.status, answer.read(), answer.headers.get("ETag", "")
     connection.close()
     return found
+
+
+@pytest.mark.slow
+def test_a_page_stays_below_5_mb_whatever_the_run_has_drawn(tmp_path: Path) -> None:
+    folder = write_grids(tmp_path / "run", text="<wide>" * 400, prompts=320, steps=(0, 20), side=56, shown=160)
+    with (folder / "states.jsonl").open("a") as file:
+        for step in range(21, 2000):
+            file.write(json.dumps({"step": step, "loss": {"distill": [random.random() for _ in range(100)]}}) + "\n")
+    noise = random.Random(0)
+    for name in (0, 20, TEACHER):
+        path = Samples(folder / SAMPLES).path(name)
+        with Image.open(path) as image:
+            Image.frombytes("RGB", image.size, noise.randbytes(3 * image.width * image.height)).save(path)
+    assert write_report(folder).stat().st_size < 5_000_000
+    data = denoising_data(folder)
+    assert data["left_out"] == "evaluations in between and some prompts"
+    assert len(data["samples"]["prompts"]) == len(data["samples"]["teacher"]) > 20
+    assert data["states"][-1]["step"] == 1999
+
+
+@pytest.mark.parametrize("line", [{"step": 9}, {"step": 9, "loss": 5}, {"step": 9, "loss": {"distill": ["x"]}}])
+def test_a_damaged_line_of_states_costs_that_line(line: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_grids(tmp_path / "run")
+    before = denoising_data(folder)["states"]
+    with (folder / "states.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert denoising_data(folder)["states"] == before
+
+
+def test_damaged_prompts_of_images_are_one_sentence(tmp_path: Path) -> None:
+    folder = write_grids(tmp_path / "run")
+    (folder / SAMPLES / "samples.json").write_text('{"prompts": [5]}')
+    with pytest.raises(DataError, match="'prompts' is no list of prompts"):
+        denoising_data(folder)

@@ -136,3 +136,39 @@ def test_the_command_refuses_impossible_pages_in_one_sentence(
     write_pipeline(tmp_path / "pipe", first=stage())
     with pytest.raises(OpdError, match=re.escape(said)):
         view(*words)
+
+
+def test_a_metric_without_a_finite_value_is_an_empty_cell(tmp_path: Path) -> None:
+    metrics = {"stage:one": {"accuracy": None, "length": 3.0}, "stage:two": {"accuracy": 0.5, "length": None}}
+    one = stage(before={"accuracy": 0.5}, after={"accuracy": None}, best={})
+    folder = write_pipeline(tmp_path / "out", one=one, scores=stage("eval", ("one",), metrics=metrics))
+    assert pipeline_data(folder)["stages"][0]["after"] == ""
+    (table,) = pipeline_data(folder)["tables"]
+    assert table["columns"] == ["length", "accuracy"]
+    assert [row["cells"] for row in table["rows"]] == [[["3.000", False], ["", False]], [["", False], ["50.0%", True]]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"stages": {"a": 5}}', '{"stages": {"a": {"kind": "eval", "metrics": [1]}}}', "\xff", "[" * 10_000],
+)
+def test_a_damaged_file_of_a_pipeline_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "pipeline.json").write_text(content, encoding="latin-1")
+    with pytest.raises(DataError, match="has unexpected content"):
+        pipeline_data(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_giant_pipeline_stays_below_5_mb(tmp_path: Path) -> None:
+    metrics = {f"m{n}": {f"accuracy/{k}": 0.5 for k in range(200)} for n in range(60)}
+    stages = {f"s{n}": {**stage(**DONE), "problem": "<" * 5_000} for n in range(1500)}
+    folder = write_pipeline(tmp_path / "out", **stages, scores=stage("eval", metrics=metrics))
+    tree = json.loads((folder / "pipeline.json").read_text())
+    tree["config"] = {"k": ["v" * 3000] * 2000}
+    (folder / "pipeline.json").write_text(json.dumps(tree))
+    write_run(folder / "s1")
+    lines = (json.dumps({"step": n, "eval": {"accuracy": 0.5}}) + "\n" for n in range(5000))
+    (folder / "s1" / "metrics.jsonl").write_text("".join(lines))
+    page = write_pipeline_page(folder)
+    assert page.stat().st_size < 5_000_000
+    assert len(embedded(page)["stages"]) == 1501

@@ -82,3 +82,61 @@ def test_a_metric_that_is_missing_later_is_not_judged() -> None:
     assert GUARDS.unmeasured(accuracy(0.9), accuracy(0.1)) is None
     assert GUARDS.unmeasured({"length": 3.0}, {"length": 3.0}) is None
     assert not better({"length": 3.0}, accuracy(0.1))
+
+
+def stopped(
+    values: list[float], *, every: int = 5, warmup: int = 10, number: int = 96, steps: int = 1000
+) -> int | None:
+    """The step at which a run with these accuracies of held-out prompts is stopped; None if it goes on."""
+    guards, best, previous, count = Guards(warmup=warmup, num_prompts=number), values[0], values[0], 0
+    for index, value in enumerate(values):
+        best, step = max(best, value), index * every
+        seen = guards.collapsed(accuracy(values[0]), accuracy(best), accuracy(value))
+        compared = {"previous": accuracy(previous), "best": accuracy(best), "now": accuracy(value)}
+        count, previous = guards.counted(count, seen, step=step, **compared), value
+        if isinstance(guards.after_evaluation(seen, count, best_step=0, last=step == steps), Stop):
+            return step
+    return None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.51, 0.51, 0.34, 0.29, 0.34, 0.43, 0.51, 0.71],  # gold, as it was first seen
+        [0.53, 0.51, 0.36, 0.32, 0.46, 0.50, 0.56],
+        [0.51, 0.53, 0.43, 0.37, 0.52, 0.60],  # opd
+        [0.51, 0.10, 0.05, 0.30, 0.50, 0.60],  # most of it during the warm-up
+        [0.90, 0.90, 0.40, 0.20, 0.41, 0.60, 0.80],
+    ],
+)
+def test_a_dip_is_no_collapse(values: list[float]) -> None:
+    assert stopped(values) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ([0.53, 0.16, 0.0, 0.0, 0.0], 20),
+        ([0.53, 0.55, 0.60, 0.70, 0.10, 0.0, 0.0], 25),
+        ([0.53, 0.55, 0.60, 0.20, 0.18, 0.21], 20),
+        ([0.53, 0.55, 0.60, 0.10, 0.25, 0.10, 0.25], 25),  # up and down, below what is left of it
+        ([0.53, 0.50, 0.40, 0.30, 0.20, 0.10], 20),
+        ([1.0, 1.0, 1.0, 0.02, 0.03, 0.01], 20),
+    ],
+)
+def test_a_fall_that_goes_on_is_a_collapse(values: list[float], step: int) -> None:
+    assert stopped(values) == step
+
+
+def test_the_last_evaluation_counts_alone_even_while_it_rises() -> None:
+    assert stopped([0.53, 0.51, 0.36, 0.20], steps=15) == 15
+    assert stopped([0.53, 0.10], steps=5) == 5
+
+
+def test_a_divergence_that_comes_down_again_does_not_count() -> None:
+    guards = Guards(warmup=0)
+    best, previous, seen = {"reverse_kl": 1.0}, {"reverse_kl": 3.0}, "rose"
+    now = {"reverse_kl": 2.4}
+    assert guards.counted(1, seen, step=5, previous=previous, best=best, now=now) == 1
+    assert guards.counted(1, seen, step=5, previous=previous, best=best, now={"reverse_kl": 2.6}) == 2
+    assert guards.counted(1, None, step=5, previous=previous, best=best, now=best) == 0

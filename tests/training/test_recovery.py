@@ -96,6 +96,28 @@ def test_one_bad_step_is_not_enough_and_the_sentence_has_the_values() -> None:
     )
 
 
+def steps(**metrics: list[float]) -> list[dict[str, float]]:
+    return [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
+
+
+def test_a_mean_reward_confirms_a_symptom_beyond_its_own_scatter() -> None:
+    first = {"reward": -3.0, "kl": 0.2}
+    quiet = steps(reward=[-3.0, -3.1, -2.9, -3.0, -2.9, -3.1, -2.9, -4.0, -4.0, -4.0], kl=[0.2] * 5 + [0.9] * 5)
+    seen = WATCH.collapsed(first, -3.0, quiet)
+    assert seen is not None
+    assert seen[1].endswith("to 0.9000, and their mean reward from -3.000 at its best to -4.000")
+    loud = steps(reward=[-3.0, -4.1, -2.9, -4.0, -2.9, -4.1, -2.9, -4.0, -4.0, -4.0], kl=[0.2] * 5 + [0.9] * 5)
+    assert WATCH.collapsed(first, -3.0, loud) is None
+    steady = steps(reward=[-3.0] * 10, kl=[0.2] * 5 + [0.9] * 5)
+    assert WATCH.collapsed(first, -3.0, steady) is None
+
+
+def test_a_change_within_a_metrics_own_scatter_is_no_symptom() -> None:
+    lengths = [10.0, 60.0, 15.0, 80.0, 20.0, 90.0, 12.0, 70.0, 40.0, 75.0]
+    assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=lengths)) is None
+    assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=[21.0, 20.0, 19.0, 20.0, 21.0] + [70.0] * 5)) is not None
+
+
 def test_healthy_judges_a_single_step() -> None:
     assert WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.4, "kl": 0.0})
     assert not WATCH.healthy(FIRST, 0.5, {**FIRST, "accuracy": 0.3})
@@ -277,9 +299,62 @@ def test_after_a_rollback_only_a_best_evaluation_refreshes_the_teacher(tmp_path:
     state.before, state.after = {"length": 6.0, "accuracy": 0.1}, {"length": 13.0, "accuracy": 0.2}
     with torch.no_grad():
         live.add_(1.0)
-    assert loop.recovery.after_evaluation(state, averaged=True) == Continue()
+    assert loop.recovery.after_evaluation(state, None, averaged=True) == Continue()
     state.after = {"length": 7.0, "accuracy": 0.2}
-    assert loop.recovery.after_evaluation(state, averaged=False) == Continue()
-    loop._act(loop.recovery.after_evaluation(state, averaged=True))
+    assert loop.recovery.after_evaluation(state, None, averaged=False) == Continue()
+    loop._act(loop.recovery.after_evaluation(state, None, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"
+
+
+NAMES = ("kl_exploded", "truncated", "too_long", "repeating", "entropy_exploded", "kl_vanished", "entropy_collapsed")
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_without_an_evaluation_that_judges_a_collapsed_run_ends_with_its_last_good_weights(
+    judged: bool, tmp_path: Path
+) -> None:
+    """The student's weights are spoilt after step 14. Where held-out prompts judge the run, its rollouts do not."""
+    changes: dict[str, Any] = {
+        "optimizer": {"lr": 1e-4, "steps": 30},
+        "checkpoint": {"every": 4},
+        "guards": {},
+        "eval": {"every": 10, "diagnostics": 0, "divergence": judged},
+    }
+    spoil = partial(ruined_runs.sabotaged, strike=spoilt, first=14, last=14)
+    held_out = [{"prompt": "a f j"}, {"prompt": "b e i"}]
+    result = train_altered(
+        spoil,
+        run_file(tmp_path / "out", **changes),
+        student=make_model(0),
+        teacher=make_model(1, layers=3, hidden=48),
+        prompts=PROMPTS,
+        eval_prompts=held_out,
+    )
+    if judged:
+        assert result.stopped_by in ("collapse", None)
+        return
+    assert result.stopped_by in NAMES
+    assert 15 < result.steps <= 20
+    assert result.events[-1]["text"] == "back to the weights of step 12; the run ends with them"
+    healthy = train(tmp_path / "short", **{**changes, "optimizer": {"lr": 1e-4, "steps": 12}})
+    assert same(tmp_path / "out", healthy.out)
+
+
+@torch.no_grad()
+def spoilt(student: Any, rollouts: Any, signal: Any) -> Any:
+    for parameter in student.model.parameters():
+        parameter.mul_(-3.0)
+    return signal
+
+
+@pytest.mark.parametrize("at", [8, 16])
+def test_a_run_that_its_rollouts_guard_resumes_to_the_same_bits(at: int, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optimizer": {"lr": 1.0, "steps": 30}, "checkpoint": {"every": 4}, "guards": {}}
+    whole = train(tmp_path / "whole", **changes)
+    assert whole.stopped_by in NAMES
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", callbacks=[Interrupt(min(at, whole.steps - 1))], **changes)
+    resumed = train(tmp_path / "cut", resume=True, **changes)
+    assert same(tmp_path / "cut", whole.out)
+    assert (resumed.events, resumed.steps) == (whole.events, whole.steps)

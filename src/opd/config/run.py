@@ -239,7 +239,8 @@ class GuardsConfig(Strict):
     below_start: float = Field(0.05, ge=0)
     """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
     patience: int = Field(2, ge=1)
-    """Evaluations in a row that have to show it; the last one of a run counts alone."""
+    """Evaluations in a row, after the warm-up, that have to show it. One that has come back by a fifth of what was lost
+    is not counted; the last one of a run counts alone."""
     max_skipped: int = Field(10, ge=1)
     """Stop after this number of steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)
@@ -249,7 +250,8 @@ class GuardsConfig(Strict):
     default the run takes all its steps."""
     recover: RecoverConfig | None = None
     """Roll back to the last good checkpoint instead of stopping; ``{}`` takes the defaults. ``checkpoint.every``
-    decides how much a rollback loses."""
+    decides how much a rollback loses. Without it, and without held-out prompts that judge the run, the rollouts are
+    watched all the same: a collapse ends the run with its last good checkpoint."""
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """An evaluation that can gain."""

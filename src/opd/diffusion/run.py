@@ -29,6 +29,7 @@ from opd.output.run_log import RunLog
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
+from opd.training.recovery import recovery
 from opd.types import Metrics, Prompt, Rollout, Term
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ class DenoisingRun(DenoisingContext):
             curriculum=self.curriculum,
             terms=terms,
             optimizer=Optimizer(student.model, **config.optimizer.model_dump(exclude=shape)),
-            guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(self.held_out), 1)),
+            guards=Guards(
+                **config.guards.model_dump(exclude={"recover"}),
+                warmup=config.optimizer.warmup,
+                num_prompts=max(len(self.held_out), 1),
+            ),
             checkpoints=Checkpoints(
                 Path(config.out) / "checkpoints", write=student.save_weights, **config.checkpoint.model_dump()
             ),
@@ -110,6 +115,7 @@ class DenoisingRun(DenoisingContext):
             average=self.teacher_weights[1],
             evaluate=self.evaluation(terms[0]),
             evaluate_every=config.eval.every,
+            recovery=recovery(config),
         )
 
     # --------------------------------------------------------------------------------------- evaluation and the report

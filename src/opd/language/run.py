@@ -34,9 +34,9 @@ from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
 from opd.rollouts.references import WithAnswers
 from opd.training.checkpoint import Checkpoints
-from opd.training.guards import Guards, Watch
+from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
-from opd.training.recovery import Recovery
+from opd.training.recovery import recovery
 from opd.types import Metrics, Prompt, Rollout, View
 
 PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing"}
@@ -96,7 +96,11 @@ class LanguageRun:
             curriculum=run.curriculum,
             terms=terms,
             optimizer=Optimizer(run.student.model, **config.optimizer.model_dump(exclude=PASSES)),
-            guards=Guards(**config.guards.model_dump(exclude={"recover"}), num_prompts=max(len(run.held_out), 1)),
+            guards=Guards(
+                **config.guards.model_dump(exclude={"recover"}),
+                warmup=config.optimizer.warmup,
+                num_prompts=max(len(run.held_out), 1),
+            ),
             checkpoints=Checkpoints(
                 Path(config.out) / "checkpoints", write=run.student.save_weights, **config.checkpoint.model_dump()
             ),
@@ -108,17 +112,9 @@ class LanguageRun:
             gate=gate(run, terms[0]),
             evaluate=evaluation(run, terms[0]),
             evaluate_every=config.eval.every,
-            recovery=self._recovery(),
+            recovery=recovery(config),
             extrapolation=extrapolation(run),
         )
-
-    def _recovery(self) -> Recovery | None:
-        """What rolls the run back, if the run file asks for it."""
-        recover = self.config.guards.recover
-        if recover is None:
-            return None
-        watch = Watch(prompts=self.config.rollout.prompts_per_step, **recover.thresholds)
-        return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor)
 
     def recorder(self, loop: Loop) -> Recorder | None:
         """What records single tokens for the report; None if the run file leaves it out."""

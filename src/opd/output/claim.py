@@ -18,7 +18,7 @@ def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
     Returns:
         Whether the folder holds a run that goes on.
 
-    A folder whose run has no checkpoint and no result is free: the run ended before it had anything to keep.
+    A folder whose run has no checkpoint of a step and no result is free: the run ended before it had anything to keep.
 
     Raises:
         ConfigError: the folder has other files, or a run that is not to be resumed.
@@ -29,7 +29,8 @@ def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
         if not is_empty(out):
             raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")
         return False
-    begun, finished = any(out.glob("checkpoints/[0-9]*")), (out / "result.json").exists()
+    begun = any(path.name.strip("0") for path in out.glob("checkpoints/[0-9]*"))
+    finished = (out / "result.json").exists()
     if not begun and not finished:
         return False
     if not resume:

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,9 @@ from opd.data.strict_json import lines
 from opd.output.callbacks import RunStart, tell
 from opd.output.run_folder import json_line
 from opd.types import Metrics, Rollout, Scored
+
+OF_PROCESSES = frozenset({"tracker", "prompts", "provenance", "damaged"})
+"""Kinds of events that tell of a process, not of a step; a resume makes none of them again."""
 
 PROJECT = "opd"
 """Project that W&B and trackio file runs under."""
@@ -82,13 +85,14 @@ class RunLog:
         self.observers.append(recorder)
         self.callbacks.insert(0, recorder)
 
-    def start(self, run: RunStart, *, evaluated: bool) -> None:
+    def start(self, run: RunStart, *, evaluated: bool, events: Sequence[Mapping[str, Any]] = ()) -> None:
         """Drop the lines after the step the run resumes from, and start the callbacks.
 
         Args:
             evaluated: whether the run has been evaluated at step 0, so that lines of step 0 stay.
+            events: of the loop, up to that step.
         """
-        self.rewind(run.step if evaluated or run.step else -1)
+        rewind(self.path, run.step if evaluated or run.step else -1, events)
         tell(self.callbacks, "start", run)
         for text in self.warnings:
             self.event(run.step, "tracker", text)
@@ -228,23 +232,31 @@ _OPEN: dict[str, Callable[[str, Path, dict[str, Any], str], Sink]] = {
 }
 
 
-def rewind(path: Path, step: int) -> None:
-    """Keep the lines of a JSONL file that belong to this step or an earlier one, byte for byte."""
+def rewind(path: Path, step: int, events: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Keep the lines of a JSONL file that belong to this step or an earlier one, byte for byte.
+
+    Args:
+        events: of the loop, up to this step. An event of the update that follows has this step's number too; it is
+            dropped, as the update is made again. None keeps all.
+    """
     if not path.exists():
         return
+    known = {(event["step"], event["kind"], event["text"]) for event in events or ()}
     partial = path.with_name(f".{path.name}")
     with partial.open("wb") as file:
         for _, line in lines(path):
-            found = _step_of(line)
-            if found is not None and found <= step:
+            found, event = _place(line)
+            again = events is not None and found == step and event is not None and event[0] not in OF_PROCESSES
+            if found is not None and found <= step and not (again and (found, *(event or ())) not in known):
                 file.write(line.removesuffix(b"\n") + b"\n")
     partial.replace(path)
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line; None for one that a kill cut short."""
+def _place(line: bytes) -> tuple[int | None, tuple[str, str] | None]:
+    """The step of a line, None for one that a kill cut short, and its event's kind and text, None for metrics."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return step if isinstance(step, int) else None
+        row = json.loads(line)
+        event = row.get("event")
+        return int(row["step"]), (event["kind"], event["text"]) if event else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, None

@@ -6,13 +6,16 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from opd.config.diffusion import DISTANCES
-from opd.report.data import BUDGET, about_run
+from opd.report.block import bounded, data_block
+from opd.report.data import BUDGET, MOST_VALUES, about_run
 from opd.report.files import STATES, read_json, read_lines, read_metrics
 from opd.report.overview import scaled
+from opd.report.rows import is_states
 from opd.report.samples import SAMPLES, SHOWN, TEACHER, Samples
 from opd.report.signs import signs
 
@@ -143,8 +146,10 @@ def _sampler(rollout: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iterator
 
 
 def _states(path: Path) -> list[Tree]:
-    """The lines of ``states.jsonl``; of two lines of one step, the later."""
-    return list({line["step"]: line for line in read_lines(path)}.values())
+    """The lines of ``states.jsonl``; of two lines of one step, the later; of very many, every second, or fewer."""
+    lines = list({line["step"]: line for line in read_lines(path) if is_states(line)}.values())
+    values = sum(len(column) for line in lines for column in line["loss"].values())
+    return lines[-1 :: -(ceil(values / MOST_VALUES) or 1)][::-1]
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,11 @@ class _Strips:
         gone = set(list(self.drawn)[1:-1:2])
         return _Strips({s: strip for s, strip in self.drawn.items() if s not in gone}, self.teacher, self.shown)
 
+    def first(self, number: int) -> _Strips:
+        """The images of the first prompts alone."""
+        drawn = {step: strip[:number] for step, strip in self.drawn.items()}
+        return _Strips(drawn, self.teacher[:number], self.shown[:number])
+
     def embedded(self, width: int, kind: str) -> Tree:
         return {
             "steps": [{"step": s, "images": _sources(strip, width, kind)} for s, strip in self.drawn.items()],
@@ -170,7 +180,7 @@ class _Strips:
 
 def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
     """The images to embed, and in words what was left out to keep the file small."""
-    columns = {"prompts": samples.prompts, "references": samples.shown}
+    columns: Tree = {"prompts": bounded(samples.prompts), "references": bounded(samples.shown)}
     drawn = {step: _fitted(samples.images(step)) for step in samples.steps}
     strips, left_out = _Strips(drawn, _fitted(samples.images(TEACHER)), _fitted(samples.images(SHOWN))), ""
     for width, kind in STAGES:
@@ -180,7 +190,14 @@ def _samples(samples: Samples, budget: int) -> tuple[Tree, str]:
     while _size(shown) > budget and len(strips.drawn) > 2:
         strips, left_out = strips.without_every_other(), "evaluations in between"
         shown = strips.embedded(*STAGES[-1])
+    while _size(shown) + _texts(columns) > budget and (number := max(map(len, columns.values())) // 2):
+        strips, left_out = strips.first(number), "evaluations in between and some prompts"
+        columns, shown = {key: of[:number] for key, of in columns.items()}, strips.embedded(*STAGES[-1])
     return columns | shown, left_out
+
+
+def _texts(columns: Tree) -> int:
+    return len(data_block(columns).encode())
 
 
 def _fitted(strip: list[Any]) -> list[Any]:

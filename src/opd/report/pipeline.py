@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from math import ceil
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+from opd.data.strict_json import parse
 from opd.errors import DataError
 from opd.output.format import format_value, headline, main_metric
 from opd.output.run_folder import write_text
-from opd.report.files import read_metrics
+from opd.report.block import LONGEST_TOKEN, bounded, data_block
+from opd.report.data import BUDGET
+from opd.report.files import measured, read_metrics
 from opd.report.page import REPORT, assemble
 
 DATA = "pipeline.json"
 """File in the pipeline's folder with the state of all stages."""
+
+MOST_POINTS = 200
+"""Largest number of a stage's evaluations in its small curve."""
 
 SCRIPTS = ("dom.js", "shared.js", "pipeline.js")
 SECTIONS = {"short": "Summary", "graph": "Graph", "stages": "Stages", "metrics": "Metrics"}
@@ -53,21 +59,40 @@ def pipeline_data(folder: Path, beside: Path | None = None) -> Tree:
         DataError: the folder has no pipeline.json, or it cannot be read.
     """
     try:
-        found = json.loads((folder / DATA).read_text(encoding="utf-8"))
-        stages = [_stage(folder, beside or folder, name, stage) for name, stage in found["stages"].items()]
+        found = parse((folder / DATA).read_bytes())
+        tree = bounded(
+            {
+                "name": folder.resolve().name,
+                "config": found.get("config") or {},
+                "seconds": found.get("seconds"),
+                "stages": [_stage(folder, beside or folder, name, stage) for name, stage in found["stages"].items()],
+                "tables": [
+                    _table(name, stage["metrics"]) for name, stage in found["stages"].items() if _measures(stage)
+                ],
+            }
+        )
     except FileNotFoundError:
         raise DataError(
             f"'{folder}' is no pipeline of opd: it has no {DATA}. Fix: name the pipeline's folder"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"'{folder / DATA}' has unexpected content. Fix: run the pipeline again") from None
-    return {
-        "name": folder.resolve().name,
-        "config": found.get("config") or {},
-        "seconds": found.get("seconds"),
-        "stages": stages,
-        "tables": [_table(name, stage["metrics"]) for name, stage in found["stages"].items() if _measures(stage)],
-    }
+    _fit(tree)
+    shown: Tree = tree
+    return shown
+
+
+def _fit(tree: Tree) -> None:
+    """Leave out the pipeline's file, then the tables, then curves and long texts, until the page is below 5 MB."""
+
+    def over() -> bool:
+        return len(data_block(tree).encode()) > BUDGET
+
+    for key in ("config", "tables"):
+        if over():
+            tree[key] = type(tree[key])()
+    for stage in tree["stages"] if over() else ():
+        stage.update(course=[], title=stage["kind"], problem=bounded(stage["problem"], LONGEST_TOKEN))
 
 
 def _measures(stage: Mapping[str, Any]) -> bool:
@@ -80,6 +105,7 @@ def _stage(folder: Path, beside: Path, name: str, stage: Mapping[str, Any]) -> T
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     metric = main_metric(stage.get("before") or (evals[0][1] if evals else {}))
     shown = {when: _cell(metric, stage.get(when) or {}) for when in ("before", "after", "best")}
+    course = [[step, found[metric]] for step, found in evals if metric in found and _finite(found[metric])]
     report = folder / name / REPORT
     trained = [line["step"] for line in lines if "train" in line]
     return {
@@ -95,13 +121,14 @@ def _stage(folder: Path, beside: Path, name: str, stage: Mapping[str, Any]) -> T
         "seconds": stage.get("seconds"),
         "metric": metric,
         **shown,
-        "course": [[step, found[metric]] for step, found in evals if metric in found and _finite(found[metric])],
+        "course": course[-1 :: -(ceil(len(course) / MOST_POINTS) or 1)][::-1],
         "report": Path(relpath(report, beside)).as_posix() if report.is_file() else None,
     }
 
 
 def _table(name: str, models: Mapping[str, Mapping[str, float]]) -> Tree:
     """A table with a row per model; the best accuracies are marked."""
+    models = {model: measured(metrics) for model, metrics in models.items()}
     columns = list(dict.fromkeys(column for metrics in models.values() for column in headline(metrics)))
     best = {
         column: max(metrics[column] for metrics in models.values() if column in metrics)
@@ -115,8 +142,9 @@ def _table(name: str, models: Mapping[str, Mapping[str, float]]) -> Tree:
     return {"name": name, "columns": columns, "rows": rows}
 
 
-def _cell(name: str | None, metrics: Mapping[str, float]) -> str:
-    return format_value(name, metrics[name]) if name is not None and name in metrics else ""
+def _cell(name: str | None, metrics: Mapping[str, float | None]) -> str:
+    value = metrics.get(name) if name is not None else None
+    return format_value(str(name), value) if value is not None else ""
 
 
 def _finite(value: float) -> bool:

@@ -100,6 +100,13 @@ class _Later(_Part):
     logprob: list[float]
 
 
+class _States(_Part):
+    """Losses of a denoising run by term, a mean per denoising step."""
+
+    step: int
+    loss: dict[str, list[float | None]]
+
+
 class _Happened(_Part):
     kind: str
     text: str
@@ -120,6 +127,11 @@ def is_rollout(row: Mapping[str, Any]) -> bool:
 def is_metrics(line: Mapping[str, Any]) -> bool:
     """Whether a line of ``metrics.jsonl`` is as the run's log writes it."""
     return _holds(_Line, line)
+
+
+def is_states(line: Mapping[str, Any]) -> bool:
+    """Whether a line of ``states.jsonl`` is as the recorder writes it."""
+    return _holds(_States, line)
 
 
 def _holds(shape: type[_Part], row: Mapping[str, Any]) -> bool:

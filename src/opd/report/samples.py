@@ -76,8 +76,8 @@ class Samples:
     def _index(self, key: str) -> list[Column]:
         path = self.folder / INDEX
         found = (read_json(path) or {}).get(key, [])
-        if not isinstance(found, list):
-            raise DataError(f"'{path}' is damaged ('{key}' is no list). Fix: delete '{path.parent}'")
+        if not isinstance(found, list) or not all(_is_column(column) for column in found):
+            raise DataError(f"'{path}' is damaged ('{key}' is no list of prompts). Fix: delete '{path.parent}'")
         return found
 
     def write(self, name: int | str, image: Any) -> None:
@@ -103,6 +103,10 @@ class Samples:
             )
         starts = [GAP + column * wide for column in range(columns)]
         return [image.crop((x, GAP, x + wide - GAP, image.height - GAP)) for x in starts]
+
+
+def _is_column(column: object) -> bool:
+    return isinstance(column, dict) and all(isinstance(column.get(key), str) for key in ("text", "domain"))
 
 
 def opened(path: Path) -> Any:

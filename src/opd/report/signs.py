@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opd.output.format import format_value
-from opd.training.guards import LEAST, SYMPTOMS, Watch, typical, watched
+from opd.training.guards import HISTORY, LEAST, SYMPTOMS, Watch, quality, typical, watched
 
 Tree = dict[str, Any]
 
@@ -99,12 +99,14 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
     given = (config.get("guards") or {}).get("recover") or {}
     watch = Watch(**(given.get("thresholds") or {}), prompts=(config.get("rollout") or {}).get("prompts_per_step", 1))
     medians = [recent[0], *(typical(recent[: i + 1]) for i in range(LEAST - 1, len(recent)))]
-    top = max(median.get("accuracy", 0.0) for median in medians)
-    first, now = recent[0], typical(recent)
-    shown = watch.symptoms(first, now)
-    harmful = [name for name in shown if watch.harmed(name, first, top, now)]
+    top = max((value for median in medians if (value := quality(median)) is not None), default=0.0)
+    first, now, history = recent[0], typical(recent), recent[-HISTORY:]
+    shown = watch.symptoms(first, now, history)
+    harmful = [name for name in shown if watch.harmed(name, first, top, now, history)]
     if harmful:
-        fell = f"accuracy from {top:.1%} at its best to {now['accuracy']:.1%}, " if "accuracy" in now else ""
+        name, value = "accuracy" if "accuracy" in now else "reward", quality(now)
+        values = [] if value is None else [format_value(name, top), format_value(name, value)]
+        fell = f"{name} from {values[0]} at its best to {values[1]}, " if values else ""
         went = ", ".join(_went(name, first, now) for name in harmful)
         yield _sign("+".join(harmful), f"The rollouts show a collapse: {fell}{went}.")
     better = "accuracy" in now and watch.fell(now["accuracy"], first.get("accuracy", 0.0), 0.0)

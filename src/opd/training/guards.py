@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from opd.output.format import METRICS, main_metric
 from opd.training.actions import Continue, Stop
 
 Figures = Mapping[str, float]
+
+RISE = 0.2
+"""Share of what was lost by which an evaluation has to come back from the one before it to be no part of a collapse."""
 
 
 def validation(metrics: Figures) -> tuple[str, bool] | None:
@@ -33,6 +37,7 @@ class Guards:
     """Thresholds; ``guards`` in the run file explains each.
 
     Attributes:
+        warmup: steps of the learning rate's warm-up; no evaluation until its end counts as a collapse.
         num_prompts: number of held-out prompts, for the standard error of an accuracy.
     """
 
@@ -42,6 +47,7 @@ class Guards:
     max_skipped: int = 10
     max_idle: int = 5
     no_gain: int | None = None
+    warmup: int = 0
     num_prompts: int = 1
 
     def after_idle_step(self, in_a_row: int) -> Continue | Stop:
@@ -65,10 +71,11 @@ class Guards:
     def after_evaluation(
         self, seen: str | None, in_a_row: int, *, best_step: int, last: bool, stale: int = 0
     ) -> Continue | Stop:
-        """Stop after ``patience`` evaluations in a row that look collapsed, or one at the end of the run.
+        """Stop after ``patience`` evaluations that ``counted`` counts, or a collapsed one at the end of the run.
 
         Args:
             seen: what ``collapsed`` said of the last evaluation.
+            in_a_row: what ``counted`` returned.
             best_step: step of the weights that are kept.
             stale: evaluations in a row that were not the best so far; after ``no_gain`` of them the run is over.
         """
@@ -78,6 +85,33 @@ class Guards:
         if self.no_gain is not None and stale >= self.no_gain and not last:
             return Stop("no_gain", f"no gain in {stale} evaluations in a row; {kept}")
         return Continue()
+
+    def counted(
+        self, in_a_row: int, seen: str | None, *, step: int, previous: Figures, best: Figures, now: Figures
+    ) -> int:
+        """Evaluations that look collapsed, in a row, after the warm-up.
+
+        One that has come back by ``RISE`` of what was lost, and by more than one standard error, is not counted: a dip
+        passes, and a collapse goes on.
+
+        Args:
+            in_a_row: the count before this evaluation.
+            seen: what ``collapsed`` said of it.
+            previous: metrics of the evaluation before it.
+        """
+        if not seen or step <= self.warmup:
+            return 0
+        return in_a_row + (not self._rises(previous, best, now))
+
+    def _rises(self, previous: Figures, best: Figures, now: Figures) -> bool:
+        """Whether the judged metric is coming back."""
+        judged = validation(best)
+        if judged is None or judged[0] not in previous:
+            return False
+        name, more = judged
+        sign = 1 if more else -1
+        lost, gain = sign * (best[name] - previous[name]), sign * (now[name] - previous[name])
+        return gain > max(RISE * lost, _standard_error(previous[name], self.num_prompts) if more else 0.0)
 
     def unmeasured(self, before: Figures, now: Figures) -> str | None:
         """The judged metric if this evaluation did not measure it, so that ``collapsed`` cannot judge; else None."""
@@ -116,8 +150,15 @@ class Guards:
 WINDOW, LEAST = 5, 3
 """Steps whose median is judged, and the fewest that can be judged, so that one odd batch changes nothing."""
 
+HISTORY = 25
+"""Steps that are remembered, for what a metric varies by from step to step."""
+
 CHANCE = 2.5
 """Standard errors by which one step's accuracy may differ by chance: three of the difference of two medians of five."""
+
+SPREAD = 3.5
+"""Standard deviations of one step by which a symptom's metric has to differ: three of the difference between the first
+step and a median of five."""
 
 
 def fallen_to(first: float, now: float, share: float) -> bool:
@@ -172,12 +213,12 @@ def watched(metrics: Figures, distill: str | None = "distill") -> dict[str, floa
         distill: name of the loss term that compares student and teacher; None for none.
 
     Returns:
-        ``accuracy``, the metric of each symptom, and ``kl``: that term's loss as a mean over all of the student's
-        tokens, of which those without a target count as 0.
+        ``accuracy``, ``reward``, the metric of each symptom, and ``kl``: that term's loss as a mean over all of the
+        student's tokens, of which those without a target count as 0.
     """
     if "length" not in metrics:
         return {}
-    names = ("accuracy", *(s.metric for s in SYMPTOMS.values()))
+    names = ("accuracy", "reward", *(s.metric for s in SYMPTOMS.values()))
     values = {name: metrics[name] for name in names if name in metrics}
     if distill and f"{distill}_share" in metrics:
         values["kl"] = metrics.get(distill, 0.0) * metrics[f"{distill}_share"]
@@ -190,6 +231,21 @@ def typical(recent: Sequence[Figures]) -> dict[str, float]:
     return {name: median(f[name] for f in last if name in f) for name in sorted({n for f in last for n in f})}
 
 
+def quality(metrics: Figures) -> float | None:
+    """The accuracy, or else the mean reward; None if nothing judged the rollouts."""
+    return metrics.get("accuracy", metrics.get("reward"))
+
+
+def scatter(history: Sequence[Figures], name: str) -> float:
+    """Standard deviation of a metric from step to step, by the run itself; 0 for fewer than ``WINDOW`` differences.
+
+    From the median of absolute differences, which neither a trend nor one jump changes.
+    """
+    values = [metrics[name] for metrics in history if name in metrics]
+    differences = [abs(after - before) for before, after in pairwise(values)]
+    return median(differences) / 0.954 if len(differences) >= WINDOW else 0.0
+
+
 @dataclass(frozen=True)
 class Watch:
     """Signs of a collapse in the training rollouts; ``guards.recover.thresholds`` replaces its thresholds.
@@ -197,16 +253,17 @@ class Watch:
     A run looks collapsed if a symptom shows and the student got worse. Either alone also happens in healthy runs: the
     KL vanishes when the student equals its teacher, and accuracy can fall for a while when the student changes how it
     works. Without rewards, or if all are about 0, a symptom of ``OF_TEXT`` counts alone and any other counts if the KL
-    has grown.
+    has grown. A change that the metric's own scatter from step to step explains is no symptom.
 
     Attributes:
-        worse: the student got worse if accuracy has lost this share of its best, and more than chance explains; without
-            rewards, if the KL to the teacher is above the first step's.
+        worse: the student got worse if accuracy, or the mean reward, has lost this share of its best, and more than
+            chance explains; without rewards, if the KL to the teacher is above the first step's.
         kl_vanished, kl_exploded: multiples of the first step's KL, below and above which it is a symptom.
         entropy_collapsed, entropy_exploded: the same for the entropy.
         too_long: multiple of the first step's mean length above which it is a symptom.
         truncated, repeating: rise of the share of truncated or repetitive rollouts above which it is a symptom.
         prompts: prompts per step, for the standard error of an accuracy.
+        least: fewest steps that can be judged.
     """
 
     worse: float = 0.1
@@ -218,43 +275,55 @@ class Watch:
     truncated: float = 0.25
     repeating: float = 0.2
     prompts: int = 1
+    least: int = LEAST
 
     def collapsed(self, first: Figures, top: float, recent: Sequence[Figures]) -> tuple[str, str] | None:
         """The symptom's name and a sentence with the values if the last steps look collapsed, else None.
 
         Args:
             first: ``watched`` metrics of the first rollouts.
-            top: best accuracy of rollouts so far, as a median.
+            top: best accuracy, or else mean reward, of rollouts so far, as a median.
             recent: ``watched`` metrics of the last steps.
         """
-        if len(recent) < LEAST:
+        if len(recent) < self.least:
             return None
         now = typical(recent)
-        name = next((n for n in self.symptoms(first, now) if self.harmed(n, first, top, now)), None)
+        name = next((n for n in self.symptoms(first, now, recent) if self.harmed(n, first, top, now, recent)), None)
         if name is None:
             return None
         metric, (words, form) = SYMPTOMS[name].metric, SYMPTOMS[name].words
         text = f"the rollouts' {words} went from {form.format(first[metric])} to {form.format(now[metric])}"
-        if "accuracy" not in now:
-            return name, text
-        return name, f"{text}, and their accuracy from {top:.1%} at its best to {now['accuracy']:.1%}"
+        if "accuracy" in now:
+            return name, f"{text}, and their accuracy from {top:.1%} at its best to {now['accuracy']:.1%}"
+        if "reward" in now:
+            return name, f"{text}, and their mean reward from {top:.3f} at its best to {now['reward']:.3f}"
+        return name, text
 
-    def symptoms(self, first: Figures, now: Figures) -> list[str]:
-        """Names of the symptoms that show."""
+    def symptoms(self, first: Figures, now: Figures, history: Sequence[Figures] = ()) -> list[str]:
+        """Names of the symptoms that show, beyond the scatter of their metrics."""
         known = {name: s for name, s in SYMPTOMS.items() if s.metric in first and s.metric in now}
-        return [n for n, s in known.items() if s.shows(first[s.metric], now[s.metric], getattr(self, n))]
+        return [
+            name
+            for name, symptom in known.items()
+            if symptom.shows(was := first[symptom.metric], is_ := now[symptom.metric], getattr(self, name))
+            and abs(is_ - was) > SPREAD * scatter(history, symptom.metric)
+        ]
 
-    def harmed(self, symptom: str, first: Figures, top: float, now: Figures) -> bool:
-        """Whether the student got worse: by accuracy if there are rewards, else by a text symptom or a rising KL."""
+    def harmed(self, symptom: str, first: Figures, top: float, now: Figures, history: Sequence[Figures] = ()) -> bool:
+        """Whether the student got worse: by its rewards if there are any, else by a text symptom or a rising KL."""
         if "accuracy" in now and self.fell(top, 0.0, self.worse):
             return self.fell(top, now["accuracy"], self.worse)
+        if "accuracy" not in now and "reward" in now:
+            return self.lost(top, now["reward"], self.worse, history)
         return symptom in OF_TEXT or ("kl" in first and "kl" in now and now["kl"] > first["kl"])
 
-    def healthy(self, first: Figures, top: float, now: Figures) -> bool:
-        """Whether one step's rollouts are no worse than before: by accuracy, or without rewards by all symptoms."""
+    def healthy(self, first: Figures, top: float, now: Figures, history: Sequence[Figures] = ()) -> bool:
+        """Whether one step's rollouts are no worse than before: by their rewards, or without any by all symptoms."""
         if "accuracy" in now and self.fell(top, 0.0, 0.0):
             return not self.fell(top, now["accuracy"], 0.0)
-        return not self.symptoms(first, now)
+        if "accuracy" not in now and "reward" in now:
+            return not self.lost(top, now["reward"], 0.0, history)
+        return not self.symptoms(first, now, history)
 
     def fell(self, top: float, accuracy: float, share: float) -> bool:
         """Whether an accuracy is below its best by this share and by more than chance.
@@ -263,6 +332,10 @@ class Watch:
         """
         chance = CHANCE * _standard_error((top * self.prompts + 2) / (self.prompts + 4), self.prompts)
         return accuracy < top - max(share * top, chance)
+
+    def lost(self, top: float, reward: float, share: float, history: Sequence[Figures]) -> bool:
+        """The same for a mean reward, whose chance is its scatter from step to step."""
+        return reward < top - max(share * abs(top), CHANCE * scatter(history, "reward"))
 
 
 def _standard_error(accuracy: float, number: int) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from opd.config.diffusion import DiffusionConfig
+from opd.config.run import RunConfig
 from opd.training.actions import NORMAL_ENDS, Continue, RefreshTeacher, RollBack, Stop
-from opd.training.guards import LEAST, OF_TEXT, WINDOW, Watch, typical, watched
+from opd.training.guards import HISTORY, LEAST, OF_TEXT, WINDOW, Watch, quality, typical, watched
 from opd.training.state import State
 from opd.types import Metrics, Term
 
@@ -20,9 +22,13 @@ class Recovery:
     From then on the learning rate is lower, the anchor is stronger, and an averaged teacher is not updated until an
     evaluation is the best so far with rollouts no longer than at the start (arXiv 2606.03532).
 
+    A run whose held-out prompts judge nothing is watched too, with ``times`` 0: after a collapse it ends with its last
+    good weights.
+
     Attributes:
         watch: judges the rollouts of every step.
-        times: the largest number of rollbacks after which the run continues.
+        times: the largest number of rollbacks after which the run continues; 0 to end the run, and to do so only where
+            no evaluation judges it.
         lr: factor on the learning rate for each rollback.
         anchor: least weight of the anchor after a rollback; each rollback doubles it. 0 leaves it unchanged.
     """
@@ -39,22 +45,25 @@ class Recovery:
         if not seen or state.stopped_by not in NORMAL_ENDS:
             return Continue()
         if not state.first:
-            state.first, state.top = seen, seen.get("accuracy", 0.0)
-        state.recent = [*state.recent, seen][-WINDOW:]
-        if len(state.recent) >= LEAST:
-            state.top = max(state.top, typical(state.recent).get("accuracy", 0.0))
-        if self.watch.healthy(state.first, state.top, seen):
+            state.first, state.top = seen, quality(seen) or 0.0
+        state.recent = [*state.recent, seen][-HISTORY:]
+        now = quality(typical(state.recent))
+        if len(state.recent) >= LEAST and now is not None:
+            state.top = max(state.top, now)
+        if self.watch.healthy(state.first, state.top, seen, state.recent):
             state.healthy = state.step - 1  # the weights before this step's update generated the rollouts
+            state.proven = state.proven if self.times else state.healthy  # no evaluation will prove more
         collapsed = self.watch.collapsed(state.first, state.top, state.recent)
         return Stop(*collapsed) if collapsed else Continue()
 
-    def after_evaluation(self, state: State, *, averaged: bool) -> Continue | RefreshTeacher:
+    def after_evaluation(self, state: State, seen: str | None, *, averaged: bool) -> Continue | RefreshTeacher:
         """Note in the state whether the evaluation proves the weights; refresh the teacher after a rollback.
 
         Args:
+            seen: what the guards said of the evaluation; None if it looks well.
             averaged: whether the teacher is an average of the student's weights.
         """
-        if not state.collapsing:
+        if not seen:
             state.proven = state.step
         best = state.best_step == state.step
         longer = set(OF_TEXT) & set(self.watch.symptoms(state.before, state.after))
@@ -73,11 +82,22 @@ class Recovery:
             return Continue()
         good = state.proven if state.stopped_by == "collapse" else state.healthy
         if state.step == steps or state.rollbacks == self.times:
-            left = "step" if state.step == steps else "rollback"
-            return RollBack(good, f"the run ends, for no {left} is left", resume=False)
+            why = f", for no {'step' if state.step == steps else 'rollback'} is left" if self.times else " with them"
+            return RollBack(good, f"the run ends{why}", resume=False)
         lr_scale = state.lr_scale * self.lr
         anchors = {t.name: state.weights.get(t.name, t.weight) for t in terms if t.role == "anchor" and self.anchor}
         weights = {name: max(2 * weight, self.anchor) for name, weight in anchors.items()}
         then = [f"learning rate times {lr_scale:g}", *(f"anchor {weight:g}" for weight in weights.values())]
         then += ["teacher kept until an evaluation is the best so far"] if averaged else []
         return RollBack(good, ", ".join(then), lr_scale=lr_scale, weights=weights)
+
+
+def recovery(config: RunConfig | DiffusionConfig) -> Recovery:
+    """What watches the rollouts of a run and rolls back, as ``guards.recover`` says; without it nothing is rolled back
+    but at the end of a run that no evaluation judges.
+    """
+    recover, number = config.guards.recover, config.rollout.prompts_per_step
+    if recover is None:
+        return Recovery(Watch(prompts=number, least=max(2 * WINDOW, config.optimizer.warmup)), times=0)
+    watch = Watch(prompts=number, least=LEAST, **recover.thresholds)
+    return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor)

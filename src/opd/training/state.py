@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd.training.actions import RollBack
+from opd.training.guards import quality
 from opd.types import Metrics
 
 
@@ -28,7 +29,7 @@ class State:
     skipped: int = 0
     """Steps in a row whose loss or gradient was not finite."""
     collapsing: int = 0
-    """Evaluations in a row that looked collapsed."""
+    """Evaluations in a row that looked collapsed, after the warm-up and without a rise."""
     stale: int = 0
     """Evaluations in a row that were not the best so far."""
     idle: int = 0
@@ -44,7 +45,7 @@ class State:
     recent: list[Metrics] = field(default_factory=list)
     """Watched metrics of the last steps, since the start or the last rollback."""
     top: float = 0.0
-    """Best accuracy of rollouts, as a median of recent steps."""
+    """Best accuracy, or else mean reward, of rollouts, as a median of recent steps."""
     healthy: int = 0
     """The last step whose weights generated rollouts no worse than before."""
     proven: int = 0
@@ -64,7 +65,7 @@ class State:
 
     def rolled_back_to(self, saved: State, action: RollBack) -> None:
         """Note that the weights are those of an earlier state again. Steps and totals continue from here."""
-        self.top = max(saved.top, self.first.get("accuracy", 0.0))
+        self.top = max(saved.top, quality(self.first) or 0.0)
         self.rolled_back = self.healthy = self.step
         self.proven = self.step if saved.step <= self.proven else self.proven
         self.skipped = self.collapsing = self.stale = self.idle = 0
