@@ -3,6 +3,13 @@
     Prompt -> Rollout -> [Segment] -> Signal -> loss
     RolloutSource    View        Teacher   Objective
 
+A run file names no object of these protocols but an ``opd.axes.base.AxisValue``, a mapping of settings whose
+``build(run)`` makes the object. Your own derives from the base class of its axis, such as
+``opd.axes.signals.base.SignalConfig`` or ``opd.axes.views.base.ViewConfig``, and is named as ``package.module:Name``.
+
+Of language models, a teacher's signal is an ``opd.signals.FullSignal`` with ``hidden_TD`` and ``head_VD``, whose logits
+are ``hidden_TD @ head_VD.T``; the student's states are ``opd.signals.TokenStates``, likewise.
+
 Every dataclass is frozen. Nothing edits its input, except that each position's loss is filled in (``per_token_T``,
 ``Scored.loss_T``). Token ids are stored once, as they were sampled, and are never decoded and tokenised again.
 """
@@ -368,7 +375,7 @@ class Objective(Protocol):
     """The distance between the student's states and a signal, whose gradient trains the student."""
 
     def __call__(self, student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
-        """The weighted sum over positions, float32 []; gradients flow to the student's states.
+        """The sum over positions of weight times distance, float32 []; gradients flow to the student's states.
 
         ``per_token_T``, float32 [T], receives each position's own loss, detached. Objectives that have no loss per
         position leave it unchanged.

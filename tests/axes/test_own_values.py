@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,12 +15,14 @@ import opd
 from opd.axes.base import Objects
 from opd.axes.context import RunContext
 from opd.axes.signals import SignalConfig
+from opd.axes.signals.top_k import TopK
+from opd.axes.views.base import PromptView, ViewConfig, rewritten
 from opd.config.read import read
 from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, OpdError
 from opd.language.run import LanguageRun
 from opd.losses.objectives import CrossEntropy, PolicyGradient
-from opd.types import Generation, PerPosition, Signal
+from opd.types import Generation, PerPosition, Prompt, Rollout, Signal
 from support.families import read_language
 from support.models import make_model
 from support.small_runs import small_run
@@ -55,6 +57,42 @@ class OneModel(SignalConfig):
 
     def build(self, run: RunContext) -> Any:
         return run.scorer(run.scoring), CrossEntropy()
+
+
+class NearestTwo(TopK):
+    """A shipped value with a default of its own, and its ``type``."""
+
+    k: int = 2
+
+
+class NoPair(SignalConfig):
+    """Makes an objective without a teacher."""
+
+    type: Literal["no pair"] = "no pair"
+
+    def build(self, run: RunContext) -> Any:
+        return CrossEntropy()
+
+
+class NoView(ViewConfig):
+    """Makes what is no view."""
+
+    def build(self, run: RunContext) -> Any:
+        return 5
+
+
+class Braces(ViewConfig):
+    """A text with braces of its own before the prompt."""
+
+    def build(self, run: RunContext) -> Any:
+        return Before(run.chat)
+
+
+class Before(PromptView):
+    """The text."""
+
+    def prompts(self, rollouts: Sequence[Rollout]) -> list[Prompt | None]:
+        return [rewritten(r.prompt, "write {x}: {prompt}") for r in rollouts]
 
 
 class Ratios(SignalConfig):
@@ -107,6 +145,45 @@ def test_a_module_that_fails_is_one_sentence(
     text = refusal("opd", [f"loss.signal={name}:Own"], tmp_path)
     assert f"'{name}:Own' cannot be imported" in text
     assert words in text
+
+
+@pytest.mark.parametrize("key", ["loss.signal", "loss.signal.type"])
+def test_a_class_that_inherits_a_shipped_value_is_a_value_of_its_own(key: str) -> None:
+    config = read("lsm", [f"{key}={HERE}:NearestTwo", "loss.signal.support=student"])
+    signal = config.loss.signal
+    assert isinstance(signal, NearestTwo)
+    assert (signal.k, signal.support, signal.type) == (2, "student", f"{HERE}:NearestTwo")
+    assert read(config.model_dump(mode="json")) == config
+
+
+def test_a_type_alone_leaves_the_recipes_settings_of_another_value_out() -> None:
+    assert read("tml", ["loss.signal.type=top_k", "loss.signal.k=3"]) == read(
+        "tml", ["loss.signal=top_k", "loss.signal.k=3"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "value", "words"),
+    [
+        ("opd", "loss.signal={}:NoPair", r"loss.signal={}:NoPair: build\(\): a pair \(teacher, objective\) is needed"),
+        ("opsd", "teacher.view={}:NoView", r"teacher.view={}:NoView: build\(\): 5 has no segments\(\)"),
+        (
+            "opsd",
+            "teacher.view={}:Braces",
+            r"'write {{x}}: {{prompt}}' has a field that is not known \('x'\). Fix: use only",
+        ),
+    ],
+)
+def test_what_an_own_value_builds_is_checked(recipe: str, value: str, words: str, tmp_path: Path) -> None:
+    settings = [
+        value.format(HERE),
+        f"out={tmp_path / 'out'}",
+        "log=[]",
+        "optimizer.steps=1",
+        "rollout.max_new_tokens=4",
+    ]
+    with pytest.raises(ConfigError, match=words.format(HERE)):
+        opd.train(recipe, settings)
 
 
 def test_a_signal_of_one_model_does_not_get_the_student_behind_a_gate(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
 from opd.config.base import Strict
@@ -23,7 +24,8 @@ class AxisValue(Strict):
     """One value on one axis.
 
     To add a value, copy the nearest file of its axis and name it in the axis' ``__init__``. Outside the package,
-    derive from the axis' base class and write ``type: package.module:ClassName`` in the run file.
+    derive from the axis' base class, or from one of its values, and write ``type: package.module:ClassName`` in the
+    run file; what a class says of its own ``type`` does not count then.
     """
 
     axis: ClassVar[str]
@@ -33,7 +35,7 @@ class AxisValue(Strict):
 
     def words(self) -> str:
         """The value's cell in the map of methods."""
-        return self.type.replace("_", " ")
+        return self.type if ":" in self.type else self.type.replace("_", " ")
 
 
 Value = TypeVar("Value", bound=AxisValue)
@@ -118,7 +120,16 @@ def _own(name: str, base: type[Value]) -> type[Value]:
         )
     if getattr(found, "build", None) is getattr(base, "build", None):
         raise ValueError(f"'{name}' has no build. Fix: define what {base.__name__}.build returns")
-    return found
+    value: type[Value] = _of_any_type(found)
+    return value
+
+
+@cache
+def _of_any_type(own: Any) -> Any:
+    """A user's class, of which ``type`` is the name in the run file, also if it inherits that of a shipped value."""
+    if own.model_fields["type"].annotation is str:
+        return own
+    return create_model(own.__name__, __base__=own, __module__=own.__module__, type=(str, ...))
 
 
 def import_named(name: str, *, key: str) -> Any:
@@ -143,7 +154,10 @@ def imported(name: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"'{name}' cannot be imported: {error}. Fix: check the module's path and name") from None
+        raise ValueError(
+            f"'{name}' cannot be imported: {error}. Fix: check the name; modules of the working "
+            "directory and installed ones are found"
+        ) from None
     except Exception as error:  # whatever a user's module raises while it is executed
         text = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ValueError(
@@ -174,6 +188,18 @@ def check_methods(given: Any, methods: Sequence[str], *, key: str) -> None:
             f"{key}: {given!r} has no {' and no '.join(missing)}. Fix: give an object with "
             f"{' and '.join(f'{method}()' for method in methods)}"
         )
+
+
+def check_pair(given: Any, *, key: str) -> None:
+    """Refuse what is no pair of a teacher and an objective.
+
+    Raises:
+        ConfigError: the sentence names the argument or key.
+    """
+    if not (isinstance(given, tuple) and len(given) == 2):
+        raise ConfigError(f"{key}: a pair (teacher, objective) is needed (got {given!r}). Fix: give both")
+    check_methods(given[0], ("score",), key=f"{key}[0]")
+    check_methods(given[1], ("__call__",), key=f"{key}[1]")
 
 
 def _is_dataset(rows: Any) -> bool:
@@ -227,12 +253,7 @@ class Objects:
                 "the override prompts.task"
             )
         if self.signal is not None and not isinstance(self.signal, AxisValue):
-            if not (isinstance(self.signal, tuple) and len(self.signal) == 2):
-                raise ConfigError(
-                    f"signal: a pair (teacher, objective) is needed (got {self.signal!r}). Fix: give both"
-                )
-            check_methods(self.signal[0], ("score",), key="signal[0]")
-            check_methods(self.signal[1], ("__call__",), key="signal[1]")
+            check_pair(self.signal, key="signal")
         for name in ("prompts", "eval_prompts"):
             rows = getattr(self, name)
             named = isinstance(rows, str) or (isinstance(rows, Mapping) and not _is_dataset(rows))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from opd.axes.base import AxisValue, class_named
+from opd.axes.base import AXES, AxisValue, class_named
 from opd.axes.signals import SignalConfig
 from opd.config import yaml_text
 from opd.config.diffusion import DiffusionConfig
@@ -76,7 +76,7 @@ def read(
     if not isinstance(source, str | Path | Mapping):
         raise ConfigError(f"a run file is a name, a path or a mapping (got {source!r}). Fix: give one of these")
     tree = dict(source) if isinstance(source, Mapping) else _recipe_or_file(source, at)
-    pairs = pairs_of(overrides)
+    pairs = _whole_values(pairs_of(overrides))
     if source in recipe_names():
         settle(tree, str(starts_from or pairs.get("student") or tree["student"]), set_key)
         if any(key in PROMPT_SOURCES for key in pairs):
@@ -102,6 +102,12 @@ def read(
             f"{config.optimizer.steps}. Fix: lower optimizer.warmup"
         )
     return config
+
+
+def _whole_values(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """``loss.signal.type=X`` as ``loss.signal=X``: another value of an axis has none of the recipe's settings."""
+    renamed = {f"{key}.type": key for key in (*AXES, "loss.divergence") if key not in pairs}
+    return {renamed.get(key, key): value for key, value in pairs.items()}
 
 
 def _depth(key: str, pairs: Mapping[str, Any]) -> int:

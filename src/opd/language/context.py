@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from opd.axes.base import GIVEN, Objects
+from opd.axes.base import GIVEN, METHODS, Objects, check_methods
 from opd.axes.views.plain import PlainView
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum
@@ -167,7 +167,9 @@ class LanguageContext:
 
     def view(self) -> View:
         """The run's view, made once."""
-        view: View = self.once("view", lambda: self.config.teacher.view.build(self))
+        config = self.config.teacher.view
+        view: View = self.once("view", lambda: config.build(self))
+        check_methods(view, METHODS["view"], key=f"teacher.view={config.type}: build()")
         return view
 
     def plain_segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
@@ -177,14 +179,17 @@ class LanguageContext:
     def author(self, config: Any, *, key: str) -> HintAuthor:
         """The hint author that ``config`` describes."""
         author: HintAuthor = config.build(self, key)
+        check_methods(author, METHODS["author"], key=f"{key}={config.type}: build()")
         return author
 
     # Rollouts
 
     def engine(self, model: LanguageModel) -> Engine:
         """What generates tokens with a model; the student has one engine."""
-        build = partial(self.config.rollout.engine.build, self, model)
+        config = self.config.rollout.engine
+        build = partial(config.build, self, model)
         engine: Engine = self.once("engine", build) if model is self.student else build()
+        check_methods(engine, METHODS["engine"], key=f"rollout.engine={config.type}: build()")
         return engine
 
     @property

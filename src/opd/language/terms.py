@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from opd.axes.base import check_pair
 from opd.axes.views.plain import PlainView
 from opd.errors import ConfigError
 from opd.experimental.hardest_tokens import Difficulty
@@ -65,7 +66,9 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     """The term of ``loss.signal``, and those that read the same teacher."""
     config = run.config
     signal = config.loss.signal
-    teacher, objective = signal.build(run)
+    built = signal.build(run)
+    check_pair(built, key=f"loss.signal={signal.type}: build()")
+    teacher, objective = built
     weights = _token_weights(run, objective)
     view_config = config.teacher.view
     by_view = f"teacher.view={view_config.type}, and {view_config.if_empty}"

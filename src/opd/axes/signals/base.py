@@ -54,7 +54,7 @@ class SignalConfig(AxisValue):
 
     def distance(self, divergence: str) -> str:
         """What its loss measures, given the name of ``loss.divergence``: for the map and the report."""
-        return divergence if self.compares else ""
+        return divergence if self.compares else self.words()
 
     def check_divergence(self, name: str) -> None:
         """Refuse a divergence that cannot do what the settings ask of it, before any model is loaded.

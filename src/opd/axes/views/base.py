@@ -83,13 +83,27 @@ def whole(index: int, context_ids: tuple[int, ...], rollout: Rollout) -> Segment
 
 
 def rewritten(prompt: Prompt, template: str, **fields: str) -> Prompt:
-    """A prompt whose last user message, or whose text, is the filled template; without one it is the last message."""
+    """A prompt whose last user message, or whose text, is the filled template; without one it is the last message.
+
+    Raises:
+        ConfigError: the template names another field; a brace that is none is written twice.
+    """
     if prompt.messages is None:
-        return replace(prompt, text=template.format(prompt=prompt.text, **fields))
+        return replace(prompt, text=_formatted(template, prompt=prompt.text or "", **fields))
     messages = list(prompt.messages)
     at = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
-    messages[at] = {**messages[at], "content": template.format(prompt=content_text(messages[at]), **fields)}
+    messages[at] = {**messages[at], "content": _formatted(template, prompt=content_text(messages[at]), **fields)}
     return replace(prompt, messages=tuple(messages))
+
+
+def _formatted(template: str, **fields: str) -> str:
+    try:
+        return template.format(**fields)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"teacher.view: {template!r} has a field that is not known ({error}). Fix: use only "
+            f"{' and '.join(f'{{{name}}}' for name in fields)}, and write other braces twice"
+        ) from None
 
 
 FIELD = re.compile(r"\{(\w+)\}")
