@@ -14,10 +14,13 @@ import opd
 from opd.axes.base import Objects
 from opd.config.read import read
 from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, ModelError
+from opd.language.load import load_run
+from opd.language.measure import evaluation
 from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
+from opd.types import Sampling
 from support.altered import train_altered
 from support.families import read_language
 from support.interrupt import Interrupt
@@ -206,6 +209,18 @@ def test_anchor_holds_the_student_near_its_start(tmp_path: Path) -> None:
         return _moved(student)
 
     assert distance(10.0) < distance(0.0)
+
+
+def test_only_the_answers_of_avg_at_n_are_drawn_as_eval_sampling_says(tmp_path: Path) -> None:
+    settings = {"rollouts_per_prompt": 8, "sampling": {"top_p": 0.9, "min_p": 0.1}, "prompts": {"path": "e.jsonl"}}
+    config = read_language(run_file(tmp_path, eval=settings))
+    prompts = [{"prompt": "a b", "answer": "c"}]
+    given = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS, eval_prompts=prompts)
+    measured = evaluation(load_run(config, given))
+    assert measured
+    assert measured.drawn.sampling == Sampling(top_p=0.9, min_p=0.1)
+    assert measured.sampled.sampling == Sampling()
+    assert "avg@8" in measured()
 
 
 def _moved(student: LanguageModel) -> float:

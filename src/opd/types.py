@@ -266,11 +266,13 @@ class Sampling:
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set with at least this probability; 1 keeps all.
+        min_p: keep tokens with at least this share of the most likely one's probability; 0 keeps all.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
 
 class Engine(Protocol):

@@ -114,6 +114,14 @@ def test_folders_that_hold_no_data(tmp_path: Path) -> None:
         load_prompts(PromptsConfig(path=str(tmp_path)), key="prompts", has_template=True)
 
 
+def test_a_folder_of_all_kinds_of_files_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.data.prompts.MOST_FILES", 20)
+    for number in range(30):
+        (tmp_path / f"{number}.json").write_text("{}")
+    with pytest.raises(DataError, match="prompts: folder '.*' has more than 20 files and folders, so it is no dataset"):
+        load_prompts(PromptsConfig(dataset=str(tmp_path)), key="prompts", has_template=True)
+
+
 def test_columns_by_their_names_in_the_source(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = {"question": "2 + 2", "prompt": "x", "truth": {"value": 4, "more": 1}, "answer": "no", "level": 3}

@@ -87,6 +87,15 @@ def test_top_k() -> None:
     assert float(kept.sum()) == pytest.approx(1)
 
 
+def test_min_p_keeps_what_has_a_share_of_the_likeliest() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = log_probs(logits, Sampling(min_p=0.5)).exp()
+    assert torch.allclose(kept, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+    assert torch.allclose(log_probs(logits, Sampling(min_p=0.05)), logits)
+    cut = log_probs(logits, Sampling(min_p=0.5, top_p=0.4)).exp()
+    assert torch.allclose(cut, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+
 def test_training_mode_is_put_back(student: LanguageModel) -> None:
     student.model.train()
     HFEngine(student).generate([[5]], [2], sampling=Sampling(), stop_ids=frozenset({2}), seed=0)

@@ -1,5 +1,8 @@
 """Templates: a trajectory built from ids equals the template's own rendering of the whole conversation."""
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +133,31 @@ def test_a_broken_template_is_not_blamed_on_the_messages(template: str, fault: s
     tokenizer.chat_template = template
     with pytest.raises(ModelError, match=rf"^the chat template of .* is broken \({fault}.*\). Fix: correct it"):
         Chat(tokenizer).prompt_ids(Prompt("x", ({"role": "user", "content": "a"},)))
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+"""Ten thousand million rounds."""
+
+
+@pytest.mark.parametrize("loops", [LOOPS, f"{{% if messages | length > 1 %}}{LOOPS}{{% endif %}}"])
+def test_a_template_that_does_not_end_is_refused_in_time(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.models.chat.DEADLINE", 0.2)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = loops + tokenizer.chat_template
+    chat, threads = Chat(tokenizer), threading.active_count()
+    prompt = Prompt(id="p", messages=({"role": "user", "content": "a"}, {"role": "user", "content": "b"}))
+    for render in (lambda: chat.prompt_text(prompt), lambda: chat.prompt_texts([prompt] * 3)):
+        with pytest.raises(ModelError, match=r"^the chat template of .* does not end \(it takes more than 0.2"):
+            render()
+    wait_until(lambda: threading.active_count() == threads)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for another thread."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_the_bundled_tokenizer(tmp_path: Path) -> None:

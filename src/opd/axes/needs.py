@@ -36,7 +36,7 @@ def _own_weights(config: Any) -> str | None:
 
 def _drawn_from(config: Any) -> str | None:
     rollout = config.rollout
-    cut = {"top_p": rollout.top_p < 1, "top_k": rollout.top_k > 0}
+    cut = {"top_p": rollout.top_p < 1, "top_k": rollout.top_k > 0, "min_p": rollout.min_p > 0}
     if key := next((key for key, holds in cut.items() if holds), None):
         return f"rollout.{key}={getattr(rollout, key):g}"
     if rollout.temperature != config.loss.temperature:
@@ -140,7 +140,7 @@ FACTS: dict[str, Fact] = {
     "sampling as scored": Fact(
         "tokens drawn from the very distribution that the loss compares",
         _drawn_from,
-        "set rollout.top_p=1, rollout.top_k=0 and rollout.temperature to loss.temperature",
+        "set rollout.top_p=1, rollout.top_k=0, rollout.min_p=0 and rollout.temperature to loss.temperature",
     ),
     "student writes": Fact(
         "rollouts that the student writes",

@@ -7,9 +7,28 @@ from pydantic import Field, field_validator
 from opd.axes.engines import EngineChoice, Hf
 from opd.axes.rollouts import SourceChoice, Student
 from opd.config.base import Strict
+from opd.types import Sampling
 
 
-class RolloutConfig(Strict):
+class SamplingConfig(Strict):
+    """How the next token is drawn."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this probability."""
+    top_k: int = Field(0, ge=0)
+    """Sample from this number of likeliest tokens; 0 keeps all."""
+    min_p: float = Field(0.0, ge=0, lt=1)
+    """Sample from the tokens with at least this share of the likeliest one's probability; 0 keeps all."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The same for engines."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+
+
+class RolloutConfig(SamplingConfig):
     source: SourceChoice = Student()
     """What writes the completions: student (on-policy), teacher, references, mixture, prefix or recorded."""
     engine: EngineChoice = Hf()
@@ -24,13 +43,6 @@ class RolloutConfig(Strict):
     """Most assistant turns, if there is an environment."""
     grow_turns_every: int | None = Field(None, ge=1)
     """Start with one turn and allow another after this number of steps, up to ``max_turns`` (TCOD)."""
-    temperature: float = Field(1.0, ge=0)
-    """Sampling temperature; 0 takes the likeliest token."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this probability."""
-    top_k: int = Field(0, ge=0)
-    """Sample from this number of likeliest tokens; 0 keeps all."""
-
     stop: tuple[str | int, ...] = ()
     """Further ends of a turn, beside each model's own end tokens: token ids, or texts such as ``<|im_end|>``. The
     text of a special token ends a turn at that token. Any other text ends it at the token that completes the text; if

@@ -12,7 +12,7 @@ from opd.config.adapter import LoraConfig
 from opd.config.base import Strict, exactly_one
 from opd.config.loss import LossConfig
 from opd.config.reward import RewardConfig
-from opd.config.rollout import RolloutConfig
+from opd.config.rollout import RolloutConfig, SamplingConfig
 from opd.config.tasks import IMAGE_TASKS, TASKS
 from opd.config.teacher import TeacherConfig
 from opd.config.tools import ToolsConfig
@@ -190,7 +190,9 @@ class EvalConfig(Strict):
     every: int = Field(20, ge=1)
     """Steps between evaluations."""
     rollouts_per_prompt: int = Field(0, ge=0)
-    """Also sample n answers per prompt at temperature 1 and report their mean accuracy, avg@n."""
+    """Also sample n answers per prompt and report their mean accuracy, avg@n."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How the answers of avg@n are drawn; by default from the whole distribution at temperature 1."""
     divergence: bool | None = None
     """Reverse KL to the teacher on the student's own rollouts; by default if no answer can be checked."""
     diagnostics: int = Field(64, ge=0)

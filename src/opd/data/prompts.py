@@ -25,6 +25,9 @@ HELD_OUT = ("test", "validation", "train")
 """Splits of held-out prompts, if none is named: the first that the source has."""
 
 
+MOST_FILES = 20_000
+"""Entries of a folder that is a dataset; a home folder or ``/tmp`` has more, and would be searched for minutes."""
+
 Judged = Callable[[PromptsConfig, Task | None], Task | None]
 """The task of a source with its rewards, from the source's settings and its own task."""
 
@@ -242,7 +245,15 @@ def _check_folder(path: Path, config: PromptsConfig, key: str) -> None:
     if config.dataset and config.dataset.startswith(("/", "./", "../", "~")) and not path.exists():
         raise DataError(f"{key}: there is no folder '{config.dataset}'. Fix: check the path")
     readable = (*FILES, *(f"{end}.gz" for end in FILES), ".arrow")
-    if path.is_dir() and not any(file.name.lower().endswith(readable) for file in path.rglob("*")):
+    if not path.is_dir():
+        return
+    files = list(islice(path.rglob("*"), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise DataError(
+            f"{key}: folder '{config.dataset}' has more than {MOST_FILES:,} files and folders, so it is no dataset. "
+            "Fix: name the folder or the file of the data"
+        )
+    if not any(file.name.lower().endswith(readable) for file in files):
         raise DataError(
             f"{key}: folder '{config.dataset}' has no data. Fix: put files in {', '.join(FILES)} there, or name "
             "another folder"

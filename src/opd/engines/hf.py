@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -37,6 +38,9 @@ def log_probs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
         # A token stays if those before it do not yet reach top_p; the first always stays.
         beyond = probability.cumsum(-1) - probability >= sampling.top_p
         logits = logits.masked_fill(beyond.scatter(-1, index, beyond), float("-inf"))
+    if sampling.min_p > 0:
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < least, float("-inf"))
     return logits.log_softmax(-1)
 
 

@@ -51,7 +51,8 @@ class Evaluation:
         student: the model, with its weights at the time of the call.
         prompts: held-out prompts.
         greedy: generates greedy rollouts of the student.
-        sampled: generates rollouts of the student at temperature 1, for avg@n, divergence and diagnostics.
+        sampled: generates rollouts of the student at temperature 1, for divergence and diagnostics.
+        drawn: generates the answers of avg@n.
         samples: n of avg@n; 0 disables it.
         divergence: teacher, view and objective of ``reverse_kl`` on the student's sampled rollouts; None disables it.
         repeats: rollouts per prompt for divergence and diagnostics; a feedback view needs several attempts.
@@ -66,6 +67,7 @@ class Evaluation:
     prompts: Sequence[Prompt]
     greedy: Sampler
     sampled: Sampler
+    drawn: Sampler
     samples: int = 0
     divergence: tuple[Teacher, View, Objective] | None = None
     texts: Sequence[tuple[int, ...]] = ()
@@ -82,7 +84,7 @@ class Evaluation:
             metrics |= summarise(self.greedy.rollout(self.prompts, SEED))
         if self.samples:
             repeated = [p for p in self.prompts for _ in range(self.samples)]
-            measured = summarise(self.sampled.rollout(repeated, SEED))
+            measured = summarise(self.drawn.rollout(repeated, SEED))
             short = {"accuracy": "avg", "reward": "reward"}
             metrics |= {f"{short[name]}@{self.samples}": measured[name] for name in short if name in measured}
         if self.divergence and self.prompts:

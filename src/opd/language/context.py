@@ -195,8 +195,7 @@ class LanguageContext:
     @property
     def sampling(self) -> Sampling:
         """How the run file draws tokens in training."""
-        rollout = self.config.rollout
-        return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
+        return self.config.rollout.sampling
 
     def sampler(
         self,

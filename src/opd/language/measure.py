@@ -50,6 +50,7 @@ def evaluation(run: LanguageContext, main: Term | None = None) -> Evaluation | N
         prompts=run.held_out,
         greedy=run.sampler(GREEDY, held_out=True),
         sampled=run.sampler(held_out=True),
+        drawn=run.sampler(config.sampling.sampling, held_out=True),
         samples=config.rollouts_per_prompt,
         divergence=_divergence(run) if main and run.held_out and _wants_divergence(run) else None,
         texts=texts,
@@ -120,6 +121,7 @@ def measure_model(
         prompts=rendered.prompts,
         greedy=sampler(Sampling(temperature=temperature)),
         sampled=sampler(Sampling()),
+        drawn=sampler(Sampling()),
         samples=samples,
     )
     return measure()

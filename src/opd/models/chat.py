@@ -14,15 +14,19 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, takewhile
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
 from opd.errors import ModelError
+from opd.models.deadline import within
 from opd.models.messages import MessageForms
 from opd.types import Message, Prompt, Span
+
+DEADLINE = 10.0
+"""Seconds for one rendering, and a hundredth of them more for each further message or conversation of it."""
 
 _MARKER = "MARKER"
 _OPENING: tuple[Message, ...] = ({"role": "user", "content": "a"},)
@@ -323,6 +327,8 @@ class Chat:
         def render(messages: Sequence[Message]) -> str | None:
             try:
                 text: str = self._rendered(messages, generate=False)
+            except ModelError:
+                raise
             except Exception:
                 return None
             return text
@@ -335,18 +341,31 @@ class Chat:
         """The template's text of messages in its own form, or of each of several conversations.
 
         It raises whatever the template raises.
+
+        Raises:
+            ModelError: the template takes too long.
         """
-        return self.tokenizer.apply_chat_template(
+        render = partial(
+            self.tokenizer.apply_chat_template,
             messages,
             tools=[dict(tool) for tool in tools] if tools else None,
             tokenize=False,
             add_generation_prompt=generate,
             **self.kwargs,
         )
+        try:
+            return within(DEADLINE + len(messages) * DEADLINE / 100, render)
+        except TimeoutError as error:
+            raise ModelError(
+                f"the chat template of '{self.tokenizer.name_or_path}' does not end ({error}). Fix: correct its loops, "
+                "or take another tokenizer"
+            ) from None
 
     def _rendered_together(self, prompts: Sequence[Prompt]) -> list[str]:
         try:
             texts: list[str] = self._rendered([self._forms(p.messages or ()) for p in prompts], generate=True)
+        except ModelError:
+            raise
         except Exception:  # one of them is refused: which one, and why, is found below
             texts = [self._named_text(prompt) for prompt in prompts]
         return texts
@@ -373,6 +392,8 @@ class Chat:
         try:
             text: str = self._rendered(self._forms(messages), generate=generate, tools=tools)
             return text
+        except ModelError:
+            raise
         except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
             name = f"the chat template of '{self.tokenizer.name_or_path}'"
