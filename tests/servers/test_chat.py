@@ -10,7 +10,7 @@ import pytest
 
 from opd.config.secrets import Secret, from_environment, redact, redact_sentence
 from opd.errors import ConfigError, ModelError, OpdError
-from opd.servers import chat as module
+from opd.servers import http as module
 from opd.servers.chat import ChatEndpoint
 from support.hostile_server import HostileServer, Reply, chat, drips, key_of, sends, whole
 

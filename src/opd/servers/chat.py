@@ -1,8 +1,4 @@
-"""A client of OpenAI-compatible chat endpoints. Every fault of network or server becomes one sentence here.
-
-A server is not trusted: the time of a whole request and the size of an answer are bounded, redirects are not followed,
-and the key is removed from whatever comes back.
-"""
+"""A client of OpenAI-compatible chat endpoints. Every fault of network or server becomes one sentence here."""
 
 from __future__ import annotations
 
@@ -11,31 +7,25 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 from anyio.from_thread import start_blocking_portal
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
-from opd.config.secrets import Secret, checked_url, from_environment, redact, redact_sentence
+from opd.config.secrets import from_environment, redact
 from opd.data import strict_json
 from opd.errors import ConfigError, ModelError
+from opd.servers.http import QUOTED, Http, Refused, address, passing, pause
 from opd.types import Message
 
 KEY_VARIABLE = "OPD_HINT_API_KEY"
 """Environment variable with the key, unless another one is named."""
 
-MAX_WAIT_S = 30.0
-"""Longest pause between two attempts in seconds, also if the server asks for a longer one."""
-
 MAX_BYTES = 8_000_000
 """Largest answer; a text of a few thousand tokens has some ten kilobytes."""
-
-QUOTED = 200
-"""Number of characters of a server's answer in an error."""
 
 
 class ChatEndpoint:
@@ -69,14 +59,12 @@ class ChatEndpoint:
         cache: str | None = None,
         key: str,
     ) -> None:
-        try:
-            self.url = str(httpx.URL(f"{checked_url(url).rstrip('/')}/chat/completions"))
-        except (ValueError, httpx.InvalidURL) as error:
-            raise ConfigError(f"{key}: {redact_sentence(str(error)).rstrip('.')}") from None
+        self.url = address(url, "chat/completions", key=key)
         place = f"{key.rpartition('.')[0]}.api_key_env".lstrip(".")
-        self.secret = from_environment(api_key_env, key=place, needed=api_key_env != KEY_VARIABLE)
+        secret = from_environment(api_key_env, key=place, needed=api_key_env != KEY_VARIABLE)
+        self.http = Http(secret, key=key, timeout=timeout, max_bytes=MAX_BYTES)
         self.model, self.fields, self.key = model, dict(fields), key
-        self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
+        self.retries, self.concurrency = retries, concurrency
         self.cache = Path(cache) if cache else None
         self.known: dict[str, str] = {}
 
@@ -97,22 +85,13 @@ class ChatEndpoint:
             async with at_a_time:
                 return await self._answer(client, body)
 
-        async with self._client() as client:
+        async with self.http.client() as client:
             tasks = [asyncio.create_task(one(body)) for body in bodies]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
                 for task in tasks:
                     task.cancel()
-
-    def _client(self) -> httpx.AsyncClient:
-        try:
-            return httpx.AsyncClient(timeout=None, auth=_Bearer(self.secret))
-        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # not quoted: a proxy's address has keys
-            raise ConfigError(
-                f"{self.key}: the environment's proxy or certificates cannot be used ({type(error).__name__}). Fix: "
-                "correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
-            ) from None
 
     async def _answer(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
         name = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
@@ -126,21 +105,20 @@ class ChatEndpoint:
         """One answer over the network."""
         attempts = AsyncRetrying(
             stop=stop_after_attempt(self.retries + 1),
-            wait=_wait,
-            retry=retry_if_exception(_passing),
+            wait=pause,
+            retry=retry_if_exception(passing),
             reraise=True,
         )
         try:
-            text: str = await attempts(self._send, client, body)
-        except _Refused as error:
+            text = (await attempts(self.http.send, client, "POST", self.url, body)).text
+        except Refused as error:
             raise ModelError(
-                f"{self.key}: '{self.url}' answered {error.response.status_code}: {error.text[:QUOTED]}. Fix: correct "
-                f"{self.key}, its model or its key"
+                f"{self.key}: '{self.url}' answered {error.words}. Fix: correct {self.key}, its model or its key"
             ) from None
         except (httpx.HTTPError, TimeoutError) as error:
             raise ModelError(
                 f"{self.key}: no answer from '{self.url}' after {self.retries + 1} "
-                f"attempt{'s' if self.retries else ''} ({self._reason(error)}). Fix: start the server, or "
+                f"attempt{'s' if self.retries else ''} ({self.http.reason(error)}). Fix: start the server, or "
                 f"correct {self.key}"
             ) from None
         try:
@@ -150,38 +128,6 @@ class ChatEndpoint:
                 f"{self.key}: '{self.url}' does not answer as an OpenAI-compatible chat endpoint: "
                 f"{text[:QUOTED]}. Fix: correct {self.key}"
             ) from None
-
-    async def _send(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-        """The text of one attempt's answer.
-
-        Raises:
-            TimeoutError: the whole answer has not come in time, however many parts of it have.
-            httpx.HTTPError: the server cannot be reached, or refuses.
-            ModelError: the answer is too large.
-        """
-        with anyio.fail_after(self.timeout):
-            async with client.stream("POST", self.url, json=body) as response:
-                text = redact((await self._bounded(response)).decode("utf-8", "replace"))
-        if not response.is_success:
-            raise _Refused(response, text)
-        return text
-
-    async def _bounded(self, response: httpx.Response) -> bytes:
-        body = bytearray()
-        async for part in response.aiter_bytes(65_536):
-            body += part
-            if len(body) > MAX_BYTES:
-                raise ModelError(
-                    f"{self.key}: the answer of '{self.url}' has more than {MAX_BYTES:,} bytes. Fix: correct {self.key}"
-                )
-        return bytes(body)
-
-    def _reason(self, error: Exception) -> str:
-        """A fault in words. What a protocol error says is not quoted, as it may hold headers."""
-        if isinstance(error, TimeoutError):
-            return f"no whole answer within {self.timeout:g} s"
-        text = "" if isinstance(error, httpx.ProtocolError) else redact_sentence(str(error))
-        return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
     def _recall(self, name: str) -> str | None:
         """A kept answer; None without one, or if its file was damaged or belongs to another question."""
@@ -209,26 +155,6 @@ class ChatEndpoint:
                 ) from None
 
 
-class _Bearer(httpx.Auth):
-    """The key enters a request here, and nowhere else."""
-
-    def __init__(self, secret: Secret | None) -> None:
-        self.secret = secret
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        if self.secret:
-            request.headers["Authorization"] = f"Bearer {self.secret.reveal()}"
-        yield request
-
-
-class _Refused(httpx.HTTPStatusError):
-    """An answer with a status of refusal, and its text."""
-
-    def __init__(self, response: httpx.Response, text: str) -> None:
-        super().__init__("refused", request=response.request, response=response)
-        self.text = text
-
-
 def _content(message: Any) -> str:
     """The text of a message; of a list of parts, as some servers send it, that of the parts of text."""
     content = message["content"]
@@ -240,20 +166,3 @@ def _content(message: Any) -> str:
 def _text(answer: str) -> str:
     """The answer without halves of characters, which JSON can carry and no tokenizer reads."""
     return re.sub("[\ud800-\udfff]", "\ufffd", answer)
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether another attempt may succeed."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return isinstance(error, httpx.TransportError | TimeoutError) and not isinstance(error, httpx.LocalProtocolError)
-
-
-_backoff = wait_exponential(multiplier=0.5, max=MAX_WAIT_S)
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt: the server's Retry-After, or twice the last pause."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, httpx.HTTPStatusError) else ""
-    return min(float(asked), MAX_WAIT_S) if re.fullmatch("[0-9]{1,9}", asked) else _backoff(state)
