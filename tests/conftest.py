@@ -19,7 +19,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name in ("OPD_HINT_API_KEY", "WANDB_API_KEY"):
+    for name in ("OPD_HINT_API_KEY", "OPD_TEACHER_API_KEY", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 

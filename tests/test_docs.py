@@ -16,6 +16,8 @@ from opd.axes.base import AXES, GIVEN
 from opd.config.read import read
 from opd.errors import ConfigError
 from opd.losses import DIVERGENCES
+from opd.models.loading import load
+from support.served import Teacher
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -121,8 +123,11 @@ def test_every_metric_is_explained_and_every_explained_metric_exists(
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "3 + 4 = 7"}) + "\n")
     (tmp_path / "own_rewards.py").write_text("def length(prompt, completion, row):\n    return len(completion)\n")
     found: dict[str, set[str]] = {"train": set(), "eval": set()}
+    with Teacher({"teacher": load("nano/math-teacher", key="teacher")}) as server:
+        opd.train("opd", {**SMALL, "teacher.served": server.url, "out": "served"})
     for name, (recipe, keys) in RUNS.items():
         opd.train(recipe, {**SMALL, **keys, "out": name})
+    for name in ("served", *RUNS):
         for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines():
             for kind, metrics in json.loads(line).items():
                 if kind in found:

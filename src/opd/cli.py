@@ -198,6 +198,42 @@ def methods(
 
 
 @app.command()
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Path, bundled name or hub id, or several by name.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; others than 127.0.0.1 need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a forward pass, padding included.")] = 16_384,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the key that requests carry.")
+    ] = "OPD_TEACHER_API_KEY",
+) -> None:
+    """Serve teachers' hidden states, for instance: opd serve nano/math-teacher --port 8000
+
+    A run reads them with teacher.model=nano/math-teacher teacher.served=http://127.0.0.1:8000
+    """
+    from opd.servers.command import serve as run
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+        console.file.flush()
+
+    run(
+        models,
+        host=host,
+        port=port,
+        dtype=dtype,
+        device=device,
+        max_tokens=max_tokens,
+        api_key_env=api_key_env,
+        say=say,
+    )
+
+
+@app.command()
 def doctor(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
     overrides: Overrides = None,

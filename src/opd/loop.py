@@ -190,7 +190,7 @@ class Loop:
             losses: list[Tensor] = []
             for entry in scored:
                 term, chosen = entry.term, torch.isin(entry.signal.rollout_T, where.rollout_T)
-                here = entry.signal.take(chosen)
+                here = entry.signal.take(chosen).arrived()
                 if not len(here):
                     continue
                 row_T, loss_T = align(rollouts, where, here), torch.full_like(entry.loss_T[chosen], torch.nan)

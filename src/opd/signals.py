@@ -49,7 +49,7 @@ class TeachersSignal(Signal):
 
     def part(self, k: int, rows: Tensor) -> FullSignal:
         """Teacher k's signal at some of the positions it has scored, its head on the same device as its states."""
-        part = self.parts[k].take(self.row_TK[rows, k])
+        part = self.parts[k].take(self.row_TK[rows, k]).arrived()
         return replace(part, head_VD=part.head_VD.to(part.hidden_TD.device))
 
     def to(self, device: torch.device) -> TeachersSignal:

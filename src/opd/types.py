@@ -49,8 +49,7 @@ class Prompt:
     Exactly one of ``messages`` (a chat) and ``text`` (plain text to continue) is set.
 
     Example:
-        Prompt(id="math/test/0", messages=({"role": "user", "content": "3 + 4"},),
-               answer="7", domain="math")
+        Prompt(id="math/test/0", messages=({"role": "user", "content": "3 + 4"},), answer="7", domain="math")
     """
 
     id: str
@@ -81,8 +80,7 @@ class Event:
     """An error or limit that the environment reported about one of the student's turns.
 
     Example:
-        Event(kind="unknown_tool", turn=0, span=Span(0, 5),
-              detail={"tool": "multiply", "tools": "add is blip, mul is frob"})
+        Event(kind="unknown_tool", turn=0, span=Span(0, 5), detail={"tool": "multiply", "tools": "add is blip"})
     """
 
     kind: str
@@ -98,8 +96,7 @@ class Event:
 class Rollout:
     """One completion of one prompt: the tokens as sampled, and the tokens inserted between turns.
 
-    Example: two turns around a tool result. The result's tokens are in ``completion_ids``, but the
-    student did not generate them, so their mask is False and their logprob NaN.
+    Example: two turns around a tool result. The student did not generate the result's tokens, so their mask is False.
 
         completion_ids  = [call, f, 3, 4, END, TOOL, 7, END, ASSISTANT, seven, END]
         completion_mask = [   T, T, T, T,   T,    F, F,   F,         F,     T,   T]
@@ -173,10 +170,13 @@ class PerPosition:
                 raise TypeError(
                     f"{type(self).__name__}.{name}: rows have to come first. Fix: let the suffix begin with T"
                 )
-        values = {
-            name: getattr(self, name) for name, suffix in suffixes.items() if suffix[:1] == "T" and suffix.isupper()
-        }
+        values = {name: getattr(self, name) for name, suffix in suffixes.items() if suffix[:1] == "T"}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
+
+    def arrived(self) -> Self:
+        """The same values, once those that a server still has to send are here."""
+        later = {f.name: v.wait() for f in fields(self) if hasattr(v := getattr(self, f.name), "wait")}
+        return replace(self, **later) if later else self
 
 
 @dataclass(frozen=True, slots=True)

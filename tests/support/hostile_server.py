@@ -71,9 +71,8 @@ class HostileServer:
             while b"\r\n\r\n" not in request:
                 request += connection.recv(65_536)
             head, _, body = request.partition(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-l")
-            )
+            lines = head.splitlines()
+            length = next((int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-l")), 0)
             while len(body) < length:
                 body += connection.recv(65_536)
             self.requests.append((head + b"\r\n\r\n" + body).decode())

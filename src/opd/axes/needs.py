@@ -110,6 +110,11 @@ FACTS: dict[str, Fact] = {
         "another rollout.source",
     ),
     "teacher model": Fact("a teacher that is a model of its own", _own_weights, "give teacher.model"),
+    "teacher here": Fact(
+        "a teacher that writes, and one behind a server only scores",
+        lambda c: "teacher.served" if c.teacher.is_served else None,
+        "leave served out",
+    ),
     "several teachers": Fact(
         "several teachers", lambda c: None if c.teacher.models else "no teacher.models", "give teacher.models"
     ),

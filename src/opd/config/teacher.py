@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from opd.axes.views import Plain, ViewChoice
 from opd.axes.weights import Frozen, WeightsChoice
 from opd.config.base import Strict
+from opd.config.served import ServedConfig
 
 
 class TeacherModelConfig(Strict):
@@ -26,6 +27,13 @@ class TeacherModelConfig(Strict):
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
+
+
+class LanguageTeacherConfig(TeacherModelConfig):
+    """The same for language models, which a server may read."""
+
+    served: ServedConfig | None = None
+    """Servers that read the model: an address, a list of addresses, or settings. By default it is loaded here."""
 
 
 class GateConfig(Strict):
@@ -48,8 +56,10 @@ class TeacherConfig(Strict):
     """The student's own weights as teacher: frozen, ema or live. Not with ``model`` or ``models``."""
     model: str | None = None
     """Path or id of another model that teaches; an adapter's folder too."""
-    models: dict[str, TeacherModelConfig] | None = Field(None, min_length=1)
+    models: dict[str, LanguageTeacherConfig] | None = Field(None, min_length=1)
     """Several teachers by name; each scores the prompts of its own domains."""
+    served: ServedConfig | None = None
+    """Servers that read ``model``: an address, a list of addresses, or settings. By default it is loaded here."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Hold the weights of ``model`` or ``models`` in 8 or 4 bits, through bitsandbytes; by default in ``dtype``."""
     view: ViewChoice = Plain()
@@ -69,13 +79,20 @@ class TeacherConfig(Strict):
         given = [key for key, holds in kinds.items() if holds]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given, and each names a teacher. Fix: leave one of them out")
+        if self.served and self.model is None:
+            raise ValueError(
+                "served says where a model is read, and no model is given. Fix: name it in model, or set "
+                "models.NAME.served"
+            )
+        if self.quantize and self.is_served:
+            raise ValueError("quantize and served: a server holds its own weights. Fix: leave one of them out")
         return self
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """A gate measures other models on held-out prompts; several teachers give a signal that can be mixed."""
         needs: dict[str, tuple[str, ...]] = {}
         if self.gate:
-            needs["gate"] = ("teacher model", "held-out prompts", "diagnostics", "mixable signal")
+            needs["gate"] = ("teacher model", "teacher here", "held-out prompts", "diagnostics", "mixable signal")
         if self.models:
             needs["models"] = ("mixable signal",)
         if self.quantize:
@@ -86,6 +103,11 @@ class TeacherConfig(Strict):
     def is_model(self) -> bool:
         """Whether the teacher is another model, or several."""
         return self.model is not None or self.models is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server reads the teacher, or one of several."""
+        return self.served is not None or any(one.served for one in (self.models or {}).values())
 
     def words(self) -> str:
         """The teacher's cell in the map."""

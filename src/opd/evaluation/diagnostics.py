@@ -45,7 +45,7 @@ def diagnose(student: LanguageModel, rollouts: Sequence[Rollout], teacher: Local
 
     Source: Rethinking OPD, arXiv 2604.13016; tests/evaluation/test_diagnostics.py.
     """
-    signal = teacher.score(rollouts, view.segments(rollouts))
+    signal = teacher.score(rollouts, view.segments(rollouts)).arrived()
     if not len(signal):
         return {}
     scored, states = states_of(student, rollouts, PlainView().segments(rollouts), max_tokens=teacher.max_tokens)

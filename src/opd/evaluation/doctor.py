@@ -162,7 +162,7 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     assert main.view is not None
     segments = main.view.segments(rollouts)
     yield from _hints(main.view)
-    signal = main.teacher.score(rollouts, segments).to(run.student.device)
+    signal = main.teacher.score(rollouts, segments).to(run.student.device).arrived()
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
         max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)
@@ -171,7 +171,7 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
         yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
     else:
         yield f"WARNING   no token of these rollouts has a target: {main.if_empty}"
-    if run.teacher_model:
+    if run.teacher_model and not run.teacher_model.is_served:
         theirs = summarise(run.sampler(model=run.teacher_model).rollout(prompts, 0))
         yield f"teacher   on the same prompts: {_line(theirs)}"
         if "accuracy" in ours and theirs["accuracy"] <= ours["accuracy"]:

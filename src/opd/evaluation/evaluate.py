@@ -32,14 +32,14 @@ class DomainTeacher:
         domain: domain of the prompts that it is measured on.
         label: suffix of its metrics: the domain, and its name too if several teachers share the domain.
         scorer: loads the teacher to score rollouts.
-        greedy: loads the teacher to generate greedy answers.
+        greedy: loads the teacher to generate greedy answers; returns None for one that does not write.
         leads: whether it has the largest share of the domain.
     """
 
     domain: str
     label: str
     scorer: Callable[[], LocalTeacher]
-    greedy: Callable[[], RolloutSource]
+    greedy: Callable[[], RolloutSource | None]
     leads: bool
 
 
@@ -122,7 +122,8 @@ class Evaluation:
         totals: dict[str, tuple[float, int]] = {}
         for one in self.teachers:
             own = [p for p in self.prompts if p.domain == one.domain]
-            measured = summarise(one.greedy().rollout(own, SEED))
+            writer = one.greedy()
+            measured = summarise(writer.rollout(own, SEED)) if writer else {}
             for name in measured.keys() & {"accuracy", "reward"}:
                 metrics[f"teacher_{name}/{one.label}"] = measured[name]
                 if one.leads:
@@ -137,7 +138,7 @@ def mean_divergence(
     student: LanguageModel, rollouts: Sequence[Rollout], teacher: Teacher, view: View, objective: Objective
 ) -> float | None:
     """Mean of an objective over the positions of a teacher's signal, nats per token; None if the signal is empty."""
-    signal = teacher.score(rollouts, view.segments(rollouts)).to(student.device)
+    signal = teacher.score(rollouts, view.segments(rollouts)).to(student.device).arrived()
     return mean_loss(student, rollouts, signal, objective) if len(signal) else None
 
 

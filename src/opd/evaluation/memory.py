@@ -232,6 +232,8 @@ def _one_block_at_a_time(language_model: LanguageModel, kept: Pass) -> Pass:
 
 def _reading(language_model: LanguageModel, tokens: int) -> float:
     """A pass without gradients, which holds one block at a time."""
+    if language_model.is_served:
+        return 0.0
     parameters = [(p, p.requires_grad) for p in language_model.model.parameters()]
     for parameter, _ in parameters:
         parameter.requires_grad_(True)

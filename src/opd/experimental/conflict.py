@@ -65,7 +65,7 @@ class Conflict:
         pool = self.teachers.pool
         signals: dict[str, FullSignal] = {}
         for name in pool:
-            signal = LocalTeacher(pool[name], max_tokens=self.max_tokens).score(rollouts, segments)
+            signal = LocalTeacher(pool[name], max_tokens=self.max_tokens).score(rollouts, segments).arrived()
             signals[name] = replace(signal, head_VD=pool.head(name))
         found: Metrics = {}
         for a, b in combinations(signals, 2):

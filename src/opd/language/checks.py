@@ -58,7 +58,7 @@ def padded(run: LanguageContext) -> list[str]:
         f"{key}: '{model.source}' does not keep packed sequences apart, so its forward passes are padded, which takes "
         "longer"
         for key, model in ({"student": run.student} | run.others()).items()
-        if not packs(model)
+        if not model.is_served and not packs(model)
     ]
 
 

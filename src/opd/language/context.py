@@ -22,6 +22,8 @@ from opd.models.loading import load
 from opd.models.pool import ModelPool
 from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
+from opd.servers.model import ServedModel
+from opd.servers.requests import Requests
 from opd.teachers.by_domain import TeacherRollouts, TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.types import (
@@ -132,6 +134,11 @@ class LanguageContext:
         pool = self.pool.models if self.pool else {}
         one = {"teacher.model": self.teacher_model} if self.teacher_model else {}
         return one | {f"teacher.models.{name}": model for name, model in pool.items()}
+
+    @property
+    def servers(self) -> list[Requests]:
+        """The clients of all servers."""
+        return [model.server.requests for model in self.others().values() if isinstance(model, ServedModel)]
 
     # Teachers, views and objectives
 

@@ -21,6 +21,7 @@ from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, set_threads
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
+from opd.servers.model import load_served
 from opd.teachers.by_domain import check_covered
 from opd.types import Prompt
 
@@ -60,7 +61,8 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
     run = share_vocabulary(run, loaded.held_out)
     if config.attention:
         for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
-            use_attention(model, config.attention, key)
+            if not model.is_served:
+                use_attention(model, config.attention, key)
     check_room(run, loaded.held_out)
     return run
 
@@ -97,9 +99,20 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
     where["bases"] = Bases(teacher.quantize) if teacher.quantize else bases
     if teacher.models or teacher.gate:
         named = {name: one.model for name, one in (teacher.models or {}).items()}
-        return {"pool": ModelPool(named or {"teacher": teacher.model or ""}, key="teacher.models", **where)}
+        served = {
+            name: load_served(one.model, one.served, key=f"teacher.models.{name}", dtype=config.dtype, device=device)
+            for name, one in (teacher.models or {}).items()
+            if one.served
+        }
+        sources = named or {"teacher": teacher.model or ""}
+        return {"pool": ModelPool(sources, key="teacher.models", **where, served=served)}
     key = "teacher.model"
-    model = accept(given, key=key) if given else load(teacher.model or "", key=key, **where)
+    if teacher.served:
+        model: LanguageModel = load_served(
+            teacher.model or "", teacher.served, key="teacher", dtype=config.dtype, device=device
+        )
+    else:
+        model = accept(given, key=key) if given else load(teacher.model or "", key=key, **where)
     model.model.requires_grad_(False)
     return {"teacher_model": model}
 
@@ -113,6 +126,9 @@ def _check_given(config: RunConfig, given: LanguageModel, student: LanguageModel
     problems = {
         "teacher.quantize: a teacher given from Python is taken as it is. Fix: give it quantised, or name its folder "
         "in teacher.model": config.teacher.quantize,
+        "teacher.served: a teacher given from Python is read here. Fix: name its folder in teacher.model": (
+            config.teacher.is_served
+        ),
         "teacher.gate: a teacher given from Python is not measured. Fix: name its folder in teacher.model": (
             config.teacher.models or config.teacher.gate
         ),

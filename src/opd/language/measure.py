@@ -209,7 +209,8 @@ def _compared(run: LanguageContext) -> tuple[LocalTeacher | None, View, int] | N
 
 def _teacher_sampler(run: LanguageContext) -> RolloutSource | None:
     """Rolls out a teacher that is one model of its own, if answers can be checked."""
-    if run.teacher_model is None or run.held_out_task is None or not run.config.eval.diagnostics:
+    teacher = run.teacher_model
+    if teacher is None or teacher.is_served or run.held_out_task is None or not run.config.eval.diagnostics:
         return None
     return run.sampler(GREEDY, held_out=True, model=run.teacher_model)
 
@@ -223,8 +224,8 @@ def _teachers(run: LanguageContext) -> list[DomainTeacher]:
     def scorer(name: str) -> LocalTeacher:
         return run.scorer(pool[name])
 
-    def greedy(name: str) -> RolloutSource:
-        return run.sampler(GREEDY, held_out=True, model=pool[name])
+    def greedy(name: str) -> RolloutSource | None:
+        return None if pool[name].is_served else run.sampler(GREEDY, held_out=True, model=pool[name])
 
     return [
         DomainTeacher(

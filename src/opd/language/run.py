@@ -33,6 +33,7 @@ from opd.output.run_log import RunLog
 from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
 from opd.rollouts.references import WithAnswers
+from opd.servers.requests import Requests, measured
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
@@ -83,7 +84,7 @@ class LanguageRun:
         if config.loss.sft:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
-        return Loop(
+        loop = Loop(
             student=run.student,
             sampler=source,
             forward=partial(
@@ -107,7 +108,7 @@ class LanguageRun:
             log=log,
             steps=config.optimizer.steps,
             seed=config.seed,
-            describe=partial(described, run.view()),
+            describe=partial(described, run.view(), run.servers),
             average=average,
             gate=gate(run, terms[0]),
             evaluate=evaluation(run, terms[0]),
@@ -115,6 +116,9 @@ class LanguageRun:
             recovery=recovery(config),
             extrapolation=extrapolation(run),
         )
+        for server in run.servers:
+            server.tell = partial(loop.event, "server")
+        return loop
 
     def recorder(self, loop: Loop) -> Recorder | None:
         """What records single tokens for the report; None if the run file leaves it out."""
@@ -156,6 +160,6 @@ class LanguageRun:
             write_text(Path(self.config.out) / CONTEXT_FILE, view.context + "\n")
 
 
-def described(view: View, rollouts: Sequence[Rollout]) -> Metrics:
-    """Metrics of a step's rollouts, and what its view reports about them."""
-    return describe(rollouts) | getattr(view, "metrics", {})
+def described(view: View, servers: Sequence[Requests], rollouts: Sequence[Rollout]) -> Metrics:
+    """Metrics of a step's rollouts, and what its view and its servers report about them."""
+    return describe(rollouts) | getattr(view, "metrics", {}) | measured(servers)

@@ -42,7 +42,7 @@ from opd.types import Objective, Signal, States
 def per_token_losses(objective: Objective, student: States, signal: Signal) -> Tensor:
     """The objective's own loss at every position, float32 [T], detached."""
     loss_T = torch.zeros(len(signal), device=signal.token_T.device)
-    objective(student, signal, torch.ones_like(loss_T), loss_T)
+    objective(student, signal.arrived(), torch.ones_like(loss_T), loss_T)
     return loss_T
 
 

@@ -116,6 +116,7 @@ class Unsure:
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T]."""
         assert isinstance(signal, FullSignal)
+        signal = signal.arrived()
         head_VD = signal.head_VD.to(signal.hidden_TD.dtype)
         unsure_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
         weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(unsure_T, dtype=torch.float32)

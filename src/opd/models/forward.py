@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,7 +154,12 @@ def states_of(
 def collect(
     language_model: LanguageModel, readings: Sequence[Reading], *, max_tokens: int, layers: Sequence[int] = ()
 ) -> tuple[Signal, TokenStates]:
-    """Forward passes batch by batch, without dropout: the scored tokens and their states, detached and in order."""
+    """Forward passes batch by batch, without dropout: the scored tokens and their states, detached and in order.
+
+    Those of a served model are on their way (``Signal.arrived``, ``States.arrived``).
+    """
+    if language_model.is_served:
+        return _asked(language_model, readings, layers)
     model = language_model.model
     was_training = model.training
     model.eval()
@@ -169,6 +175,27 @@ def collect(
     states = TokenStates(torch.cat([s.hidden_TD for _, s in parts]), parts[0][1].head_VD, layers_TKD)
     order_T = sort_key(where).argsort()
     return where.take(order_T), states.take(order_T)
+
+
+def _asked(language_model: Any, readings: Sequence[Reading], layers: Sequence[int]) -> tuple[Signal, TokenStates]:
+    """The same from servers: one question for each group of rollouts that follow each other.
+
+    The groups depend on the rollouts' numbers alone, so a part of a batch asks the questions of the whole batch.
+    """
+    size = language_model.server.settings.sequences
+    groups = [
+        list(group) for _, group in groupby(sorted(readings, key=lambda r: r.rollout), lambda r: r.rollout // size)
+    ]
+    table = [(r.rollout, p, r.ids[r.offset + p]) for group in groups for r in group for p in r.wanted]
+    columns = torch.tensor(table, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    where = Signal(*columns)
+    order_T = sort_key(where).argsort()
+    asked = [[(r.ids, [r.offset + p - 1 for p in r.wanted]) for r in group] for group in groups]
+    later: Any = language_model.states(asked, order_T, layers)
+    none: Any = torch.empty(len(order_T), 0)
+    head_VD = language_model.head_VD.detach()
+    states = TokenStates(none, head_VD, later) if layers else TokenStates(later, head_VD)
+    return where.take(order_T).to(language_model.device), states
 
 
 def read_own(

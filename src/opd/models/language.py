@@ -46,6 +46,11 @@ class LanguageModel:
     limit: int | None = None
 
     @property
+    def is_served(self) -> bool:
+        """Whether servers read the model, so that it only scores; its config, tokenizer and output head are here."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device

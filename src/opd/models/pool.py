@@ -35,6 +35,7 @@ class ModelPool:
 
     Args:
         sources: path, bundled name or hub id of each.
+        served: models that servers read, by name, in place of their sources.
         key: the run file's key, for error messages.
         dtype, device: of the models.
         bases: models in memory whose weights adapters share.
@@ -51,6 +52,7 @@ class ModelPool:
         dtype: str = "float32",
         device: str = "cpu",
         bases: Bases | None = None,
+        served: Mapping[str, LanguageModel] | None = None,
     ) -> None:
         self.files: dict[str, dict[str, Path]] = {}
         self.models: dict[str, LanguageModel] = {}
@@ -59,6 +61,9 @@ class ModelPool:
         skeletons: dict[str, LanguageModel] = {}
         bases = bases or Bases()
         for name, source in sources.items():
+            if served and name in served:
+                self.models[name], self.files[name], self.held[id(served[name])] = served[name], {}, name
+                continue
             if bases.quantize or base_of(resolve(source)) != resolve(source):
                 whole = load(source, key=f"{key}.{name}", dtype=dtype, device=device, bases=bases)
                 whole.model.requires_grad_(False)
@@ -113,7 +118,8 @@ class ModelPool:
     @property
     def in_memory(self) -> int:
         """Number of whole models in memory at one time; adapters of one base count as one."""
-        return len({next(model.model.parameters()).data_ptr() for model in self.models.values()})
+        whole = [model.model for model in self.models.values() if not model.is_served]
+        return len({next(model.parameters()).data_ptr() for model in whole})
 
     @property
     def max_length(self) -> int | None:

@@ -80,6 +80,7 @@ def teacher_scores(
 
 
 def _of_signal(signal: Signal, names: Sequence[str], top_k: int) -> list[Scores]:
+    signal = signal.arrived()
     if isinstance(signal, FullSignal):
         return [scores_of(signal.hidden_TD, signal.head_VD, signal.token_T, top_k)]
     if isinstance(signal, TeachersSignal):

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from opd.config.secrets import from_environment, redact
 from opd.data import strict_json
 from opd.errors import ConfigError, ModelError
-from opd.servers.http import QUOTED, Http, Refused, address, passing, pause
+from opd.servers.http import QUOTED, Answer, Http, Refused, address, passing, pause
 from opd.types import Message
 
 KEY_VARIABLE = "OPD_HINT_API_KEY"
@@ -110,7 +110,7 @@ class ChatEndpoint:
             reraise=True,
         )
         try:
-            text = (await attempts(self.http.send, client, "POST", self.url, body)).text
+            answer: Answer = await attempts(self.http.send, client, "POST", self.url, body)
         except Refused as error:
             raise ModelError(
                 f"{self.key}: '{self.url}' answered {error.words}. Fix: correct {self.key}, its model or its key"
@@ -121,6 +121,7 @@ class ChatEndpoint:
                 f"attempt{'s' if self.retries else ''} ({self.http.reason(error)}). Fix: start the server, or "
                 f"correct {self.key}"
             ) from None
+        text = answer.text
         try:
             return _content(strict_json.parse(text, halves=True)["choices"][0]["message"])
         except (ValueError, KeyError, IndexError, TypeError):

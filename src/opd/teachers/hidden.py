@@ -47,6 +47,7 @@ class HiddenTeacher:
         where, states = states_of(
             self.language_model, rollouts, segments, max_tokens=self.max_tokens, layers=self.layers
         )
+        states = states.arrived() if self.projection else states
         assert states.layers_TKD is not None
         target_TKR = self.projection(states.layers_TKD) if self.projection else states.layers_TKD
         return HiddenSignal(where.rollout_T, where.position_T, where.token_T, target_TKR)

@@ -55,7 +55,7 @@ class SampledTeacher:
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> SampledSignal:
         """One scoring pass of the teacher over every segment, and one of the reference if there is one."""
-        signal = self.teacher.score(rollouts, segments)
+        signal = self.teacher.score(rollouts, segments).arrived()
         logprobs_T = self._logprobs(signal)
         if self.reference is not None:
             base_T = _token_logprobs(_as_the_student_reads(self.reference, rollouts, signal), self.temperature)

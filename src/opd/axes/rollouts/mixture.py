@@ -26,7 +26,7 @@ class Mixture(SourceConfig):
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """What ``other`` needs."""
-        return {"": ("teacher model", "same tokenizer") if self.other == "teacher" else ("answers",)}
+        return {"": ("teacher model", "teacher here", "same tokenizer") if self.other == "teacher" else ("answers",)}
 
     @property
     def sources(self) -> set[str]:

@@ -30,7 +30,7 @@ class Prefix(SourceConfig):
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """One teacher that can write the student's tokens."""
-        return {"": ("teacher model", "one teacher", "same tokenizer", "room after the prefix")}
+        return {"": ("teacher model", "teacher here", "one teacher", "same tokenizer", "room after the prefix")}
 
     def words(self) -> str:
         """The source's cell in the map."""

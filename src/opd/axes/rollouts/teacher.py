@@ -18,7 +18,7 @@ class Teacher(SourceConfig):
 
     def needs(self) -> dict[str, tuple[str, ...]]:
         """A teacher that can write the student's tokens."""
-        return {"": ("teacher model", "same tokenizer")}
+        return {"": ("teacher model", "teacher here", "same tokenizer")}
 
     @property
     def sources(self) -> set[str]:

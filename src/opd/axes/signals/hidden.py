@@ -94,6 +94,7 @@ class Hidden(SignalConfig):
             student, rollouts, run.plain_segments(rollouts), max_tokens=run.config.teacher.max_tokens, layers=layers
         )
         there, other = states_of(teacher, rollouts, segments, max_tokens=run.config.teacher.max_tokens, layers=theirs)
+        other = other.arrived()
         own = own.take(torch.isin(sort_key(where), sort_key(there)))
         assert own.layers_TKD is not None
         assert other.layers_TKD is not None
