@@ -21,7 +21,8 @@ from opd.models.language import LanguageModel
 from opd.models.loading import load
 from opd.servers.command import named, serve
 from opd.servers.model import ServedModel, load_served
-from opd.signals import CrossSignal, FullSignal, HiddenSignal, SampledSignal, Signal, TeachersSignal
+from opd.signals import CrossSignal, FullSignal, HiddenSignal, SampledSignal, TeachersSignal
+from opd.types import Signal
 from support.families import read_language
 from support.hostile_server import HostileServer, drips, sends, whole
 from support.models import SHAPES, make_model
@@ -211,7 +212,7 @@ def test_a_server_that_stays_wrong_ends_the_run_before_the_step(fault: str, fold
             teacher={"model": str(folder), "served": {"url": server.url, "wait": 1}},
             checkpoint={"every": 1},
         )
-        with pytest.raises(ModelError, match=r"teacher\.served\.url: .* gives no right answer .*--resume"):
+        with pytest.raises(ModelError, match=r"teacher\.served\.url: .* has given no right answer for 1 s .*--resume"):
             opd.train({**tree, "report": None}, student=make_model(0), prompts=PROMPTS, callbacks=[Break()])
     assert '"step": 1, "train"' in steps.read_text()
     assert '"step": 2, "train"' not in steps.read_text()
@@ -267,8 +268,9 @@ def test_another_width_is_refused(folder: Path) -> None:
 def test_two_servers_with_different_weights_are_refused(folder: Path) -> None:
     models = [make_model(seed, layers=3, hidden=48) for seed in (1, 2)]
     with Teacher({"t": models[0]}) as one, Teacher({"t": models[1]}) as other:
+        urls = ServedConfig.model_validate({"url": [one.url, other.url]})
         with pytest.raises(ModelError, match="not those that the run began with"):
-            load_served(str(folder), ServedConfig.model_validate({"url": [one.url, other.url]}), key="teacher")
+            load_served(str(folder), urls, key="teacher")
 
 
 def test_a_name_is_needed_among_several(folder: Path) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy
@@ -18,7 +18,7 @@ from opd.config.secrets import Secret
 from opd.models.language import LanguageModel
 from opd.servers.serve import application
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Reply = tuple[int, dict[str, str], bytes]
 """Status, headers and body of an answer."""
 

@@ -106,6 +106,9 @@ class HFEngine:
         self.language_model = language_model
         self.max_rows = max_rows
 
+    reports = True
+    """Whether ``generate`` takes ``done``."""
+
     def sync(self) -> None:
         """Do nothing: ``generate`` reads the live parameters."""
 
@@ -118,8 +121,9 @@ class HFEngine:
         sampling: Sampling,
         stop_ids: frozenset[int],
         seed: int,
+        done: dict[int, Generation] | None = None,
     ) -> list[Generation]:
-        """Continue each context; see ``Engine.generate``."""
+        """Continue each context; see ``Engine.generate``. ``done`` gets each generation, by row, when it ends."""
         model, device = self.language_model.model, self.language_model.device
         was_training = model.training
         model.eval()
@@ -127,7 +131,7 @@ class HFEngine:
         stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
         # Longest first: waiting rows are then the shortest, and joining them does not pad the others.
         waiting = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
-        done: dict[int, Generation] = {}
+        done = {} if done is None else done
         rows: _Rows | None = None
         while waiting or rows is not None:
             if waiting and (rows is None or len(rows.index) <= COMPACT_BELOW * self.max_rows):

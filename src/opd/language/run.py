@@ -33,12 +33,15 @@ from opd.output.run_log import RunLog
 from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
 from opd.rollouts.references import WithAnswers
+from opd.rollouts.sampler import Sampler
+from opd.rollouts.streaming import Streaming, asks_ahead
+from opd.servers.model import ServedModel
 from opd.servers.requests import Requests, measured
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import recovery
-from opd.types import Metrics, Prompt, Rollout, View
+from opd.types import Metrics, Prompt, Rollout, RolloutSource, Term, View
 
 PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing"}
 """Keys of ``optimizer`` that shape the forward and backward passes."""
@@ -81,6 +84,7 @@ class LanguageRun:
         log.warnings += [*padded(run), *other_ends(run)]
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
+        source = streamed(run, source, terms[0])
         if config.loss.sft:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
@@ -158,6 +162,15 @@ class LanguageRun:
         view = self.context.view()
         if isinstance(view, ContextView):
             write_text(Path(self.config.out) / CONTEXT_FILE, view.context + "\n")
+
+
+def streamed(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:
+    """The source, which asks served teachers about each rollout as it ends, where nothing has to wait for others."""
+    models = [model for model in run.others().values() if isinstance(model, ServedModel)]
+    teacher = asks_ahead(main)
+    if not (models and teacher and main.view and run.config.teacher.view.alone and isinstance(source, Sampler)):
+        return source
+    return Streaming(source, teacher, main.view, models)
 
 
 def described(view: View, servers: Sequence[Requests], rollouts: Sequence[Rollout]) -> Metrics:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -71,6 +71,22 @@ class _Trajectory:
         )
 
 
+Finished = Callable[[int, Rollout], None]
+"""Takes a rollout that has ended, and its index."""
+
+
+class _Done(dict[int, Generation]):
+    """Generations by row; each is passed on as it enters."""
+
+    def __init__(self, take: Callable[[int, Generation], None]) -> None:
+        super().__init__()
+        self.take = take
+
+    def __setitem__(self, row: int, generation: Generation) -> None:
+        super().__setitem__(row, generation)
+        self.take(row, generation)
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Another engine begins each trajectory: tokens of the first turn or whole turns, a number drawn for each batch.
@@ -126,8 +142,14 @@ class Sampler:
     max_length: int | None = None
     stop_texts: tuple[str, ...] = ()
 
-    def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+    def rollout(
+        self, prompts: Sequence[Prompt], seed: int, step: int = 0, finished: Finished | None = None
+    ) -> list[Rollout]:
         """One rollout per prompt, in order; the same seed, step and weights give the same tokens.
+
+        Args:
+            finished: is called with each rollout once it has ended, and its index; before rewards that compare
+                rollouts.
 
         Raises:
             DataError: a prompt leaves no room for an answer.
@@ -145,11 +167,17 @@ class Sampler:
                 break
             contexts = [(*t.prompt_ids, *t.ids) for t in going_on]
             budgets = [self.max_new_tokens - len(t.ids) for t in going_on]
-            generations = self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn)
-            for trajectory, generation in zip(going_on, generations, strict=True):
+            numbers = [i for i, t in enumerate(trajectories) if t.finish is None]
+
+            def take(row: int, generation: Generation, numbers: list[int] = numbers) -> None:
+                trajectory = trajectories[numbers[row]]
                 span = trajectory.add(generation.ids, list(generation.logprobs))
                 trajectory.turns.append(span if trajectory.turns else Span(0, span.stop))
                 self._react(trajectory, generation.stopped, last_turn=len(trajectory.turns) == most)
+                if finished and trajectory.finish:
+                    finished(numbers[row], trajectory.rollout())
+
+            self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn, take)
         made = [t.rollout() for t in trajectories]
         return self.task.rewarded(made) if isinstance(self.task, BatchTask) else made
 
@@ -160,26 +188,39 @@ class Sampler:
         contexts: Sequence[Sequence[int]],
         max_new_tokens: Sequence[int],
         seed: int,
+        take: Callable[[int, Generation], None] = lambda row, generation: None,
     ) -> list[Generation]:
+        """One checked generation for each context; ``take`` gets each as soon as it is there."""
         stop_ids = self.stop_ids | (self.prefix.stop_ids if self.prefix and engine is self.prefix.engine else set())
-        written = engine.generate(contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed)
+        settings: dict[str, Any] = {"sampling": sampling, "stop_ids": stop_ids, "seed": seed}
+        done = _Done(lambda row, one: take(row, self._cut(self._checked(engine, row, one, max_new_tokens[row]))))
+        if getattr(engine, "reports", False):
+            settings["done"] = done
+        written = engine.generate(contexts, max_new_tokens, **settings)
         name = type(engine).__name__
         if len(written) != len(contexts):
             raise OpdError(
                 f"rollout.engine: {name} gave {len(written)} generations for {len(contexts)} contexts. Fix: return one "
                 f"for each context from {name}.generate"
             )
-        for number, (generation, most) in enumerate(zip(written, max_new_tokens, strict=True)):
-            ids, logprobs = len(generation.ids), len(generation.logprobs)
-            if not 1 <= ids <= most or logprobs != ids:
-                raise OpdError(
-                    f"rollout.engine: {name} gave {ids} tokens with {logprobs} log-probabilities for context {number}. "
-                    f"Fix: give 1 to {most} tokens, each with its log-probability"
-                )
-        return [self._cut(generation) for generation in written] if self.stop_texts else written
+        for row, generation in enumerate(written):
+            if row not in done:
+                done[row] = generation
+        return [self._cut(generation) for generation in written]
+
+    def _checked(self, engine: Engine, row: int, generation: Generation, most: int) -> Generation:
+        ids, logprobs = len(generation.ids), len(generation.logprobs)
+        if not 1 <= ids <= most or logprobs != ids:
+            raise OpdError(
+                f"rollout.engine: {type(engine).__name__} gave {ids} tokens with {logprobs} log-probabilities for "
+                f"context {row}. Fix: give 1 to {most} tokens, each with its log-probability"
+            )
+        return generation
 
     def _cut(self, generation: Generation) -> Generation:
         """The generation up to the token that completes a stop text."""
+        if not self.stop_texts:
+            return generation
 
         def ends(number: int) -> bool:
             text = self.chat.decode(generation.ids[:number], skip_special_tokens=False)

@@ -45,7 +45,7 @@ class ServedModel(LanguageModel):
 
     Attributes:
         server: asks the servers.
-        asked: answers that were asked for ahead of ``states``; see ``ahead``.
+        asked: answers that were asked for ahead of time, by their questions.
     """
 
     server: StateServers = field(kw_only=True)
@@ -81,6 +81,8 @@ class ServedModel(LanguageModel):
         for group in groups:
             key = tuple((tuple(ids), tuple(rows)) for ids, rows in group), tuple(blocks)
             future = self.asked.get(key) or self.server.ask(group, blocks)
+            if self.server.ahead:
+                self.asked[key] = future
             parts.append(partial(self._whole, future))
         width = self.head_VD.shape[1]
         inner = (len(blocks), self.width) if blocks else (width,)

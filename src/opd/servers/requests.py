@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -23,10 +23,11 @@ from opd.errors import ModelError
 from opd.servers.http import MAX_WAIT_S, Answer, Http, Refused, address, asked_to_wait, passing
 from opd.types import Metrics
 
-MOST_WRONG = 5
-"""Wrong answers to one question before the run ends: one is a fault, several are a mistake."""
-
 FIRST_PAUSE_S = 0.25
+"""Pause after the first fault; each further one doubles it, up to ``MAX_WAIT_S``."""
+
+TELL_EVERY_S = 0.5
+"""While an answer is waited for, faults are passed on this often."""
 
 T = TypeVar("T")
 
@@ -123,22 +124,27 @@ class Requests:
         """What was asked for, waited for."""
         started = time.perf_counter()
         try:
+            while not wait([future], timeout=TELL_EVERY_S).done:
+                self._tell()
             return future.result()
         finally:
             self.waited_s += time.perf_counter() - started
-            while self.tell and self.faults:
-                self.tell(self.faults.popleft())
+            self._tell()
+
+    def _tell(self) -> None:
+        while self.tell and self.faults:
+            self.tell(self.faults.popleft())
 
     def failure(self, url: str, error: Exception) -> ModelError:
         """The sentence for a server that does not answer."""
         if isinstance(error, Refused):
-            return ModelError(f"{self.key}: '{url}' answered {error.words}. Fix: {self._mend(error)}")
+            return ModelError(f"{self.key}: '{url}' answered {error.words}. Fix: {self._advice(error)}")
         return ServerError(
             f"{self.key}: no answer from '{url}' ({self.http.reason(error)}). Fix: start the server, or correct "
             f"{self.key}"
         )
 
-    def _mend(self, error: Refused) -> str:
+    def _advice(self, error: Refused) -> str:
         if error.response.status_code in (401, 403):
             return f"set the server's key in the environment variable of {self.key.rpartition('.')[0]}.api_key_env"
         return f"correct {self.key}"
@@ -147,7 +153,7 @@ class Requests:
         return asyncio.run_coroutine_threadsafe(work, _events())
 
     async def _ask(self, path: str, body: Any, read: Callable[[Answer], T], url: str | None) -> T:
-        began, wrong, wait = time.monotonic(), 0, FIRST_PAUSE_S
+        began, pause = time.monotonic(), FIRST_PAUSE_S
         self._free = self._free or asyncio.Semaphore(self._concurrency)
         while True:
             async with self._free:
@@ -162,7 +168,7 @@ class Requests:
                     self.received += len(answer.body)
                     return value
                 except WrongAnswer as error:
-                    wrong, fault = wrong + 1, str(error)
+                    fault = str(error)
                 except (httpx.HTTPError, TimeoutError) as error:
                     if not passing(error):
                         raise self.failure(place, error) from None
@@ -172,13 +178,13 @@ class Requests:
                     self._busy[place] -= 1
             self._failed[place] = time.monotonic()
             self.faults.append(redact_sentence(f"'{place}': {fault}"))
-            if wrong >= MOST_WRONG or time.monotonic() + wait - began > self.wait:
+            if time.monotonic() + pause - began > self.wait:
                 raise ServerError(
-                    f"{self.key}: '{place}' gives no right answer ({redact_sentence(fault)}). Fix: correct or restart "
-                    "the server, and go on with --resume"
+                    f"{self.key}: '{place}' has given no right answer for {self.wait:g} s ({redact_sentence(fault)}). "
+                    "Fix: correct or restart the server, and go on with --resume"
                 )
-            await asyncio.sleep(wait if asked is None else min(asked, MAX_WAIT_S))
-            wait = min(2 * wait, MAX_WAIT_S)
+            await asyncio.sleep(pause if asked is None else asked)
+            pause = min(2 * pause, MAX_WAIT_S)
 
     def _least_busy(self) -> str:
         """The server with the fewest open requests; one that failed a moment ago comes last."""

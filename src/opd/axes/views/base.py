@@ -26,6 +26,8 @@ class ViewConfig(AxisValue):
     """Whether it covers parts of rollouts only; the anchor then covers the rest, otherwise everything."""
     compares: ClassVar[bool] = False
     """Whether it compares attempts at one prompt."""
+    alone: ClassVar[bool] = False
+    """Whether what the teacher reads of a rollout depends on no other rollout, so that it can be sent at once."""
     report: ClassVar[str] = "with a view of its own"
     """How the teacher sees the rollouts, for the report."""
     if_empty: ClassVar[str] = "no token got a target with a weight. Fix: check teacher.view and loss.token_weights"

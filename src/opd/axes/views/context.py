@@ -64,6 +64,7 @@ class Context(ViewConfig):
     role: str | None = None
     """Chat role of a message of its own that holds the context; ``system`` comes first."""
 
+    alone = True
     report = "with a context that the student does not have"
 
     @model_validator(mode="after")

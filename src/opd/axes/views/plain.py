@@ -15,6 +15,7 @@ class Plain(ViewConfig):
 
     type: Literal["plain"] = "plain"
 
+    alone = True
     report = "after exactly what the student read"
 
     def build(self, run: RunContext) -> PlainView:

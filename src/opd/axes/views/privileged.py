@@ -26,6 +26,7 @@ class Privileged(ViewConfig):
     template: str = TEMPLATE
     """The teacher's prompt, with {answer}, and {prompt} if wanted."""
 
+    alone = True
     report = "with the reference answer in the prompt"
 
     def needs(self) -> dict[str, tuple[str, ...]]:
