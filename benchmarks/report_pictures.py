@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from opd.loop import Loop
 from opd.report.page import write_report
-from opd.rollouts.sampler import Sampler
+from opd.rollouts.sampler import Finished, Sampler
 from opd.types import Prompt, Rollout
 from support.altered import train_altered
 from support.ruined_runs import GUARDS_OFF, LONG, repetition, sabotaged
@@ -49,7 +49,9 @@ def shifted_masks() -> Iterator[None]:
     """
     right = Sampler.rollout
 
-    def shifted(self: Sampler, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
+    def shifted(
+        self: Sampler, prompts: Sequence[Prompt], seed: int, step: int = 0, finished: Finished | None = None
+    ) -> list[Rollout]:
         made = right(self, prompts, seed, step)
         return [replace(r, completion_mask=(False, *r.completion_mask[:-1])) for r in made]
 
