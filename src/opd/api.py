@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -17,6 +18,7 @@ from opd.config.own_model import settings_taken
 from opd.config.run import BaseRun, PromptsConfig, RunConfig
 from opd.config.tasks import TASKS
 from opd.data.rows import Note, ignore
+from opd.distributed import World, check_alone, join
 from opd.errors import ConfigError
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
@@ -165,19 +167,28 @@ def start(
     Raises:
         OpdError: as for ``train``.
     """
-    out = Path(config.out)
-    with ExitStack() as held:
-        existed = out.is_dir()
-        if existed:
+    out, world = Path(config.out), _join(config)
+    with world.together(), ExitStack() as held:
+
+        def take() -> bool | None:
             claim(out, config, resume=resume)  # before the lock leaves its file in a folder of something else
+            if not out.is_dir():
+                return None
             held.enter_context(locked(out))
-        resumed = claim(out, config, resume=resume)
+            return claim(out, config, resume=resume)
+
+        resumed = world.first(take, "out")
         run = make()
-        if not existed:
-            _make_folder(out)
-            held.enter_context(locked(out))
-            resumed = claim(out, config, resume=resume)
-        return _run(run, callbacks, resumed=resumed)
+        if resumed is None:
+            world.first(partial(_make_folder, out), "out")
+            resumed = world.first(take, "out")
+        return _run(run, callbacks if world.rank == 0 else (), world, resumed=bool(resumed))
+
+
+def _join(config: RunConfig | DiffusionConfig) -> World:
+    if isinstance(config, DiffusionConfig):
+        check_alone("a diffusion run")
+    return join(device_named(config.device))
 
 
 def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
@@ -208,23 +219,29 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     yield "ready to train"
 
 
-def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
+def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> Result:
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
-    if not resumed:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # at most that of step 0, of a run that ended there
-    changes = provenance.note(out, run.data, device_named(config.device), resumed=resumed)
-    write_json(out / "run.json", config.model_dump(mode="json"))
-    log = RunLog(
-        out / "metrics.jsonl", *open_sinks(config.log, out, config.model_dump(mode="json")), callbacks=callbacks
-    )
+    settings = config.model_dump(mode="json")
+
+    def begin() -> list[str]:
+        if not resumed:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # at most that of step 0, of a run that ended there
+        changes = provenance.note(out, run.data, device_named(config.device), resumed=resumed)
+        write_json(out / "run.json", settings)
+        return changes
+
+    changes = world.first(begin, "run.json")
+    sinks, warnings = open_sinks(config.log, out, settings) if world.rank == 0 else ([], [])
+    path = out / "metrics.jsonl" if world.rank == 0 else None
+    log = RunLog(path, sinks, warnings, callbacks)
     started = time.perf_counter()
     loop = run.assemble(log)
     loop.state.seconds = time.perf_counter() - started  # one-off preparation is part of the cost
     recorder = run.recorder(loop)
     if recorder:
         log.attach(recorder)
-    loop.checkpoints.run = provenance.run_id(out)
+    loop.checkpoints.run = world.first(partial(provenance.run_id, out), "provenance.json")
     loop.restore()
     start = RunStart(
         out,
@@ -240,7 +257,7 @@ def _run(run: Run, callbacks: Sequence[Any], *, resumed: bool) -> Result:
         with noticed("the run saves a checkpoint after this step and ends") as asked:
             loop.checkpoints.asked = asked
             loop.run()
-            result = _finish(loop, run)
+            result = _finish(loop, run, world)
             if recorder:
                 recorder.finish()
         return result
@@ -374,7 +391,7 @@ def _make_folder(out: Path) -> None:
         raise ConfigError(f"out: '{out}' cannot be made ({error.strerror}). Fix: choose another folder") from None
 
 
-def _finish(loop: Loop, run: Run) -> Result:
+def _finish(loop: Loop, run: Run, world: World) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(run.config.out)
     if (state.stopped_by not in (None, "idle") or state.rollbacks) and validation(state.best):
@@ -391,9 +408,12 @@ def _finish(loop: Loop, run: Run) -> Result:
         stopped_by=state.stopped_by,
         events=state.events,
     )
-    loop.student.save(out)
-    seal_model(out)
-    (out / "README.md").write_text(run.card(result))
-    figures = {k: v for k, v in dataclasses.asdict(result).items() if k != "out"}
-    write_json(out / "result.json", figures)
+    world.save(loop.student.save, loop.student.model, out)
+
+    def write() -> None:
+        seal_model(out)
+        (out / "README.md").write_text(run.card(result))
+        write_json(out / "result.json", {k: v for k, v in dataclasses.asdict(result).items() if k != "out"})
+
+    world.first(write, "result.json")
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from opd import __version__
 from opd.config.secrets import redact_sentence
-from opd.errors import ConfigError, OpdError
+from opd.errors import ConfigError, OpdError, RankError
 from opd.output.faults import as_sentences
 from opd.output.visible import sentence, visible
 
@@ -84,6 +85,7 @@ def train(
     from opd.output.log_lines import JsonLines
     from opd.output.terminal import run_display, show_result
 
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one prints
     callbacks = [] if quiet else [JsonLines(console) if as_json else run_display(console)]
     result = run(source, overrides or [], resume=resume, callbacks=callbacks)
     if not quiet and not as_json:
@@ -253,8 +255,11 @@ def main() -> None:
     try:
         with as_sentences():
             app()
+    except RankError:
+        sys.exit(2)
     except OpdError as error:
-        _complain(str(error))
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # before the ranks have met, each of them finds the same
+            _complain(str(error))
         sys.exit(2)
     except Exception:  # a fault of opd or of a library; what libraries say may hold a key
         sys.stderr.write(redact_sentence(traceback.format_exc()))

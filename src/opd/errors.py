@@ -7,7 +7,8 @@ OpdError                     one sentence: the key or file, the value, the fix
 ├── AlignmentError           teacher and student would be compared at different tokens
 ├── EmptyStepError           a step had nothing to train on
 ├── CheckpointError          a checkpoint is missing, foreign or damaged
-└── StorageError             a disk, folder, file or the memory cannot be used
+├── StorageError             a disk, folder, file or the memory cannot be used
+└── RankError                another process of the run says why it stopped
 """
 
 from __future__ import annotations
@@ -52,3 +53,7 @@ class CheckpointError(OpdError, RuntimeError):
 
 class StorageError(OpdError, RuntimeError):
     """A disk is full or read-only, a folder is gone, a name is too long, or the memory ran out."""
+
+
+class RankError(OpdError, RuntimeError):
+    """A rank other than 0 stops; rank 0 prints the sentence, for all of them."""

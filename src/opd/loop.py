@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from opd.data.curriculum import Curriculum
+from opd.distributed import World
 from opd.errors import EmptyStepError
 from opd.evaluation.metrics import describe, gap_recovery
 from opd.evaluation.teacher_gate import Gate
@@ -49,6 +50,7 @@ class Loop:
         average: the averaged teacher, updated after each optimizer step.
         gate: excludes teachers that are no better than the student.
         evaluate: metrics on held-out prompts; None to measure nothing.
+        world: the processes that share the run; each has its own part of the tokens.
     """
 
     student: Policy
@@ -70,6 +72,7 @@ class Loop:
     recovery: Recovery | None = None
     extrapolation: Extrapolation | None = None
     state: State = field(default_factory=State)
+    world: World = field(default_factory=World)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint; without one nothing changes.
@@ -143,7 +146,7 @@ class Loop:
             scored = self.score(rollouts)
         for entry in scored:
             if entry.term.role != "anchor":
-                self.state.targets[entry.term.name] = self.state.targets.get(entry.term.name, 0) + len(entry.signal)
+                self.state.targets[entry.term.name] = self.state.targets.get(entry.term.name, 0) + entry.count
         if step + 1 == self.guards.max_idle and self.state.taught:
             for term in self._without_target:
                 self.event("no_target", f"no token has had a target for '{term.name}' yet: {term.if_empty}")
@@ -154,8 +157,8 @@ class Loop:
         self.state.tokens += sum(r.num_tokens for r in own)
         return {
             **metrics,
-            **{f"{s.term.name}_share": len(s.signal) / tokens for s in scored},
-            **self.curriculum.learn(step, rollouts, scored[0].signal, scored[0].loss_T),
+            **{f"{s.term.name}_share": s.count / tokens for s in scored},
+            **self.curriculum.learn(step, rollouts, *self.world.losses(scored[0])),
             **(self.describe(own) if own else {}),
             "tokens": float(tokens),
             **times,
@@ -168,19 +171,21 @@ class Loop:
         for term in self.active:
             segments = term.view.segments(rollouts) if term.view else remaining(rollouts, taken)
             taken += segments
-            signal = term.teacher.score(rollouts, segments).to(self.student.device)
+            signal = self.world.score(term, rollouts, segments).to(self.student.device)
             weight_T = torch.ones(len(signal), device=self.student.device)
             if term.token_weights:
                 weight_T = term.token_weights(rollouts, signal)
             counts = weight_T > 0
             # The number of positions is the whole batch's, so micro-batches add up to exactly one big batch.
-            share_T = weight_T[counts] / counts.sum().clamp_min(1)
-            scored.append(Scored(term, segments, signal.take(counts), share_T, torch.full_like(share_T, torch.nan)))
+            count = self.world.total(counts.sum())
+            share_T = weight_T[counts] / count.clamp_min(1)
+            unknown_T = torch.full_like(share_T, torch.nan)
+            scored.append(Scored(term, segments, signal.take(counts), share_T, unknown_T, int(count)))
         return scored
 
     def _update(self, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> Metrics:
         """One optimizer step on the weighted mean over each term's tokens, micro-batch by micro-batch."""
-        if not self.state.taught or not any(len(s.signal) for s in scored):
+        if not self.state.taught or not any(s.count for s in scored):
             return self._idle()
         self.state.idle = 0
         scale = self.state.lr_scale
@@ -200,6 +205,7 @@ class Loop:
                 losses.append(term.weight * loss)
             if losses:
                 torch.stack(losses).sum().backward()
+        sums = self.world.sums(sums)
         total = sum(s.term.weight * sums[s.term.name] for s in scored)
         norm = self.optimizer.step(self.state.step, total, scale=scale)
         if norm is None:

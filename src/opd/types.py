@@ -416,10 +416,13 @@ class Term:
 class Scored:
     """A term's signal about one batch, without the positions of weight 0.
 
+    Of several processes each has the positions of its own rollouts.
+
     Attributes:
         segments: the spans of the rollouts that the teacher scored.
         weight_T: float32 [T]; weights over the number of positions in the batch.
         loss_T: float32 [T]; each position's own loss, filled in by the update. NaN where the objective has none.
+        count: number of positions in the batch, those of other processes included.
     """
 
     term: Term
@@ -427,3 +430,4 @@ class Scored:
     signal: Signal
     weight_T: Tensor
     loss_T: Tensor
+    count: int

@@ -118,15 +118,16 @@ def test_a_line_with_any_unicode_line_separator_survives_a_rewind(tmp_path: Path
 
 
 def test_the_log_drops_the_lines_after_the_step_that_a_run_resumes_from(tmp_path: Path) -> None:
-    log = RunLog(tmp_path / "metrics.jsonl")
+    path = tmp_path / "metrics.jsonl"
+    log = RunLog(path)
     for step in (0, 1, 2, 3):
         log.step(step, {"loss": 1.0})
     log.start(RunStart(tmp_path, step=2, steps=9, evaluates=False), evaluated=False)
-    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0, 1, 2]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
     log.start(RunStart(tmp_path, step=0, steps=9, evaluates=True), evaluated=True)
-    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [0]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]
     log.start(RunStart(tmp_path, step=0, steps=9, evaluates=True), evaluated=False)
-    assert log.path.read_text() == ""
+    assert path.read_text() == ""
 
 
 def test_a_resume_drops_the_events_of_the_update_that_is_made_again(tmp_path: Path) -> None:

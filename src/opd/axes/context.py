@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from opd.diffusion.models import DenoisingModel
     from opd.diffusion.schedules import NoiseSchedule
+    from opd.distributed import World
     from opd.losses.objectives import FullVocabulary
     from opd.models.chat import Chat
     from opd.models.language import LanguageModel
@@ -64,6 +65,11 @@ class RunContext(Protocol):
     @property
     def task(self) -> Task | None:
         """Checks answers and reacts to turns; None if nothing checks the prompts."""
+        ...
+
+    @property
+    def world(self) -> World:
+        """The processes that share the run."""
         ...
 
     @property

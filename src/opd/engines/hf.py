@@ -16,6 +16,9 @@ from opd.engines.cache import RowCache
 from opd.models.language import LanguageModel, pad
 from opd.types import Generation, Sampling
 
+STREAM = 2**40
+"""Distance between the seeds of two streams, far above the seeds of a run."""
+
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once fewer than this share of the rows decodes; copying the cache costs about one step."""
 
@@ -100,11 +103,13 @@ class HFEngine:
     Args:
         language_model: the model that generates.
         max_rows: rows decoded at once; further contexts wait and join as rows finish.
+        stream: of random numbers; another one draws other tokens from the same seed.
     """
 
-    def __init__(self, language_model: LanguageModel, *, max_rows: int = 256) -> None:
+    def __init__(self, language_model: LanguageModel, *, max_rows: int = 256, stream: int = 0) -> None:
         self.language_model = language_model
         self.max_rows = max_rows
+        self.stream = stream
 
     reports = True
     """Whether ``generate`` takes ``done``."""
@@ -127,7 +132,7 @@ class HFEngine:
         model, device = self.language_model.model, self.language_model.device
         was_training = model.training
         model.eval()
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed + self.stream * STREAM)
         stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
         # Longest first: waiting rows are then the shortest, and joining them does not pad the others.
         waiting = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))

@@ -13,7 +13,6 @@ from opd.evaluation.metrics import summarise
 from opd.losses import linear_cross_entropy
 from opd.models.forward import Reading, align, read_all, student_readings
 from opd.models.language import LanguageModel
-from opd.rollouts.sampler import Sampler
 from opd.teachers.local import LocalTeacher
 from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Signal, Teacher, View
 
@@ -65,9 +64,9 @@ class Evaluation:
 
     student: LanguageModel
     prompts: Sequence[Prompt]
-    greedy: Sampler
-    sampled: Sampler
-    drawn: Sampler
+    greedy: RolloutSource
+    sampled: RolloutSource
+    drawn: RolloutSource
     samples: int = 0
     divergence: tuple[Teacher, View, Objective] | None = None
     texts: Sequence[tuple[int, ...]] = ()

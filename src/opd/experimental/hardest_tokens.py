@@ -37,7 +37,9 @@ class Difficulty:
     @torch.no_grad()
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """Difficulty of each position of the signal, float32 [T], nats."""
-        where, states = collect(self.student, student_readings(rollouts), max_tokens=self.max_tokens)
+        there = set(signal.rollout_T.tolist())
+        readings = [reading for reading in student_readings(rollouts) if reading.rollout in there]
+        where, states = collect(self.student, readings, max_tokens=self.max_tokens)
         states = states.take(align(rollouts, where, signal))
         if self.objective is None:
             return linear_entropy(states.hidden_TD, states.head_VD, temperature=self.temperature)

@@ -11,6 +11,7 @@ from opd.axes.base import GIVEN, METHODS, Objects, check_methods
 from opd.axes.views.plain import PlainView
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum
+from opd.distributed import World, current
 from opd.errors import ConfigError
 from opd.language.lengths import Rendered
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
@@ -67,6 +68,8 @@ class LanguageContext:
     """The models of ``teacher.models``, or the gated one."""
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By domain and name, each teacher's weight."""
+    world: World = field(default_factory=current)
+    """The processes that share the run."""
     made: dict[str, Any] = field(default_factory=dict)
     """Results of ``once``."""
 
@@ -212,7 +215,7 @@ class LanguageContext:
         model: LanguageModel | None = None,
         prefix: tuple[int, int] | None = None,
         all_turns: bool = False,
-    ) -> Sampler:
+    ) -> RolloutSource:
         """A sampler in the run's environment, of the student or another model.
 
         Args:
@@ -232,7 +235,7 @@ class LanguageContext:
             engine = self.engine(self.teacher_model)
             ends = self.stops(self.teacher_model).ids
             begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1], stop_ids=ends)
-        return Sampler(
+        sampler = Sampler(
             self.engine(writer),
             self.chat if own else Chat(writer.tokenizer),
             self.held_out_task if held_out else self.task,
@@ -246,6 +249,7 @@ class LanguageContext:
             source="student" if model is None else "teacher",
             max_length=writer.max_length,
         )
+        return self.world.shared(sampler)
 
     def source(self, who: str, *, prefix: tuple[int, int] | None = None) -> RolloutSource:
         """Rollouts by ``student``, ``teacher`` or ``references``, sampled as the run file says."""
@@ -262,4 +266,4 @@ class LanguageContext:
     def first_rollouts(self, prompts: int, *, rollouts_per_prompt: int = 1) -> list[Rollout]:
         """Rollouts of the student as it is on the first training prompts, at temperature 1."""
         repeated = [p for p in self.prompts[:prompts] for _ in range(rollouts_per_prompt)]
-        return self.sampler().rollout(repeated, self.config.seed, ALL_TURNS)
+        return list(self.sampler().rollout(repeated, self.config.seed, ALL_TURNS))

@@ -75,7 +75,7 @@ class LanguageRun:
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""
         run, config = self.context, self.config
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + run.world.rank)
         log.notes += run.notes
         check_trainable(run.student, key="student")
         if config.optimizer.gradient_checkpointing:
@@ -97,17 +97,21 @@ class LanguageRun:
                 size=config.optimizer.micro_batch,
                 max_tokens=config.optimizer.micro_tokens,
                 layers=config.loss.signal.layers(run),
+                own=run.world.own,
             ),
             curriculum=run.curriculum,
             terms=terms,
-            optimizer=Optimizer(run.student.model, **config.optimizer.model_dump(exclude=PASSES)),
+            optimizer=Optimizer(run.student.model, world=run.world, **config.optimizer.model_dump(exclude=PASSES)),
             guards=Guards(
                 **config.guards.model_dump(exclude={"recover"}),
                 warmup=config.optimizer.warmup,
                 num_prompts=max(len(run.held_out), 1),
             ),
             checkpoints=Checkpoints(
-                Path(config.out) / "checkpoints", write=run.student.save_weights, **config.checkpoint.model_dump()
+                Path(config.out) / "checkpoints",
+                write=run.student.save_weights,
+                world=run.world,
+                **config.checkpoint.model_dump(),
             ),
             log=log,
             steps=config.optimizer.steps,
@@ -119,6 +123,7 @@ class LanguageRun:
             evaluate_every=config.eval.every,
             recovery=recovery(config),
             extrapolation=extrapolation(run),
+            world=run.world,
         )
         for server in run.servers:
             server.tell = partial(loop.event, "server")
@@ -161,7 +166,8 @@ class LanguageRun:
         """Write the context of a context view into the run's folder, for a resumed run and for people."""
         view = self.context.view()
         if isinstance(view, ContextView):
-            write_text(Path(self.config.out) / CONTEXT_FILE, view.context + "\n")
+            path = Path(self.config.out) / CONTEXT_FILE
+            self.context.world.first(lambda: write_text(path, view.context + "\n"), "teacher.view")
 
 
 def streamed(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:

@@ -56,7 +56,8 @@ def loss_terms(run: LanguageContext) -> list[Term]:
         teacher, objective = loss.reward.make(run)
         # Token weights belong to the signal; how rollouts are averaged belongs to both.
         longest = run.config.rollout.max_new_tokens
-        even = None if loss.aggregate == "token" else Positions(mean=loss.aggregate, longest=longest)
+        means = Positions(mean=loss.aggregate, longest=longest, rows=run.world.rows)
+        even = None if loss.aggregate == "token" else means
         why, weight = _without_rewards(run), loss.reward.weight
         terms.append(Term(POLICY_GRADIENT, "reward", teacher, everything, objective, weight, even, why))
     return terms
@@ -105,6 +106,7 @@ def _token_weights(run: LanguageContext, main: Objective) -> Positions | None:
         skip_ids=frozenset(skipped),
         mean=config.loss.aggregate,
         longest=run.config.rollout.max_new_tokens,
+        rows=run.world.rows,
         **weights.model_dump(exclude={"skip_special", "skip_tokens"}),
     )
     if hardest is None:

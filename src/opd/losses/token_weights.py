@@ -21,6 +21,13 @@ from opd.types import Rollout, Signal
 EPSILON = 1e-6
 """SOD's, in nats."""
 
+Rows = Callable[[Tensor], Tensor]
+"""Gives the rows of all processes, [N, ...], whose signals are parts of one batch; one process has all of it."""
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
@@ -42,6 +49,7 @@ class Positions:
         difficulty: of each position, float32 [T]; None where it does not matter.
         hardest: share of the batch's positions of some weight that are kept, the most difficult; at least one. Nothing
             corrects for the others: the loss is that of the hard tokens.
+        rows: see ``Rows``.
 
     Source: special tokens, arXiv 2603.25562; first tokens, arXiv 2602.15260; importance, arXiv 2606.22600; means over
     rollouts, GRPO arXiv 2402.03300, over tokens, DAPO arXiv 2503.14476, over a constant, Dr. GRPO arXiv 2503.20783
@@ -61,6 +69,7 @@ class Positions:
     fade: float | None = None
     difficulty: Callable[[Sequence[Rollout], Signal], Tensor] | None = None
     hardest: float = 1.0
+    rows: Rows = _same
 
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T], finite and not negative, 0 where a position does not count."""
@@ -84,14 +93,16 @@ class Positions:
         if self.last is not None:
             weight_T = weight_T.masked_fill(_rank(rollouts, signal) <= _length(rollouts, signal) - self.last, 0.0)
         if self.difficulty is not None:
-            weight_T = _hardest(weight_T, self.difficulty(rollouts, signal), self.hardest)
+            weight_T = _hardest(weight_T, signal, self.difficulty(rollouts, signal), self.hardest, self.rows)
         if self.mean == "constant":
-            rollouts_that_count = len(signal.rollout_T[weight_T > 0].unique())
+            here = weight_T.new_tensor(len(signal.rollout_T[weight_T > 0].unique()), dtype=torch.int64)
+            rollouts_that_count = int(_total(here, self.rows))
             # The loop divides by the number of positions that count.
-            return weight_T * (weight_T > 0).sum() / max(rollouts_that_count * self.longest, 1)
+            positions = _total((weight_T > 0).sum(), self.rows)
+            return weight_T * positions / max(rollouts_that_count * self.longest, 1)
         if self.mean != "token":
             group_T = signal.rollout_T if self.mean == "sequence" else _look_up(signal, [_turns(r) for r in rollouts])
-            weight_T = _balanced(weight_T, signal.rollout_T, group_T)
+            weight_T = _balanced(weight_T, signal.rollout_T, group_T, self.rows)
         return weight_T
 
 
@@ -105,6 +116,7 @@ class Unsure:
         entropy: of the teacher, in nats, from which on it is unsure.
         temperature: divides the logits.
         among: weights of the positions that may count; None for all alike.
+        rows: see ``Rows``.
 
     Source: entropy-aware distillation, arXiv 2603.07079.
     """
@@ -112,6 +124,7 @@ class Unsure:
     entropy: float
     temperature: float = 1.0
     among: Positions | None = None
+    rows: Rows = _same
 
     def __call__(self, rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
         """float32 [T]."""
@@ -120,16 +133,24 @@ class Unsure:
         head_VD = signal.head_VD.to(signal.hidden_TD.dtype)
         unsure_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
         weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(unsure_T, dtype=torch.float32)
-        may = (weight_T > 0).sum().clamp_min(1)
-        return weight_T.masked_fill(~unsure_T, 0.0) * ((weight_T > 0) & unsure_T).sum() / may
+        may = _total((weight_T > 0).sum(), self.rows).clamp_min(1)
+        return weight_T.masked_fill(~unsure_T, 0.0) * _total(((weight_T > 0) & unsure_T).sum(), self.rows) / may
 
 
-def _hardest(weight_T: Tensor, difficulty_T: Tensor, share: float) -> Tensor:
+def _total(count: Tensor, rows: Rows) -> Tensor:
+    """A count, int64 [], over the whole batch."""
+    return rows(count[None]).sum(0)
+
+
+def _hardest(weight_T: Tensor, signal: Signal, difficulty_T: Tensor, share: float, rows: Rows) -> Tensor:
     """The weights of the most difficult of what counts, 0 elsewhere; of two alike the earlier one is kept."""
+    place_T = signal.rollout_T * 2**32 + signal.position_T
     counts = weight_T > 0
-    most = math.ceil(share * int(counts.sum()))
-    kept = difficulty_T.masked_fill(~counts, -torch.inf).argsort(descending=True, stable=True)[:most]
-    return torch.zeros_like(weight_T).index_copy(0, kept, weight_T[kept])
+    place_N, order_N = rows(place_T).sort()
+    difficulty_N = rows(difficulty_T.masked_fill(~counts, -torch.inf))[order_N]
+    most = math.ceil(share * int(_total(counts.sum(), rows)))
+    kept = place_N[difficulty_N.argsort(descending=True, stable=True)[:most]]
+    return weight_T.masked_fill(~torch.isin(place_T, kept), 0.0)
 
 
 def _rank(rollouts: Sequence[Rollout], signal: Signal) -> Tensor:
@@ -178,14 +199,14 @@ def _noticed(rollout: Rollout) -> list[int]:
     return [int(p in inside) for p in range(len(rollout.completion_ids))]
 
 
-def _balanced(weight_T: Tensor, rollout_T: Tensor, group_T: Tensor) -> Tensor:
+def _balanced(weight_T: Tensor, rollout_T: Tensor, group_T: Tensor, rows: Rows) -> Tensor:
     """The same weights with an equal sum in each (rollout, group), and a mean of 1 over what counts."""
     counts = weight_T > 0
     _, index_T = torch.stack([rollout_T, group_T]).unique(dim=1, return_inverse=True)
     sum_R = torch.zeros(int(index_T.max()) + 1 if len(index_T) else 0, device=weight_T.device)
     sum_R = sum_R.index_add_(0, index_T, weight_T)
-    alive = (sum_R > 0).sum()
-    return torch.where(counts, weight_T / sum_R[index_T].clamp_min(1e-12) * counts.sum() / alive, 0.0)
+    alive, all_counts = _total((sum_R > 0).sum(), rows), _total(counts.sum(), rows)
+    return torch.where(counts, weight_T / sum_R[index_T].clamp_min(1e-12) * all_counts / alive, 0.0)
 
 
 def _still_to_come(signal: Signal) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -205,14 +205,19 @@ def read_own(
     size: int | None = None,
     max_tokens: int | None = None,
     layers: Sequence[int] = (),
+    own: Callable[[Sequence[Rollout]], Collection[int]] | None = None,
 ) -> Iterator[tuple[Signal, TokenStates]]:
     """Forward passes of the student over its own rollouts, with gradients.
 
     Args:
         size: most rollouts per forward pass; None for any number.
         max_tokens: most tokens per forward pass, padding included; None for any number.
+        own: gives the indices of the rollouts that this process reads; None for all.
     """
     readings = student_readings(rollouts)
+    if own is not None:
+        mine = own(rollouts)
+        readings = [reading for reading in readings if reading.rollout in mine]
     size = size or max(len(readings), 1)
     for start in range(0, len(readings), size):
         part = readings[start : start + size]

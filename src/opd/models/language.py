@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,24 +138,32 @@ class LanguageModel:
             if recomputed or "lora_dropout" in name:
                 module.training = True  # of this module alone; transformers recomputes layers that are in training
 
-    def save(self, folder: Path) -> None:
-        """Write a model folder with the tokenizer; of a ``PeftModel`` the adapter's folder, or both with ``merge``."""
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write a model folder with the tokenizer; of a ``PeftModel`` the adapter's folder, or both with ``merge``.
+
+        Args:
+            state: the whole weights, if they are divided among processes.
+        """
         self.model.eval()
         if adapted(self.model) and not self.merge:
             self.save_weights(folder)
             return
-        _save_as(self.stored, merged(self.model), folder)
+        _save_as(self.stored, merged(self.model), folder, state)
         self.tokenizer.save_pretrained(folder)
         if adapted(self.model):
             save_adapter(self.model, folder / ALONE)
 
-    def save_weights(self, folder: Path) -> None:
-        """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads."""
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads.
+
+        Args:
+            state: the whole weights, if they are divided among processes.
+        """
         disable_progress_bar()  # a run shows its own progress
         if adapted(self.model):
             save_adapter(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
     @property
@@ -170,11 +178,11 @@ class LanguageModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _save_as(dtype: torch.dtype | None, model: Any, folder: Path) -> None:
+def _save_as(dtype: torch.dtype | None, model: Any, folder: Path, state: Mapping[str, Tensor] | None) -> None:
     """Write the weights in a dtype, None for their own; config.json names the one in the files."""
     disable_progress_bar()  # a run shows its own progress
     if dtype in (None, model.dtype):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
         return
     cast: dict[tuple[Any, ...], Tensor] = {}
 
@@ -183,7 +191,8 @@ def _save_as(dtype: torch.dtype | None, model: Any, folder: Path) -> None:
         place = tensor.data_ptr(), tensor.shape, tensor.stride()
         return cast.setdefault(place, tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
-    model.save_pretrained(folder, state_dict={name: stored(tensor) for name, tensor in model.state_dict().items()})
+    whole = model.state_dict() if state is None else state
+    model.save_pretrained(folder, state_dict={name: stored(tensor) for name, tensor in whole.items()})
     config = copy.deepcopy(model.config)
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(folder)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opd.distributed import divided_as
+
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name; tied ones appear once."""
@@ -36,7 +38,7 @@ def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
             shapes = f"{list(tensors[name].shape)} and {list(parameter.shape)}"
             raise ValueError(f"the shapes of '{name}' in the file and the model differ, {shapes}")
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+        parameter.copy_(divided_as(parameter, tensors[name]))
 
 
 def shared_copy(module: nn.Module) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -61,7 +62,7 @@ def main(
         console.save_svg(image, title="make demo")
 
 
-def _show_mistake(console: Console, run: LanguageContext, rollouts: list[Rollout]) -> None:
+def _show_mistake(console: Console, run: LanguageContext, rollouts: Sequence[Rollout]) -> None:
     """Print a rollout with its wrong call, the hint, and the probabilities with and without the hint."""
     view = run.view()
     assert isinstance(view, HintView)

@@ -62,14 +62,14 @@ class RunLog:
     no other way to write, and an event names it the first time.
 
     Args:
-        path: ``out/metrics.jsonl``.
+        path: ``out/metrics.jsonl``; None to write nothing.
         sinks: trackers.
         warnings: sentences that become events when the run starts.
         callbacks: for instance the terminal's.
     """
 
     def __init__(
-        self, path: Path, sinks: Sequence[Sink] = (), warnings: Sequence[str] = (), callbacks: Sequence[Any] = ()
+        self, path: Path | None, sinks: Sequence[Sink] = (), warnings: Sequence[str] = (), callbacks: Sequence[Any] = ()
     ) -> None:
         self.path = path
         self.sinks = list(sinks)
@@ -101,7 +101,8 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after a step; all of them for -1."""
-        rewind(self.path, step)
+        if self.path:
+            rewind(self.path, step)
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
         """Rollouts of a step and their signals."""
@@ -142,8 +143,9 @@ class RunLog:
             self.event(step, "not_finite", f"not a finite number, written as null: {', '.join(sorted(new))}")
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json_line(line))
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json_line(line))
 
 
 def open_sinks(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opd.distributed import check_alone
 from opd.errors import ConfigError, OpdError
 from opd.output.faults import as_sentences
 from opd.output.run_folder import is_empty, locked, write_json, write_text
@@ -53,6 +54,7 @@ def pipeline(
     Raises:
         OpdError: the pipeline cannot start; no stage was run.
     """
+    check_alone("opd pipeline")
     config = read(source, overrides)
     stages = build(config)
     check(stages)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from opd.rollouts.sampler import Sampler
-from opd.types import Prompt, Rollout
+from opd.types import Prompt, Rollout, RolloutSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Preview:
     """
 
     prompts: Sequence[Prompt]
-    sampler: Sampler
+    sampler: RolloutSource
     repeats: int
     scores: bool
     number: int

@@ -7,6 +7,7 @@ weights and state stay untouched.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd.distributed import World
 from opd.errors import OpdError
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
 from opd.loop import Loop
@@ -47,7 +49,7 @@ class Recorder:
     """Records rollouts and scores of a run; a display and an observer of the run's log.
 
     Args:
-        loop: the run's loop.
+        loop: the run's loop. Of several processes the first one writes, and records rollouts of its own share.
         student: the student, still with its initial weights.
         preview: prompts to roll out at every evaluation.
         path: path of ``rollouts.jsonl``.
@@ -64,16 +66,19 @@ class Recorder:
     initial: LanguageModel | None = None
     texts: Texts = field(init=False)
     foreign: Texts | None = field(init=False)
+    writes: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.texts = Texts(self.student.tokenizer)
         self.foreign = Texts(self.preview.foreign) if self.preview.foreign else None
-        if sum(p.numel() for p in self.student.model.parameters()) <= MAX_COPY:
+        self.writes = self.loop.world.rank == 0
+        if self.writes and sum(p.numel() for p in self.student.model.parameters()) <= MAX_COPY:
             self.initial = frozen_copy(self.student)
 
     def start(self, run: RunStart) -> None:
         """Delete lines after the step that the run resumes from."""
-        rewind(self.path, run.step if self.loop.state.before or run.step else -1)
+        if self.writes:
+            rewind(self.path, run.step if self.loop.state.before or run.step else -1)
         if self.loop.evaluate is None and run.step == 0:
             self._snapshot(0)
 
@@ -81,7 +86,9 @@ class Recorder:
         """Record a training batch before its update."""
         if step % self.loop.evaluate_every == 0:
             started = time.perf_counter()
-            self._write(step, "train", rollouts, scored, varied_rollouts(rollouts, self.preview.number), again=False)
+            own = sorted(self.loop.world.own(rollouts))
+            chosen = [own[n] for n in varied_rollouts([rollouts[i] for i in own], self.preview.number)]
+            self._write(step, "train", rollouts, scored, chosen, again=False)
             self.seconds += time.perf_counter() - started
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -100,13 +107,14 @@ class Recorder:
         """Write the page at the end of the run. A full disk or a missing folder must not hide why it ended."""
         started = time.perf_counter()
         with suppress(OSError, OpdError):
-            write_report(self.path.parent)
+            if self.writes:
+                write_report(self.path.parent)
         self.seconds += time.perf_counter() - started
 
     def finish(self) -> None:
         """Score all recorded rollouts with the final weights."""
         started = time.perf_counter()
-        rows = [row for row in read_rollouts(self.path) if row["of"] in ("eval", "train")]
+        rows = [row for row in self._rows() if row["of"] in ("eval", "train")]
         for row, logprobs in zip(rows, self._logprobs(self.student, rows), strict=True):
             about = [row["step"], row["of"], row["n"]]
             self._append({"step": self.loop.state.step, "of": "after", "about": about, "logprob": logprobs})
@@ -116,10 +124,11 @@ class Recorder:
         """Roll out and score the preview, and score the preview of step 0 with the current weights."""
         started = time.perf_counter()
         rollouts = self.preview.sampler.rollout(self.preview.prompts, SEED)
-        scored = self.loop.score(rollouts) if self.preview.scores else []
+        whole = dataclasses.replace(self.loop, world=World())  # the preview is scored in one piece
+        scored = whole.score(rollouts) if self.preview.scores else []
         self._write(step, "eval", rollouts, scored, range(0, len(rollouts), self.preview.repeats), again=True)
         if step:
-            first = [row for row in read_rollouts(self.path) if row["of"] == "eval" and row["step"] == 0]
+            first = [row for row in self._rows() if row["of"] == "eval" and row["step"] == 0]
             for row, logprobs in zip(first, self._logprobs(self.student, first), strict=True):
                 self._append({"step": step, "of": "again", "about": [0, "eval", row["n"]], "logprob": logprobs})
         self.seconds += time.perf_counter() - started
@@ -262,8 +271,13 @@ class Recorder:
         return [rounded(logprob_T[(where.rollout_T == i).cpu()]) for i in range(len(rows))]
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    def _rows(self) -> Sequence[dict[str, Any]]:
+        """What this process has written."""
+        return list(read_rollouts(self.path)) if self.writes else []
 
 
 def rounded(values: Tensor) -> list[float]:

@@ -173,7 +173,8 @@ def _groups(rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> Tensor:
 
 def _as_the_student_reads(reader: LocalTeacher, rollouts: Sequence[Rollout], where: Signal) -> FullSignal:
     """A model's signal at the same positions, after the student's own prompt."""
-    own = reader.score(rollouts, PlainView().segments(rollouts))
+    there = set(where.rollout_T.tolist())
+    own = reader.score(rollouts, [s for s in PlainView().segments(rollouts) if s.rollout in there])
     return own.take(torch.isin(sort_key(own), sort_key(where)))
 
 

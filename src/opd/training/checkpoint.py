@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from opd.distributed import World
 from opd.errors import CheckpointError
 from opd.models.sealed import flush, opened, seal
 from opd.models.weights import buffers, load_into, trained
@@ -84,7 +85,9 @@ class Checkpoints:
         every: steps between checkpoints.
         keep: number of newest checkpoints kept; None keeps all. With two, the one before the last survives a disk that
             fills up while the last is written.
-        write: writes a folder that the model's own library loads.
+        write: writes a folder that the model's own library loads; it gets the whole weights as ``state`` if
+            they are divided among processes.
+        world: the processes of the run. The first one writes, and all of them read.
 
     Attributes:
         asked: the signal that has asked the run to end.
@@ -93,12 +96,19 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, every: int, keep: int | None = 2, write: Callable[[Path], None] = lambda folder: None
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int | None = 2,
+        write: Callable[..., None] = lambda folder: None,
+        world: World | None = None,
     ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
         self.write = write
+        self.world = world or World()
         self.asked = Asked()
         self.run = ""
         self.warnings: list[str] = []
@@ -114,20 +124,39 @@ class Checkpoints:
         """
         state = run.state
         due = state.step % self.every == 0 or last or state.step == state.rolled_back
-        if due or self.asked.number:
-            with self._complete_folder(f"{state.step:06d}", run.model) as partial:
-                for name, tensors in _tensors(run).items():
-                    _save(tensors, partial / f"{name}.safetensors")
-                (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-                if not due:
-                    (partial / INTERRUPTED).touch()
-            self._prune(state)
-        if self.asked.number and not last:
+        asked = next((one for one in self.world.gather(self.asked, "signals") if one.number), self.asked)
+        if due or asked.number:
+            tensors, weights = self._tensors(run), self.world.weights(run.model)
+            self.world.first(lambda: self._write(run, tensors, weights, due=due), "checkpoint")
+        if asked.number and not last:
             raise Interrupted(
-                self.asked.number,
-                f"interrupted by {self.asked.name} after step {state.step}, with a checkpoint in "
+                asked.number,
+                f"interrupted by {asked.name} after step {state.step}, with a checkpoint in "
                 f"'{self.folder / f'{state.step:06d}'}'; go on with --resume",
             )
+
+    def _tensors(self, run: RunState) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file beside the weights."""
+        parts = {name: self.world.whole(part.tensors()) for name, part in run.parts.items() if part is not None}
+        ranks = self.world.gather(_random_states(), "random states")
+        return {**parts, "rng": {_of(name, rank): s for rank, states in enumerate(ranks) for name, s in states.items()}}
+
+    def _write(
+        self,
+        run: RunState,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        weights: Mapping[str, Tensor] | None,
+        *,
+        due: bool,
+    ) -> None:
+        state = run.state
+        with self._complete_folder(f"{state.step:06d}", run.model, weights) as partial:
+            for name, each in tensors.items():
+                _save(each, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+            if not due:
+                (partial / INTERRUPTED).touch()
+        self._prune(state)
 
     def _prune(self, state: State) -> None:
         """Delete the checkpoints that nothing needs."""
@@ -182,8 +211,13 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written.
         """
-        with self._complete_folder(BEST, model):
-            pass
+        weights = self.world.weights(model)
+
+        def write() -> None:
+            with self._complete_folder(BEST, model, weights):
+                pass
+
+        self.world.first(write, "best weights")
 
     def load_best(self, model: nn.Module) -> None:
         """Load the best weights.
@@ -269,7 +303,7 @@ class Checkpoints:
                 if name != "curriculum" and not ended:  # NaN there is a prompt that was not measured yet
                     _check_finite(tensors, f"{name}.safetensors")
                 part.load(tensors)
-        _set_random_states(load_file(folder / "rng.safetensors"))
+        _set_random_states(load_file(folder / "rng.safetensors"), self.world.rank)
         return saved
 
     def _opened(self, folder: Path) -> dict[str, Any]:
@@ -282,13 +316,13 @@ class Checkpoints:
         return facts
 
     @contextmanager
-    def _complete_folder(self, name: str, model: nn.Module) -> Iterator[Path]:
+    def _complete_folder(self, name: str, model: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[Path]:
         """A folder with the model, to write more into; it gets its name once all of it is on disk."""
         partial, final, former = self.folder / f".{name}", self.folder / name, self.folder / f".former-{name}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            weights = self._weights(model, partial)
+            weights = self._weights(model, partial, state)
             yield partial
             seal(partial, run=self.run, name=name, weights=weights)
             shutil.rmtree(former, ignore_errors=True)
@@ -304,12 +338,14 @@ class Checkpoints:
                 "on with --resume"
             ) from error
 
-    def _weights(self, model: nn.Module, folder: Path) -> str:
+    def _weights(self, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> str:
         """Write the model as its own library does; returns the file that holds just the trained parameters."""
-        self.write(folder)
+        self.write(folder) if state is None else self.write(folder, state=state)
         if own := buffers(model):
             _save(own, folder / BUFFERS)
         parameters = trained(model)
+        if state is not None:
+            parameters = {name: state[name] for name in parameters}
         for path in folder.glob("*.safetensors"):
             if _holds(path, parameters):
                 return path.name
@@ -329,10 +365,9 @@ class Checkpoints:
         return [path for path in self._complete() if not (path / INTERRUPTED).exists()]
 
 
-def _tensors(run: RunState) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each file beside the weights."""
-    parts = {name: part.tensors() for name, part in run.parts.items() if part is not None}
-    return {**parts, "rng": _random_states()}
+def _of(name: str, rank: int) -> str:
+    """The name of a rank's random state; rank 0 has those of a single process."""
+    return name if rank == 0 else f"{name}.{rank}"
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -352,14 +387,18 @@ def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:
         load_into(own, load_file(file.with_name(BUFFERS)))
 
 
-def _set_random_states(states: dict[str, Tensor]) -> None:
-    """Put back the random states; those of GPUs that this machine lacks are left out."""
+def _set_random_states(states: Mapping[str, Tensor], rank: int) -> None:
+    """Put back a rank's random states; those of GPUs that this machine lacks are left out.
+
+    A rank that was not there when they were saved keeps its own.
+    """
     if states["torch"].shape != torch.get_rng_state().shape:
         raise ValueError("'rng.safetensors' has no random state of torch")
-    torch.set_rng_state(states.pop("torch"))
-    for name, state in states.items():
-        if (number := int(name.removeprefix("cuda"))) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, number)
+    if (own := states.get(_of("torch", rank))) is not None:
+        torch.set_rng_state(own)
+    for number in range(torch.cuda.device_count()):
+        if (own := states.get(_of(f"cuda{number}", rank))) is not None:
+            torch.cuda.set_rng_state(own, number)
 
 
 def _check_finite(tensors: Mapping[str, Tensor], file: str) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from opd.distributed import World
+
 KEYS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter: steps taken, and the moving averages of the gradient and its square."""
 
@@ -22,6 +24,7 @@ class Optimizer:
         warmup: steps of linear warm-up.
         schedule: decay to zero after the warm-up.
         grad_clip: largest gradient norm.
+        world: the processes whose gradients are added.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
+        world: World | None = None,
     ) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.adamw = torch.optim.AdamW(self.named.values(), lr=lr, betas=betas, weight_decay=weight_decay)
@@ -43,6 +47,7 @@ class Optimizer:
         self.warmup = warmup
         self.schedule = schedule
         self.grad_clip = grad_clip
+        self.world = world or World()
 
     def lr(self, step: int) -> float:
         """Learning rate of a step: a pure function, so that a resumed run needs no schedule state."""
@@ -61,6 +66,7 @@ class Optimizer:
         Returns:
             The gradient's norm before clipping; None if it or the loss is not finite, in which case nothing is applied.
         """
+        self.world.add_gradients(self.named.values())
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.grad_clip))
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:

@@ -31,5 +31,5 @@ class GivenEngine(EngineConfig):
         """The engine as it was given, for the student."""
         from opd.engines.hf import HFEngine
 
-        engine: Engine = run.given("engine") if model is run.student else HFEngine(model)
+        engine: Engine = run.given("engine") if model is run.student else HFEngine(model, stream=run.world.rank)
         return engine

@@ -26,4 +26,4 @@ class Hf(EngineConfig):
         """The engine."""
         from opd.engines.hf import HFEngine
 
-        return HFEngine(model, max_rows=self.max_rows)
+        return HFEngine(model, max_rows=self.max_rows, stream=run.world.rank)

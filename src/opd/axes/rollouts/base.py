@@ -44,4 +44,4 @@ class GivenSource(SourceConfig):
     def build(self, run: RunContext) -> RolloutSource:
         """The source as it was given."""
         source: RolloutSource = run.given("sampler")
-        return source
+        return run.world.shared(source)

@@ -49,7 +49,7 @@ class Recorded(SourceConfig):
         from opd.rollouts import recorded
 
         main, path = terms[0], Path(run.config.out) / RECORDED_FILE
-        if not path.exists():
+        if not run.world.first(path.exists, "recorded rollouts"):
             assert main.view is not None
             takes = recorded.record(
                 self.build(run),
@@ -60,6 +60,6 @@ class Recorded(SourceConfig):
                 batch=run.config.rollout.prompts_per_step,
                 seed=run.config.seed,
             )
-            recorded.save(takes, path)
+            run.world.first(lambda: recorded.save(takes, path), "recorded rollouts")
         recording = recorded.Recording(recorded.load(path, run.prompts))
         return recording, [replace(main, teacher=recording, view=recording), *terms[1:]]

@@ -147,7 +147,8 @@ class Sampled(SignalConfig):
         assert isinstance(main.teacher.teacher, Once)
         # This term has no log-ratios, which these weights are made of, and selects tokens of its own.
         among = replace(weights, importance=0.0, fade=None, difficulty=None) if weights else None
-        where = Unsure(entropy=settings.threshold, temperature=run.config.loss.temperature, among=among)
+        temperature = run.config.loss.temperature
+        where = Unsure(entropy=settings.threshold, temperature=temperature, among=among, rows=run.world.rows)
         support = Support(settings.k, whose="teacher", rest="tail")
         objective = run.divergence("forward_kl", support=support)
         teacher = main.teacher.teacher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,7 +96,7 @@ class Context(ViewConfig):
         if self.text is not None:
             return self.text.strip()
         gathered = Path(run.config.out) / CONTEXT_FILE
-        if gathered.exists():
+        if run.world.first(gathered.exists, "teacher.view.experience"):
             return gathered.read_text(encoding="utf-8").strip()
         if self.experience:
             from opd.teachers.experience import gather_experience
@@ -103,7 +104,9 @@ class Context(ViewConfig):
             author = run.author(self.experience.author, key="teacher.view.experience.author")
             rollouts = run.first_rollouts(self.experience.prompts)
             settings = self.experience
-            return gather_experience(rollouts, author, items=settings.items, consolidate=settings.consolidate)
+            gather = partial(gather_experience, items=settings.items, consolidate=settings.consolidate)
+            text: str = run.world.first(lambda: gather(rollouts, author), "teacher.view.experience")
+            return text
         path = Path(self.file or "").expanduser()
         try:
             text = path.read_text(encoding="utf-8").strip()

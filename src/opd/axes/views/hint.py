@@ -54,7 +54,7 @@ class Hint(ViewConfig):
 
     def build(self, run: RunContext) -> HintView:
         """The view, with its author."""
-        author = run.once("author", lambda: run.author(self.author, key="teacher.view.author"))
+        author = run.once("author", lambda: run.world.authors(run.author(self.author, key="teacher.view.author")))
         return HintView(author, run.chat, place=self.place, role=self.role, max_hints=self.max_hints)
 
 

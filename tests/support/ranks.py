@@ -1,0 +1,135 @@
+"""Runs in several processes, as torchrun starts them, and the same runs in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import opd
+from opd.config.read import read, recipe_names
+from opd.engines import hf
+from opd.engines.hf import HFEngine
+from opd.types import Generation, Sampling
+
+SMALL: dict[str, Any] = {
+    "optimizer.steps": 3,
+    "rollout.prompts_per_step": 6,
+    "eval.prompts": None,
+    "report": False,
+    "log": [],
+    "checkpoint": {"every": 1, "keep": None},
+}
+
+
+def language_recipes() -> list[str]:
+    """Names of the recipes of language models."""
+    return [name for name in recipe_names() if read(name).family == "language"]
+
+
+class _Draws:
+    """Draws the tokens of a context with random numbers of its own, whatever else is in the batch."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.rows: Any = None
+
+    def generate(
+        self,
+        engine: HFEngine,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        *,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        seed: int,
+    ) -> list[Generation]:
+        known, seen = [zlib.crc32(json.dumps(list(context)).encode()) for context in contexts], Counter[int]()
+        self.seeds = []
+        for one in known:
+            seen[one] += 1
+            self.seeds.append((seed * 1009 + one) * 1009 + seen[one])
+        return GENERATE(engine, contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed)
+
+    def advance(self, rows: Any, *arguments: Any) -> Tensor:
+        self.rows = rows
+        return ADVANCE(rows, *arguments)
+
+    def draw(self, log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+        if sampling.temperature == 0:
+            return log_probs_BV.argmax(-1)
+        cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
+        places = zip(self.rows.index, self.rows.count_B.tolist(), strict=True)
+        point = torch.tensor([[Random(self.seeds[n] * 1009 + count).random()] for n, count in places])
+        return torch.searchsorted(cumulative, point.double() * cumulative[:, -1:], right=True)[:, 0]
+
+
+GENERATE, ADVANCE, DRAW = HFEngine.generate, hf._advance, hf.draw
+
+
+@contextmanager
+def tokens_of_their_own() -> Iterator[None]:
+    """Let the tokens of a context depend on nothing else in the batch, so that any division of it draws the same."""
+    draws = _Draws()
+    HFEngine.generate = lambda engine, *a, **k: draws.generate(engine, *a, **k)  # type: ignore[assignment, method-assign]
+    hf._advance, hf.draw = draws.advance, draws.draw  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        HFEngine.generate = GENERATE  # type: ignore[method-assign]
+        hf._advance, hf.draw = ADVANCE, DRAW
+
+
+def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """The first steps of a recipe, with a checkpoint after each."""
+    torch.set_num_threads(1)
+    keys = SMALL | {"out": str(out)} | dict(changes or {})
+    if name == "lightning":
+        keys["rollout.source.prompts"] = 12
+    with tokens_of_their_own():
+        opd.train(name, keys)
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    """The metrics of each step."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["train"] for row in rows if "train" in row]
+
+
+def start_ranks(number: int, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start ``python ARGUMENTS`` in several processes by torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tests = str(Path(__file__).parents[1])
+    paths = [tests, str(Path(opd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", f"--master-port={port}"]
+    return subprocess.Popen(
+        [*command, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def main() -> None:
+    """Run the jobs of a JSON file, one after the other: a list of {recipe, out, changes}."""
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run_recipe(job["recipe"], Path(job["out"]), job.get("changes"))
+
+
+if __name__ == "__main__":
+    main()
