@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -228,22 +230,24 @@ class Ranks(World):
         watch = threading.Thread(target=self._watch, args=(self.store.clone(), ended), daemon=True)
         watch.start()
         try:
-            yield
-            self.gather(None, "end of the run")
-        except KeyboardInterrupt:  # every rank has it: the ranks agree on signals before they act on one
-            raise
-        except Exception as error:
+            with _terminated():
+                yield
+                self.gather(None, "end of the run")
+        except (Exception, _Terminated) as error:
             raise self._one_sentence(error) from error
         finally:
             ended.set()
             watch.join()
 
-    def _one_sentence(self, error: Exception) -> Exception:
+    def _one_sentence(self, error: BaseException) -> BaseException:
         """Tell the other ranks why this one stops, or find out which other rank is the cause."""
         if isinstance(error, RankError):
             return error
-        if not isinstance(error, OpdError) and _of_exchange(error):
+        if isinstance(error, _Terminated) or (not isinstance(error, OpdError) and _of_exchange(error)):
             found = self._cause(error)
+            if not found:
+                return error
+            _tell(self.store, found)
             if self.rank == 0:
                 return OpdError(found)
             self._say(found)
@@ -252,8 +256,11 @@ class Ranks(World):
         _tell(self.store, f"rank {self.rank}: {said}")
         return error if self.rank == 0 or not isinstance(error, OpdError) else RankError(str(error))
 
-    def _cause(self, error: Exception) -> str:
-        """The sentence about a rank that failed, died, or is late; called after an exchange has failed."""
+    def _cause(self, error: BaseException) -> str:
+        """The sentence about a rank that failed, died, or is late, after an exchange has failed or a signal has come.
+
+        Empty if it was a signal and nothing is wrong with any rank.
+        """
         try:
             before, until = self._beats(self.store), time.monotonic() + DEAD_S / 2
             while time.monotonic() < until:
@@ -261,9 +268,11 @@ class Ranks(World):
                 if self.store.check(["failed"]):
                     return str(self.store.get("failed").decode())
             silent = [r for r, beat in enumerate(self._beats(self.store)) if beat == before[r] and r != self.rank]
-            return self._dead(self.store, silent[0]) if silent else self._late()
-        except RuntimeError:
-            return _gone(0, str(error).splitlines()[0])
+            if silent:
+                return self._dead(self.store, silent[0])
+            return "" if isinstance(error, _Terminated) else self._late()
+        except RuntimeError as lost:
+            return _gone(0, str(lost).splitlines()[0])
 
     def _late(self) -> str:
         """The sentence about the ranks that did not come to an exchange."""
@@ -445,7 +454,30 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             yield bucket
 
 
-def _of_exchange(error: Exception) -> bool:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM before the first step: from a scheduler, or from torchrun after another rank has died."""
+
+    number = signal.SIGTERM
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Raise ``_Terminated`` at SIGTERM instead of dying of it. During the steps a signal is noted instead."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated("ended by SIGTERM")
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _of_exchange(error: BaseException) -> bool:
     """Whether an error is of the exchange between ranks, not of this rank's own work."""
     from torch import distributed
 

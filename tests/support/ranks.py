@@ -27,11 +27,15 @@ from opd.types import Generation, Sampling
 SMALL: dict[str, Any] = {
     "optimizer.steps": 3,
     "rollout.prompts_per_step": 6,
+    "prompts.limit": 96,
     "eval.prompts": None,
     "report": False,
     "log": [],
-    "checkpoint": {"every": 1, "keep": None},
+    "checkpoint.every": 3,
 }
+
+LONG = {"grpo", "sdpo", "kdrl", "opd-rlaif", "hint-rl"}
+"""Recipes that need answers which are right; the others are cut short."""
 
 
 def language_recipes() -> list[str]:
@@ -83,7 +87,7 @@ GENERATE, ADVANCE, DRAW = HFEngine.generate, hf._advance, hf.draw
 def tokens_of_their_own() -> Iterator[None]:
     """Let the tokens of a context depend on nothing else in the batch, so that any division of it draws the same."""
     draws = _Draws()
-    HFEngine.generate = lambda engine, *a, **k: draws.generate(engine, *a, **k)  # type: ignore[assignment, method-assign]
+    HFEngine.generate = lambda engine, *a, **k: draws.generate(engine, *a, **k)  # type: ignore[method-assign]
     hf._advance, hf.draw = draws.advance, draws.draw  # type: ignore[assignment]
     try:
         yield
@@ -93,9 +97,11 @@ def tokens_of_their_own() -> Iterator[None]:
 
 
 def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:
-    """The first steps of a recipe, with a checkpoint after each."""
+    """The first steps of a recipe, with a checkpoint after the last."""
     torch.set_num_threads(1)
     keys = SMALL | {"out": str(out)} | dict(changes or {})
+    if name not in LONG:
+        keys.setdefault("rollout.max_new_tokens", 24)
     if name == "lightning":
         keys["rollout.source.prompts"] = 12
     with tokens_of_their_own():

@@ -1,0 +1,122 @@
+"""Runs in several processes: the same losses and gradients, one sentence for a failure, bit-equal resumption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.ranks import language_recipes, losses, run_recipe, start_ranks
+
+JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language_recipes()] + [
+    {"recipe": "opd", "out": "one prompt", "changes": {"rollout.prompts_per_step": 1}},
+    {"recipe": "hint", "out": "three prompts", "changes": {"rollout.prompts_per_step": 3, "optimizer.micro_batch": 1}},
+    {"recipe": "opd", "out": "hardest", "changes": {"experimental.hardest_tokens": {"share": 0.5, "by": "entropy"}}},
+    {"recipe": "tml", "out": "by turns", "changes": {"loss.aggregate": "sequence"}},
+    {"recipe": "opd", "out": "adaptive", "changes": {"experimental.curriculum": {}}},
+]
+"""Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch."""
+
+
+def finished(process: Popen[str]) -> str:
+    """What a job that has to succeed wrote on stderr."""
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-3000:]
+    return errors
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """All jobs in two processes, and in one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "jobs.json").write_text(json.dumps([{**job, "out": str(folder / "two" / job["out"])} for job in JOBS]))
+    ranks = start_ranks(2, "-m", "support.ranks", str(folder / "jobs.json"))
+    for job in JOBS:
+        run_recipe(job["recipe"], folder / "one" / job["out"], job.get("changes"))
+    finished(ranks)
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [job["out"] for job in JOBS])
+def test_two_processes_compute_what_one_does(name: str, both: tuple[Path, Path]) -> None:
+    one, two = (losses(folder / name) for folder in both)
+    assert [step["tokens"] for step in two] == [step["tokens"] for step in one]
+    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], abs=1e-5)
+    shares = [{key: value for key, value in step.items() if key.endswith("_share")} for step in one]
+    assert all(step.items() >= share.items() for step, share in zip(two, shares, strict=True))
+    # The moving average of the clipped gradients, of which each counts a tenth.
+    moments = [load_file(folder / name / "checkpoints/000003/optimizer.safetensors") for folder in both]
+    assert moments[0].keys() == moments[1].keys()
+    for key, value in moments[0].items():
+        assert torch.allclose(moments[1][key], value, atol=1e-7, rtol=0), key
+
+
+@pytest.mark.slow
+def test_the_first_process_writes_an_ordinary_folder(both: tuple[Path, Path]) -> None:
+    one, two = (folder / "opd" for folder in both)
+    names = [sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) for out in (one, two)]
+    assert names[0] == names[1]
+    lines = [len((out / "metrics.jsonl").read_text().splitlines()) for out in (one, two)]
+    assert lines[0] == lines[1]
+
+
+def command(out: Path, *keys: str) -> list[str]:
+    """A run whose rewards come from ``support.rank_faults``."""
+    small = ["rollout.prompts_per_step=4", "prompts.limit=64", "eval.prompts=null", "report=false", "log=[]"]
+    return ["-m", "opd", "train", "grpo", *small, f"out={out}", *keys, "--quiet"]
+
+
+def errors_of(text: str) -> list[str]:
+    """The sentences that opd printed; torchrun adds lines of its own."""
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_ends_the_job_with_its_sentence(tmp_path: Path) -> None:
+    job = start_ranks(2, *command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_fails"))
+    _, errors = job.communicate(timeout=100)
+    (sentence,) = errors_of(errors)
+    assert sentence.startswith("error: rank 1: prompts.reward: support.rank_faults:rank_1_fails raised ValueError")
+    assert job.returncode
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_with_the_exchange_that_it_misses(tmp_path: Path) -> None:
+    keys = command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_waits")
+    job = start_ranks(2, *keys, env={"OPD_RANK_TIMEOUT": "5"})
+    _, errors = job.communicate(timeout=100)
+    (sentence,) = errors_of(errors)
+    assert sentence.startswith("error: rank 1 did not come to 'rollouts' within 5 s; the last exchange")
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
+    job = start_ranks(
+        2, *command(tmp_path / "out", "optimizer.steps=5000", "prompts.reward=support.rank_faults:length")
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "out/metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    os.kill(rank_process(job, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = job.communicate(timeout=100)
+    assert time.monotonic() - killed < 60
+    (sentence,) = errors_of(errors)
+    assert sentence.startswith("error: rank 1 has died or cannot be reached")
+
+
+def rank_process(job: Popen[str], rank: int) -> int:
+    """The process id of a rank, a child of torchrun."""
+    for number in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{number}/environ").read_text().split("\0"):
+            return int(number)
+    raise AssertionError(f"torchrun has no rank {rank}")
