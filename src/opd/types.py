@@ -322,12 +322,10 @@ class RolloutSource(Protocol):
 
 
 class Policy(Protocol):
-    """The student: the model that trains."""
+    """The student: ``model`` is the ``torch.nn.Module`` whose parameters train."""
 
     @property
-    def model(self) -> Any:
-        """The ``torch.nn.Module`` whose parameters train."""
-
+    def model(self) -> Any: ...
     @property
     def device(self) -> torch.device: ...
 
@@ -342,9 +340,9 @@ class ForwardPass(Protocol):
     """The student's forward pass over its rollouts, with gradients."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Signal, States]]:
-        """Yield the positions and the student's states there, micro-batch by micro-batch.
+        """Yield the positions and the student's states there: of each rollout all of them, in one micro-batch, ordered.
 
-        Every generated token comes exactly once, a rollout's all in one micro-batch, ordered by rollout and position.
+        Every generated token comes exactly once, in one of the processes that share the run.
         """
         ...
 
@@ -416,13 +414,11 @@ class Term:
 class Scored:
     """A term's signal about one batch, without the positions of weight 0.
 
-    Of several processes each has the positions of its own rollouts.
-
     Attributes:
         segments: the spans of the rollouts that the teacher scored.
         weight_T: float32 [T]; weights over the number of positions in the batch.
         loss_T: float32 [T]; each position's own loss, filled in by the update. NaN where the objective has none.
-        count: number of positions in the batch, those of other processes included.
+        count: number of positions in the whole batch, of all processes.
     """
 
     term: Term

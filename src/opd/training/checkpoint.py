@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from opd.distributed import World
 from opd.errors import CheckpointError
 from opd.models.sealed import flush, opened, seal
 from opd.models.weights import buffers, load_into, trained
+from opd.training import random_states
 from opd.training.interrupts import Asked, Interrupted
 from opd.training.state import State
 
@@ -138,8 +138,7 @@ class Checkpoints:
     def _tensors(self, run: RunState) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file beside the weights."""
         parts = {name: self.world.whole(part.tensors()) for name, part in run.parts.items() if part is not None}
-        ranks = self.world.gather(_random_states(), "random states")
-        return {**parts, "rng": {_of(name, rank): s for rank, states in enumerate(ranks) for name, s in states.items()}}
+        return {**parts, "rng": random_states.named(self.world.gather(random_states.of_this_rank(), "random states"))}
 
     def _write(
         self,
@@ -303,7 +302,7 @@ class Checkpoints:
                 if name != "curriculum" and not ended:  # NaN there is a prompt that was not measured yet
                     _check_finite(tensors, f"{name}.safetensors")
                 part.load(tensors)
-        _set_random_states(load_file(folder / "rng.safetensors"), self.world.rank)
+        random_states.put_back(load_file(folder / "rng.safetensors"), self.world.rank)
         return saved
 
     def _opened(self, folder: Path) -> dict[str, Any]:
@@ -365,19 +364,6 @@ class Checkpoints:
         return [path for path in self._complete() if not (path / INTERRUPTED).exists()]
 
 
-def _of(name: str, rank: int) -> str:
-    """The name of a rank's random state; rank 0 has those of a single process."""
-    return name if rank == 0 else f"{name}.{rank}"
-
-
-def _random_states() -> dict[str, Tensor]:
-    """The random state of torch on the CPU, and on each GPU that is in use."""
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states |= {f"cuda{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
 def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:
     tensors = load_file(file)
     if finite:
@@ -385,20 +371,6 @@ def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:
     load_into(trained(model), tensors)
     if own := buffers(model):
         load_into(own, load_file(file.with_name(BUFFERS)))
-
-
-def _set_random_states(states: Mapping[str, Tensor], rank: int) -> None:
-    """Put back a rank's random states; those of GPUs that this machine lacks are left out.
-
-    A rank that was not there when they were saved keeps its own.
-    """
-    if states["torch"].shape != torch.get_rng_state().shape:
-        raise ValueError("'rng.safetensors' has no random state of torch")
-    if (own := states.get(_of("torch", rank))) is not None:
-        torch.set_rng_state(own)
-    for number in range(torch.cuda.device_count()):
-        if (own := states.get(_of(f"cuda{number}", rank))) is not None:
-            torch.cuda.set_rng_state(own, number)
 
 
 def _check_finite(tensors: Mapping[str, Tensor], file: str) -> None:

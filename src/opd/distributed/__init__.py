@@ -1,0 +1,12 @@
+"""One run in several processes, its ranks, which torchrun starts. The only importer of ``torch.distributed``.
+
+Every rank runs the same loop over the same rollouts, so all decisions are the same everywhere. Divided is the work that
+counts: each rank generates the rollouts of its share of the prompts and reads the tokens of its share of the rollouts.
+One process is a ``World`` of one rank, which divides nothing.
+"""
+
+from opd.distributed.ranks import check_alone, current, join
+from opd.distributed.shards import divided_as
+from opd.distributed.world import World
+
+__all__ = ["World", "check_alone", "current", "divided_as", "join"]
