@@ -84,6 +84,7 @@ def errors_of(text: str) -> list[str]:
 def test_an_error_of_one_rank_ends_the_job_with_its_sentence(tmp_path: Path) -> None:
     job = start_ranks(2, *command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_fails"))
     _, errors = job.communicate(timeout=100)
+    assert len(errors_of(errors)) == 1, errors
     (sentence,) = errors_of(errors)
     assert sentence.startswith("error: rank 1: prompts.reward: support.rank_faults:rank_1_fails raised ValueError")
     assert job.returncode
@@ -94,6 +95,7 @@ def test_a_rank_that_hangs_is_named_with_the_exchange_that_it_misses(tmp_path: P
     keys = command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_waits")
     job = start_ranks(2, *keys, env={"OPD_RANK_TIMEOUT": "5"})
     _, errors = job.communicate(timeout=100)
+    assert len(errors_of(errors)) == 1, errors
     (sentence,) = errors_of(errors)
     assert sentence.startswith("error: rank 1 did not come to 'rollouts' within 5 s; the last exchange")
 
@@ -110,6 +112,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
     killed = time.monotonic()
     _, errors = job.communicate(timeout=100)
     assert time.monotonic() - killed < 60
+    assert len(errors_of(errors)) == 1, errors
     (sentence,) = errors_of(errors)
     assert sentence.startswith("error: rank 1 has died or cannot be reached")
 

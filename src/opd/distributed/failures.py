@@ -56,15 +56,16 @@ class Watch:
         ended = threading.Event()
         watch = threading.Thread(target=self._watch, args=(self.store.clone(), ended), daemon=True)
         watch.start()
-        try:
-            with _terminated():
+        with _terminated() as ending:
+            try:
                 yield
                 end()
-        except (Exception, _Terminated) as error:
-            raise self._one_sentence(error) from error
-        finally:
-            ended.set()
-            watch.join()
+            except (Exception, _Terminated) as error:
+                ending.set()
+                raise self._one_sentence(error) from error
+            finally:
+                ended.set()
+                watch.join()
 
     def _one_sentence(self, error: BaseException) -> BaseException:
         """Tell the other ranks why this one stops, or find out which other rank is the cause."""
@@ -162,18 +163,23 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """Raise ``_Terminated`` at SIGTERM instead of dying of it. During the steps a signal is noted instead."""
+def _terminated() -> Iterator[threading.Event]:
+    """Raise ``_Terminated`` at SIGTERM instead of dying of it. During the steps a signal is noted instead.
+
+    Once the event is set, as the run is ending, SIGTERM does nothing: torchrun sends it when another rank has ended.
+    """
+    ending = threading.Event()
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
+        yield ending
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated("ended by SIGTERM")
+        if not ending.is_set():
+            raise _Terminated("ended by SIGTERM")
 
     signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield ending
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
