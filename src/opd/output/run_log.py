@@ -92,7 +92,8 @@ class RunLog:
             evaluated: whether the run has been evaluated at step 0, so that lines of step 0 stay.
             events: of the loop, up to that step.
         """
-        rewind(self.path, run.step if evaluated or run.step else -1, events)
+        if self.path:
+            rewind(self.path, run.step if evaluated or run.step else -1, events)
         tell(self.callbacks, "start", run)
         for text in self.warnings:
             self.event(run.step, "tracker", text)
