@@ -20,6 +20,7 @@ from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
+from opd.rollouts.sampler import Sampler
 from opd.types import Sampling
 from support.altered import train_altered
 from support.families import read_language
@@ -218,6 +219,8 @@ def test_only_the_answers_of_avg_at_n_are_drawn_as_eval_sampling_says(tmp_path: 
     given = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS, eval_prompts=prompts)
     measured = evaluation(load_run(config, given))
     assert measured
+    assert isinstance(measured.drawn, Sampler)
+    assert isinstance(measured.sampled, Sampler)
     assert measured.drawn.sampling == Sampling(top_p=0.9, min_p=0.1)
     assert measured.sampled.sampling == Sampling()
     assert "avg@8" in measured()
