@@ -161,6 +161,7 @@ class Work:
         teacher_tokens: tokens of a teacher's pass.
         checkpointing: activations are computed again in the backward pass.
         copies: frozen or averaged copies of the student's trained weights.
+        shared: sequences may share their beginning, whose keys and values a teacher's pass then keeps.
         on_gpu: the loss takes the chunks that it takes there.
     """
 
@@ -171,6 +172,7 @@ class Work:
     teacher_tokens: int
     checkpointing: bool = False
     copies: int = 0
+    shared: bool = False
     on_gpu: bool = False
 
 
@@ -190,6 +192,7 @@ def estimate(run: LanguageContext) -> Memory:
         teacher_tokens=min(config.teacher.max_tokens, rows * length),
         checkpointing=config.optimizer.gradient_checkpointing,
         copies=int(follows) + int(config.keeps_initial and run.base is None),
+        shared=config.rollout.rollouts_per_prompt > 1 or config.teacher.view.type == "hint",
         on_gpu=run.student.device.type != "cpu",
     )
     return memory_of(run.student, teachers, work, reads_teacher=config.loss.signal.reads_teacher)
@@ -218,7 +221,7 @@ def memory_of(
         gradients=size_of(trained),
         rollout=work.decoded * (work.length * cache_bytes(student) * SPARE_ROOM + vocab * DRAW_BYTES),
         signal=max((4.0 * work.rows * work.length * m.head_VD.shape[1] for m in readers), default=0.0),
-        reading=max((_reading(m, work.teacher_tokens) for m in readers), default=0.0),
+        reading=max((_reading(m, work) for m in readers), default=0.0),
         activations=kept.bytes(work.tokens),
         loss=loss_bytes(student, work.tokens, on_gpu=work.on_gpu),
     )
@@ -230,8 +233,8 @@ def _one_block_at_a_time(language_model: LanguageModel, kept: Pass) -> Pass:
     return Pass(fixed=kept.fixed, per_token=inputs + kept.per_token / language_model.num_layers)
 
 
-def _reading(language_model: LanguageModel, tokens: int) -> float:
-    """A pass without gradients, which holds one block at a time."""
+def _reading(language_model: LanguageModel, work: Work) -> float:
+    """A pass without gradients, which holds one block at a time, and what sequences share."""
     if language_model.is_served:
         return 0.0
     parameters = [(p, p.requires_grad) for p in language_model.model.parameters()]
@@ -240,4 +243,5 @@ def _reading(language_model: LanguageModel, tokens: int) -> float:
     kept = kept_for_backward(language_model)
     for parameter, trains in parameters:
         parameter.requires_grad_(trains)
-    return FORWARD_ONLY * kept.per_token / language_model.num_layers * tokens
+    per_token = FORWARD_ONLY * kept.per_token / language_model.num_layers
+    return work.teacher_tokens * (per_token + (cache_bytes(language_model) if work.shared else 0))

@@ -17,6 +17,7 @@ from torch import Tensor
 from opd.errors import AlignmentError
 from opd.models.language import LanguageModel
 from opd.models.packing import lay_out, passes
+from opd.models.sharing import read_trees, shares, tree_passes, trees_of
 from opd.signals import TokenStates
 from opd.types import Rollout, Segment, Signal
 
@@ -163,7 +164,7 @@ def collect(
     model = language_model.model
     was_training = model.training
     model.eval()
-    parts = list(read_all(language_model, readings, max_tokens=max_tokens, layers=layers))
+    parts = list(_read_shared(language_model, readings, max_tokens, layers))
     model.train(was_training)
     if not parts:
         none = torch.zeros(0, dtype=torch.int64, device=language_model.device)
@@ -196,6 +197,31 @@ def _asked(language_model: Any, readings: Sequence[Reading], layers: Sequence[in
     head_VD = language_model.head_VD.detach()
     states = TokenStates(none, head_VD, later) if layers else TokenStates(later, head_VD)
     return where.take(order_T).to(language_model.device), states
+
+
+def _read_shared(
+    language_model: LanguageModel, readings: Sequence[Reading], max_tokens: int, layers: Sequence[int]
+) -> Iterator[tuple[Signal, TokenStates]]:
+    """Forward passes over sequences, of which those that begin alike share their beginning if the model allows it."""
+    sequences = [reading.ids for reading in readings]
+    trees = trees_of(sequences, max_tokens) if shares(language_model) else []
+    inside = {index for tree in trees for index in (tree.trunk, *(branch for branch, _ in tree.branches))}
+    alone = [reading for index, reading in enumerate(readings) if index not in inside]
+    yield from read_all(language_model, alone, max_tokens=max_tokens, layers=layers)
+    for some in tree_passes(sequences, trees, max_tokens):
+        read = read_trees(language_model, sequences, some, layers)
+        table = []
+        for index in [index for tree in some for index in (tree.trunk, *(branch for branch, _ in tree.branches))]:
+            reading = readings[index]
+            for p in reading.wanted:
+                column = reading.offset + p
+                table.append((reading.rollout, p, read.place(index, column), read.place(index, column - 1)))
+        columns = torch.tensor(sorted(table), dtype=torch.int64, device=language_model.device)
+        rollout_T, position_T, token_T, state_T = columns.unbind(1)
+        layers_TKD = torch.stack([states_ND[state_T] for states_ND in read.layers], 1) if layers else None
+        hidden_TD = read.hidden_ND[state_T]
+        states = TokenStates(hidden_TD, language_model.head_VD.to(hidden_TD.dtype), layers_TKD)
+        yield Signal(rollout_T, position_T, read.ids_N[token_T]), states
 
 
 def read_own(

@@ -101,22 +101,29 @@ class LanguageModel:
         return self.layers(input_ids, attention_mask, ())[0]
 
     def layers(
-        self, input_ids: Tensor, attention_mask: Tensor | None, chosen: Sequence[int], positions: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        chosen: Sequence[int],
+        positions: Tensor | None = None,
+        cache: Any = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Last hidden states, and the states after chosen blocks, each [B, L, D].
 
         Args:
-            attention_mask: [B, L], 0 on padding; None for packed rows.
+            attention_mask: [B, L], 0 on padding; None for packed rows; ``opd.models.masks.own_mask``.
             positions: [B, L], starting over with each sequence of a packed row.
             chosen: blocks, from 1. As in transformers, the state of the last block is that after the final norm.
+            cache: keys and values of tokens before these, and then of these too; None to keep none.
         """
         with self.precision():
             out = _transformer(self.model)(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                use_cache=False,
+                use_cache=cache is not None,
                 output_hidden_states=bool(chosen),
                 **({} if positions is None else {"position_ids": positions}),
+                **({} if cache is None else {"past_key_values": cache}),
             )
         states: Tensor = out.last_hidden_state
         states = states.to(self.autocast or self.model.get_output_embeddings().weight.dtype)

@@ -6,7 +6,7 @@ architecture does so: each model is compared with one sequence at a time before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,25 +47,40 @@ def packs(language_model: LanguageModel) -> bool:
     return known[key]
 
 
-@torch.no_grad()
 def _probe(language_model: LanguageModel) -> bool:
     """Read three short sequences alone, packed, and as one; the second row of the packed pass ends in padding."""
     size = language_model.model.config.get_text_config().vocab_size
     first, second, third = ([(start + 3 * i) % size for i in range(n)] for start, n in ((1, 8), (2, 4), (5, 3)))
     rows = [[first, second, third]] if _separate(language_model) else [[first], [second, third]]
-    was_training = language_model.model.training
-    language_model.model.eval()
-    try:
+
+    def states() -> tuple[Tensor, Tensor, Tensor]:
         alone = [_states(language_model, torch.tensor([one])) for one in (first, second, third)]
         leaked = _states(language_model, torch.tensor([[*second, *third]]))[len(second) :]
         packed = _states(language_model, *_end_to_end(rows))[: len(first) + len(second) + len(third)]
-    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError):
+        return packed, torch.cat(alone), distance(leaked, alone[2])
+
+    return agrees(language_model, states)
+
+
+@torch.no_grad()
+def agrees(language_model: LanguageModel, states: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> bool:
+    """Whether states that were read together are those that were read alone.
+
+    Args:
+        states: gives both, and the relative difference that another context would make, which the error has to be
+            far below.
+    """
+    was_training = language_model.model.training
+    language_model.model.eval()
+    try:
+        together, alone, leak = states()
+    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError, KeyError):
         return False  # the architecture takes no positions, or refuses these
     finally:
         language_model.model.train(was_training)
-    error, leak = _distance(packed, torch.cat(alone)), _distance(leaked, alone[2])
-    dtype = language_model.autocast or packed.dtype
-    return error < TOLERANCE.get(dtype, HALF) and error < leak / 10
+    error = distance(together, alone)
+    dtype = language_model.autocast or together.dtype
+    return bool((error < TOLERANCE.get(dtype, HALF)) & (error < leak / 10))
 
 
 def _states(language_model: LanguageModel, ids: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -75,8 +90,10 @@ def _states(language_model: LanguageModel, ids: Tensor, positions: Tensor | None
     return language_model.layers(ids.to(device), None, (), places)[0].flatten(0, 1)
 
 
-def _distance(states: Tensor, expected: Tensor) -> float:
-    return float((states - expected).float().norm() / expected.float().norm())
+def distance(states: Tensor, expected: Tensor) -> Tensor:
+    """Norm of the difference over the norm."""
+    ratio: Tensor = (states - expected).float().norm() / expected.float().norm()
+    return ratio
 
 
 def lay_out(
