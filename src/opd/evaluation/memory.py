@@ -25,12 +25,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from opd.engines.cache import RowCache
 from opd.language.context import LanguageContext
 from opd.losses import chunked, gpu
+from opd.models.adapters import adapted
 from opd.models.language import LanguageModel
 
 SHORT, LONG = 16, 32
 """Tokens of the two forward passes; their difference is what further tokens cost."""
 SPARE_ROOM = 1.3
-"""The cache grows by a quarter, layer after layer."""
+"""The cache grows by a quarter, layer after layer. One of a fixed size is rounded up and filled from the prompts' own."""
 FORWARD_ONLY = 0.55
 """What a block holds at most in a pass without gradients, as a share of what autograd would keep of it."""
 BLOCKS = 5
@@ -60,7 +61,8 @@ class Memory:
     moments: float
     """The optimizer's two averages for each weight that trains."""
     copies: float
-    """Frozen or averaged copies of what trains of the student; they share the rest with it."""
+    """Frozen or averaged copies of what trains of the student, which share the rest with it, and on a GPU the copy that
+    generates, in autocast's dtype."""
     teachers: float
     """Weights of other models, without those that are the student's too."""
     gradients: float
@@ -213,18 +215,29 @@ def memory_of(
     if work.checkpointing:
         kept = _one_block_at_a_time(student, kept)
     weights, (vocab, _) = size_of(student.model.parameters()), student.head_VD.shape
+    running, cache = _running_copy(student) if work.on_gpu else 0.0, cache_bytes(student)
+    if running and student.autocast:  # keys and values have the copy's dtype too
+        cache *= student.autocast.itemsize / 4
     return Memory(
         weights=weights,
         moments=2 * 4 * sum(p.numel() for p in trained),
-        copies=work.copies * size_of(trained),
+        copies=work.copies * size_of(trained) + running,
         teachers=size_of(p for m in [student, *teachers] for p in m.model.parameters()) - weights,
         gradients=size_of(trained),
-        rollout=work.decoded * (work.length * cache_bytes(student) * SPARE_ROOM + vocab * DRAW_BYTES),
+        rollout=work.decoded * (work.length * cache * SPARE_ROOM + vocab * DRAW_BYTES),
         signal=max((4.0 * work.rows * work.length * m.head_VD.shape[1] for m in readers), default=0.0),
         reading=max((_reading(m, work) for m in readers), default=0.0),
         activations=kept.bytes(work.tokens),
         loss=loss_bytes(student, work.tokens, on_gpu=work.on_gpu),
     )
+
+
+def _running_copy(student: LanguageModel) -> float:
+    """The weights that generate, where autocast would cast them at every token; see ``opd.engines.weights``."""
+    dtype = student.autocast
+    if dtype is None or adapted(student.model):
+        return 0.0
+    return float(sum(p.numel() * dtype.itemsize for p in student.model.parameters() if p.dtype != dtype))
 
 
 def _one_block_at_a_time(language_model: LanguageModel, kept: Pass) -> Pass:

@@ -76,7 +76,6 @@ class LanguageRun:
         """The loop, ready to run from step 0."""
         run, config = self.context, self.config
         torch.manual_seed(config.seed + run.world.rank)
-        log.notes += run.notes
         check_trainable(run.student, key="student")
         if config.optimizer.gradient_checkpointing:
             checkpoint_activations(run.student)
@@ -88,6 +87,7 @@ class LanguageRun:
         if config.loss.sft:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
+        log.notes += run.notes  # of the prompts, and of the engine that was built with the source
         loop = Loop(
             student=run.student,
             sampler=source,

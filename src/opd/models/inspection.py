@@ -159,6 +159,7 @@ def decoding(language_model: LanguageModel, key: str) -> LanguageModel:
     return language_model
 
 
+@torch.no_grad()
 def check_engine(engine: Engine, language_model: LanguageModel, key: str) -> None:
     """Compare an engine with forward passes over whole texts: one prompt alone, and two prompts together.
 
