@@ -31,7 +31,7 @@ from opd.models.language import LanguageModel
 SHORT, LONG = 16, 32
 """Tokens of the two forward passes; their difference is what further tokens cost."""
 SPARE_ROOM = 1.3
-"""The cache grows by a quarter, layer after layer. One of a fixed size is rounded up and filled from the prompts' own."""
+"""The cache grows by a quarter, layer after layer; one of a fixed size is rounded up and filled from another."""
 FORWARD_ONLY = 0.55
 """What a block holds at most in a pass without gradients, as a share of what autograd would keep of it."""
 BLOCKS = 5
