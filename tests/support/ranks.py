@@ -20,8 +20,9 @@ from torch import Tensor
 
 import opd
 from opd.config.read import read, recipe_names
-from opd.engines import hf
+from opd.engines import drawing
 from opd.engines.hf import HFEngine
+from opd.engines.rows import Draw, GrowingRows
 from opd.types import Generation, Sampling
 
 SMALL: dict[str, Any] = {
@@ -59,28 +60,27 @@ class _Draws:
         sampling: Sampling,
         stop_ids: frozenset[int],
         seed: int,
+        done: dict[int, Generation] | None = None,
     ) -> list[Generation]:
         known, seen = [zlib.crc32(json.dumps(list(context)).encode()) for context in contexts], Counter[int]()
         self.seeds = []
         for one in known:
             seen[one] += 1
             self.seeds.append((seed * 1009 + one) * 1009 + seen[one])
-        return GENERATE(engine, contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed)
+        return GENERATE(engine, contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed, done=done)
 
-    def advance(self, rows: Any, *arguments: Any) -> Tensor:
+    def advance(self, rows: GrowingRows, draw: Draw) -> list[bool]:
         self.rows = rows
-        return ADVANCE(rows, *arguments)
+        return ADVANCE(rows, draw)
 
-    def draw(self, log_probs_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    def points(self, number: int, sampling: Sampling, generator: torch.Generator) -> Tensor | None:
         if sampling.temperature == 0:
-            return log_probs_BV.argmax(-1)
-        cumulative = log_probs_BV.exp().cumsum(-1, dtype=torch.float64)
+            return None
         places = zip(self.rows.index, self.rows.count_B.tolist(), strict=True)
-        point = torch.tensor([[Random(self.seeds[n] * 1009 + count).random()] for n, count in places])
-        return torch.searchsorted(cumulative, point.double() * cumulative[:, -1:], right=True)[:, 0]
+        return torch.tensor([[Random(self.seeds[n] * 1009 + count).random()] for n, count in places]).double()
 
 
-GENERATE, ADVANCE, DRAW = HFEngine.generate, hf._advance, hf.draw
+GENERATE, ADVANCE, POINTS = HFEngine.generate, GrowingRows.advance, drawing.points
 
 
 @contextmanager
@@ -88,12 +88,14 @@ def tokens_of_their_own() -> Iterator[None]:
     """Let the tokens of a context depend on nothing else in the batch, so that any division of it draws the same."""
     draws = _Draws()
     HFEngine.generate = lambda engine, *a, **k: draws.generate(engine, *a, **k)  # type: ignore[method-assign]
-    hf._advance, hf.draw = draws.advance, draws.draw  # type: ignore[assignment]
+    GrowingRows.advance = lambda self, draw: draws.advance(self, draw)  # type: ignore[method-assign]
+    drawing.points = draws.points
     try:
         yield
     finally:
         HFEngine.generate = GENERATE  # type: ignore[method-assign]
-        hf._advance, hf.draw = ADVANCE, DRAW
+        GrowingRows.advance = ADVANCE  # type: ignore[method-assign]
+        drawing.points = POINTS
 
 
 def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from opd.engines import drawing
 from opd.engines.cache import RowCache
-from opd.engines.drawing import chosen, log_probs, points
+from opd.engines.drawing import chosen, log_probs
 from opd.models.language import LanguageModel, pad
 from opd.types import Sampling
 
@@ -120,7 +121,7 @@ class GrowingRows:
     def advance(self, draw: Draw) -> list[bool]:
         """Draw one token per row; returns which rows are finished."""
         log_probs_BV = log_probs(self.logits_BV, draw.sampling)
-        token = chosen(log_probs_BV, points(len(log_probs_BV), draw.sampling, draw.generator))
+        token = chosen(log_probs_BV, drawing.points(len(log_probs_BV), draw.sampling, draw.generator))
         column = self.count_B.clamp_max(self.token_BN.shape[1] - 1)[:, None]
         self.token_BN.scatter_(1, column, token[:, None])
         self.logprob_BN.scatter_(1, column, log_probs_BV.gather(1, token[:, None]))
