@@ -16,8 +16,9 @@ from support.slow import slow_but
 def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) -> None:
     done = command("methods", cwd=tmp_path)
     assert done.returncode == 0
-    for name in recipe_names():
-        assert name in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == list(recipe_names())  # one line each
+    assert max(map(len, lines)) <= 80
     shown = command("methods", "hint", cwd=tmp_path)
     assert "arXiv 2605.17873" in shown.stdout
     assert "student: nano/tools-base" in shown.stdout
@@ -35,6 +36,7 @@ def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) ->
         (["train", "hint", "prompts.limit=3"], "fewer than one batch"),
         (["train", "hint", "loss.divergence=kl"], "no divergence 'kl'"),
         (["train", "hint", "prompts.task=nothing"], "nothing"),
+        (["train", "hint", "prompts.task=tols"], "there is no task 'tols'; did you mean 'tools'?"),
         (["train", "opd", "teacher.model=/nowhere"], "teacher.model: cannot load '/nowhere'"),
         (
             ["train", "hint", "teacher.view.author={type: model, model: /nowhere}"],

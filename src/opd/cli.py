@@ -72,9 +72,10 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the lines of metrics.jsonl as they come.")] = False,
 ) -> None:
-    """Train a student, for instance: opd train hint optimizer.steps=50 out=runs/mine
+    """Train a student; the folder out gets the model, its metrics and a report of every token's target.
 
-    Without a terminal it prints lines of key=value, at most one in two seconds.
+    For instance: opd train hint optimizer.steps=50 out=runs/mine. Without a terminal it prints lines of key=value, at
+    most one in two seconds.
     """
     if quiet and as_json:
         raise OpdError("--quiet and --json contradict each other. Fix: give one of them")
@@ -99,7 +100,10 @@ def pipeline(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as stages.first.optimizer.steps=5.")
     ] = None,
 ) -> None:
-    """Run a graph of stages, or continue it. Exit status 2: a stage failed; 1: a guard stopped one."""
+    """Run a graph of stages, or continue it; out gets every stage's model and one report of all.
+
+    Exit status 2: a stage failed; 1: a guard stopped one.
+    """
     from opd.pipelines.run import pipeline as run
     from opd.pipelines.table import display, show
 
@@ -131,7 +135,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
 ) -> None:
-    """Measure a model, a run or one of its checkpoints on prompts with checkable answers."""
+    """Measure a model, a run or a checkpoint on prompts: right answers, invalid calls, length, cut-off answers."""
     from opd.api import evaluate as measure
     from opd.output.run_folder import json_line
     from opd.output.terminal import show_metrics
@@ -161,12 +165,15 @@ def view(
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of runs, several side by side, or one of a pipeline."),
     ],
-    live: Annotated[bool, typer.Option("--live", help="Follow runs in progress, through a local server.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Follow runs or a pipeline through a local server.")] = False,
     out: Annotated[Path | None, typer.Option(help="File of the page; by default in the run's folder.")] = None,
     port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
-    """Show a run with the teacher's target for every token (or its images), or a pipeline with its metrics."""
+    """Write a run's page and open it: the teacher's target for every token, curves, events; or a pipeline's.
+
+    Several runs are compared. With --live the page follows runs or a pipeline, and waits for one that has not begun.
+    """
     from opd.report.view import follow, write
 
     if live:
@@ -240,7 +247,10 @@ def doctor(
     source: Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name or a run file.")],
     overrides: Overrides = None,
 ) -> None:
-    """Check a run before it costs anything: tokenizers, templates, lengths, memory, is the teacher better?"""
+    """Check a run before it costs anything: tokenizers, templates, lengths, memory, is the teacher better?
+
+    It prints one line per check, with what to change where something is wrong.
+    """
     from opd.config.read import read
 
     read(source, overrides or [])

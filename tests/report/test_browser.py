@@ -74,6 +74,10 @@ def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:
         assert "hints right above the mistake" in visit.text("h1").lower()
         assert "Accuracy on held-out prompts" in visit.text(".lede")
 
+        # The page opens at the last weights, which are as good as any; step 0 has the mistakes.
+        assert "best" in visit.text('#steps [aria-pressed="true"]')
+        page.click("#steps .chip >> nth=0")
+
         # Colours.
         page.click("#worst")
         chosen = page.locator(".tok.chosen")
@@ -102,7 +106,7 @@ def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:
 
         # The hint is directly above its span.
         assert "available tools" in visit.text(".hint")
-        assert page.locator(".hint + .block.student").count() >= 1
+        assert page.locator(".turn > .hint + .block.student").count() >= 1
 
         # Keyboard: the next token, then close.
         before = page.get_attribute(".tok.chosen", "data-p")
@@ -211,7 +215,9 @@ def test_the_teachers_likeliest_token_is_listed_where_it_disagrees(browser: Any,
     with Visit(browser, (math_run / "report.html").as_uri()) as visit:
         assert visit.page.locator(".signs").count() == 0
         visit.page.click(".objections .token-link")
-        student, preferred = (visit.text(f".objections td:nth-child({n}) >> nth=0") for n in (1, 2))
+        student, preferred = (
+            visit.text(f".objections {where} >> nth=0") for where in (".token-link", "td:nth-child(2)")
+        )
         assert visit.text(".tok.chosen").strip() == student
         teacher = visit.page.locator("#panel .column").nth(1).locator("code").first.inner_text()
         assert teacher == preferred

@@ -113,11 +113,11 @@ def test_any_character_survives_writing_reading_and_the_page(tmp_path: Path) -> 
     folder = write_run(tmp_path / "run", text=STRANGE)
     data = run_data(folder)
     assert data["left_out"] == ""
-    assert [r["prompt_text"] for r in data["rollouts"]] == [STRANGE] * 4
+    assert [prompt["prompt_text"] for prompt in data["prompts"]] == [STRANGE]
     text = write_report(folder).read_text(encoding="utf-8")
     start = text.index('id="data">') + len('id="data">')
     found = json.loads(text[start : text.index("</script>", start)])
-    assert found["runs"][0]["rollouts"][0]["prompt_text"] == STRANGE
+    assert found["runs"][0]["prompts"][0]["prompt_text"] == STRANGE
 
 
 GIANTS = {

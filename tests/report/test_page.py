@@ -28,7 +28,7 @@ def test_hostile_text_never_becomes_markup(tmp_path: Path) -> None:
     assert "window.hacked" in text
     start = text.index('id="data">') + len('id="data">')
     data = json.loads(text[start : text.index("</script>", start)])
-    assert data["runs"][0]["rollouts"][0]["prompt_text"] == HOSTILE
+    assert data["runs"][0]["prompts"][0]["prompt_text"] == HOSTILE
     assert data["runs"][0]["events"][0]["text"] == HOSTILE
 
 

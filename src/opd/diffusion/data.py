@@ -14,6 +14,7 @@ from opd.data.prompts import TRAIN, in_turn, load_prompts, with_own_ids
 from opd.data.rows import Note, ignore
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
+from opd.models.bundled import near
 from opd.types import Prompt
 
 METHODS = ("prompts", "right", "reward", "distance")
@@ -67,7 +68,8 @@ def image_task(name: str, *, key: str) -> ImageTask:
     module, colon, attribute = IMAGE_TASKS.get(name, name).partition(":")
     if not colon:
         raise ConfigError(
-            f"{key}: there is no task '{name}' for images. Fix: give {', '.join(IMAGE_TASKS)} or package.module:Name"
+            f"{key}: there is no task '{name}' for images{near(name, list(IMAGE_TASKS))} Fix: give "
+            f"{', '.join(IMAGE_TASKS)} or package.module:Name"
         )
     found = import_named(f"{module}:{attribute}", key=key)
     task = found() if isinstance(found, type) else found

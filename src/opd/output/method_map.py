@@ -21,6 +21,16 @@ MEASURED = RECIPES / "measured.json"
 """What ``make methods`` measured, by recipe and metric: before; median, least and most after."""
 
 USAGE = "opd methods NAME shows a recipe's file; opd train NAME \\[key=value …] runs it"
+VIEWS = {
+    "plain": "the same prompt",
+    "privileged": "the answer",
+    "context": "a document",
+    "feedback": "another attempt",
+    "hint": "hints",
+    "image": "the image",
+}
+"""The views in a few words; a recipe with another one shows a dash."""
+
 NARROW = 160
 """Columns below which a table of all axes cannot be read."""
 
@@ -110,19 +120,22 @@ def _mixed(config: RunConfig) -> list[str]:
 
 
 def show_map(console: Console) -> None:
-    """All recipes as a table."""
+    """All recipes as a table of 80 columns, or of all axes where there is room."""
+    configs = {name: read(name) for name in recipe_names()}
     if console.width < NARROW:
-        for name in recipe_names():
-            config = read(name)
-            console.print(f"[bold]{name}[/]  {config.method.title if config.method else ''}")
-            places = zip(AXES, place(config), strict=True)
-            console.print("  " + escape(" · ".join(f"{axis}: {value}" for axis, value in places if value != "–")))
-        console.print(USAGE)
-        return
-    table = Table("recipe", *AXES, "source")
-    for name in recipe_names():
-        config = read(name)
-        table.add_row(name, *place(config), config.method.source if config.method else "")
+        table = Table(
+            "recipe", "teacher", "the teacher reads", "signal", box=None, padding=(0, 2, 0, 0), pad_edge=False
+        )
+        for name, config in configs.items():
+            _, teacher, _, signal, *_ = place(config)
+            teaches = teacher != "–"
+            table.add_row(
+                name, teacher, VIEWS.get(config.teacher.view.type, "–") if teaches else "–", signal.partition(",")[0]
+            )
+    else:
+        table = Table("recipe", *AXES, "source")
+        for name, config in configs.items():
+            table.add_row(name, *place(config), config.method.source if config.method else "")
     console.print(table)
     console.print(USAGE)
 

@@ -20,7 +20,7 @@ LONGEST_TOKEN = 100
 TOKENS = frozenset({"text", "top"})
 """Keys of a rollout whose texts are tokens."""
 
-WHOLE = frozenset({"prompt_text", "read", "instead_of"})
+WHOLE = frozenset({"prompt_text", "content", "reasoning_content", "read", "instead_of"})
 """Keys of a rollout whose texts may be five times as long as others."""
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from opd.axes.base import AXES, AxisValue
+from opd.axes.base import AXES
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
 from opd.report.block import bounded, bounded_row, data_block
+from opd.report.facts import PARTS, facts, teaching, times
 from opd.report.files import ROLLOUTS, measured, read_json, read_metrics, read_rollouts
 from opd.report.rows import is_rollout
 from opd.report.signs import signs
+from opd.report.speech import parts
+from opd.training.guards import better
 
 BUDGET = 4_200_000
 """Characters for a page's rollouts; the whole report then stays below 5 MB."""
@@ -54,12 +58,14 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
     config = about["config"]
     recorded = read_rollouts(folder / ROLLOUTS)
     rows = [bounded_row(row) for row in recorded if is_rollout(row)]
-    rollouts, vocabulary = _rollouts(rows)
+    rollouts, vocabulary, prompts = _rollouts(rows)
     try:
         run = {
             **about,
-            "labels": _labels(config),
-            "teaching": _teaching(config),
+            "labels": (labels := _labels(config)),
+            "teaching": teaching(config),
+            "facts": list(facts(config, labels["distill"])),
+            "prompts": prompts,
             "signs": signs(config, lines, rollouts),
             "vocabulary": vocabulary,
             "specials": sorted({mark for row in rows for mark in _marks(row)})[:MOST_SPECIALS],
@@ -105,32 +111,14 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         "seconds": (result or {}).get("seconds"),
         "tokens": (result or {}).get("tokens"),
         "best": measured((result or {}).get("best") or {}),
+        "best_step": _best_step([(line["step"], line["eval"]) for line in lines if "eval" in line]),
+        "times": times([line["train"] for line in lines if "train" in line], (result or {}).get("seconds")),
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),
         "events": events[-MOST_EVENTS:],
     }
     found: Tree = bounded(about)
     return found
-
-
-def _teaching(config: Mapping[str, Any]) -> str:
-    """A sentence on what scored the rollouts, in the words of the axis values."""
-    teacher, loss = config.get("teacher") or {}, config.get("loss") or {}
-    signal = _shipped("loss.signal", loss.get("signal"))
-    if signal is not None and (sentence := getattr(signal, "without_teacher", "")):
-        return str(sentence)
-    several = list(teacher.get("models") or {})
-    weights = _shipped("teacher.weights", teacher.get("weights"))
-    own = getattr(weights, "report", "a teacher")
-    who = f"another model ({teacher['model']})" if teacher.get("model") else own
-    who = f"{len(several)} teachers ({', '.join(several)})" if several else who
-    sees = getattr(_shipped("teacher.view", teacher.get("view")), "report", "with a view of its own")
-    return f"The student generated the rollouts; every token was scored by {who}, {sees}."
-
-
-def _shipped(axis: str, value: Any) -> type[AxisValue] | None:
-    """The shipped class of a value in ``run.json``; None for a user's own."""
-    return AXES[axis].get(str((value or {}).get("type")))
 
 
 def _labels(config: Mapping[str, Any]) -> Tree:
@@ -157,13 +145,27 @@ def _marks(row: Mapping[str, Any]) -> list[str]:
     return [*row.get("marks", []), *(row["text"][position] for position in row.get("special", []))]
 
 
-def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
-    """The page's rollouts, and the vocabulary of their likeliest tokens."""
+def _best_step(evals: Sequence[tuple[int, Tree]]) -> int | None:
+    """The step of the best weights: the last evaluation's if none is better, else the first of the best ones."""
+    best: tuple[int, Tree] | None = None
+    for step, metrics in evals:
+        if best is None or better(metrics, best[1]):
+            best = step, metrics
+    if best is None:
+        return None
+    return best[0] if better(best[1], evals[-1][1]) else evals[-1][0]
+
+
+def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str], list[Tree]]:
+    """The page's rollouts, the vocabulary of their likeliest tokens, and their prompts, each once."""
     vocabulary: dict[str, int] = {}
+    prompts: dict[str, int] = {}
     shown: dict[tuple[Any, ...], Tree] = {}
     for row in rows:
         if row["of"] in EVERY_KIND:
-            shown[row["step"], row["of"], row["n"]] = _rollout(row, vocabulary)
+            prompt = {key: row.get(key) for key in ("prompt_text", "messages", "tools")}
+            number = prompts.setdefault(json.dumps(prompt), len(prompts))
+            shown[row["step"], row["of"], row["n"]] = {**_rollout(row, vocabulary), "asked": number}
     for row in rows:
         about = shown.get(tuple(row.get("about", ())))
         if about is None:
@@ -173,16 +175,17 @@ def _rollouts(rows: Sequence[Tree]) -> tuple[list[Tree], list[str]]:
         else:
             about.setdefault("again", []).append([row["step"], row["logprob"]])
     kept = sorted(shown.values(), key=lambda r: (r["step"], r["of"] != "eval", r["n"]))
-    return kept, list(vocabulary)
+    return kept, list(vocabulary), [json.loads(prompt) for prompt in prompts]
 
 
 def _rollout(row: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
-    keys = ("step", "of", "n", "prompt", "domain", "answer", "prompt_text", "ids", "text", "own", "special", "drawn")
+    keys = ("step", "of", "n", "prompt", "domain", "answer", "ids", "text", "own", "special", "drawn")
     more = ("turns", "events", "reward", "finish", "source")
     student = _compact(row["student"], vocabulary)
     terms = [{**term, "teachers": [_compact(t, vocabulary) for t in term["teachers"]]} for term in row["terms"]]
     known = {key: row[key] for key in keys + more}
-    return {**known, "correct": row.get("correct"), "missed": row.get("missed", []), "student": student, "terms": terms}
+    known |= {"correct": row.get("correct"), "missed": row.get("missed", []), "bytes": row.get("bytes", {})}
+    return {**known, "parts": parts(row), "student": student, "terms": terms}
 
 
 def _compact(scores: Mapping[str, Any], vocabulary: dict[str, int]) -> Tree:
@@ -247,7 +250,11 @@ def _fit_whole(run: Tree, budget: int) -> str:
 
 
 def _only_used(run: Tree) -> None:
-    """Leave out tokens of the vocabulary that no rollout has any more."""
+    """Leave out tokens of the vocabulary and prompts that no rollout has any more."""
+    asked: dict[int, int] = {}
+    for rollout in run["rollouts"]:
+        rollout["asked"] = asked.setdefault(rollout["asked"], len(asked))
+    run["prompts"] = [run["prompts"][prompt] for prompt in asked]
     number: dict[int, int] = {}
     for rollout in run["rollouts"]:
         for scores in (rollout["student"], *(t for term in rollout["terms"] for t in term["teachers"])):
@@ -278,13 +285,30 @@ def _keep_likeliest(rollout: Tree, share: float) -> None:
 
 
 def _series(lines: Sequence[Tree], kind: str) -> Tree:
-    """Metrics as columns over steps; None if a step lacks a metric."""
+    """Metrics as columns over steps, with the tokens and seconds up to each; None if a step lacks a metric."""
     rows = [(line["step"], line[kind]) for line in lines if kind in line]
     names = list(dict.fromkeys(name for _, row in rows for name in row))[:MOST_METRICS]
     stride = ceil(len(rows) * len(names) / MOST_VALUES) or 1
     rows = rows[-1::-stride][::-1]  # of a very long run every second step, or fewer, and always the last one
     columns = {name: [_short(row.get(name)) for _, row in rows] for name in names}
-    return {"step": [step for step, _ in rows], "columns": columns}
+    spent = _spent(lines)
+    return {
+        "step": [step for step, _ in rows],
+        "tokens": [spent.get(step, (0, 0.0))[0] for step, _ in rows],
+        "seconds": [round(spent.get(step, (0, 0.0))[1], 2) for step, _ in rows],
+        "columns": columns,
+    }
+
+
+def _spent(lines: Sequence[Tree]) -> dict[int, tuple[int, float]]:
+    """The tokens generated and the seconds of training up to each step; evaluations do not count."""
+    found, tokens, seconds = {}, 0, 0.0
+    for line in lines:
+        metrics = line.get("train") or {}
+        tokens += int(metrics.get("tokens") or 0)
+        seconds += sum(metrics.get(name) or 0.0 for name in PARTS)
+        found[line["step"]] = tokens, seconds
+    return found
 
 
 def _short(value: float | None) -> float | None:

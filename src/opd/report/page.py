@@ -20,13 +20,17 @@ from opd.output.run_folder import write_text
 from opd.report.block import data_block
 from opd.report.data import BUDGET, run_data
 from opd.report.denoising import FAMILY, denoising_data, is_denoising
+from opd.report.facts import differing
 
 REPORT = "report.html"
 """In the run's folder."""
 
 FOLDER = files("opd") / "report" / "page"
 LIBRARY = "vendor/uPlot.min.js"
-SCRIPTS = ("dom.js", "model.js", "shared.js", "story.js", "tokens.js", "panel.js", "curves.js", "charts.js", "main.js")
+SCRIPTS = (
+    *("dom.js", "model.js", "shared.js", "story.js", "compare.js"),
+    *("tokens.js", "rollout.js", "panel.js", "curves.js", "charts.js", "main.js"),
+)
 SECTIONS = {"short": "Summary", "tokens": "Tokens", "curves": "Curves", "record": "Record"}
 DENOISING_SCRIPTS = ("dom.js", "shared.js", "curves.js", "denoising.js", "images.js")
 DENOISING_SECTIONS = {"short": "Summary", "images": "Images", "curves": "Curves", "record": "Record"}
@@ -72,12 +76,17 @@ def page(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
     return assemble(
         template,
         title=" · ".join(run["name"] for run in runs),
-        tree={"runs": runs, "live": live},
+        tree=page_tree(runs, live=live),
         sections=DENOISING_SECTIONS if denoising else SECTIONS,
         scripts=(LIBRARY, *(DENOISING_SCRIPTS if denoising else SCRIPTS)),
         styles=STYLES,
         connect=live,
     )
+
+
+def page_tree(runs: Sequence[dict[str, Any]], *, live: bool) -> dict[str, Any]:
+    """The data in the page of some runs; a live page asks for it again."""
+    return {"runs": runs, "live": live, "differing": differing([run["config"] for run in runs])}
 
 
 def assemble(

@@ -7,6 +7,7 @@ from math import ceil
 from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from opd.data.strict_json import parse
 from opd.errors import DataError
@@ -14,7 +15,7 @@ from opd.output.format import format_value, headline, main_metric
 from opd.output.run_folder import write_text
 from opd.report.block import LONGEST_TOKEN, bounded, data_block
 from opd.report.data import BUDGET
-from opd.report.files import measured, read_metrics
+from opd.report.files import measured, read_json, read_metrics
 from opd.report.page import REPORT, assemble
 
 DATA = "pipeline.json"
@@ -44,16 +45,34 @@ def write_pipeline_page(folder: Path, path: Path | None = None) -> Path:
 def pipeline_page(tree: Tree) -> str:
     """The whole page."""
     return assemble(
-        "pipeline.html", title=tree["name"], tree=tree, sections=SECTIONS, scripts=SCRIPTS, styles=("style.css",)
+        "pipeline.html",
+        title=tree["name"],
+        tree=tree,
+        sections=SECTIONS,
+        scripts=SCRIPTS,
+        styles=("style.css",),
+        connect=tree["live"],
     )
 
 
-def pipeline_data(folder: Path, beside: Path | None = None) -> Tree:
+def stage_names(folder: Path) -> list[str]:
+    """The names of a pipeline's stages; none if its file cannot be read."""
+    stages = (read_json(folder / DATA) or {}).get("stages")
+    return list(stages) if isinstance(stages, dict) else []
+
+
+def stage_path(name: str) -> str:
+    """The path of a stage's page on the server of a live pipeline."""
+    return f"stage/{quote(name, safe='')}/"
+
+
+def pipeline_data(folder: Path, beside: Path | None = None, *, live: bool = False) -> Tree:
     """The page's data as JSON values.
 
     Args:
         folder: the pipeline's folder.
         beside: folder of the page; None for the pipeline's folder.
+        live: the page asks its server for newer data, and links to the stages' live pages.
 
     Raises:
         DataError: the folder has no pipeline.json, or it cannot be read.
@@ -62,10 +81,14 @@ def pipeline_data(folder: Path, beside: Path | None = None) -> Tree:
         found = parse((folder / DATA).read_bytes())
         tree = bounded(
             {
+                "live": live,
                 "name": folder.resolve().name,
                 "config": found.get("config") or {},
                 "seconds": found.get("seconds"),
-                "stages": [_stage(folder, beside or folder, name, stage) for name, stage in found["stages"].items()],
+                "stages": [
+                    _stage(folder, None if live else beside or folder, name, stage)
+                    for name, stage in found["stages"].items()
+                ],
                 "tables": [
                     _table(name, stage["metrics"]) for name, stage in found["stages"].items() if _measures(stage)
                 ],
@@ -99,14 +122,19 @@ def _measures(stage: Mapping[str, Any]) -> bool:
     return stage["kind"] == "eval" and bool(stage.get("metrics"))
 
 
-def _stage(folder: Path, beside: Path, name: str, stage: Mapping[str, Any]) -> Tree:
-    """A stage with its main metric before, after and at best, as text, and that metric over the steps."""
+def _stage(folder: Path, beside: Path | None, name: str, stage: Mapping[str, Any]) -> Tree:
+    """A stage with its main metric before, after and at best, as text, and that metric over the steps.
+
+    Args:
+        beside: folder of the page; None for a live one.
+    """
     lines = read_metrics(folder / name / "metrics.jsonl") if stage["kind"] == "train" else []
     evals = [(line["step"], line["eval"]) for line in lines if "eval" in line]
     metric = main_metric(stage.get("before") or (evals[0][1] if evals else {}))
     shown = {when: _cell(metric, stage.get(when) or {}) for when in ("before", "after", "best")}
     course = [[step, found[metric]] for step, found in evals if metric in found and _finite(found[metric])]
-    report = folder / name / REPORT
+    report = folder / name / (REPORT if beside else "run.json")
+    address = Path(relpath(report, beside)).as_posix() if beside else f"stage/{name}/"
     trained = [line["step"] for line in lines if "train" in line]
     return {
         "name": name,
@@ -122,7 +150,7 @@ def _stage(folder: Path, beside: Path, name: str, stage: Mapping[str, Any]) -> T
         "metric": metric,
         **shown,
         "course": course[-1 :: -(ceil(len(course) / MOST_POINTS) or 1)][::-1],
-        "report": Path(relpath(report, beside)).as_posix() if report.is_file() else None,
+        "report": address if report.is_file() else None,
     }
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress, zip_longest
@@ -219,15 +219,19 @@ class Recorder:
         return line
 
     def _rollout(self, rollout: Rollout) -> dict[str, Any]:
+        texts, parts = self.texts.each(rollout.completion_ids)
         return {
             "prompt": rollout.prompt.id,
             "domain": rollout.prompt.domain,
             "answer": rollout.prompt.answer,
             "prompt_text": self.texts.whole(rollout.prompt_ids),
             "prompt_ids": rollout.prompt_ids,
+            "messages": rollout.prompt.messages,
+            "tools": rollout.prompt.tools,
             "marks": sorted({self.texts.one(token) for token in rollout.prompt_ids if token in self.texts.special}),
             "ids": rollout.completion_ids,
-            "text": self.texts.each(rollout.completion_ids),
+            "text": texts,
+            "bytes": parts,
             "own": [p for p, own in enumerate(rollout.completion_mask) if own],
             "drawn": [
                 None if math.isnan(x) else round(x, 5) for x in compress(rollout.logprobs, rollout.completion_mask)
@@ -273,7 +277,7 @@ class Recorder:
     def _append(self, row: dict[str, Any]) -> None:
         if self.writes:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=_plain) + "\n")
 
     def _rows(self) -> Sequence[dict[str, Any]]:
         """What this process has written."""
@@ -283,3 +287,8 @@ class Recorder:
 def rounded(values: Tensor) -> list[float]:
     """Values with five decimals; NaN becomes 0 and infinities ±1e9, because JSON has neither."""
     return [round(x, 5) for x in values.float().nan_to_num(0.0, 1e9, -1e9).tolist()]
+
+
+def _plain(value: Any) -> Any:
+    """A user's own mapping or object in a message as JSON."""
+    return dict(value) if isinstance(value, Mapping) else str(value)

@@ -62,8 +62,11 @@ class _Rollout(_Part):
     domain: str
     answer: str | None
     prompt_text: str
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     ids: list[int]
     text: list[str]
+    bytes: dict[str, str] = {}
     own: list[int]
     drawn: list[float | None]
     special: list[int]

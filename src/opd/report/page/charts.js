@@ -105,7 +105,7 @@ function mapOf(run) {
           onclick: () => show(cell.worst) }));
       })));
   return el("div", { class: "scroll-x" },
-    DATA.runs.length > 1 ? el("h4", {}, swatch(run), run.name) : null,
+    DATA.runs.length > 1 ? el("h4", { class: "run-name" }, swatch(run), run.name) : null,
     el("table", { class: "heat-map" }, el("tbody", {}, rows,
       el("tr", { class: "foot" }, el("th", { scope: "row" }, "step"), steps.map((s, i) => el("td", {}, steps.length < 14 || i % 2 === 0 ? s : ""))))),
     el("div", { class: "scale" }, [0, 0.33, 0.66, 1].map((v) => el("span", { class: "step" }, el("span", { class: "cell", "--v": v }), number(v * v * most))), el("span", { class: "note" }, "nats per token")));

@@ -1,6 +1,27 @@
 // Charts of metrics, drawn with uPlot. Each chart has its values as a table for screen readers.
 
 let drawn = [];
+let axis = "step"; // of all charts: step, tokens or seconds
+
+const AXES = { step: "steps", tokens: "tokens", seconds: "seconds of training" };
+
+// The values of the axis at the rows of a kind of metrics.
+const along = (run, kind) => (axis === "step" ? run[kind].step : run[kind][axis]);
+
+// Where a step is on the axis.
+function placeOf(run, step) {
+  const { step: steps } = run.train;
+  const at = steps.findLastIndex((s) => s <= step);
+  return axis === "step" ? step : at < 0 ? 0 : run.train[axis][at];
+}
+
+function axisChoice() {
+  if (!DATA.runs.some((run) => run.train.tokens.some(Boolean))) return null;
+  return el("div", { class: "axis wide-card", role: "group", "aria-label": "Horizontal axis" }, el("span", { class: "label" }, "Curves over"),
+    el("div", { class: "chips" }, Object.entries(AXES).map(([name, label]) =>
+      el("button", { type: "button", class: "chip", data: { axis: name }, "aria-pressed": String(name === axis),
+        onclick: () => { axis = name; buildCurves(); $("charts").querySelector(`[data-axis=${name}]`).focus(); } }, label))));
+}
 
 // first: a node above the charts; charts: see charts.js; group: a title and the charts below it.
 function drawCurves({ first, charts, group }) {
@@ -15,6 +36,7 @@ function drawCurves({ first, charts, group }) {
   fill(
     $("charts"),
     first,
+    axisChoice(),
     cards,
     grouped.length ? el("section", { class: "group", "aria-labelledby": "teachers-title" }, el("h3", { id: "teachers-title" }, title), el("div", { class: "charts" }, grouped)) : null,
     rest.length ? el("details", { class: "more", id: "more" }, el("summary", {}, `${rest.filter(Boolean).length} more metrics`), el("div", { class: "charts" }, rest)) : null,
@@ -46,7 +68,7 @@ function seriesOf(wanted, used) {
         used.add(name);
         const values = run[kind].columns[name];
         if (values.every((v) => v === null)) continue;
-        found.push({ run, kind, name, label: label || unprefixed(name).replace(/_/g, " "), steps: run[kind].step, values, dashed });
+        found.push({ run, kind, name, label: label || unprefixed(name).replace(/_/g, " "), steps: along(run, kind), values, dashed });
       }
     }
   }
@@ -82,8 +104,8 @@ function table(series, label) {
   return el(
     "details", { class: "values-of" }, el("summary", {}, "values"),
     el("div", { class: "scroll-x" }, el("table", { class: "plain" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "step"), series.map((s) => el("th", { scope: "col" }, label(s))))),
-      el("tbody", {}, shown.map((step) => el("tr", {}, el("th", { scope: "row" }, step),
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, AXES[axis].replace("steps", "step")), series.map((s) => el("th", { scope: "col" }, label(s))))),
+      el("tbody", {}, shown.map((step) => el("tr", {}, el("th", { scope: "row" }, axis === "step" ? step : number(step)),
         series.map((s) => { const i = s.steps.indexOf(step); return el("td", {}, i < 0 ? "" : metricText(s.name, s.values[i])); })))))),
   );
 }
@@ -105,14 +127,15 @@ function plot(host) {
   }
   const stacked = options.stacked && DATA.runs.length === 1;
   const order = stacked ? columns.map((_, i) => columns.length - 1 - i) : columns.map((_, i) => i);
-  const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
-  const tick = options.share ? (v) => `${Math.round(100 * v)}%` : (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 ? `${v / 1000}k` : String(Number(v.toPrecision(3))));
+  const lines = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  const round = (v) => (Math.abs(v) >= 1e6 ? `${v / 1e6}M` : Math.abs(v) >= 1e4 ? `${v / 1e3}k` : v);
+  const tick = options.share ? (v) => `${Math.round(100 * v)}%` : (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 ? `${v / 1000}k` : small(v));
   const chart = new uPlot(
     {
       width: host.clientWidth, height: 170, legend: { show: false },
       cursor: { sync: { key: "steps" }, points: { size: 6 }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { range: (_, low, high) => range(low, high, options) } },
-      axes: [{ ...axis, size: 28 }, { ...axis, size: 46, values: (_, ticks) => ticks.map(tick) }],
+      axes: [{ ...lines, size: 28, values: (_, ticks) => ticks.map(round) }, { ...lines, size: 50, values: (_, ticks) => ticks.map(tick) }],
       series: [
         {},
         ...order.map((k) => ({
@@ -144,7 +167,7 @@ function marks(u, colour) {
   ctx.save();
   for (const run of DATA.runs) {
     for (const event of run.events) {
-      const x = u.valToPos(event.step, "x", true);
+      const x = u.valToPos(placeOf(run, event.step), "x", true);
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
       ctx.strokeStyle = ctx.fillStyle = colour(NEUTRAL_EVENTS.has(event.kind) ? "--c1" : "--alarm");
       ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);

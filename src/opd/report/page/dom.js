@@ -25,9 +25,25 @@ function el(name, props, ...children) {
 function add(node, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(shapes(String(child))));
+    node.append(...(child instanceof Node ? [child] : textNodes(String(child))));
   }
   return node;
+}
+
+// A text, with each mark that has no shape by its code point in an element of its own, so that it turns nothing.
+function textNodes(text) {
+  const found = [];
+  let at = 0;
+  for (const match of text.matchAll(SHAPELESS)) {
+    if (match.index > at) found.push(document.createTextNode(text.slice(at, match.index)));
+    const mark = document.createElement("bdi");
+    mark.className = "mark-control";
+    mark.textContent = shapes(match[0]);
+    found.push(mark);
+    at = match.index + match[0].length;
+  }
+  if (at < text.length || !found.length) found.push(document.createTextNode(text.slice(at)));
+  return found;
 }
 
 function fill(node, ...children) {
@@ -49,12 +65,18 @@ function metricText(name, value) {
 
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 
+// A number below 0.001 as 1e-6 or −2.5e-4.
+const small = (value) => {
+  const text = value && Math.abs(value) < 0.001 ? Number(value.toPrecision(2)).toExponential() : String(Number(value.toPrecision(3)));
+  return text.replace(/^-/, "−");
+};
+
 function number(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
   if (size >= 1e4) return `${(value / 1e3).toFixed(0)} k`;
   if (size >= 100) return value.toFixed(0);
-  if (size && size < 0.01) return size < 1e-5 ? "0.000" : String(Number(value.toPrecision(2))).replace("-", "−");
+  if (size && size < 0.01) return small(size < 0.001 ? value : Number(value.toPrecision(2)));
   return value.toFixed(size >= 10 ? 2 : 3).replace("-", "−");
 }
 
@@ -86,4 +108,4 @@ function withSpecials(text, run) {
 }
 
 // Number of seconds as text.
-const duration = (s) => (s >= 120 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`);
+const duration = (s) => (s >= 7200 ? `${(s / 3600).toFixed(1)} h` : s >= 120 ? `${Math.round(s / 60)} min` : s >= 0.95 ? `${Math.round(s)} s` : `${Math.round(1000 * s)} ms`);

@@ -96,15 +96,17 @@ function build() {
   buildRecord();
 }
 
-// Live mode: new data arrive, and the selected token stays selected.
+// Live mode: new data arrive. A reader at the newest weights moves on to newer ones; a selected token stays selected.
 function follow() {
   poll(() => primary().finished, (news) => {
-    const open = view.token && [view.token.rollout.key, view.token.position];
+    const chosen = view.token && [view.token.rollout.key, view.token.position];
+    const atNewest = !chosen && !view.all && view.step === newest();
     load(news);
     view.token = null;
+    if (atNewest && newest() !== view.step) followTo(newest());
     build();
-    const there = open && primary().rollouts.find((r) => r.key === open[0]);
-    if (there) pick(there.tokens[open[1]]);
+    const there = chosen && primary().rollouts.find((r) => r.key === chosen[0]);
+    if (there) pick(there.tokens[chosen[1]]);
   });
 }
 

@@ -1,9 +1,10 @@
 // Builds one object per token, with everything recorded about it, from the embedded data.
 
-const DATA = { runs: [], live: false };
+const DATA = { runs: [], live: false, differing: [] };
 
 function load(tree) {
   DATA.live = tree.live;
+  DATA.differing = tree.differing;
   DATA.runs = tree.runs.map((run, index) => {
     const wrapped = { ...run, index, rollouts: run.rollouts.map((r) => ({ ...r, run: index })) };
     for (const rollout of wrapped.rollouts) prepare(rollout, wrapped);
@@ -21,6 +22,7 @@ function prepare(rollout, run) {
   const turns = rollout.turns;
   rollout.tokens = rollout.text.map((text, position) => ({
     rollout, position, text, id: rollout.ids[position], own: false, special: special.has(position), terms: [],
+    bytes: rollout.bytes[position] || null, partial: text === "" && position in rollout.bytes,
     missed: missed.has(position), outside: !turns.some(([start, stop]) => start <= position && position < stop),
   }));
   const student = rollout.student;

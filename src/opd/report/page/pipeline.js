@@ -1,6 +1,6 @@
 // The page of a pipeline: graph of stages, their results, and links to their reports.
 
-const PIPE = JSON.parse($("data").textContent);
+let PIPE = JSON.parse($("data").textContent);
 const STATES = {
   done: ["✓", "done"], unchanged: ["✓", "unchanged"], running: ["…", "running"], waiting: ["·", "waiting"],
   failed: ["✗", "failed"], collapsed: ["✗", "stopped by a guard"], blocked: ["–", "not run"],
@@ -95,7 +95,8 @@ function stages() {
 }
 
 function metrics() {
-  if (!PIPE.tables.length) return void $("metrics").remove();
+  $("metrics").hidden = !PIPE.tables.length;
+  if (!PIPE.tables.length) return;
   fill(
     $("metrics"),
     el("h2", { id: "metrics-title" }, "Metrics"),
@@ -112,10 +113,17 @@ function metrics() {
   );
 }
 
+function build() {
+  const scrolled = document.querySelector(".graph-room")?.scrollLeft || 0;
+  summary();
+  graph();
+  stages();
+  metrics();
+  fill($("record"), el("details", {}, el("summary", {}, "Pipeline file"), el("pre", {}, JSON.stringify(PIPE.config, null, 2))));
+  document.querySelector(".graph-room").scrollLeft = scrolled;
+}
+
 startTheme(() => {});
 document.addEventListener("keydown", (event) => { if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) toggleTheme(); });
-summary();
-graph();
-stages();
-metrics();
-fill($("record"), el("details", {}, el("summary", {}, "Pipeline file"), el("pre", {}, JSON.stringify(PIPE.config, null, 2))));
+build();
+if (PIPE.live) poll(() => PIPE.stages.every((s) => !["running", "waiting"].includes(s.state)), (news) => { PIPE = news; build(); });

@@ -37,7 +37,9 @@ function course(run, name) {
   const best = sign ? points.reduce((a, b) => (sign * b.value > sign * a.value ? b : a)) : last;
   // At least a quarter of the gain is lost again.
   const lost = sign * (best.value - last.value) > 0.25 * Math.abs(best.value - first.value) + 1e-9;
-  return { first, last, best, sign, lost };
+  const gain = sign * (last.value - first.value);
+  const mood = gain > 0 ? "good" : gain < 0 ? "bad" : ""; // compared with the start
+  return { first, last, best, sign, lost, mood };
 }
 
 // A sparkline: a line without axes.

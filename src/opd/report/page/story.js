@@ -1,4 +1,4 @@
-// The summary of a run: result, warnings, metrics, and the tokens that changed most.
+// The summary of a run: result, warnings, metrics, tokens that changed, who took part, and where the time went.
 
 function story() {
   const runs = DATA.runs;
@@ -7,13 +7,10 @@ function story() {
   fill(
     $("short"),
     el("h1", { id: "short-title" }, title),
-    runs.map((run) => [
-      runs.length > 1 ? el("h3", { class: "run-name" }, swatch(run), run.name) : null,
-      el("p", { class: "lede" }, sentence(run)),
-      alarms(run),
-      el("div", { class: "tiles" }, tiles(run)),
-    ]),
-    runs.length === 1 ? [changes(runs[0]), objections(runs[0])] : null,
+    runs.length > 1
+      ? compared(runs)
+      : [el("p", { class: "lede" }, sentence(runs[0])), alarms(runs[0]), el("div", { class: "tiles" }, tiles(runs[0])),
+        el("div", { class: "pairs" }, changes(runs[0]), objections(runs[0])), el("div", { class: "pairs" }, took(runs[0]), timeOf([runs[0]]))],
   );
 }
 
@@ -24,20 +21,20 @@ function tileNames(columns) {
   return METRIC_TABLE.tiles.map(column).filter(Boolean).slice(0, 5);
 }
 
+// A value is compared with the start alone: whatever is better than that is never shown as bad.
 function tiles(run) {
   const columns = run.eval.columns;
   return tileNames(columns).map((name) => {
-    const { first, last, best, sign, lost } = course(run, name);
-    const gain = sign * (last.value - first.value);
-    const mood = !sign || first.value === last.value ? "" : lost || gain < 0 ? "bad" : "good";
+    const { first, last, best, mood } = course(run, name);
     const steps = run.eval.step;
     const notes = [
       `from ${metricText(name, first.value)}`,
-      lost ? `best ${metricText(name, best.value)} at step ${best.step}` : { good: "better", bad: "worse", "": "" }[mood],
+      { good: "better", bad: "worse", "": "" }[mood],
+      best.value !== last.value && metricText(name, best.value) !== metricText(name, last.value) ? `best ${metricText(name, best.value)} at step ${best.step}` : "",
       last.step !== steps[steps.length - 1] ? `last measured at step ${last.step}` : "",
     ].filter(Boolean);
     return el(
-      "div", { class: `tile ${mood}` },
+      "div", { class: `tile ${mood}`, data: { metric: name } },
       el("div", { class: "tile-name" }, metricOf(name).label),
       el("div", { class: "tile-now" }, metricText(name, last.value)),
       el("div", { class: "tile-was" }, notes.join(" · ")),
@@ -68,67 +65,74 @@ function sentence(run) {
   parts.push(run.teaching);
   if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
   else if (!run.finished) parts.push(" ", bold("The run is not finished."));
+  else if (run.best_step !== null && run.best_step !== step[step.length - 1]) parts.push(" ", bold(`The best weights are those of step ${run.best_step}`), "; the run's folder has the last ones, and checkpoints/best those.");
   return parts;
 }
 
-// Tokens of the untrained student whose probability changed most, and the teacher's likeliest tokens there.
+const CLEAR = 0.2; // smallest change of a probability that the first table lists
+const COSTLY = 0.3; // smallest loss, in nats, that the second table lists
+
+// The text around a token, with the token as a link that selects it.
+function inContext(token) {
+  const { tokens } = token.rollout;
+  const whole = (from, to) => tokens.slice(from, to).filter((t) => !t.special).map((t) => t.text).join("").replace(/\s+/g, " ");
+  const before = whole(0, token.position);
+  const cut = before.length > 18 ? `…${before.slice(-17)}` : before;
+  return el("span", { class: "in-context" }, el("span", { class: "around" }, cut, /\s$/.test(before) ? "" : token.text.match(/^ */)[0]),
+    el("button", { type: "button", class: "token-link", title: "Show it in its rollout", onclick: () => show(token) }, word(token.text)));
+}
+
+function tokenTable({ kind, title, about, heads, rows }) {
+  if (!rows.length) return null;
+  return el(
+    "div", { class: `changes ${kind}` },
+    el("h3", {}, title),
+    el("p", { class: "note" }, about),
+    el("div", { class: "scroll-x" }, el("table", { class: "plain" },
+      el("thead", {}, el("tr", {}, heads.map(([name, meaning]) => el("th", { scope: "col", title: meaning }, name)))),
+      el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, cell))))))),
+    el("p", { class: "note meanings" }, heads.map(([name, meaning], i) => [i ? " · " : "", el("b", {}, name), ` ${meaning}`])),
+  );
+}
+
+// Tokens of the untrained student that training made clearly less likely where the teacher prefers another token, or
+// clearly likelier where it prefers the same. Other changes have no reason in the teacher and are not listed.
 function changes(run) {
   const groups = new Map();
-  for (const rollout of run.rollouts) {
-    if (rollout.step !== 0) continue;
+  for (const rollout of run.rollouts.filter((r) => r.step === 0)) {
     for (const token of rollout.tokens) {
       const change = QUANTITIES.change.of(token);
-      if (change === null || Math.abs(change) < 0.05) continue;
       const teacher = teacherOf(token);
-      const key = word(token.text);
-      const group = groups.get(key) || { token, change: 0, count: 0, total: 0, prefers: new Map(), before: 0, after: 0 };
+      if (change === null || Math.abs(change) < CLEAR || !teacher || !teacher.top || !teacher.top.length || token.bytes) continue;
+      const [own, preferred] = [word(token.text), word(teacher.top[0].text)];
+      if ((own === preferred) !== change > 0) continue;
+      const key = JSON.stringify([own, preferred]);
+      const group = groups.get(key) || { token, preferred, change: 0, count: 0, total: 0, before: 0, after: 0 };
       group.count += 1;
-      group.total += change;
+      group.total += Math.abs(change);
       group.before += Math.exp(token.before);
       group.after += Math.exp(token.after);
-      if (teacher && teacher.top) {
-        const best = word(teacher.top[0].text);
-        group.prefers.set(best, (group.prefers.get(best) || 0) + 1);
-      }
-      if (Math.abs(change) > Math.abs(group.change)) Object.assign(group, { token, change });
+      if (Math.abs(change) > group.change) Object.assign(group, { token, change: Math.abs(change) });
       groups.set(key, group);
     }
   }
-  const rows = [...groups.entries()].sort((a, b) => Math.abs(b[1].total) - Math.abs(a[1].total)).slice(0, 8);
-  if (!rows.length) return null;
-  return el(
-    "div", { class: "changes" },
-    el("h3", {}, "Largest changes by training"),
-    el("p", { class: "note" }, "Tokens of the untrained student, with their mean probability before and after training in the same context. Select one to see it in its answer."),
-    el(
-      "div", { class: "scroll-x" },
-      el(
-        "table", { class: "plain" },
-        el("thead", {}, el("tr", {}, ["student's token", "times", "before", "after", "teacher's token"].map((h) => el("th", { scope: "col" }, h)))),
-        el("tbody", {}, rows.map(([text, g]) => {
-          const prefers = [...g.prefers.entries()].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([t]) => t);
-          return el(
-            "tr", {},
-            el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, text)),
-            el("td", {}, g.count),
-            el("td", {}, chanceBar(g.before / g.count)),
-            el("td", {}, chanceBar(g.after / g.count)),
-            el("td", {}, prefers.map((t) => (t === text ? el("span", { class: "note" }, "the same ") : el("code", {}, t))), g.prefers.size > 3 ? " …" : ""),
-          );
-        })),
-      ),
-    ),
-  );
+  const rows = [...groups.values()].sort((a, b) => b.total - a.total).slice(0, 5);
+  return tokenTable({
+    kind: "minds",
+    title: "Where it changed its mind",
+    about: "Tokens of the untrained student whose probability training changed, in the direction of the teacher.",
+    heads: [["it wrote", "a token, behind the text before it"], ["teacher's choice", "the teacher's likeliest token there"], ["before", "the student's probability of its token before training"], ["after", "the same after training"], ["times", "how often among the recorded rollouts; probabilities are means"]],
+    rows: rows.map((g) => [inContext(g.token), el("code", {}, g.preferred), chanceBar(g.before / g.count), chanceBar(g.after / g.count), g.count]),
+  });
 }
 
 // Tokens of the untrained student that are not the teacher's likeliest: which, how often, and in correct answers.
 function objections(run) {
   const groups = new Map();
-  for (const rollout of run.rollouts) {
-    if (rollout.step !== run.steps[0]) continue;
+  for (const rollout of run.rollouts.filter((r) => r.step === run.steps[0])) {
     for (const token of rollout.tokens) {
       const teacher = teacherOf(token);
-      if (!teacher || !teacher.top || !teacher.top.length) continue;
+      if (!teacher || !teacher.top || !teacher.top.length || token.bytes) continue;
       const [student, preferred] = [word(token.text), word(teacher.top[0].text)];
       if (student === preferred) continue;
       const key = JSON.stringify([student, preferred]);
@@ -140,30 +144,73 @@ function objections(run) {
       groups.set(key, group);
     }
   }
-  const rows = [...groups.values()].sort((a, b) => b.loss - a.loss).slice(0, 5);
-  if (!rows.length) return null;
+  const rows = [...groups.values()].filter((g) => g.loss / g.count > COSTLY || g.correct > 1).sort((a, b) => b.loss - a.loss).slice(0, 5);
   const checked = run.rollouts.some((r) => r.correct !== null);
+  return tokenTable({
+    kind: "objections",
+    title: "Where the teacher disagrees",
+    about: `Tokens of the student at step ${run.steps[0]} in whose place the teacher prefers another; largest loss first.${checked ? " A teacher that also disagrees with correct answers needs a check." : ""}`,
+    heads: [["it wrote", "a token, behind the text before it"], ["teacher's choice", "the teacher's likeliest token there"], ["times", "how often among the recorded rollouts"],
+      ...(checked ? [["in correct", "how many of these stand in correct answers"]] : []), ["mean loss", "in nats"]],
+    rows: rows.map((g) => [inContext(g.token), el("code", {}, g.preferred), g.count, ...(checked ? [g.correct ? el("b", {}, g.correct) : 0] : []), number(g.loss / g.count)]),
+  });
+}
+
+// Student, teachers, authors, rewards and servers; of several teachers what each scored.
+function took(run) {
+  const each = new Map();
+  for (const rollout of run.rollouts) {
+    for (const token of rollout.tokens) {
+      for (const term of token.terms.filter((t) => t.role !== "anchor")) {
+        for (const teacher of term.teachers) {
+          const row = each.get(teacher.name) || { name: teacher.name, tokens: 0, gap: 0, domains: new Set() };
+          row.tokens += 1;
+          row.gap += token.student.logprob - teacher.logprob;
+          row.domains.add(rollout.domain);
+          each.set(teacher.name, row);
+        }
+      }
+    }
+  }
+  if (!run.facts.length) return null;
   return el(
-    "div", { class: "changes objections" },
-    el("h3", {}, "Where the teacher disagrees"),
-    el("p", { class: "note" }, `Tokens of the student at step ${run.steps[0]}, and the teacher's likeliest token instead; largest loss first.`,
-      checked ? " Check a teacher that also disagrees with correct answers." : ""),
-    el(
-      "div", { class: "scroll-x" },
-      el(
-        "table", { class: "plain" },
-        el("thead", {}, el("tr", {}, ["student's token", "teacher's token", "times", checked ? "in correct answers" : null, "mean loss"].filter(Boolean).map((h) => el("th", { scope: "col" }, h)))),
-        el("tbody", {}, rows.map((g) => el(
-          "tr", {},
-          el("td", {}, el("button", { type: "button", class: "token-link", onclick: () => show(g.token) }, g.student)),
-          el("td", {}, el("code", {}, g.preferred)),
-          el("td", {}, g.count),
-          checked ? el("td", {}, g.correct) : null,
-          el("td", {}, number(g.loss / g.count)),
-        ))),
-      ),
-    ),
+    "div", { class: "changes took" },
+    el("h3", {}, "Who took part"),
+    el("dl", { class: "did" }, run.facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    each.size > 1
+      ? el("div", { class: "scroll-x" }, el("table", { class: "plain" },
+        el("thead", {}, el("tr", {}, ["scored by", "domains", "tokens", "student − teacher"].map((h) => el("th", { scope: "col" }, h)))),
+        el("tbody", {}, [...each.values()].map((row) => el("tr", {}, [row.name, [...row.domains].join(", "), row.tokens, `${number(row.gap / row.tokens)} nats`].map((v) => el("td", {}, v)))))),
+      el("p", { class: "note" }, "On the recorded rollouts; the last column is the mean log-probability of the student's tokens minus the teacher's."))
+      : null,
   );
+}
+
+// The parts of a run's time as one bar.
+function timeOf(runs) {
+  const shown = runs.filter((run) => run.times.length);
+  if (!shown.length) return null;
+  return el(
+    "div", { class: "changes times" },
+    el("h3", {}, "Where the time went"),
+    shown.map((run) => {
+      const whole = run.times.reduce((sum, part) => sum + part.seconds, 0);
+      return [
+        runs.length > 1 ? el("h4", { class: "run-name" }, swatch(run), run.name) : null,
+        el("div", { class: "time-bar", "aria-hidden": "true" }, run.times.map((part, i) => el("span", { "--c": `var(--c${i % 6})`, "--w": part.seconds / whole }))),
+        el("ul", { class: "time-keys" }, run.times.map((part, i) => el("li", {}, el("span", { class: "swatch", "--c": `var(--c${i % 6})` }), `${part.name} `, el("b", {}, percent(part.seconds / whole)), el("span", { class: "note" }, ` ${duration(part.seconds)}`)))),
+      ];
+    }),
+    speeds(shown),
+  );
+}
+
+function speeds(runs) {
+  const lines = runs.map((run) => {
+    const at = run.train.seconds.length - 1;
+    return at < 0 || !run.train.seconds[at] ? null : `${runs.length > 1 ? `${run.name}: ` : ""}${number(run.train.tokens[at])} tokens in ${duration(run.train.seconds[at])} of training, ${number(run.train.tokens[at] / run.train.seconds[at])} a second`;
+  }).filter(Boolean);
+  return lines.length ? el("p", { class: "note" }, lines.join(". "), ".") : null;
 }
 
 const chanceBar = (p) =>

@@ -1,12 +1,14 @@
 // The token view: list of rollouts, filters, colours, and the text of one rollout.
 
-const view = { step: 0, of: null, key: null, token: null, quantity: "divergence", worst: -1, all: false, spans: new Map() };
+// spans: the span of each token; tokens: of each span, several if they share a character; waiting: not yet in a span.
+const view = { step: null, key: null, token: null, quantity: "divergence", worst: -1, all: false, spans: new Map(), tokens: new Map(), waiting: [] };
 const filters = { text: "", domain: "", reward: "", event: "", of: "", sort: "order" };
 
 const primary = () => DATA.runs[0];
 const current = () => primary().rollouts.find((r) => r.key === view.key) || null;
 
 function buildTokens() {
+  document.querySelector(".reader").classList.toggle("many", DATA.runs.length > 1);
   buildFilters();
   buildPaint();
   if (!primary().rollouts.length) {
@@ -14,13 +16,25 @@ function buildTokens() {
     fill($("steps"));
     return;
   }
-  if (!current()) {
-    const rollouts = primary().rollouts;
-    const first = rollouts.find((r) => r.tokens.some((t) => t.stranger)) || rollouts.find((r) => r.worst > 0.1) || rollouts[0];
-    Object.assign(view, { step: first.step, key: first.key });
-  }
+  if (!current()) open();
   draw();
 }
+
+// The first rollout to show: one with a wrong mask if there is any, otherwise of the best weights, or live of the newest.
+function open() {
+  const { rollouts } = primary();
+  const step = DATA.live ? newest() : bestStep(primary());
+  const wrong = rollouts.filter((r) => r.tokens.some((t) => t.stranger || t.missed));
+  const there = rollouts.filter((r) => r.step === step);
+  const first = wrong.find((r) => r.step === step) || wrong[0] || there.find((r) => r.worst > 0.1) || there[0] || rollouts[0];
+  Object.assign(view, { step: first.step, key: first.key });
+}
+
+const newest = () => primary().steps[primary().steps.length - 1];
+
+// The recorded step whose weights are the best: of several at one distance the later.
+const bestStep = (run) => nearest(run, run.best_step ?? Infinity);
+const nearest = (run, step) => run.steps.findLast((s) => s <= step) ?? run.steps[0];
 
 function draw() {
   drawSteps();
@@ -33,12 +47,15 @@ function draw() {
 function drawSteps() {
   const button = (label, on, act, title) =>
     el("button", { type: "button", class: "chip", "aria-pressed": String(on), title, onclick: act }, label);
+  const best = primary().best_step === null ? null : bestStep(primary());
   fill(
     $("steps"),
     el("span", { class: "label", id: "steps-label" }, "Weights after step"),
     el(
       "div", { class: "chips", role: "group", "aria-labelledby": "steps-label" },
-      primary().steps.map((s) => button(s, !view.all && s === view.step, () => goStep(s), "[ and ] go to the previous or next step")),
+      primary().steps.map((s) => button(
+        [s, s === best ? el("span", { class: "chip-note" }, " best") : s === 0 ? el("span", { class: "chip-note" }, " start") : null],
+        !view.all && s === view.step, () => goStep(s), "[ and ] go to the previous or next step")),
       button("all", view.all, () => { view.all = true; draw(); }, "rollouts of every step"),
     ),
   );
@@ -46,16 +63,20 @@ function drawSteps() {
 
 // Shows the same prompt at another step, or its first rollout: training prompts do not recur.
 function goStep(step) {
-  const now = current();
   view.all = false;
-  view.step = step;
+  followTo(step);
+  draw();
+  drawPanel();
+}
+
+function followTo(step) {
+  const now = current();
   const there = primary().rollouts.filter((r) => r.step === step);
   const same = there.find((r) => now && r.of === now.of && r.n === now.n) || there.find((r) => now && r.of === "eval" && r.n === now.n);
   const next = same || there[0];
-  if (next) view.key = next.key;
+  view.step = step;
   view.token = null;
-  draw();
-  drawPanel();
+  if (next) view.key = next.key;
 }
 
 function moveStep(by) {
@@ -102,7 +123,7 @@ function found() {
   const wanted = filters.text.trim().toLowerCase();
   const rollouts = primary().rollouts.filter((r) => {
     if (!view.all && r.step !== view.step) return false;
-    if (wanted && !`${r.prompt_text}\n${r.plain}\n${r.prompt}`.toLowerCase().includes(wanted)) return false;
+    if (wanted && !`${primary().prompts[r.asked].prompt_text}\n${r.plain}\n${r.prompt}`.toLowerCase().includes(wanted)) return false;
     if (filters.domain && r.domain !== filters.domain) return false;
     if (filters.of && r.of !== filters.of) return false;
     if (filters.reward === "right" && !r.correct) return false;
@@ -120,7 +141,6 @@ function drawList() {
   const where = view.all ? "of all steps" : `at step ${view.step}`;
   fill($("count"), `${rollouts.length} rollout${rollouts.length === 1 ? "" : "s"} ${where}`);
   fill($("list"), rollouts.map((rollout) => {
-    const question = rollout.prompt_text.trim();
     return el(
       "li", {},
       el(
@@ -132,18 +152,19 @@ function drawList() {
           "span", { class: "item-top" }, mark(rollout), el("span", { class: "item-name" }, rollout.prompt),
           el("span", { class: "item-of" }, view.all ? `step ${rollout.step} · ${rollout.of}` : rollout.of === "train" ? "train" : ""),
         ),
-        el("span", { class: "item-text" }, short(readable(question), 72)),
+        el("span", { class: "item-text" }, short(question(rollout), 72)),
         strip(rollout),
       ),
     );
   }));
 }
 
-// The last message of a prompt, without special tokens and role names.
-function readable(text) {
-  const marks = primary().specials;
-  const messages = marks.reduce((t, m) => t.replaceAll(m, "\n"), text).split("\n").map((s) => s.trim()).filter((s) => s && s !== "assistant");
-  return messages.length ? messages[messages.length - 1].replace(/^(user|system|tool) /, "") : text;
+// The last message of a prompt; without messages, the last line of its text.
+function question(rollout) {
+  const { messages, prompt_text: text } = primary().prompts[rollout.asked];
+  if (messages && messages.length) return contentOf(messages[messages.length - 1]).trim();
+  const lines = text.split("\n").map((s) => s.trim()).filter(Boolean);
+  return lines.length ? lines[lines.length - 1] : text;
 }
 
 function mark(rollout) {
@@ -222,7 +243,10 @@ function paint(name) {
 
 function colour() {
   const quantity = QUANTITIES[view.quantity];
-  for (const [token, span] of view.spans) {
+  const size = (t) => Math.abs(quantity.of(t) ?? -1);
+  for (const [span, tokens] of view.tokens) {
+    if (!tokens.length) continue;
+    const token = tokens.reduce((a, b) => (size(b) > size(a) ? b : a));
     const value = quantity.of(token);
     span.classList.toggle("up", value !== null && Boolean(quantity.diverging) && value > 0);
     span.style.setProperty("--v", value === null ? "0" : strength(value, scale(DATA.runs[token.rollout.run], view.quantity)).toFixed(3));
@@ -260,9 +284,11 @@ function drawLegend() {
 function drawText() {
   const rollout = current();
   view.spans.clear();
+  view.tokens.clear();
+  view.waiting = [];
   view.worst = -1;
   if (!rollout) return void fill($("text"));
-  const others = DATA.runs.slice(1).map((run) => run.rollouts.find((r) => r.of === rollout.of && r.prompt === rollout.prompt && r.step === rollout.step) || null);
+  const others = DATA.runs.slice(1).map((run) => besideOf(run, rollout));
   fill(
     $("text"),
     el(
@@ -270,91 +296,21 @@ function drawText() {
       [rollout, ...others].map((r, i) => el(
         "article", { class: "rollout" },
         others.length ? el("h3", { class: "run-name" }, swatch(DATA.runs[i]), DATA.runs[i].name) : null,
-        r ? rolloutText(r) : el("p", { class: "note" }, "This run has no rollout of this prompt at this step."),
+        r ? rolloutText(r) : el("p", { class: "note" }, "This run has not recorded this prompt."),
       )),
     ),
   );
+  showEnds($("text"));
   colour();
   markChosen();
 }
 
-function rolloutText(rollout) {
-  const facts = [
-    rollout.of === "eval" ? "held-out prompt" : "training batch", `step ${rollout.step}`,
-    rollout.correct === null ? null : rollout.correct ? "correct" : "not correct",
-    rollout.reward === null || rollout.reward === Number(rollout.correct) ? null : `reward ${+rollout.reward.toFixed(3)}`,
-    { stop: null, length: "cut off at the length limit", turns: "cut off at the turn limit" }[rollout.finish],
-    rollout.source === "student" ? null : rollout.source === "teacher" ? "generated by the teacher" : "reference answer",
-    rollout.scored ? null : "not scored",
-    ...new Set(rollout.events.map((e) => e.kind.replace(/_/g, " "))),
-  ].filter(Boolean);
-  const strangers = rollout.tokens.filter((t) => t.stranger).length;
-  const box = el("div", { class: "tokens", tabindex: "0", role: "listbox", "aria-label": `Tokens of the answer to ${rollout.prompt}; arrow keys select`, data: { key: rollout.key, run: rollout.run } });
-  add(box, blocks(rollout));
-  return [
-    el("div", { class: "facts" }, mark(rollout), el("b", {}, rollout.prompt), facts.map((f) => el("span", { class: "fact" }, f)),
-      strangers ? el("span", { class: "fact alarm" }, `${strangers} inserted token${strangers > 1 ? "s" : ""} in the loss`) : null),
-    el("div", { class: "block prompt" }, el("div", { class: "who" }, "prompt"), el("div", { class: "said" }, withSpecials(rollout.prompt_text, DATA.runs[rollout.run]))),
-    box,
-    rollout.answer ? el("p", { class: "answer" }, el("span", { class: "label" }, "reference"), " ", short(rollout.answer, 400)) : null,
-    el(
-      "div", { class: "jump" },
-      el("button", { type: "button", id: rollout.run === 0 ? "worst" : null, onclick: () => nextWorst(1) }, "Next worst token"),
-      el("span", { class: "note" }, "n and p go to the next and previous worst token of all listed rollouts"),
-    ),
-  ];
-}
-
-// Blocks of student tokens and of inserted ones; text that only the teacher's input has stands above its span.
-function blocks(rollout) {
-  const contexts = new Map();
-  for (const term of rollout.terms) {
-    for (const context of term.contexts) {
-      const at = context.span[0];
-      contexts.set(at, [...(contexts.get(at) || []), context]);
-    }
-  }
-  const found = [];
-  let block = null;
-  let turn = 0;
-  rollout.tokens.forEach((token, position) => {
-    for (const context of contexts.get(position) || []) {
-      found.push(hint(context, DATA.runs[rollout.run]));
-      block = null;
-    }
-    if (!block || block.generated !== token.generated) {
-      if (token.generated) turn += 1;
-      block = { generated: token.generated, text: el("div", { class: "said" }) };
-      const source = token.generated ? (rollout.turns.length > 1 ? `student, turn ${turn}` : "student") : "inserted";
-      found.push(el("div", { class: `block ${token.generated ? "student" : "inserted"}` }, el("div", { class: "who" }, source), block.text));
-    }
-    const [, space, rest] = token.text.match(/^( *)([^]*)$/);
-    if (rest) block.text.append(space); // outside the span, so that the colour covers the word alone
-    block.text.append(tokenSpan(token, rest || token.text));
-    if (token.text.includes("\n")) block.text.append(el("br", {}));
-  });
-  return found;
-}
-
-function hint(context, run) {
-  const whole = context.instead_of !== "";
-  return el(
-    "div", { class: "hint" },
-    el("div", { class: "who" }, whole ? "teacher's input only, instead of the student's prompt" : "teacher's input only"),
-    el("div", { class: "said" }, context.read ? withSpecials(context.read, run) : "nothing"),
-    whole ? el("div", { class: "instead" }, "instead of: ", short(context.instead_of, 300)) : null,
-  );
-}
-
-function tokenSpan(token, shown) {
-  const kind = `${token.own ? (token.masked ? "own masked" : "own") : "inserted"}${token.stranger ? " stranger" : token.missed ? " missed" : ""}`;
-  const text = shown.replace(/\n/g, "⏎");
-  const span = el("span", { class: `tok ${kind}${token.special ? " special" : ""}`, id: `t-${token.rollout.run}-${token.position}`, data: { p: token.position } }, text);
-  if (token.own) {
-    span.setAttribute("role", "option");
-    view.spans.set(token, span);
-  }
-  return span;
+// Another run's rollout of the same prompt: at its best weights if the first run is at its own, else at the nearest step.
+function besideOf(run, rollout) {
+  const same = run.rollouts.filter((r) => r.of === rollout.of && r.prompt === rollout.prompt);
+  const best = rollout.step === bestStep(primary());
+  const step = best ? bestStep(run) : nearest(run, rollout.step);
+  return same.find((r) => r.step === step) || same.findLast((r) => r.step <= step) || same[0] || null;
 }
 
 // --- selection of a token ------------------------------------------------------------------------------------------------
@@ -368,14 +324,19 @@ function show(token) {
     draw();
   }
   if (token.own) pick(token);
-  const span = $(`t-${rollout.run}-${token.position}`);
-  if (span) span.scrollIntoView({ block: "center", behavior: "smooth" });
+  reveal(view.spans.get(token) || $(`t-${rollout.run}-${token.position}`), "center");
+}
+
+// Brings a token into view. The page's scroll padding leaves out the header, and the sheet of a small screen.
+function reveal(span, block) {
+  if (span) span.scrollIntoView({ block, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 function pick(token) {
   view.token = token;
   markChosen();
   drawPanel();
+  if ($("panel").dataset.sheet) reveal(view.spans.get(token), "nearest");
 }
 
 function markChosen() {
@@ -397,7 +358,7 @@ function moveToken(by) {
   const at = view.token ? own.indexOf(view.token) + by : 0;
   if (at < 0 || at >= own.length) return;
   pick(own[at]);
-  view.spans.get(own[at]).scrollIntoView({ block: "nearest" });
+  reveal(view.spans.get(own[at]), "nearest");
 }
 
 // Goes to the next largest value of the current quantity among all listed rollouts.
