@@ -9,14 +9,17 @@ import opd
 from opd.api import examine
 from opd.config.read import recipe_names
 from opd.models.bundled import BUNDLED
-from support.command_line import Done, command, process
+from support.command_line import ENVIRONMENT, Done, command, process
 from support.slow import slow_but
 
 
-def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path) -> None:
+def test_methods_lists_every_recipe_with_its_place_and_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = command("methods", cwd=tmp_path)
     assert done.returncode == 0
-    lines = done.stdout.splitlines()
+    for name in recipe_names():
+        assert name in done.stdout
+    monkeypatch.setitem(ENVIRONMENT, "COLUMNS", "80")
+    lines = command("methods", cwd=tmp_path).stdout.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == list(recipe_names())  # one line each
     assert max(map(len, lines)) <= 80
     shown = command("methods", "hint", cwd=tmp_path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,54 +15,11 @@ from opd.report.data import run_data
 from opd.report.live import LiveServer
 from opd.report.page import write_page, write_report
 from opd.report.samples import SAMPLES, Samples
+from support.visit import NEEDS_BROWSER, Visit
 from support.written_grids import strip, write_grids
 from support.written_run import HOSTILE, write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None, reason="needs playwright: pip install playwright"
-    ),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, such as apt-get install chromium"),
-    pytest.mark.slow,
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox of the browser needs rights that containers do not have; the page is our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """An open page that records its errors and requests."""
-
-    def __init__(self, browser: Any, address: str, *, width: int = 1280, dark: bool = False) -> None:
-        scheme = "dark" if dark else "light"
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-
-    def __enter__(self) -> Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def text(self, where: str) -> str:
-        said: str = self.page.inner_text(where)
-        return said
+pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
 
 
 def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:
@@ -74,7 +29,7 @@ def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:
         assert "hints right above the mistake" in visit.text("h1").lower()
         assert "Accuracy on held-out prompts" in visit.text(".lede")
 
-        # The page opens at the last weights, which are as good as any; step 0 has the mistakes.
+        # The page opens at the last weights, since none were better; step 0 has the mistakes.
         assert "best" in visit.text('#steps [aria-pressed="true"]')
         page.click("#steps .chip >> nth=0")
 

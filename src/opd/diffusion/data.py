@@ -13,8 +13,7 @@ from opd.config.tasks import IMAGE_TASKS
 from opd.data.prompts import TRAIN, in_turn, load_prompts, with_own_ids
 from opd.data.rows import Note, ignore
 from opd.diffusion.types import ImageTask
-from opd.errors import ConfigError
-from opd.models.bundled import near
+from opd.errors import ConfigError, near
 from opd.types import Prompt
 
 METHODS = ("prompts", "right", "reward", "distance")

@@ -158,8 +158,9 @@ function objections(run) {
 
 // Student, teachers, authors, rewards and servers; of several teachers what each scored.
 function took(run) {
-  const each = new Map();
-  for (const rollout of run.rollouts) {
+  const several = Object.keys((run.config.teacher || {}).models || {});
+  const each = new Map(several.map((name) => [name, { name, tokens: 0, gap: 0, domains: new Set() }]));
+  for (const rollout of several.length > 1 ? run.rollouts : []) {
     for (const token of rollout.tokens) {
       for (const term of token.terms.filter((t) => t.role !== "anchor")) {
         for (const teacher of term.teachers) {
@@ -180,7 +181,7 @@ function took(run) {
     each.size > 1
       ? el("div", { class: "scroll-x" }, el("table", { class: "plain" },
         el("thead", {}, el("tr", {}, ["scored by", "domains", "tokens", "student − teacher"].map((h) => el("th", { scope: "col" }, h)))),
-        el("tbody", {}, [...each.values()].map((row) => el("tr", {}, [row.name, [...row.domains].join(", "), row.tokens, `${number(row.gap / row.tokens)} nats`].map((v) => el("td", {}, v)))))),
+        el("tbody", {}, [...each.values()].map((row) => el("tr", {}, [row.name, [...row.domains].join(", "), row.tokens, row.tokens ? `${number(row.gap / row.tokens)} nats` : "–"].map((v) => el("td", {}, v)))))),
       el("p", { class: "note" }, "On the recorded rollouts; the last column is the mean log-probability of the student's tokens minus the teacher's."))
       : null,
   );
