@@ -57,17 +57,15 @@ class _Draws:
         contexts: Sequence[Sequence[int]],
         max_new_tokens: Sequence[int],
         *,
-        sampling: Sampling,
-        stop_ids: frozenset[int],
         seed: int,
-        done: dict[int, Generation] | None = None,
+        **settings: Any,
     ) -> list[Generation]:
         known, seen = [zlib.crc32(json.dumps(list(context)).encode()) for context in contexts], Counter[int]()
         self.seeds = []
         for one in known:
             seen[one] += 1
             self.seeds.append((seed * 1009 + one) * 1009 + seen[one])
-        return GENERATE(engine, contexts, max_new_tokens, sampling=sampling, stop_ids=stop_ids, seed=seed, done=done)
+        return GENERATE(engine, contexts, max_new_tokens, seed=seed, **settings)
 
     def advance(self, rows: GrowingRows, draw: Draw) -> list[bool]:
         self.rows = rows

@@ -178,10 +178,18 @@ class OptimizerConfig(Strict):
     """Recompute activations in the backward pass to save memory."""
 
 
+class ReplicateConfig(Strict):
+    replicate: int = Field(ge=1)
+    """Groups of processes that each have all weights, for instance one a machine."""
+
+
 class LanguageOptimizerConfig(OptimizerConfig):
     micro_tokens: int | None = Field(None, ge=1)
     """Most tokens per forward and backward pass, padding included; the gradient is that of the whole batch. A longer
     rollout has a pass for itself."""
+    shard: bool | Literal["auto"] | ReplicateConfig = "auto"
+    """Whether several processes divide weights, gradients and moments among them; ``{replicate: n}`` in n groups.
+    ``auto`` does, except with ``lora``, ``experimental.extrapolate`` and ``experimental.conflict``."""
 
 
 class EvalConfig(Strict):

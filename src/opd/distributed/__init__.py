@@ -6,7 +6,19 @@ One process is a ``World`` of one rank, which divides nothing.
 """
 
 from opd.distributed.ranks import check_alone, current, join
-from opd.distributed.shards import divided_as
+from opd.distributed.shards import READ, divide, divided_as, is_divided, mesh_of, part_of, whole_of
 from opd.distributed.world import World
 
-__all__ = ["World", "check_alone", "current", "divided_as", "join"]
+__all__ = [
+    "READ",
+    "World",
+    "check_alone",
+    "current",
+    "divide",
+    "divided_as",
+    "is_divided",
+    "join",
+    "mesh_of",
+    "part_of",
+    "whole_of",
+]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opd.distributed.failures import TIMEOUT, WAITS_S, Watch
+from opd.distributed.shards import is_divided, part_of, wholes
 from opd.distributed.shares import SharedAuthor, SharedSource
 from opd.distributed.world import World
 from opd.errors import ConfigError
@@ -50,9 +51,9 @@ class Ranks(World):
         chosen = torch.tensor(sorted(mine), dtype=torch.int64, device=signal.rollout_T.device)
         return signal.take(torch.isin(signal.rollout_T, chosen))
 
-    def shared(self, source: RolloutSource) -> RolloutSource:
+    def shared(self, source: RolloutSource, *models: nn.Module) -> RolloutSource:
         """See ``World.shared``."""
-        return SharedSource(source, self)
+        return SharedSource(source, self, models)
 
     def authors(self, author: HintAuthor) -> HintAuthor:
         """See ``World.authors``."""
@@ -95,8 +96,15 @@ class Ranks(World):
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """See ``World.add_gradients``. A parameter without a gradient on any rank keeps none."""
-        trained = list(parameters)
+        """See ``World.add_gradients``. A parameter without a gradient on any rank keeps none.
+
+        FSDP2 has averaged those of divided weights.
+        """
+        every = list(parameters)
+        for parameter in every:
+            if part_of(parameter) is not parameter and parameter.grad is not None:
+                parameter.grad *= self.size
+        trained = [parameter for parameter in every if part_of(parameter) is parameter]
         there = self.gather([p.grad is not None for p in trained], "gradients")
         for parameter, any_rank in zip(trained, map(any, zip(*there, strict=True)), strict=True):
             if any_rank and parameter.grad is None:
@@ -111,6 +119,18 @@ class Ranks(World):
         distributed.all_reduce(flat)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """See ``World.weights``; every rank has to call it."""
+        return wholes(model.state_dict(), keep=self.rank == 0) if is_divided(model) else None
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See ``World.whole``; every rank has to call it."""
+        return wholes(tensors, keep=self.rank == 0)
+
+    def all(self, here: bool) -> bool:
+        """See ``World.all``."""
+        return all(self.gather(here, "finite weights"))
 
     def save(self, write: Callable[..., None], model: nn.Module, folder: Path) -> None:
         """See ``World.save``."""

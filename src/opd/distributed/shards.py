@@ -1,10 +1,118 @@
-"""Weights that are divided among the ranks."""
+"""Weights that are divided among the ranks (FSDP2): each keeps a part of every tensor and gathers blocks to use them.
+
+The losses read the whole output head. It is gathered with the last forward pass of a block, and its gradient is divided
+again, like that of every other weight.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+READ = "opd_read"
+"""Method of a divided model that runs its transformer; FSDP2 gathers the weights around methods that it knows."""
+
+
+def divide(
+    model: Any, transformer: nn.Module, blocks: Sequence[nn.Module], mesh: Any, dtype: torch.dtype | None
+) -> None:
+    """Divide a model's weights in place: each block for itself, and the rest with the output head.
+
+    Args:
+        model: whole, with the same weights on every rank.
+        transformer: the part of it that gives the last hidden states.
+        blocks: its blocks, which are gathered one at a time.
+        mesh: the ranks; of two dimensions, the first one keeps copies.
+        dtype: of the gathered weights; gradients are added in float32. None for the weights' own.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is changed in place
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def read(model: Any, **inputs: Any) -> tuple[Tensor, Any]:
+        out = transformer(**inputs)
+        return out.last_hidden_state, out.hidden_states
+
+    setattr(model, READ, MethodType(read, model))
+    register_fsdp_forward_method(model, READ)
+
+
+def mesh_of(device: str, size: int, replicate: int) -> Any:
+    """The ranks as a mesh: ``replicate`` groups, each of which has all weights among its ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if replicate == 1:
+        return init_device_mesh(device, (size,))
+    return init_device_mesh(device, (replicate, size // replicate), mesh_dim_names=("replicate", "shard"))
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether a model's weights are divided."""
+    return hasattr(model, READ)
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    """A divided tensor as a whole; every rank has to ask for it. Any other tensor as it is."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def part_of(tensor: Tensor) -> Tensor:
+    """This rank's part of a divided tensor; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def divided_as(parameter: Tensor, whole: Tensor) -> Tensor:
-    """This rank's part of a tensor, divided as a parameter is; all of it if that is not divided."""
-    return whole
+    """A tensor divided as a parameter is, without any exchange; as it is if the parameter is not divided."""
+    if not hasattr(parameter, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    there: Any = parameter
+    moved = whole.to(there.device)
+    return distribute_tensor(moved, there.device_mesh, there.placements, src_data_rank=None)
+
+
+def wholes(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors in memory of the CPU, one after the other; tied ones stay one tensor.
+
+    Args:
+        keep: whether this rank wants them; every rank has to take part.
+    """
+    found: dict[str, Tensor] = {}
+    known: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = part_of(tensor).data_ptr()
+        if hasattr(tensor, "full_tensor") and place not in known:
+            whole = whole_of(tensor)
+            known[place] = whole.cpu() if keep else whole.new_empty(0)
+        if keep:
+            found[name] = known.get(place, tensor)
+    return found
+
+
+@contextmanager
+def gathered(models: Sequence[nn.Module]) -> Iterator[None]:
+    """All weights of divided models on every rank, so that each can generate without the others."""
+    modules = [module for model in models if is_divided(model) for module in model.modules()]
+    shards: list[Any] = [module for module in modules if hasattr(module, "unshard")]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.reshard()
+            shard.set_reshard_after_forward(not is_divided(shard), recurse=False)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
+from torch import nn
+
+from opd.distributed.shards import gathered
 from opd.distributed.world import World
 from opd.types import Hint, HintAuthor, Prompt, Rollout, RolloutSource
 
@@ -16,10 +19,12 @@ class SharedSource:
 
     Args:
         source: makes this rank's rollouts.
+        models: that generate them.
     """
 
-    def __init__(self, source: RolloutSource, world: World) -> None:
+    def __init__(self, source: RolloutSource, world: World, models: Sequence[nn.Module]) -> None:
         self.source = source
+        self.models = models
         self.world = world
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> list[Rollout]:
@@ -27,7 +32,8 @@ class SharedSource:
         names = list(dict.fromkeys(prompt.id for prompt in prompts))
         owner = {name: number * self.world.size // len(names) for number, name in enumerate(names)}
         index = [n for n, prompt in enumerate(prompts) if owner[prompt.id] == self.world.rank]
-        made = self.source.rollout([prompts[n] for n in index], seed, step) if index else []
+        with gathered(self.models):
+            made = self.source.rollout([prompts[n] for n in index], seed, step) if index else []
         bare = [(n, replace(rollout, prompt=Prompt(id=""))) for n, rollout in zip(index, made, strict=True)]
         found = sorted(chain(*self.world.gather(bare, "rollouts")), key=lambda pair: pair[0])
         return [replace(rollout, prompt=prompts[n]) for n, rollout in found]

@@ -26,8 +26,12 @@ class World:
         """The term's signal about this rank's rollouts."""
         return term.teacher.score(rollouts, segments)
 
-    def shared(self, source: RolloutSource) -> RolloutSource:
-        """A source whose prompts are divided among the ranks; every rank gets the rollouts of all."""
+    def shared(self, source: RolloutSource, *models: nn.Module) -> RolloutSource:
+        """A source whose prompts are divided among the ranks; every rank gets the rollouts of all.
+
+        Args:
+            models: that generate; their weights are gathered meanwhile.
+        """
         return source
 
     def authors(self, author: HintAuthor) -> HintAuthor:
@@ -72,6 +76,10 @@ class World:
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors on rank 0 in place of divided ones."""
         return tensors
+
+    def all(self, here: bool) -> bool:
+        """Whether it is so on every rank."""
+        return here
 
     def save(self, write: Callable[..., None], model: nn.Module, folder: Path) -> None:
         """Let rank 0 write a model; ``write`` gets the whole weights as ``state`` if they are divided."""

@@ -249,7 +249,8 @@ class LanguageContext:
             source="student" if model is None else "teacher",
             max_length=writer.max_length,
         )
-        return self.world.shared(sampler)
+        begins = [self.teacher_model.model] if prefix and self.teacher_model else []
+        return self.world.shared(sampler, writer.model, *begins)
 
     def source(self, who: str, *, prefix: tuple[int, int] | None = None) -> RolloutSource:
         """Rollouts by ``student``, ``teacher`` or ``references``, sampled as the run file says."""

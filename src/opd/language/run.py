@@ -17,6 +17,7 @@ from opd.evaluation.doctor import findings
 from opd.evaluation.metrics import describe
 from opd.language.checks import other_ends, padded
 from opd.language.context import LanguageContext
+from opd.language.divided import divide_models
 from opd.language.load import load_run
 from opd.language.measure import evaluation, extrapolation, gate
 from opd.language.preview import preview
@@ -43,7 +44,7 @@ from opd.training.optimizer import Optimizer
 from opd.training.recovery import recovery
 from opd.types import Metrics, Prompt, Rollout, RolloutSource, Term, View
 
-PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing"}
+PASSES = {"micro_batch", "micro_tokens", "gradient_checkpointing", "shard"}
 """Keys of ``optimizer`` that shape the forward and backward passes."""
 
 
@@ -88,6 +89,7 @@ class LanguageRun:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
         log.notes += run.notes  # of the prompts, and of the engine that was built with the source
+        divide_models(run)
         loop = Loop(
             student=run.student,
             sampler=source,

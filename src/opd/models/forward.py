@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from opd.distributed import current, is_divided
 from opd.errors import AlignmentError
 from opd.models.language import LanguageModel
 from opd.models.packing import lay_out, passes
@@ -92,8 +93,51 @@ def read_all(
         The scored tokens and the states that predict them, both ordered by rollout and position. Gradients flow
         unless the caller turned them off.
     """
+    yield from _read_batches(language_model, _batches(language_model, readings, max_tokens), layers)
+
+
+Batch = list[list[Reading]]
+"""The rows of one forward pass, each of one or several sequences."""
+
+
+def _batches(language_model: LanguageModel, readings: Sequence[Reading], max_tokens: int | None) -> Iterator[Batch]:
     for rows in passes(language_model, [len(reading.ids) for reading in readings], max_tokens):
-        yield _read_rows(language_model, [[readings[index] for index in row] for row in rows], layers)
+        yield [[readings[index] for index in row] for row in rows]
+
+
+def _read_batches(
+    language_model: LanguageModel, batches: Iterable[Batch], layers: Sequence[int]
+) -> Iterator[tuple[Signal, TokenStates]]:
+    if is_divided(language_model.model):
+        yield from _read_divided(language_model, list(batches), layers)
+        return
+    for rows in batches:
+        yield _read_rows(language_model, rows, layers)
+
+
+def _read_divided(
+    language_model: LanguageModel, batches: list[Batch], layers: Sequence[int]
+) -> Iterator[tuple[Signal, TokenStates]]:
+    """Forward passes of a model whose weights are divided: as many on each rank, with a backward pass after each.
+
+    A rank with fewer batches reads a token that counts nothing. The states are leaves whose gradients go on from here,
+    also where no loss has used them: the ranks add the gradients of the same weights.
+    """
+    number = max(current().gather(len(batches), "forward passes"))
+    nothing = [[Reading(0, (0,), 0, [])]]
+    for rows in batches + [nothing] * (number - len(batches)):
+        where, states = _read_rows(language_model, rows, layers)
+        if not torch.is_grad_enabled():
+            kept = dataclasses.replace(states, head_VD=states.head_VD.clone())
+            language_model.model.reshard()
+            yield where, kept
+            continue
+        outputs = [t for t in (states.hidden_TD, states.head_VD, states.layers_TKD) if t is not None]
+        leaves = [t.detach().requires_grad_(t.requires_grad) for t in outputs]
+        yield where, TokenStates(*leaves)
+        pairs = [(t, leaf) for t, leaf in zip(outputs, leaves, strict=True) if t.requires_grad]
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for _, leaf in pairs]
+        torch.autograd.backward([t for t, _ in pairs], gradients)
 
 
 def _read_rows(
@@ -109,7 +153,7 @@ def _read_rows(
             first = start + reading.offset
             table += [(reading.rollout, p, number, first + p) for p in reading.wanted]
             start += len(reading.ids)
-    columns = torch.tensor(sorted(table), dtype=torch.int64, device=device)
+    columns = torch.tensor(sorted(table), dtype=torch.int64, device=device).reshape(-1, 4)
     rollout_T, position_T, row_T, column_T = columns.unbind(1)
     scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
     hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers, positions_BL)
@@ -245,9 +289,9 @@ def read_own(
         mine = own(rollouts)
         readings = [reading for reading in readings if reading.rollout in mine]
     size = size or max(len(readings), 1)
-    for start in range(0, len(readings), size):
-        part = readings[start : start + size]
-        yield from read_all(language_model, part, max_tokens=max_tokens, layers=layers)
+    parts = (readings[start : start + size] for start in range(0, len(readings), size))
+    batches = (batch for part in parts for batch in _batches(language_model, part, max_tokens))
+    yield from _read_batches(language_model, batches, layers)
 
 
 def sort_key(signal: Signal) -> Tensor:

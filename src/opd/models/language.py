@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
+from opd.distributed import READ, divide, whole_of
 from opd.errors import ConfigError
 from opd.models.adapters import ALONE, adapted, merged, save_adapter
 from opd.models.chat import Chat
@@ -61,7 +62,7 @@ class LanguageModel:
 
         V is ``rows``. A head's bias is one more column, [V, D + 1], for one more hidden unit that is always 1.
         """
-        weight_VD: Tensor = self.model.get_output_embeddings().weight
+        weight_VD: Tensor = whole_of(self.model.get_output_embeddings().weight)
         if self._bias_V is not None:
             weight_VD = torch.cat([weight_VD, self._bias_V[:, None]], 1)
         return weight_VD if self.rows == len(weight_VD) else weight_VD[: self.rows]
@@ -84,7 +85,8 @@ class LanguageModel:
 
     @property
     def _bias_V(self) -> Tensor | None:
-        return getattr(self.model.get_output_embeddings(), "bias", None)
+        bias_V = getattr(self.model.get_output_embeddings(), "bias", None)
+        return None if bias_V is None else whole_of(bias_V)
 
     @property
     def width(self) -> int:
@@ -117,7 +119,7 @@ class LanguageModel:
             cache: keys and values of tokens before these, and then of these too; None to keep none.
         """
         with self.precision():
-            out = _transformer(self.model)(
+            last, each = self._read(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 use_cache=cache is not None,
@@ -125,13 +127,26 @@ class LanguageModel:
                 **({} if positions is None else {"position_ids": positions}),
                 **({} if cache is None else {"past_key_values": cache}),
             )
-        states: Tensor = out.last_hidden_state
+        states: Tensor = last
         states = states.to(self.autocast or self.model.get_output_embeddings().weight.dtype)
         if self._bias_V is not None:
             states = F.pad(states, (0, 1), value=1.0)
         if self.logit_scale != 1:
             states = states * self.logit_scale
-        return states, [out.hidden_states[layer] for layer in chosen]
+        return states, [each[layer] for layer in chosen]
+
+    def _read(self, **inputs: Any) -> tuple[Tensor, Any]:
+        """The last hidden states, and those of all layers if they are asked for."""
+        if (read := getattr(self.model, READ, None)) is not None:
+            whole: tuple[Tensor, Any] = read(**inputs)
+            return whole
+        out = _transformer(self.model)(**inputs)
+        return out.last_hidden_state, out.hidden_states
+
+    def divide(self, mesh: Any) -> None:
+        """Divide the weights in place among the ranks of a mesh."""
+        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        divide(self.model, _transformer(self.model), blocks, mesh, self.autocast)
 
     def train(self) -> None:
         """Prepare for forward passes with gradients, without the model's own dropout.

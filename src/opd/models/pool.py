@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from opd.distributed import divided_as
 from opd.errors import OpdError
 from opd.models.bases import Bases
 from opd.models.bundled import resolve
@@ -137,7 +138,7 @@ class ModelPool:
                     if stored.shape != parameters[parameter].shape:
                         shapes = f"{list(stored.shape)}, and config.json asks for {list(parameters[parameter].shape)}"
                         raise ValueError(f"tensor '{parameter}' has shape {shapes}")
-                    parameters[parameter].copy_(stored)
+                    parameters[parameter].copy_(divided_as(parameters[parameter], stored))
         self.held[id(skeleton)] = name
 
 

@@ -11,6 +11,9 @@ from opd.errors import CheckpointError, ConfigError
 from opd.output.run_folder import is_empty, leaves
 from opd.report.files import read_json
 
+SHARD = "optimizer.shard"
+"""A resumed run may divide its weights in another way."""
+
 
 def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
     """Refuse a folder with anything but this very run, and this run unless it is to be resumed.
@@ -50,7 +53,12 @@ def _check_same(out: Path, old: Mapping[str, Any], config: BaseRun) -> None:
     was, now = dict(leaves(old)), dict(leaves(config.model_dump(mode="json")))
     for key in [*now, *(was.keys() - now.keys())]:
         before, after = was.get(key, "not set"), now.get(key, "not set")
-        if before == after or key.partition(".")[0] in MAY_CHANGE or _adds_steps(key, was, now):
+        if (
+            before == after
+            or key.partition(".")[0] in MAY_CHANGE
+            or key.startswith(SHARD)
+            or _adds_steps(key, was, now)
+        ):
             continue
         if key == "optimizer.steps" and after > before:
             raise CheckpointError(

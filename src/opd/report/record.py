@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd.distributed import World
+from opd.distributed import World, is_divided
 from opd.errors import OpdError
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
 from opd.loop import Loop
@@ -72,7 +72,8 @@ class Recorder:
         self.texts = Texts(self.student.tokenizer)
         self.foreign = Texts(self.preview.foreign) if self.preview.foreign else None
         self.writes = self.loop.world.rank == 0
-        if self.writes and sum(p.numel() for p in self.student.model.parameters()) <= MAX_COPY:
+        divided = is_divided(self.student.model)  # such a model cannot be copied
+        if self.writes and not divided and sum(p.numel() for p in self.student.model.parameters()) <= MAX_COPY:
             self.initial = frozen_copy(self.student)
 
     def start(self, run: RunStart) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from opd.distributed import World
+from opd.distributed import World, divided_as, part_of, whole_of
 
 KEYS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter: steps taken, and the moving averages of the gradient and its square."""
@@ -67,7 +67,7 @@ class Optimizer:
             The gradient's norm before clipping; None if it or the loss is not finite, in which case nothing is applied.
         """
         self.world.add_gradients(self.named.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.grad_clip))
+        norm = float(whole_of(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.grad_clip)))
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             for group in self.adamw.param_groups:
@@ -78,7 +78,7 @@ class Optimizer:
 
     def finite(self) -> bool:
         """Whether all weights that train are finite."""
-        return all(bool(p.isfinite().all()) for p in self.named.values())
+        return self.world.all(all(bool(part_of(p).isfinite().all()) for p in self.named.values()))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state as named tensors, for safetensors."""
@@ -102,7 +102,7 @@ class Optimizer:
             if state:  # none before the parameter's first gradient
                 _check(name, state, parameter)
                 self.adamw.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device).clone()
+                    key: value.clone() if key == "step" else divided_as(parameter, value.to(parameter.device)).clone()
                     for key, value in state.items()
                 }
 
