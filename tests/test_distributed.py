@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.ranks import language_recipes, losses, run_recipe, start_ranks
+from support.ranks import language_recipes, losses, read_back, run_recipe, start_ranks
 
 JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language_recipes()] + [
     {"recipe": "opd", "out": "one prompt", "changes": {"rollout.prompts_per_step": 1}},
@@ -22,8 +22,20 @@ JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language
     {"recipe": "opd", "out": "hardest", "changes": {"experimental.hardest_tokens": {"share": 0.5, "by": "entropy"}}},
     {"recipe": "tml", "out": "by turns", "changes": {"loss.aggregate": "sequence"}},
     {"recipe": "opd", "out": "adaptive", "changes": {"experimental.curriculum": {}}},
+    {"recipe": "opd", "out": "whole weights", "changes": {"optimizer.shard": False}},
+    {"recipe": "hint", "out": "adapter", "changes": {"lora": {"rank": 4}}},
+    {"recipe": "opsd", "out": "recomputed", "changes": {"optimizer.gradient_checkpointing": True}},
+    {"recipe": "opd", "out": "averaged", "changes": {"teacher": {"weights": "ema"}, "loss.signal": "full"}},
 ]
 """Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch."""
+
+LONGER = {"optimizer.steps": 4, "checkpoint.every": 2}
+AGAIN: list[dict[str, Any]] = [
+    {"recipe": "opd", "out": "at once", "changes": LONGER},
+    {"recipe": "opd", "out": "resumed", "changes": LONGER | {"optimizer.steps": 2}},
+    {"recipe": "opd", "out": "resumed", "changes": LONGER, "resume": True},
+]
+"""The same run at once and in two goes."""
 
 
 def finished(process: Popen[str]) -> str:
@@ -37,7 +49,8 @@ def finished(process: Popen[str]) -> str:
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """All jobs in two processes, and in one."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "jobs.json").write_text(json.dumps([{**job, "out": str(folder / "two" / job["out"])} for job in JOBS]))
+    jobs = [{**job, "out": str(folder / "two" / job["out"])} for job in JOBS + AGAIN]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
     ranks = start_ranks(2, "-m", "support.ranks", str(folder / "jobs.json"))
     for job in JOBS:
         run_recipe(job["recipe"], folder / "one" / job["out"], job.get("changes"))
@@ -67,6 +80,30 @@ def test_the_first_process_writes_an_ordinary_folder(both: tuple[Path, Path]) ->
     assert names[0] == names[1]
     lines = [len((out / "metrics.jsonl").read_text().splitlines()) for out in (one, two)]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_two_processes_is_equal_to_the_last_bit(both: tuple[Path, Path]) -> None:
+    _, two = both
+    for name in ("model.safetensors", "checkpoints/000004/optimizer.safetensors"):
+        assert (two / "resumed" / name).read_bytes() == (two / "at once" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_is_read_by_any_number(both: tuple[Path, Path], tmp_path: Path) -> None:
+    out = both[1] / "opd"
+    checkpoint = out / "checkpoints/000003"
+    (tmp_path / "jobs.json").write_text(json.dumps([{"read": str(out), "to": str(tmp_path / "three.safetensors")}]))
+    three = start_ranks(3, "-m", "support.ranks", str(tmp_path / "jobs.json"))
+    read_back(out, tmp_path / "one.safetensors")
+    finished(three)
+    saved = load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "optimizer.safetensors")
+    for number in ("one", "three"):
+        read = load_file(tmp_path / f"{number}.safetensors")
+        assert read.keys() == saved.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in saved.items())
+    one, third = (json.loads((tmp_path / f"{n}.json").read_text())["bytes"] for n in ("one", "three"))
+    assert third < 0.4 * one  # weights and moments of one process
 
 
 def command(out: Path, *keys: str) -> list[str]:

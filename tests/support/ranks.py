@@ -16,13 +16,21 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import opd
+from opd.api import load
+from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
+from opd.distributed import join, part_of
 from opd.engines import drawing
 from opd.engines.hf import HFEngine
 from opd.engines.rows import Draw, GrowingRows
+from opd.models.weights import trained
+from opd.output.provenance import run_id
+from opd.output.run_log import RunLog
+from opd.training.optimizer import Optimizer
 from opd.types import Generation, Sampling
 
 SMALL: dict[str, Any] = {
@@ -96,7 +104,7 @@ def tokens_of_their_own() -> Iterator[None]:
         drawing.points = POINTS
 
 
-def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None) -> None:
+def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None, *, resume: bool = False) -> None:
     """The first steps of a recipe, with a checkpoint after the last."""
     torch.set_num_threads(1)
     keys = SMALL | {"out": str(out)} | dict(changes or {})
@@ -105,7 +113,7 @@ def run_recipe(name: str, out: Path, changes: Mapping[str, Any] | None = None) -
     if name == "lightning":
         keys["rollout.source.prompts"] = 12
     with tokens_of_their_own():
-        opd.train(name, keys)
+        opd.train(name, keys, resume=resume)
 
 
 def losses(out: Path) -> list[dict[str, float]]:
@@ -131,10 +139,35 @@ def start_ranks(number: int, *arguments: str, env: Mapping[str, str] | None = No
     )
 
 
+def read_back(out: Path, to: Path) -> None:
+    """Put a run's newest checkpoint into its models, and write what they then hold, whole, as one file."""
+    config = read(json.loads((out / "run.json").read_text()))
+    world = join("cpu")
+    with world.together():
+        run = load(config, Objects())
+        loop = run.assemble(RunLog(None))
+        loop.checkpoints.run = run_id(out)
+        loop.restore()
+        model = loop.student.model
+        tensors = world.whole({**trained(model), **loop.optimizer.tensors()})
+        bytes_ = [part_of(t).numel() * t.element_size() for t in [*trained(model).values(), *moments(loop.optimizer)]]
+        if world.rank == 0:
+            save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, to)
+            to.with_suffix(".json").write_text(json.dumps({"bytes": sum(bytes_), "step": loop.state.step}))
+
+
+def moments(optimizer: Optimizer) -> list[Tensor]:
+    """The state of AdamW that has the shape of a parameter."""
+    return [tensor for name, tensor in optimizer.tensors().items() if not name.endswith(".step")]
+
+
 def main() -> None:
-    """Run the jobs of a JSON file, one after the other: a list of {recipe, out, changes}."""
+    """Run the jobs of a JSON file, one after the other: a list of {recipe, out, changes} or {read, to}."""
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        run_recipe(job["recipe"], Path(job["out"]), job.get("changes"))
+        if "read" in job:
+            read_back(Path(job["read"]), Path(job["to"]))
+        else:
+            run_recipe(job["recipe"], Path(job["out"]), job.get("changes"), resume=job.get("resume", False))
 
 
 if __name__ == "__main__":
