@@ -29,7 +29,7 @@ JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language
 ]
 """Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch."""
 
-LONGER = {"optimizer.steps": 4, "checkpoint.every": 2}
+LONGER = {"optimizer.steps": 4, "checkpoint.every": 2, "optimizer.schedule": "constant"}
 AGAIN: list[dict[str, Any]] = [
     {"recipe": "opd", "out": "at once", "changes": LONGER},
     {"recipe": "opd", "out": "resumed", "changes": LONGER | {"optimizer.steps": 2}},
