@@ -24,7 +24,9 @@ class RunningWeights:
     """
 
     def __init__(self, language_model: LanguageModel, *, copied: bool) -> None:
-        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.own: dict[str, Tensor] = {}
+        """The cast weights by the live ones' names: of a model that is divided, the live tensors change."""
+        self.live = language_model.model
         self.running = language_model
         dtype = language_model.autocast
         if copied and dtype is not None and not adapted(language_model.model):
@@ -33,21 +35,22 @@ class RunningWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the live weights as they are."""
-        for own, live in self.pairs:
-            own.copy_(live)
+        live = dict(self.live.named_parameters()) if self.own else {}
+        for name, own in self.own.items():
+            own.copy_(live[name])
 
     @torch.no_grad()
     def _copy(self, language_model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
         """The model around cast parameters. Buffers are the same ones: rotary frequencies stay float32."""
         model = language_model.model
         memo: dict[int, Any] = {id(b): b for b in model.buffers()}
-        for live in model.parameters():
+        for name, live in model.named_parameters():
             if live.is_floating_point() and live.dtype != dtype:
                 own = nn.Parameter(live.to(dtype), requires_grad=False)
-                self.pairs.append((own, live))
+                self.own[name] = own
                 memo[id(live)] = own
             else:
                 memo[id(live)] = live
-        if not self.pairs:
+        if not self.own:
             return language_model
         return dataclasses.replace(language_model, model=copy.deepcopy(model, memo).eval(), autocast=None)
