@@ -14,7 +14,7 @@ from opd.config.read import read, validate
 from opd.config.run import PromptsConfig
 from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
-from opd.errors import ConfigError
+from opd.errors import ConfigError, ModelError
 from opd.evaluation.metrics import summarise
 from opd.models.chat import Chat
 from opd.models.language import stop_ids
@@ -102,6 +102,8 @@ def test_answers_to_a_prompt_are_ranked_in_one_request() -> None:
             "a judge is a model. Fix: write {model: PATH} or {http: URL, model: NAME}",
         ),
         ({"judge": {"http": "http://x/v1"}, "rubric": "r"}, "model.*missing"),
+        ({"judge": {"http": "ftp://x", "model": "m"}, "rubric": "r"}, r"reward.0.judge.http: this is no address"),
+        ({"judge": {"http": 5, "model": "m"}, "rubric": "r"}, r"reward.0.judge.http' has to be a string"),
         ({"judge": {"http": "http://x/v1", "model": "m", "retires": 1}, "rubric": "r"}, "unknown key .*retires"),
         ({"judge": {"model": "m", "instruction": "i"}, "rubric": "r"}, "a judge's instruction is the rubric"),
         (
@@ -152,6 +154,17 @@ def test_a_comparison_needs_several_answers(tmp_path: Path) -> None:
         opd.train(
             tree, student=make_model(0), teacher=make_model(1), prompts=[{"prompt": f"{a} b"} for a in "abcdefgh"]
         )
+
+
+def test_a_served_judge_is_read_from_what_a_run_writes_and_named_as_its_owner_wrote_it() -> None:
+    judge = {"http": "http://localhost:1/v1", "model": "m", "retries": 0}
+    written = read("grpo", {"prompts.reward": {"judge": judge, "rubric": "r"}}).model_dump(mode="json")
+    again = read(written).prompts.reward
+    assert again
+    task = RewardBuilder(device="cpu").task(None, again, key="prompts.reward")
+    assert isinstance(task, RewardedTask)
+    with pytest.raises(ModelError, match=r"^prompts.reward.judge.http: no answer from 'http://localhost:1/v1/chat"):
+        task.rewards[0][0]([rollout("a")])
 
 
 def test_a_run_with_a_judge_behind_an_endpoint(tmp_path: Path, server: Server) -> None:

@@ -65,7 +65,7 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
     kind = str(settings.get("type", next(iter(known))))
     if kind == GIVEN and GIVEN not in known:
         raise ValueError("an object from Python cannot be given here. Fix: write a class as package.module:Name")
-    found = class_named(kind, base)
+    found = known.get(kind) or class_named(kind, base)
     if found is None:
         raise ValueError(
             f"there is no '{kind}'. Fix: choose {_choices(known)}, or name your own as package.module:Name"
@@ -78,13 +78,16 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
         ) from None
 
 
-def axis_value(given: Any, base: type[Value]) -> Value:
+def axis_value(given: Any, base: type[Value], **others: type[AxisValue]) -> Value:
     """A value of an axis from its settings, in another place of the run file than the axis' own.
+
+    Args:
+        others: classes of that place, by their type, instead of the axis' own.
 
     Raises:
         ValueError: the axis has no such value, or one of its settings is wrong.
     """
-    value: Value = _parse(given, base, AXES[base.axis])
+    value: Value = _parse(given, base, {**AXES[base.axis], **others})
     return value
 
 

@@ -6,14 +6,25 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from opd.axes.authors import AuthorConfig
+from opd.axes.authors.http import Http
 from opd.axes.base import GIVEN, axis_value, imported
 from opd.config.base import Strict, exactly_one
+from opd.config.secrets import ServerUrl
 
 TASK = "task"
 """The function that stands for the prompts' own check: their task's reward, or right and wrong answers."""
+
+
+class ServedJudge(Http):
+    """A judge behind an OpenAI-compatible chat endpoint, whose address is written as ``http``."""
+
+    url: ServerUrl = Field(validation_alias=AliasChoices("http", "url"))
+    """Base URL, up to and including /v1."""
+
+    address = "http"
 
 
 def _judge(given: Any) -> Any:
@@ -21,12 +32,10 @@ def _judge(given: Any) -> Any:
         return given
     if not isinstance(given, Mapping) or not {"model", "http"} & given.keys():
         raise ValueError("a judge is a model. Fix: write {model: PATH} or {http: URL, model: NAME}")
-    settings = {"type": "model", **given}
-    if "http" in given:
-        settings = {"type": "http", "url": given["http"], **{k: v for k, v in given.items() if k != "http"}}
+    settings = {"type": "http" if "http" in given else "model", **given}
     if settings.get("instruction") is not None:
         raise ValueError("a judge's instruction is the rubric. Fix: write it as rubric, beside judge")
-    return axis_value(settings, AuthorConfig)
+    return axis_value(settings, AuthorConfig, http=ServedJudge)
 
 
 class RewardConfig(Strict):

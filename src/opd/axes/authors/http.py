@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -43,6 +43,8 @@ class Http(AuthorConfig):
     cache: str | None = None
     """Folder that keeps answers across runs; by default answers are kept for the run only."""
 
+    address: ClassVar[str] = "url"
+    """The name of the address in the run file, for error messages."""
     writes = True
     sends_requests = True
 
@@ -72,4 +74,4 @@ class Http(AuthorConfig):
         settings = self.model_dump(exclude={"type", "url", "model", "instruction"})
         if self.instruction:
             settings["instruction"] = self.instruction
-        return HttpAuthor(self.url, self.model, **settings, key=f"{key}.url")
+        return HttpAuthor(self.url, self.model, **settings, key=f"{key}.{self.address}")
