@@ -322,8 +322,7 @@ def evaluate(
     for key, value in run_file.pairs_of(settings).items():
         run_file.set_key(tree, f"prompts.{key}", value)
     config = run_file.validate(PromptsConfig, tree["prompts"], at="prompts")
-    source = model if isinstance(model, str) else _pair(model)
-    assert source is not None
+    source = model if isinstance(model, str) else _given(model)
     return measure_model(
         source,
         config,
@@ -352,9 +351,7 @@ def load_model(model: str | tuple[Any, Any], *, dtype: Dtype = "float32", device
     """
     if isinstance(model, str):
         return load_language_model(model, key="model", dtype=dtype, device=device_named(device))
-    pair = _pair(model)
-    assert pair is not None
-    return accept(pair, key="model")
+    return accept(_given(model), key="model")
 
 
 def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any]:
@@ -374,7 +371,11 @@ def _behind(student: Any) -> str | None:
 
 
 def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:
-    if model is None or isinstance(model, LanguageModel):
+    return None if model is None else _given(model)
+
+
+def _given(model: LanguageModel | tuple[Any, Any]) -> LanguageModel:
+    if isinstance(model, LanguageModel):
         return model
     if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])):
         raise ConfigError(

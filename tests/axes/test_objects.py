@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,15 @@ class Unknown:
     def on_step_end(self, step: int) -> None: ...
 
 
+class Table:
+    """Iterates over the names of its columns, as a data frame does."""
+
+    columns = ("prompt", "answer")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("objects", "sentence"),
     [
@@ -190,6 +199,7 @@ class Unknown:
         ({"signal": "full"}, "signal: a pair .teacher, objective. is needed .got 'full'."),
         ({"signal": (1, 2)}, r"signal\[0\]: 1 has no score\(\)"),
         ({"eval_prompts": "math"}, "eval_prompts: a list of prompts is needed .got 'math'.*eval.prompts"),
+        ({"eval_prompts": Table()}, r"eval_prompts: a table is no list of prompts .*table.to_dict\('records'\)"),
         ({"callbacks": [Unknown()]}, r"callbacks\[0\]: an object with at least one of start\(\), step\(\), .*Unknown"),
         ({"callbacks": Unknown()}, "callbacks: a list of callbacks is needed"),
         ({"teacher": ("a", "b")}, r"a pair \(model, tokenizer\) .*Fix: .* teacher.model"),
@@ -201,6 +211,13 @@ def test_an_object_that_does_not_fit_is_refused_before_the_run(
     with pytest.raises(ConfigError, match=sentence):
         train(tmp_path / "run", **objects)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", [None, 5, ("a", "b")])
+def test_a_model_that_is_none_is_refused_by_the_library_too(model: Any) -> None:
+    for call in (lambda: opd.load_model(model), lambda: opd.evaluate(model, "math")):
+        with pytest.raises(ConfigError, match=r"a model given from Python is a pair \(model, tokenizer\)"):
+            call()
 
 
 def test_prompts_that_are_one_string_are_not_read_letter_by_letter(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_value_without_build_is_refused(tmp_path: Path) -> None:
     [
         ("raise RuntimeError('a licence is missing.')", "RuntimeError: a licence is missing. Fix: correct the module"),
         ("x = ", "SyntaxError"),
+        ("import sys\nsys.exit(4)", "SystemExit: 4. Fix: correct the module"),
         (
             "from opd.axes.signals import SignalConfig\nclass Own(SignalConfig):\n    mixabel = True",
             "PydanticUserError",

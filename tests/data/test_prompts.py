@@ -174,6 +174,10 @@ def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answe
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a part without text"),
         ({"messages": [{"role": "", "content": "a"}]}, "is not a list of messages"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": "f()"}]}, "'tool_calls' is not a list of calls"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": None}]}]},
+            "'tool_calls' is not a list of calls",
+        ),
         ({"prompt": "a", "tools": [{"type": "function"}]}, "'tools' is not a list of JSON schemas"),
         ({"prompt": "a", "tools": "[f"}, "'tools' is no JSON"),
         ({"prompt": "a", "chat_template_kwargs": [1]}, "'chat_template_kwargs' is no mapping"),

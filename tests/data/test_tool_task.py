@@ -163,6 +163,13 @@ def test_an_answer_without_the_calls_that_the_row_expects_is_an_event(task: Tool
     assert [(kind, detail["tools"][:3]) for kind, detail in seen.events] == [("no_call", "add")]
 
 
+def test_an_event_names_the_tools_that_the_row_expects(task: ToolTask) -> None:
+    expects = prompt(task, data={"calls": [call("add", a=1, b=2)]})
+    for said, expected in ((turn(call("plus", a=1)), expects), (turn(call("plus", a=1)), prompt(task))):
+        ((_, detail),) = task.step(expected, [said]).events
+        assert detail["expected"] == ("add(a: integer, b: integer)" if expected is expects else detail["tools"])
+
+
 def test_tools_without_functions_are_checked_and_end_the_episode() -> None:
     checked = ToolTask.make(ToolsConfig(), key="prompts.tools")
     schema = {

@@ -58,6 +58,8 @@ def test_further_stops_are_ids_texts_of_one_token_and_other_texts() -> None:
         stops_of(model, (31,))
     with pytest.raises(ConfigError, match=r"rollout.stop: an empty text ends no turn. Fix: leave it out"):
         read("opd", ["rollout.stop=['']"])
+    with pytest.raises(ConfigError, match="rollout.stop: True is no token. Fix: give a token's id"):
+        read("opd", ["rollout.stop=[true]"])
 
 
 def test_a_text_ends_the_turn_at_the_token_that_completes_it() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import opd
 from opd.engines.hf import HFEngine
@@ -27,6 +27,7 @@ from opd.types import Prompt, Rollout, Sampling, Span
 from support.architectures import ARCHITECTURES, make
 from support.models import make_model
 from support.small_runs import PROMPTS, small_run
+from support.tokenizers import make_tokenizer
 
 CAPPED = "caps its logits .*Fix: use a model without soft-capping"
 REFUSED = {
@@ -181,6 +182,22 @@ def test_an_encoder_is_no_causal_model(tmp_path: Path) -> None:
         load(str(tmp_path), key="student")
     with pytest.raises(ModelError, match="T5ForConditionalGeneration.* is no causal language model"):
         accept(LanguageModel(model, tokenizer, "t5"), key="teacher.model")
+
+
+def test_a_model_that_fills_gaps_is_no_causal_model() -> None:
+    config = BertConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = LanguageModel(BertForMaskedLM(config), make_tokenizer(), "bert")
+    with pytest.raises(ModelError, match=r"student: 'bert' \(BertForMaskedLM\) is no causal language model. Fix"):
+        accept(model, key="student")
+
+
+def test_a_model_without_values_is_refused() -> None:
+    model = make_model()
+    model.model.to("meta")
+    with pytest.raises(
+        ModelError, match="the tensor 'model.embed_tokens.weight' of .* is on the device meta.*Fix: load"
+    ):
+        accept(model, key="teacher.model")
 
 
 # Weights on disk

@@ -35,7 +35,7 @@ class Gives:
         return [PROMPT]
 
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
-        if isinstance(self.seen, Exception):
+        if isinstance(self.seen, BaseException):
             raise self.seen
         return self.seen
 
@@ -74,6 +74,7 @@ def test_numbers_are_numbers(given: Any, reward: float | None) -> None:
         (math.nan, "f gave nan as the reward of prompt 'p7'. Fix: return a finite number, or None"),
         (torch.tensor(math.inf), "f gave inf as the reward of prompt 'p7'"),
         (numpy.float32("-inf"), "f gave -inf"),
+        (10**400, "f gave inf"),
     ],
 )
 def test_anything_else_is_one_sentence(given: Any, words: str) -> None:
@@ -86,6 +87,7 @@ def test_anything_else_is_one_sentence(given: Any, words: str) -> None:
     [
         (KeyError("answer"), "Gives.step raised KeyError: 'answer' .* on prompt 'p7'. Fix"),
         (ValueError(), "Gives.step raised ValueError .*on prompt 'p7'"),
+        (SystemExit(3), "Gives.step raised SystemExit: 3 .*on prompt 'p7'"),
         ({"reward": 1.0}, "Gives.step returned .* on prompt 'p7'. Fix: return opd.Observation"),
         (None, "Gives.step returned None"),
         (Observation(reward="1"), "Gives.step gave '1' as the reward"),  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ def imported(name: str) -> Any:
             f"'{name}' cannot be imported: {error}. Fix: check the name; modules of the working "
             "directory and installed ones are found"
         ) from None
-    except Exception as error:  # whatever a user's module raises while it is executed
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is executed
         text = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ValueError(
             f"'{name}' cannot be imported: {type(error).__name__}: {text}. Fix: correct the module"
@@ -259,6 +259,11 @@ class Objects:
             check_pair(self.signal, key="signal")
         for name in ("prompts", "eval_prompts"):
             rows = getattr(self, name)
+            if hasattr(rows, "columns"):
+                raise ConfigError(
+                    f"{name}: a table is no list of prompts (got {type(rows).__name__}). Fix: give its rows, such as "
+                    "table.to_dict('records')"
+                )
             named = isinstance(rows, str) or (isinstance(rows, Mapping) and not _is_dataset(rows))
             if rows is not None and (named or not isinstance(rows, Iterable)):
                 raise ConfigError(

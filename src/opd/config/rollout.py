@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator
 
 from opd.axes.engines import EngineChoice, Hf
@@ -48,11 +50,14 @@ class RolloutConfig(SamplingConfig):
     text of a special token ends a turn at that token. Any other text ends it at the token that completes the text; if
     the text is more than one token, tokens after it are generated and dropped."""
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _texts(cls, given: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        if "" in given:
-            raise ValueError("an empty text ends no turn. Fix: leave it out")
+    def _texts(cls, given: Any) -> Any:
+        for one in given if isinstance(given, list | tuple) else ():
+            if one == "":
+                raise ValueError("an empty text ends no turn. Fix: leave it out")
+            if isinstance(one, bool):
+                raise ValueError(f"{one} is no token. Fix: give a token's id, or a text in quotes")
         return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:

@@ -275,11 +275,20 @@ def _usual(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "role": ROLES.get(role, role)} if isinstance(role, str) else kept
 
 
+def _names_function(call: Any) -> bool:
+    """Whether it is a call in one of both forms: with the function inside, or flat."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+
+
 def _message(message: Mapping[str, Any], where: str) -> Message:
     """A message as it is, if its content and calls are of a known form."""
     content, calls = message.get("content"), message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
-        raise DataError(f"{where}: 'tool_calls' is not a list of calls ({calls!r}). Fix: write a list of mappings")
+    if calls is not None and not (isinstance(calls, list) and all(map(_names_function, calls))):
+        raise DataError(
+            f"{where}: 'tool_calls' is not a list of calls ({calls!r}). Fix: write a list of mappings such as "
+            "{'function': {'name': …, 'arguments': {…}}}"
+        )
     if isinstance(content, list):
         for part in content:
             kind = part.get("type", "text") if isinstance(part, Mapping) else "text"

@@ -100,7 +100,7 @@ class ToolTask:
             results.append(result)
             if fault:
                 named = "function" if fault.kind == "failed_call" else "tool"
-                events.append((fault.kind, {named: _name(call), "error": fault.error, "tools": _listed(tools)}))
+                events.append((fault.kind, {named: _name(call), "error": fault.error, **_named(prompt, tools)}))
                 places.append(fault.place)
         message, *more = _messages([call for call, _ in calls], results, prompt.data.get("result_role", "tool"))
         return Observation(
@@ -124,7 +124,7 @@ class ToolTask:
         if not checks:
             checks = [bool(valid), len(valid) == len(made)]
         missed = expected and not valid and not num_calls
-        events = (("no_call", {"tools": _listed(tools)}),) if missed else ()
+        events = (("no_call", _named(prompt, tools)),) if missed else ()
         return Observation(correct=all(checks), events=events, num_calls=num_calls)
 
     def _run(self, call: Call | BrokenCall) -> tuple[str, _Fault | None]:
@@ -170,8 +170,12 @@ def _checked(text: str, tools: dict[str, Tool]) -> list[tuple[Call | BrokenCall,
     return [(call, _fault(call, tools, text)) for call in parse_calls(text)]
 
 
-def _listed(tools: dict[str, Tool]) -> str:
-    return ", ".join(tool.signature for tool in tools.values())
+def _named(prompt: Prompt, tools: dict[str, Tool]) -> dict[str, str]:
+    """The signatures of all tools, and of those that the row expects a call of; all again if it expects none."""
+    expected = {call.name for call in read_expected(prompt.data.get("calls") or [])}
+    listed = [tool.signature for tool in tools.values()]
+    wanted = [tool.signature for tool in tools.values() if tool.name in expected]
+    return {"tools": ", ".join(listed), "expected": ", ".join(wanted or listed)}
 
 
 def _name(call: Call | BrokenCall) -> str:

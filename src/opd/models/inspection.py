@@ -56,7 +56,11 @@ def causal(language_model: LanguageModel, key: str) -> LanguageModel:
         ModelError: it has an encoder, or no head.
     """
     model = language_model.model
-    if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
+    if (
+        getattr(model.config, "is_encoder_decoder", False)
+        or not model.can_generate()
+        or model.get_output_embeddings() is None
+    ):
         raise not_causal(key, language_model.source, type(model).__name__)
     return language_model
 
@@ -92,6 +96,11 @@ def finite(language_model: LanguageModel, key: str) -> LanguageModel:
         ModelError: the sentence names the first tensor that has another.
     """
     for name, parameter in language_model.model.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(
+                f"{key}: the tensor '{name}' of '{language_model.source}' is on the device meta, so it has no values. "
+                "Fix: load the weights"
+            )
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
             raise ModelError(
                 f"{key}: the tensor '{name}' of '{language_model.source}' has values that are not finite (NaN or "

@@ -55,12 +55,19 @@ def as_reward(given: Any, giver: str, prompt: Prompt) -> float | None:
             f"{giver} gave {given!r} as the reward of prompt '{prompt.id}', which is no number. Fix: return a number, "
             "or None for no reward"
         )
-    if not math.isfinite(value):
+    if not math.isfinite(value := _float(value)):
         raise DataError(
-            f"{giver} gave {float(value)} as the reward of prompt '{prompt.id}'. Fix: return a finite number, or None "
+            f"{giver} gave {value} as the reward of prompt '{prompt.id}'. Fix: return a finite number, or None "
             "for no reward"
         )
-    return float(value)
+    return value
+
+
+def _float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number or a fraction beyond every float
+        return math.inf
 
 
 @contextmanager
@@ -78,11 +85,11 @@ def users_code(name: str, prompt: Prompt, *, fix: str) -> Iterator[None]:
         yield
     except OpdError:
         raise
-    except Exception as error:  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
         raise DataError(f"{name} {_raised(error)} on prompt '{prompt.id}'. Fix: {fix}") from error
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """What was raised and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(" :.")
