@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
+from opd.positions import PerPosition
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -49,7 +51,8 @@ class Prompt:
     Exactly one of ``messages`` (a chat) and ``text`` (plain text to continue) is set.
 
     Example:
-        Prompt(id="math/test/0", messages=({"role": "user", "content": "3 + 4"},), answer="7", domain="math")
+        Prompt(id="math/test/0", messages=({"role": "user", "content": "3 + 4"},),
+               answer="7", domain="math")
     """
 
     id: str
@@ -80,7 +83,8 @@ class Event:
     """An error or limit that the environment reported about one of the student's turns.
 
     Example:
-        Event(kind="unknown_tool", turn=0, span=Span(0, 5), detail={"tool": "multiply", "tools": "add is blip"})
+        Event(kind="unknown_tool", turn=0, span=Span(0, 5),
+              detail={"tool": "multiply", "tools": "add is blip, mul is frob"})
     """
 
     kind: str
@@ -96,7 +100,8 @@ class Event:
 class Rollout:
     """One completion of one prompt: the tokens as sampled, and the tokens inserted between turns.
 
-    Example: two turns around a tool result. The student did not generate the result's tokens, so their mask is False.
+    Example: two turns around a tool result. The result's tokens are in ``completion_ids``, but the
+    student did not generate them, so their mask is False and their logprob NaN.
 
         completion_ids  = [call, f, 3, 4, END, TOOL, 7, END, ASSISTANT, seven, END]
         completion_mask = [   T, T, T, T,   T,    F, F,   F,         F,     T,   T]
@@ -152,31 +157,6 @@ class Segment:
     """Index of the rollout in its batch."""
     context_ids: tuple[int, ...]
     span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class PerPosition:
-    """Values at T positions; every field whose suffix begins with T has a row for each."""
-
-    def take(self, rows: Tensor) -> Self:
-        """Select rows, by indices or by a mask.
-
-        Raises:
-            TypeError: T stands elsewhere in a field's suffix.
-        """
-        suffixes = {f.name: f.name.rpartition("_")[2] for f in fields(self)}
-        for name, suffix in suffixes.items():
-            if suffix.isupper() and "T" in suffix[1:]:
-                raise TypeError(
-                    f"{type(self).__name__}.{name}: rows have to come first. Fix: let the suffix begin with T"
-                )
-        values = {name: getattr(self, name) for name, suffix in suffixes.items() if suffix[:1] == "T"}
-        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
-
-    def arrived(self) -> Self:
-        """The same values, once those that a server still has to send are here."""
-        later = {f.name: v.wait() for f in fields(self) if hasattr(v := getattr(self, f.name), "wait")}
-        return replace(self, **later) if later else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,10 +302,12 @@ class RolloutSource(Protocol):
 
 
 class Policy(Protocol):
-    """The student: ``model`` is the ``torch.nn.Module`` whose parameters train."""
+    """The student: the model that trains."""
 
     @property
-    def model(self) -> Any: ...
+    def model(self) -> Any:
+        """The ``torch.nn.Module`` whose parameters train."""
+
     @property
     def device(self) -> torch.device: ...
 
@@ -340,9 +322,10 @@ class ForwardPass(Protocol):
     """The student's forward pass over its rollouts, with gradients."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Iterator[tuple[Signal, States]]:
-        """Yield the positions and the student's states there: of each rollout all of them, in one micro-batch, ordered.
+        """Yield the positions and the student's states there, micro-batch by micro-batch.
 
-        Every generated token comes exactly once, in one of the processes that share the run.
+        Every generated token comes exactly once, a rollout's all in one micro-batch, ordered by rollout and position.
+        Of several processes that share a run, one yields it.
         """
         ...
 

@@ -22,7 +22,8 @@ from opd.engines.hf import HFEngine
 from opd.errors import ConfigError, OpdError
 from opd.language.run import LanguageRun
 from opd.losses.objectives import CrossEntropy, PolicyGradient
-from opd.types import Generation, PerPosition, Prompt, Rollout, Signal
+from opd.positions import PerPosition
+from opd.types import Generation, Prompt, Rollout, Signal
 from support.families import read_language
 from support.models import make_model
 from support.small_runs import small_run
