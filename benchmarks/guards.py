@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,8 +57,23 @@ def jobs(seeds: int) -> Iterator[Job]:
     yield from (Job(name, seed, False) for seed in range(1, seeds) for name in recipes)
 
 
-def record(job: Job) -> dict[str, Any]:
-    """Run it with all guards off; returns its settings and every line of its metrics."""
+class Enough(Exception):
+    """The run has been recorded as far as wanted."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """A callback that ends a run at its first evaluation from a step on."""
+
+    last: int
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step >= self.last:
+            raise Enough
+
+
+def record(job: Job, until: int) -> dict[str, Any]:
+    """Run it with all guards off, to its end or to a step; returns its settings and every line of its metrics."""
     scenario = PLANTED[job.name] if job.planted else None
     recipe = scenario.recipe if scenario else job.name
     with tempfile.TemporaryDirectory(prefix="opd-guards-") as folder:
@@ -69,13 +85,13 @@ def record(job: Job) -> dict[str, Any]:
         if scenario and scenario.strike:
             alter = partial(sabotaged, strike=scenario.strike, first=scenario.first, last=scenario.last)
         started = time.process_time()
-        result = train_altered(alter, recipe, keys)
+        with suppress(Enough):
+            train_altered(alter, recipe, keys, callbacks=[Until(until)])
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounded = [{k: brief(v) if isinstance(v, Mapping) else v for k, v in line.items()} for line in lines]
     return {
         "recipe": recipe,
         "settings": settings(read(recipe, keys)),
-        "stopped_by": result.stopped_by,
         "cpu_seconds": round(time.process_time() - started),
         "lines": [line for line in rounded if "train" in line or "eval" in line],
     }
@@ -95,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--until", type=int, default=10**9, help="steps after which a recording ends")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +120,7 @@ def main() -> None:
         path = args.folder / job.file
         if not path.exists() and time.monotonic() < end:
             partial_file = path.with_suffix(".partial")
-            partial_file.write_text(json.dumps(record(job)))
+            partial_file.write_text(json.dumps(record(job, args.until)))
             partial_file.rename(path)
             print(job.file, flush=True)
 

@@ -25,7 +25,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import opd
 import opd.diffusion.run
@@ -99,18 +101,25 @@ def finish(name: str, out: Path) -> None:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """Digests of every file with weights or moments, the result without times, and the metrics of each step."""
+    """Digests of all weights and moments, the result without times, and the metrics of each step."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         place = path.relative_to(out).as_posix()
-        if path.suffix in (".safetensors", ".png") and "/.superseded/" not in f"/{place}":
-            if path.name != "rng.safetensors":
-                found[place] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.suffix == ".safetensors" and path.name != "rng.safetensors":
+            found[place] = digest(path)
         elif path.name == "result.json":
             found[place] = timeless(json.loads(path.read_text()))
         elif path.name == "metrics.jsonl":
             found[place] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     return found
+
+
+def digest(path: Path) -> str:
+    """sha256 of the tensors in a file; the order of its header is left to chance."""
+    tensors, whole = load_file(path), hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(name.encode() + tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 def timeless(tree: Any) -> Any:

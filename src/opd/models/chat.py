@@ -11,7 +11,6 @@ and after a sampled turn only the part of it that was not sampled is inserted.
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from jinja2 import TemplateSyntaxError
 
 from opd.errors import ModelError
 from opd.models.deadline import within
+from opd.models.harmless import Harmless
 from opd.models.messages import MessageForms
 from opd.types import Message, Prompt, Span
 
@@ -101,23 +101,10 @@ class Chat:
         """The tokens of a text without any special token around them."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _harmless(self, message: Message) -> Message:
-        """A message of an environment or hint author, whose text cannot end its turn or open another.
-
-        Special tokens in it are written with a space after their first character.
-        """
-        content = message.get("content")
-        if not isinstance(content, str) or not self._special_texts:
-            return message
-        safe = re.sub(self._special_texts, lambda found: f"{found[0][0]} {found[0][1:]}", content)
-        return message if safe == content else {**message, "content": safe}
-
     @cached_property
-    def _special_texts(self) -> str:
-        """A pattern of the special tokens' texts; empty without any."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        texts = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if len(text) > 1)
+    def harmless(self) -> Harmless:
+        """Makes texts of models, servers and environments unable to open a turn."""
+        return Harmless(self.tokenizer)
 
     def _opened(self, ids: list[int]) -> tuple[int, ...]:
         """The tokens of a plain text, less the EOS token of a tokenizer that closes every text: something follows."""
@@ -177,7 +164,7 @@ class Chat:
         Raises:
             ModelError: the template does not allow a message's role there.
         """
-        answer = [self._harmless(m) for m in ([messages] if isinstance(messages, Mapping) else messages)]
+        answer = [self.harmless.message(m) for m in ([messages] if isinstance(messages, Mapping) else messages)]
         fix = "let the environment answer in a role that the template takes, such as user"
         between = self._behind([*_TURN, *answer], generate=True, fix=fix)
         end, ids = self._template_end_ids, tuple(turn_ids)
@@ -198,7 +185,7 @@ class Chat:
         Raises:
             ModelError: the history does not end in the template's generation prompt.
         """
-        message = self._harmless(message)
+        message = self.harmless.message(message)
         if not self.has_template:
             return history_ids + self.insert_text_ids(message["content"])
         opening = self.generation_ids

@@ -114,7 +114,8 @@ class ModelAuthor:
 
     def answers(self, conversations: Sequence[tuple[Message, ...]]) -> list[str | None]:
         """What the model says at the end of each; None where it is too long to be read, which is counted."""
-        contexts = [self.chat.prompt_ids(Prompt(id=str(n), messages=c)) for n, c in enumerate(conversations)]
+        safe = [tuple(map(self.chat.harmless.message, conversation)) for conversation in conversations]
+        contexts = [self.chat.prompt_ids(Prompt(id=str(n), messages=c)) for n, c in enumerate(safe)]
         room = self.max_length - self.max_new_tokens if self.max_length else None
         fits = [i for i, context in enumerate(contexts) if room is None or len(context) <= room]
         self.counts["too_long"] += len(contexts) - len(fits)

@@ -70,6 +70,10 @@ class PromptView(ABC):
     def prompts(self, rollouts: Sequence[Rollout]) -> list[Prompt | None]:
         """The teacher's prompt for each rollout; None leaves the rollout without a signal."""
 
+    def shown(self, prompt: Prompt, template: str, **fields: str) -> Prompt:
+        """``rewritten`` with fields that can open no turn: models, servers and environments have written them."""
+        return rewritten(prompt, template, **{name: self.chat.harmless.text(text) for name, text in fields.items()})
+
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         """One segment for each rollout with a prompt: that prompt, and the whole completion."""
         return [

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from opd.axes.authors import AuthorChoice, AuthorConfig, Rules
 from opd.axes.context import RunContext
-from opd.axes.views.base import FIELD, PromptView, ViewConfig, checked_template, filled, rewritten
+from opd.axes.views.base import FIELD, PromptView, ViewConfig, checked_template, filled
 from opd.config.base import Strict, exactly_one
 from opd.errors import DataError
 from opd.models.messages import content_text
@@ -161,9 +161,9 @@ class ContextView(PromptView):
 
     def seen(self, prompt: Prompt) -> Prompt:
         """The prompt as the teacher sees it."""
-        context = filled(self.context, prompt.data)
+        context = self.chat.harmless.text(filled(self.context, prompt.data))
         if self.role is None:
-            return rewritten(prompt, self.template, context=context)
+            return self.shown(prompt, self.template, context=context)
         if prompt.messages is None:
             raise DataError(f"teacher.view.role={self.role}: prompt '{prompt.id}' has no messages. Fix: use template")
         if self.role == "system":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from opd.axes.context import RunContext
-from opd.axes.views.base import PromptView, ViewConfig, checked_template, rewritten
+from opd.axes.views.base import PromptView, ViewConfig, checked_template
 from opd.data.thoughts import without_thoughts
 from opd.types import Prompt, Rollout
 
@@ -98,11 +98,11 @@ class FeedbackView(PromptView):
         others = [i for i in successes if i != index]
         if self.solution and others:
             text = self.solution.format(solution=attempt(rollouts[others[0]]))
-            return rewritten(rollout.prompt, self.template, solution=text, feedback="")
+            return self.shown(rollout.prompt, self.template, solution=text, feedback="")
         messages = [m["content"] for m in rollout.transcript if m["role"] != "assistant"]
         if self.environment and messages and index not in successes:
             text = self.environment.format(feedback="\n".join(messages))
-            return rewritten(rollout.prompt, self.template, solution="", feedback=text)
+            return self.shown(rollout.prompt, self.template, solution="", feedback=text)
         return None
 
 

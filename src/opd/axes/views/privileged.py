@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from opd.axes.context import RunContext
-from opd.axes.views.base import PromptView, ViewConfig, checked_template, rewritten
+from opd.axes.views.base import PromptView, ViewConfig, checked_template
 from opd.errors import DataError
 from opd.types import Prompt, Rollout
 
@@ -68,4 +68,4 @@ class PrivilegedView(PromptView):
                 f"prompt '{prompt.id}' has no answer, and teacher.view=privileged needs one. Fix: give the prompt an "
                 "'answer', or set another teacher.view"
             )
-        return rewritten(prompt, self.template, answer=prompt.answer)
+        return self.shown(prompt, self.template, answer=prompt.answer)
