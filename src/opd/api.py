@@ -34,7 +34,6 @@ from opd.output.faults import as_sentences
 from opd.output.result import Result
 from opd.output.run_folder import locked, write_json
 from opd.output.run_log import RunLog, open_sinks
-from opd.training.guards import validation
 from opd.training.interrupts import noticed
 from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
@@ -395,7 +394,7 @@ def _make_folder(out: Path) -> None:
 def _finish(loop: Loop, run: Run, world: World) -> Result:
     """Leave ``out`` as an ordinary model folder: the last weights, or the best if the run has ever collapsed."""
     state, out = loop.state, Path(run.config.out)
-    if (state.stopped_by not in (None, "idle") or state.rollbacks) and validation(state.best):
+    if state.ends_with_best:
         loop.checkpoints.load_best(loop.student.model)
         state = dataclasses.replace(state, after=state.best)
     result = Result(

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+import opd
 from opd.errors import DataError, OpdError
 from opd.report.data import run_data
 from opd.report.page import write_report
+from support.models import make_model
+from support.small_runs import PROMPTS, small_run
 from support.written_run import row, write_run
 
 STRANGE = "".join(chr(c) for c in [*range(0xA1), 0x2028, 0x2029, 0x202E, 0xFEFF, 0xFFFF, 0x1F600, 0xE0041])
@@ -157,3 +160,13 @@ def test_resume_names_a_damaged_run_file(tmp_path: Path) -> None:
         (tmp_path / "run" / "run.json").write_bytes(content)
         with pytest.raises(OpdError, match=r"run\.json' is damaged"):
             opd.train("hint", {"out": str(tmp_path / "run"), "log": []}, resume=True)
+
+
+def test_a_page_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "report.html" / "mine").mkdir(parents=True)
+    (out / "run.json").write_text("{}")
+    opd.train(small_run(out), student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["event"]["kind"] == "report"
+    assert "report.html was not written: " in last["event"]["text"]

@@ -337,6 +337,8 @@ def test_without_an_evaluation_that_judges_a_collapsed_run_ends_with_its_last_go
     assert result.stopped_by in NAMES
     assert 15 < result.steps <= 20
     assert result.events[-1]["text"] == "back to the weights of step 12; the run ends with them"
+    assert result.reason.startswith("the rollouts' ")
+    assert result.reason.endswith("; back to the weights of step 12; the run ends with them")
     healthy = train(tmp_path / "short", **{**changes, "optimizer": {"lr": 1e-4, "steps": 12}})
     assert same(tmp_path / "out", healthy.out)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from opd.diffusion.evaluation import decoded_images
 from opd.diffusion.forward import trajectories_of
 from opd.diffusion.images import grid, image_of, to_pixels
 from opd.diffusion.models import DenoisingModel
-from opd.errors import DataError
 from opd.evaluation.evaluate import SEED
 from opd.loop import Loop
 from opd.output.callbacks import RunStart
 from opd.output.run_log import rewind
 from opd.report.files import STATES
 from opd.report.overview import Block, overview
-from opd.report.page import write_report
+from opd.report.page import said_if_not_written, write_report
 from opd.report.preview import spaced_prompts
 from opd.report.samples import GAP, SAMPLES, SHOWN, TEACHER, Column, Samples
 from opd.types import Metrics, Prompt, Rollout, RolloutSource, Scored
@@ -111,12 +109,12 @@ class Grids:
     def finish(self) -> None:
         """Note the best step, if the run kept its weights."""
         state = self.loop.state
-        if (state.stopped_by not in (None, "idle") or state.rollbacks) and state.best:
+        if state.ends_with_best:
             self.kept = state.best_step
 
     def stop(self) -> None:
         """Write the overview and the page. A full disk does not hide the error that ended the run."""
-        with suppress(OSError, DataError):
+        with said_if_not_written(self.loop):
             if self.samples.steps:
                 self.samples.write("overview", overview(list(self._blocks())))
             write_report(self.folder)

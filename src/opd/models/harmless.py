@@ -55,7 +55,7 @@ class Harmless:
     def _normalize(self) -> Any:
         """What the tokenizer does to a text before it looks for special tokens; None for nothing."""
         added = self.tokenizer.added_tokens_decoder.values()
-        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        normalizer: Any = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
         found = normalizer is not None and any(token.special and token.normalized for token in added)
         return normalizer.normalize_str if found else None
 

@@ -88,7 +88,7 @@ def result_lines(console: Console, result: Result) -> None:
         cells = [f"{key}={format_value(name, value)}" for key, value in told.items() if value is not None]
         _print(console, " ".join(["result", f"metric={name}", *cells]))
     if result.stopped_by:
-        _print(console, f"stopped by={result.stopped_by} text={_quoted(result.events[-1]['text'])}")
+        _print(console, f"stopped by={result.stopped_by} text={_quoted(result.reason)}")
     _print(console, f"done steps={result.steps} seconds={result.seconds:.0f} out={result.out}")
 
 

@@ -30,9 +30,7 @@ def model_card(config: BaseRun, result: Result, *, library: str, facts: Sequence
         if all(name in metrics for metrics in columns)
     ]
     table = ["| | before | after | best |", "|---|---|---|---|", *rows] if rows else ["The run had no evaluation."]
-    stopped = (
-        [f"Stopped by the guard `{result.stopped_by}`: {result.events[-1]['text']}.", ""] if result.stopped_by else []
-    )
+    stopped = [f"Stopped by the guard `{result.stopped_by}`: {result.reason}.", ""] if result.stopped_by else []
     settings = yaml.safe_dump(
         config.model_dump(mode="json", exclude={"method"}, exclude_defaults=True), sort_keys=False
     )

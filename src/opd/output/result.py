@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,14 @@ class Result:
     seconds: float
     stopped_by: str | None
     events: list[dict[str, Any]]
+
+    @property
+    def reason(self) -> str:
+        """Why the guard stopped the run; empty if none did."""
+        return why_stopped(self.stopped_by, self.events)
+
+
+def why_stopped(guard: str | None, events: Sequence[Mapping[str, Any]]) -> str:
+    """What a guard saw at the end, and the rollback that followed, if any; empty without a guard."""
+    at = max((n for n, event in enumerate(events) if event["kind"] == guard), default=len(events))
+    return "; ".join(event["text"] for event in events[at:] if event["kind"] in (guard, "rollback"))

@@ -82,7 +82,7 @@ def show_result(console: Console, result: Result) -> None:
             table.add_row(name, *["" if value is None else format_value(name, value) for value in row])
         console.print(table)
     if result.stopped_by:
-        reason = escape(sentence(result.events[-1]["text"]))
+        reason = escape(sentence(result.reason))
         console.print(f"[yellow]stopped by the guard '{result.stopped_by}':[/] {reason}")
     console.print(f"model    {result.out}/  (an ordinary Hugging Face folder)")
     console.print(f"metrics  {result.out}/README.md, result.json, metrics.jsonl")

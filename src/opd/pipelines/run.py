@@ -11,6 +11,7 @@ from typing import Any
 from opd.distributed import check_alone
 from opd.errors import ConfigError, OpdError
 from opd.output.faults import as_sentences
+from opd.output.result import why_stopped
 from opd.output.run_folder import is_empty, locked, write_json, write_text
 from opd.pipelines import state
 from opd.pipelines.checks import check
@@ -21,12 +22,13 @@ from opd.pipelines.progress import FINAL, LOST, Display, Row, State, Tail
 from opd.pipelines.report import REPORT, data, report
 from opd.pipelines.result import PipelineResult, StageResult
 from opd.report.pipeline import DATA, write_pipeline_page
+from opd.training.guards import SYMPTOMS
 from opd.training.interrupts import Interrupted, noticed
 
 POLL_S = 0.1
 
-KEPT_BEST = frozenset({"collapse", "non_finite"})
-"""Guards that restore the best weights. Dependent stages do not use them unless named by path."""
+KEPT_BEST = frozenset({"collapse", "non_finite", *SYMPTOMS})
+"""Guards that restore the best weights, or good ones. Dependent stages do not use them unless named by path."""
 
 LOGS = ".logs"
 """Folder with the output of the stages' processes."""
@@ -187,8 +189,9 @@ class _Runner:
         row.finish(record, "done" if fresh else "unchanged")
         guard = row.result.get("stopped_by")
         if guard in KEPT_BEST:
+            why = why_stopped(guard, row.result["events"])
             row.problem = (
-                f"stage '{row.stage.name}' was stopped by the guard '{guard}' ({row.result['events'][-1]['text']}). "
+                f"stage '{row.stage.name}' was stopped by the guard '{guard}' ({why}). "
                 f"Fix: change its settings, or use its best weights by naming the path '{self.out / row.stage.name}'"
             )
         self._change(row, "collapsed" if row.problem else row.state)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from opd.errors import DataError
+from opd.errors import DataError, OpdError
 from opd.output.format import metric_table
 from opd.output.run_folder import write_text
 from opd.report.block import data_block
@@ -40,6 +41,16 @@ STYLES = ("vendor/uPlot.min.css", "style.css")
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder, atomically."""
     return write_page([folder], folder / REPORT)
+
+
+@contextmanager
+def said_if_not_written(loop: Any) -> Iterator[None]:
+    """Turn a fault of the page at a run's end into an event, which does not hide the error that ended the run."""
+    try:
+        yield
+    except (OSError, OpdError) as error:
+        with suppress(OSError):
+            loop.log.event(loop.state.step, "report", f"{REPORT} was not written: {error}")
 
 
 def write_page(folders: Sequence[Path], path: Path) -> Path:

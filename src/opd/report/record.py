@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress, zip_longest
 from pathlib import Path
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from opd.distributed import World, is_divided
-from opd.errors import OpdError
 from opd.evaluation.evaluate import MAX_TOKENS, SEED
 from opd.loop import Loop
 from opd.losses import token_logprobs
@@ -34,7 +32,7 @@ from opd.output.callbacks import RunStart
 from opd.output.run_log import rewind
 from opd.report.files import read_rollouts
 from opd.report.measure import Scores, scores_of, teacher_scores
-from opd.report.page import write_report
+from opd.report.page import said_if_not_written, write_report
 from opd.report.preview import Preview, varied_rollouts
 from opd.report.texts import Texts, difference
 from opd.signals import TokenStates
@@ -107,7 +105,7 @@ class Recorder:
     def stop(self) -> None:
         """Write the page at the end of the run. A full disk or a missing folder must not hide why it ended."""
         started = time.perf_counter()
-        with suppress(OSError, OpdError):
+        with said_if_not_written(self.loop):
             if self.writes:
                 write_report(self.path.parent)
         self.seconds += time.perf_counter() - started

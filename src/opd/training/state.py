@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opd.training.actions import RollBack
-from opd.training.guards import quality
+from opd.training.guards import quality, validation
 from opd.types import Metrics
 
 
@@ -62,6 +62,11 @@ class State:
     def taught(self) -> bool:
         """Whether any token of the run has had a target."""
         return any(self.targets.values())
+
+    @property
+    def ends_with_best(self) -> bool:
+        """Whether the run ends with the best evaluated weights: it was stopped or rolled back, and they were judged."""
+        return (self.stopped_by not in (None, "idle") or self.rollbacks > 0) and validation(self.best) is not None
 
     def rolled_back_to(self, saved: State, action: RollBack) -> None:
         """Note that the weights are those of an earlier state again. Steps and totals continue from here."""
