@@ -30,6 +30,8 @@ class AxisValue(Strict):
 
     axis: ClassVar[str]
     """The run file's key of the axis, such as ``loss.signal``."""
+    shorthand: ClassVar[str] = ""
+    """The setting that ``{TYPE: setting}`` gives; empty for none."""
     type: str
     """Name of the value; a bare string in the run file stands for a type without settings."""
 
@@ -59,7 +61,7 @@ def axis(base: type[Value], *values: type[Value]) -> BeforeValidator:
 def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) -> Any:
     if isinstance(given, base):
         return given
-    settings = {"type": given} if isinstance(given, str) else given
+    settings = {"type": given} if isinstance(given, str) else _spread(given, known)
     if not isinstance(settings, Mapping) or (len(settings) == 1 and next(iter(settings)) in known):
         raise ValueError(_shape(given, known))
     kind = str(settings.get("type", next(iter(known))))
@@ -76,6 +78,16 @@ def _parse(given: Any, base: type[Value], known: Mapping[str, type[AxisValue]]) 
         raise PydanticCustomError(
             "axis", "{message}", {"message": str(error), "inner": error, "model": found}
         ) from None
+
+
+def _spread(given: Any, known: Mapping[str, type[AxisValue]]) -> Any:
+    """``{NAME: setting}`` as a type and the one setting that the type can be given by."""
+    if isinstance(given, Mapping) and len(given) == 1:
+        (name, setting), *_ = given.items()
+        short = known[name].shorthand if name in known else ""
+        if short and not isinstance(setting, Mapping):
+            return {"type": name, short: setting}
+    return given
 
 
 def axis_value(given: Any, base: type[Value], **others: type[AxisValue]) -> Value:

@@ -25,6 +25,7 @@ from opd.rollouts.references import ReferenceAnswers
 from opd.rollouts.sampler import ALL_TURNS, Prefix, Sampler
 from opd.servers.model import ServedModel
 from opd.servers.requests import Requests
+from opd.servers.rollouts import VllmEngine
 from opd.teachers.by_domain import TeacherRollouts, TeachersByDomain
 from opd.teachers.local import LocalTeacher
 from opd.types import (
@@ -141,7 +142,9 @@ class LanguageContext:
     @property
     def servers(self) -> list[Requests]:
         """The clients of all servers."""
-        return [model.server.requests for model in self.others().values() if isinstance(model, ServedModel)]
+        served = [model.server.requests for model in self.others().values() if isinstance(model, ServedModel)]
+        engine = self.made.get("engine")
+        return served + ([engine.requests] if isinstance(engine, VllmEngine) else [])
 
     # Teachers, views and objectives
 

@@ -177,7 +177,13 @@ class Sampler:
                 if finished and trajectory.finish:
                     finished(numbers[row], trajectory.rollout())
 
-            self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn, take)
+            def go_on(row: int, numbers: list[int] = numbers) -> tuple[tuple[int, ...], int] | None:
+                trajectory = trajectories[numbers[row]]
+                if trajectory.finish is not None:
+                    return None
+                return (*trajectory.prompt_ids, *trajectory.ids), self.max_new_tokens - len(trajectory.ids)
+
+            self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn, take, go_on)
         made = [t.rollout() for t in trajectories]
         return self.task.rewarded(made) if isinstance(self.task, BatchTask) else made
 
@@ -189,13 +195,19 @@ class Sampler:
         max_new_tokens: Sequence[int],
         seed: int,
         take: Callable[[int, Generation], None] = lambda row, generation: None,
+        go_on: Callable[[int], tuple[Sequence[int], int] | None] = lambda row: None,
     ) -> list[Generation]:
-        """One checked generation for each context; ``take`` gets each as soon as it is there."""
+        """One checked generation for each context; ``take`` gets each as soon as it is there.
+
+        An engine whose rows are independent then goes on with the row's next turn, which ``take`` gets too.
+        """
         stop_ids = self.stop_ids | (self.prefix.stop_ids if self.prefix and engine is self.prefix.engine else set())
         settings: dict[str, Any] = {"sampling": sampling, "stop_ids": stop_ids, "seed": seed}
         done = _Done(lambda row, one: take(row, self._cut(self._checked(engine, row, one, max_new_tokens[row]))))
         if getattr(engine, "reports", False):
             settings["done"] = done
+        if getattr(engine, "independent", False):
+            settings["go_on"] = go_on
         written = engine.generate(contexts, max_new_tokens, **settings)
         name = type(engine).__name__
         if len(written) != len(contexts):

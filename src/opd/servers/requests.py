@@ -36,6 +36,10 @@ class WrongAnswer(Exception):
     """A server answered with success, and not with what was asked for. The text says what is wrong."""
 
 
+class OtherWeights(WrongAnswer):
+    """A server answered with other weights than those that the run has given it."""
+
+
 class ServerError(ModelError):
     """No server answers as it should."""
 
@@ -67,6 +71,8 @@ class Requests:
     Attributes:
         faults: a sentence for each attempt that failed, oldest first; ``result`` passes them on to ``tell``.
         tell: takes those sentences, such as the run's log; None keeps them.
+        stale: addresses of servers that answered with other weights.
+        pushed_s: seconds in which weights were sent.
         waited_s: seconds that callers of ``result`` have waited.
         received: bytes of all answers.
     """
@@ -90,7 +96,8 @@ class Requests:
         self.client = self.http.client()
         weakref.finalize(self, _close, self.client).atexit = False
         self.faults: deque[str] = deque()
-        self.waited_s, self.received = 0.0, 0
+        self.stale: set[str] = set()
+        self.waited_s, self.received, self.pushed_s = 0.0, 0, 0.0
         self.tell: Callable[[str], None] | None = None
         self._concurrency = concurrency
         self._free: asyncio.Semaphore | None = None
@@ -125,13 +132,14 @@ class Requests:
         started = time.perf_counter()
         try:
             while not wait([future], timeout=TELL_EVERY_S).done:
-                self._tell()
+                self.tell_faults()
             return future.result()
         finally:
             self.waited_s += time.perf_counter() - started
-            self._tell()
+            self.tell_faults()
 
-    def _tell(self) -> None:
+    def tell_faults(self) -> None:
+        """Pass on what has failed; a run calls it on its own thread."""
         while self.tell and self.faults:
             self.tell(self.faults.popleft())
 
@@ -169,6 +177,8 @@ class Requests:
                     return value
                 except WrongAnswer as error:
                     fault = str(error)
+                    if isinstance(error, OtherWeights):
+                        self.stale.add(place)
                 except (httpx.HTTPError, TimeoutError) as error:
                     if not passing(error):
                         raise self.failure(place, error) from None
@@ -193,13 +203,15 @@ class Requests:
 
 
 def measured(servers: Sequence[Requests]) -> Metrics:
-    """What the servers cost since the last call: ``server_wait_s`` and ``server_mb``; nothing without servers."""
+    """What the servers cost since the last call: ``server_wait_s``, ``server_mb``, ``push_s``; nothing without any."""
     if not servers:
         return {}
     found = {
         "server_wait_s": sum(one.waited_s for one in servers),
         "server_mb": sum(one.received for one in servers) / 1e6,
     }
+    if pushed := sum(one.pushed_s for one in servers):
+        found["push_s"] = pushed
     for one in servers:
-        one.waited_s, one.received = 0.0, 0
+        one.waited_s, one.received, one.pushed_s = 0.0, 0, 0.0
     return found
