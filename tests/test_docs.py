@@ -17,6 +17,7 @@ from opd.config.read import read
 from opd.errors import ConfigError
 from opd.losses import DIVERGENCES
 from opd.models.loading import load
+from support.rollout_server import RolloutServer
 from support.served import Teacher
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -123,8 +124,13 @@ def test_every_metric_is_explained_and_every_explained_metric_exists(
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "3 + 4 = 7"}) + "\n")
     (tmp_path / "own_rewards.py").write_text("def length(prompt, completion, row):\n    return len(completion)\n")
     found: dict[str, set[str]] = {"train": set(), "eval": set()}
-    with Teacher({"teacher": load("nano/math-teacher", key="teacher")}) as server:
-        opd.train("opd", {**SMALL, "teacher.served": server.url, "out": "served"})
+    models = {name: load(f"nano/math-{name}", key=name) for name in ("teacher", "base")}
+    with Teacher({"teacher": models["teacher"]}) as server, RolloutServer(models["base"]) as rolling:
+        both: dict[str, Any] = {
+            "teacher.served": server.url,
+            "rollout.engine": {"type": "vllm", "url": rolling.url, "wait": 5},
+        }
+        opd.train("opd", {**SMALL, **both, "eval.prompts.limit": 8, "out": "served"})
     for name, (recipe, keys) in RUNS.items():
         opd.train(recipe, {**SMALL, **keys, "out": name})
     for name in ("served", *RUNS):

@@ -35,7 +35,7 @@ def server() -> Iterator[RolloutServer]:
 
 def engine(model: LanguageModel, out: Path, *servers: RolloutServer, **settings: Any) -> VllmEngine:
     urls = {"url": [one.url for one in servers], "wait": 5, "timeout": 5, **settings}
-    return VllmEngine(Vllm.model_validate(urls), model, out=out)
+    return VllmEngine(model, folder=out / "pushed", **urls)
 
 
 def written(by: VllmEngine, seed: int = 3, **sampling: Any) -> list[Generation]:
@@ -166,9 +166,8 @@ def test_what_is_refused(given: Any, said: str) -> None:
 
 
 def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    settings = Vllm.model_validate({"url": "http://127.0.0.1:1"})
     with pytest.raises(OpdError, match=r"rollout\.engine\.url: no answer from 'http://127\.0\.0\.1:1'"):
-        VllmEngine(settings, make_model(0), out=tmp_path)
+        VllmEngine(make_model(0), url=["http://127.0.0.1:1"], folder=tmp_path)
 
 
 def test_a_run_rolls_out_and_trains(server: RolloutServer, tmp_path: Path) -> None:

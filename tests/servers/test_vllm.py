@@ -21,7 +21,6 @@ import pytest
 import torch
 
 import opd
-from opd.axes.engines.vllm import Vllm
 from opd.config.served import ServedConfig
 from opd.engines.hf import log_probs
 from opd.models.loading import load
@@ -119,8 +118,7 @@ def test_a_pooling_server_gives_the_local_distributions(pooling: str, states: st
 
 def test_rollouts_are_drawn_from_the_present_weights(rolling: str, tmp_path: Path) -> None:
     model = load("nano/math-base", key="s")
-    settings = Vllm.model_validate({"url": rolling, "tolerance": 1e-3, "wait": 60})
-    engine = VllmEngine(settings, model, out=tmp_path)
+    engine = VllmEngine(model, url=[rolling], folder=tmp_path, tolerance=1e-3, wait=60)
     contexts = [tuple(range(5, 5 + n)) for n in (4, 9, 20)]
     for factor in (1.0, 1.05):
         with torch.no_grad():

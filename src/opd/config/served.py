@@ -13,6 +13,9 @@ from opd.config.secrets import KeyVariable, ServerUrl
 TEACHER_KEY = "OPD_TEACHER_API_KEY"
 """Environment variable with the key of teachers' servers, unless another one is named."""
 
+ROLLOUT_KEY = "OPD_ROLLOUT_API_KEY"
+"""The same of rollout servers."""
+
 
 class ServedConfig(Strict):
     """Servers with one teacher's weights; an address or a list of addresses stands for its ``url``.

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import torch
 
-from opd.axes.engines.vllm import ROLLOUT_KEY, Vllm
 from opd.config.secrets import from_environment
+from opd.config.served import ROLLOUT_KEY
 from opd.data import strict_json
 from opd.engines.hf import log_probs
 from opd.errors import ConfigError, ModelError
@@ -67,9 +67,10 @@ class VllmEngine:
     The same seed gives the same tokens from one server in float32 on a CPU, and on a GPU only with batch invariance.
 
     Args:
-        config: of the run file.
         model: the student.
-        out: the run's folder.
+        url: addresses of the servers.
+        folder: for the weights; run and servers share it.
+        name, tolerance, concurrency, timeout, wait, api_key_env: as in the run file.
 
     Raises:
         ModelError: a server does not answer, or has not the student's model.
@@ -79,25 +80,30 @@ class VllmEngine:
     independent = True
     """Whether ``generate`` takes ``go_on``, so that no row waits for the turn of another."""
 
-    def __init__(self, config: Vllm, model: LanguageModel, *, out: Path) -> None:
-        secret = from_environment(
-            config.api_key_env, key=f"{KEY}.api_key_env", needed=config.api_key_env != ROLLOUT_KEY
-        )
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        url: Sequence[str],
+        folder: Path,
+        name: str | None = None,
+        tolerance: float = 0.1,
+        concurrency: int = 256,
+        timeout: float = 600.0,
+        wait: float = 600.0,
+        api_key_env: str = ROLLOUT_KEY,
+    ) -> None:
+        secret = from_environment(api_key_env, key=f"{KEY}.api_key_env", needed=api_key_env != ROLLOUT_KEY)
         self.requests = Requests(
-            config.url,
-            secret=secret,
-            key=f"{KEY}.url",
-            timeout=config.timeout,
-            wait=config.wait,
-            concurrency=config.concurrency,
+            url, secret=secret, key=f"{KEY}.url", timeout=timeout, wait=wait, concurrency=concurrency
         )
-        self.config, self.model = config, model
-        self.push = FolderPush(model, Path(config.folder) if config.folder else out / "pushed", key=KEY)
+        self.model, self.tolerance = model, tolerance
+        self.push = FolderPush(model, folder, key=KEY)
         self.run = uuid.uuid4().hex[:8]
         self.count = 0
         self.pushed: Pushed | None = None
         self.seen: tuple[int, ...] = ()
-        self.name = "opd-student" if self.push.adapter else self._hello()
+        self.name = self._hello(name)
         self.probe = _probe(model)
         self.bias = _padding(model)
 
@@ -149,9 +155,9 @@ class VllmEngine:
                 fault = str(error)
             self.requests.faults.append(f"'{url}' did not take the weights {weights.label}: {fault}")
             self.requests.tell_faults()
-            if time.monotonic() - began > self.config.wait:
+            if time.monotonic() - began > self.requests.wait:
                 raise ModelError(
-                    f"{KEY}.url: '{url}' has not taken the weights for {self.config.wait:g} s ({fault}). Fix: restart "
+                    f"{KEY}.url: '{url}' has not taken the weights for {self.requests.wait:g} s ({fault}). Fix: restart "
                     "the server, and go on with --resume"
                 )
             time.sleep(1.0)
@@ -173,10 +179,10 @@ class VllmEngine:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise WrongAnswer("it gives no log-probabilities of a prompt") from None
         apart = float((torch.tensor(found) - weights.reference_T).abs().mean())
-        if not apart <= self.config.tolerance:
+        if not apart <= self.tolerance:
             raise WrongAnswer(
                 f"its log-probabilities are {apart:.2g} nats from the run's own, and {KEY}.tolerance is "
-                f"{self.config.tolerance:g}{self._tied(weights)}"
+                f"{self.tolerance:g}{self._tied(weights)}"
             )
 
     def _tied(self, weights: Pushed) -> str:
@@ -202,7 +208,7 @@ class VllmEngine:
         ids, given = torch.tensor(generation.ids)[:, None], torch.tensor(generation.logprobs)
         right = (log_probs(logits, WARM).gather(1, ids)[:, 0] - given).abs().mean()
         raw = (logits.log_softmax(-1).gather(1, ids)[:, 0] - given).abs().mean()
-        if not float(right) <= max(self.config.tolerance, float(raw) / 2):
+        if not float(right) <= max(self.tolerance, float(raw) / 2):
             raise ModelError(
                 f"{KEY}.url: log-probabilities of '{url}' are not those of the distribution that it draws from. Fix: "
                 "start it with --logprobs-mode processed_logprobs"
@@ -311,8 +317,8 @@ class VllmEngine:
 
     # At the start
 
-    def _hello(self) -> str:
-        """The served model's name.
+    def _hello(self, name: str | None) -> str:
+        """The served model's name; that of the adapter, if the student is one.
 
         Raises:
             ModelError: a server does not answer, or has no such model.
@@ -321,7 +327,7 @@ class VllmEngine:
         for url in self.requests.urls:
             try:
                 listed = [one["id"] for one in _json(self.requests.once("v1/models", url=url))["data"]]
-                names.append(self.config.name or listed[0])
+                names.append(name or listed[0])
             except (httpx.HTTPError, TimeoutError) as error:
                 raise self.requests.failure(url, error) from None
             except (WrongAnswer, KeyError, IndexError, TypeError):
@@ -332,7 +338,7 @@ class VllmEngine:
                 )
         if len(set(names)) > 1:
             raise ConfigError(f"{KEY}.name: the servers name their models {', '.join(names)}. Fix: serve one name")
-        return names[0]
+        return "opd-student" if self.push.adapter else names[0]
 
 
 def _json(answer: Answer) -> Any:

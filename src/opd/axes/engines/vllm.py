@@ -10,13 +10,11 @@ from pydantic import Field, field_validator
 from opd.axes.context import RunContext
 from opd.axes.engines.base import EngineConfig
 from opd.config.secrets import KeyVariable, ServerUrl
+from opd.config.served import ROLLOUT_KEY
 
 if TYPE_CHECKING:
     from opd.models.language import LanguageModel
     from opd.types import Engine
-
-ROLLOUT_KEY = "OPD_ROLLOUT_API_KEY"
-"""Environment variable with the key of rollout servers, unless another one is named."""
 
 
 class Vllm(EngineConfig):
@@ -58,4 +56,7 @@ class Vllm(EngineConfig):
         from opd.engines.hf import HFEngine
         from opd.servers.rollouts import VllmEngine
 
-        return VllmEngine(self, model, out=Path(run.config.out)) if model is run.student else HFEngine(model)
+        if model is not run.student:
+            return HFEngine(model)
+        settings = self.model_dump(exclude={"type", "push", "folder"})
+        return VllmEngine(model, folder=Path(self.folder or Path(run.config.out) / "pushed"), **settings)
