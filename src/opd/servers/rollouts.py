@@ -157,8 +157,8 @@ class VllmEngine:
             self.requests.tell_faults()
             if time.monotonic() - began > self.requests.wait:
                 raise ModelError(
-                    f"{KEY}.url: '{url}' has not taken the weights for {self.requests.wait:g} s ({fault}). Fix: restart "
-                    "the server, and go on with --resume"
+                    f"{KEY}.url: '{url}' has not taken the weights for {self.requests.wait:g} s ({fault}). Fix: "
+                    "restart the server, and go on with --resume"
                 )
             time.sleep(1.0)
 
