@@ -11,6 +11,7 @@ from opd.axes.context import RunContext
 from opd.axes.engines.base import EngineConfig
 from opd.config.secrets import KeyVariable, ServerUrl
 from opd.config.served import ROLLOUT_KEY
+from opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from opd.models.language import LanguageModel
@@ -53,9 +54,15 @@ class Vllm(EngineConfig):
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The servers for the student; transformers for other models."""
+        from opd.distributed.ranks import current
         from opd.engines.hf import HFEngine
         from opd.servers.rollouts import VllmEngine
 
+        if current().size > 1:
+            raise ConfigError(
+                f"rollout.engine=vllm: one process sends weights, and this run has {current().size}. Fix: start it "
+                "without torchrun, or set rollout.engine=hf"
+            )
         if model is not run.student:
             return HFEngine(model)
         settings = self.model_dump(exclude={"type", "push", "folder"})
