@@ -22,11 +22,13 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import opd
 from opd.loop import Loop
-from opd.report.page import write_report
+from opd.report.page import write_page, write_report
 from opd.rollouts.sampler import Finished, Sampler
 from opd.types import Prompt, Rollout
 from support.altered import train_altered
+from support.chat_run import chat_run
 from support.ruined_runs import GUARDS_OFF, LONG, repetition, sabotaged
 
 ASSETS = Path(__file__).parents[1] / "docs" / "assets"
@@ -82,6 +84,7 @@ class Case:
 
 def worst(page: Page) -> None:
     """With the panel of the worst token of the first step."""
+    page.locator("#steps .chip").first.click()
     page.click("#worst")
     page.wait_for_timeout(500)
 
@@ -96,6 +99,11 @@ def last(page: Page) -> None:
     tokens_only(page)
     page.locator("#steps .chip").nth(-2).click()
     page.click('[data-quantity="entropy"]')
+
+
+def chat(page: Page) -> None:
+    """The rollout whose answer is Arabic."""
+    page.locator("#list .item").nth(1).click()
 
 
 HEAD = ("#short", "#text article")
@@ -128,38 +136,80 @@ def made(name: str, case: Case, runs: Path) -> Path:
     return write_report(folder)
 
 
-def shoot(browser: Browser, report: Path, act: Callable[[Page], None], shown: Sequence[str]) -> bytes:
-    """A part of a page, as wide as the page, with few colours."""
-    page = browser.new_page(viewport={"width": WIDTH, "height": 2400}, color_scheme="light", reduced_motion="reduce")
+def shoot(browser: Browser, report: Path, act: Callable[[Page], None], shown: Sequence[str], **context: Any) -> bytes:
+    """A part of a page, as wide as the page, with few colours; of a small screen what is in view."""
+    usual = {"viewport": {"width": WIDTH, "height": 2400}, "color_scheme": "light", "reduced_motion": "reduce"}
+    page = browser.new_page(**{**usual, **context})
     page.goto(report.resolve().as_uri())
     act(page)
+    if context:
+        return few_colours(page.screenshot())
     page.evaluate("scrollTo(0, 0)")
     boxes = [box for where in shown if (box := page.locator(where).first.bounding_box())]
     top, bottom = min(b["y"] for b in boxes) - 8, max(b["y"] + b["height"] for b in boxes) + 16
-    picture = page.screenshot(clip={"x": 0, "y": max(top, 0), "width": WIDTH, "height": bottom - max(top, 0)})
+    left = 0 if len(shown) > 1 or shown[0] == "#short" else min(b["x"] for b in boxes) - 16
+    width = min(WIDTH - left, max(b["x"] + b["width"] for b in boxes) + 16 - left)
+    picture = page.screenshot(clip={"x": left, "y": max(top, 0), "width": width, "height": bottom - max(top, 0)})
     page.close()
+    return few_colours(picture)
+
+
+def few_colours(picture: bytes) -> bytes:
+    """The same picture with few colours."""
     small = io.BytesIO()
     Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
+def shown_pages(runs: Path) -> dict[str, tuple[Path, Callable[[Page], None], Sequence[str], Mapping[str, Any]]]:
+    """Pages that are shown as they are: a conversation, two runs, a small screen, a pipeline."""
+    compared = {**SHORT, "optimizer.steps": 30, "lora.rank": 16, "optimizer.lr": 2e-3, "out": str(runs / "lora")}
+    if not (runs / "lora" / "result.json").exists():
+        opd.train("hint", compared)
+    if not (runs / "chat" / "out" / "result.json").exists():
+        chat_run(runs / "chat")
+    if not (runs / "pipeline" / "pipeline.json").exists():
+        opd.pipeline("examples/pipeline-small.yaml", {"out": str(runs / "pipeline")})
+    both = write_page([runs / "hint", runs / "lora"], runs / "both.html")
+    small = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    return {
+        "chat": (write_report(runs / "chat" / "out"), chat, ("#text article",), {}),
+        "compare": (both, tokens_stay, ("#short",), {}),
+        "phone": (runs / "hint" / "report.html", worst, ("html",), small),
+        "pipeline": (runs / "pipeline" / "report.html", tokens_stay, ("#short", "#graph"), {}),
+    }
+
+
+def tokens_stay(page: Page) -> None:
+    """Nothing is clicked."""
+
+
+def save(title: str, picture: bytes) -> None:
+    """Write a picture of the pages."""
+    path = ASSETS / f"report-{title}.png"
+    assert len(picture) < MOST, f"{path} would have {len(picture):,} bytes"
+    path.write_bytes(picture)
+    print(f"{path}  {len(picture):,} bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=list(CASES))
+    parser.add_argument("--only", action="append", choices=[*CASES, "pages"])
     parser.add_argument("--runs", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="opd-pictures-") as folder, sync_playwright() as playwright:
-        reports = {n: made(n, c, chosen.runs or Path(folder)) for n, c in CASES.items() if n in (chosen.only or CASES)}
+        runs = chosen.runs or Path(folder)
+        wanted = [*CASES, "pages"] if not chosen.only else chosen.only
+        names = [name for name in CASES if name in wanted or ("pages" in wanted and name == "hint")]
+        reports = {name: made(name, CASES[name], runs) for name in names}
         program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         # The sandbox of the browser needs rights that containers do not have; the pages are our own.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for name, report in reports.items():
             for title, (act, shown) in CASES[name].shots.items():
-                picture = shoot(browser, report, act, shown)
-                path = ASSETS / f"report-{title}.png"
-                assert len(picture) < MOST, f"{path} would have {len(picture):,} bytes"
-                path.write_bytes(picture)
-                print(f"{path}  {len(picture):,} bytes")
+                save(title, shoot(browser, report, act, shown))
+        for title, (report, act, shown, context) in (shown_pages(runs) if "pages" in wanted else {}).items():
+            save(title, shoot(browser, report, act, shown, **context))
         browser.close()
 
 

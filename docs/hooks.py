@@ -7,12 +7,15 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from opd_docs import run_file
 from opd_docs.generate import fill
 from opd_docs.links import outside, page_of, relink, text_of
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for every file of the repository that a page links to."""
+    """Add the pages of the run file's parts, and one for every file of the repository that a page links to."""
+    for path, content in run_file.pages().items():
+        files.append(File.generated(config, path, content=content))
     pages = {file.src_uri: file.content_string for file in files.documentation_pages()}
     for path in outside(pages):
         files.append(File.generated(config, page_of(path), content=text_of(path)))

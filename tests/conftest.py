@@ -5,9 +5,13 @@ Torch is imported on first use: with several workers this file is also read by t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from support.visit import chromium
 
 if TYPE_CHECKING:
     from opd.models.language import LanguageModel
@@ -35,3 +39,19 @@ def teacher() -> LanguageModel:
     from support.models import make_model
 
     return make_model(1, layers=3, hidden=48)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser; tests skip without one."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs playwright: pip install playwright")
+    if (program := chromium()) is None:
+        pytest.skip("needs chromium, such as apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox of the browser needs rights that containers do not have; the pages are our own.
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -25,6 +26,7 @@ from opd.data.files import read_rows
 from opd.data.rows import from_rows
 from opd.pipelines import config as pipelines
 from opd.pipelines.graph import build
+from support.visit import Visit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -224,3 +226,51 @@ def test_every_key_of_a_run_file_has_a_meaning(site: Path, monkeypatch: pytest.M
     rows = [line for line in f"{keys()}\n{pipeline_file()}".splitlines() if line.startswith("| `")]
     assert len(rows) > 120
     assert [row for row in rows if row.endswith("|  |")] == []
+
+
+OVERFLOW = """() => {
+    const found = [], wide = document.documentElement;
+    if (wide.scrollWidth > wide.clientWidth) found.push("the page is wider than the screen");
+    for (const code of document.querySelectorAll(".md-content pre > code"))
+        if (code.scrollWidth > code.clientWidth + 1) found.push("code leaves its box: " + code.innerText.slice(0, 60));
+    for (const code of document.querySelectorAll(".md-content td:first-child code, .md-content th code"))
+        if (code.getClientRects().length > 1) found.push("a key is broken: " + code.innerText);
+    for (const code of document.querySelectorAll(".md-content td code"))
+        if (/^[\\w.]+$/.test(code.innerText) && code.getClientRects().length > 1)
+            found.push("a name is broken: " + code.innerText);
+    return found; }"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_no_page_overflows_or_breaks_names(browser: Any, site: Path, width: int, dark: bool) -> None:
+    with Visit(browser, (site / "index.html").as_uri(), width=width, dark=dark) as visit:
+        for page in sorted(site.rglob("*.html")):
+            if "source" in page.relative_to(site).parts or page.name == "404.html":
+                continue
+            visit.page.goto(page.as_uri())
+            assert visit.page.evaluate(OVERFLOW) == [], page
+
+
+@pytest.mark.slow
+def test_a_key_is_found_by_its_name_without_a_server(browser: Any, site: Path) -> None:
+    with Visit(browser, (site / "index.html").as_uri()) as visit:
+        visit.page.click(".md-search__input")
+        visit.page.keyboard.type("micro_tokens")
+        result = visit.page.locator(".md-search-result__link[href*='run-file-optimizer']").first
+        result.wait_for()
+
+
+@pytest.mark.slow
+def test_the_reference_is_split_by_part_and_long_pages_have_their_index_in_view(browser: Any, site: Path) -> None:
+    pages = sorted(page.stem for page in (site / "reference").glob("run-file*.html"))
+    assert len(pages) == 10
+    with Visit(browser, (site / "reference" / "run-file.html").as_uri()) as visit:
+        visit.page.click("#keys ~ .keys a:text-is('teacher'), .keys a:text-is('teacher')")
+        assert visit.page.url.endswith("run-file-teacher.html#teacher")
+        visit.page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+        visit.page.wait_for_timeout(300)
+        index = visit.page.locator(".md-sidebar--secondary .md-nav__link--active").last
+        box = index.bounding_box()
+        assert box
+        assert 0 <= box["y"] <= 900

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -41,9 +42,81 @@ class Block(NamedTuple):
     model: type[BaseModel]
 
 
+PAGES = {
+    "prompts": ("prompts",),
+    "teacher": ("teacher",),
+    "rollout": ("rollout",),
+    "loss": ("loss",),
+    "optimizer": ("optimizer", "lora", "save"),
+    "eval": ("eval", "guards", "checkpoint", "report"),
+    "more": (),
+}
+"""Pages of the reference, each with the keys that it has; the last has all others."""
+
+
+TITLES = {
+    "more": ("Run file: other keys", ""),
+    "diffusion": (
+        "Run file: denoising models",
+        "With `family: diffusion` a run file has these keys. The keys of optimizer, guards and checkpoint are those of "
+        "any run file.",
+    ),
+    "pipeline": (
+        "Pipeline file",
+        "A training stage has `run` and any key of a run file except `out`, dotted or nested.",
+    ),
+}
+"""Titles of pages that are not named after their keys, and what stands at their beginning."""
+
+
 def run_file() -> str:
     """Every key of a run file, one section per block."""
     return "\n\n".join(_sections(blocks(RunConfig), {}))
+
+
+def keys_of_the_file() -> str:
+    """The keys at the top of a run file, with links to their pages."""
+    whole, *inner = blocks(RunConfig)
+    return _relinked("\n\n".join(_sections([whole], {block.model: block.heading for block in inner})))
+
+
+def pages() -> dict[str, str]:
+    """The pages of the reference by file name: a part of the run file each, denoising models, pipelines."""
+    homes = {block.model: block.heading for block in blocks(RunConfig)}
+    parts = {
+        name: "\n\n".join(_sections([b for b in blocks(RunConfig) if _page(b.heading) == name], homes))
+        for name in PAGES
+    }
+    parts |= {"diffusion": denoising_file(), "pipeline": pipeline_file()}
+    found = {}
+    for name, text in parts.items():
+        title, said = TITLES.get(name, (f"Run file: {', '.join(PAGES.get(name, ()))}", ""))
+        lowered = _relinked(text).replace("### ", "## ")
+        found[f"reference/run-file-{name}.md"] = f"# {title}\n\n{said}\n\n{lowered}\n"
+    return found
+
+
+def _page(heading: str) -> str:
+    """The page that a block is on; empty for the whole file."""
+    key = heading.partition(".")[0].partition(" ")[0]
+    return next((name for name, keys in PAGES.items() if key in keys), "more") if key else ""
+
+
+def _relinked(text: str) -> str:
+    """The same text with its links to blocks leading to their pages."""
+    page = {_anchor(block.heading): _page(block.heading) for block in blocks(RunConfig)}
+    denoising = {_anchor(heading): "diffusion" for heading in _headings(denoising_file())}
+    page |= denoising | {_anchor(heading): "pipeline" for heading in _headings(pipeline_file()) if heading}
+
+    def link(match: re.Match[str]) -> str:
+        name = page.get(match[1], "")
+        return f"](run-file-{name}.md#{match[1]})" if name else "](run-file.md#keys)"
+
+    return re.sub(r"\]\(#([^)]+)\)", link, text)
+
+
+def _headings(text: str) -> list[str]:
+    return re.findall(r"^### (.+)$", text, re.MULTILINE)
 
 
 def denoising_file() -> str:
@@ -91,7 +164,7 @@ def _sections(shown: Sequence[Block], known: Mapping[type[BaseModel], str]) -> I
             yield said
         rows = [_row(name, info, homes) for name, info in block.model.model_fields.items() if not _is_type(block, name)]
         if rows:
-            yield table(HEADER, rows)
+            yield f'<div class="keys" markdown="1">\n\n{table(HEADER, rows)}\n\n</div>'
 
 
 def _is_type(block: Block, name: str) -> bool:

@@ -15,11 +15,11 @@ from opd.report.data import run_data
 from opd.report.live import LiveServer
 from opd.report.page import write_page, write_report
 from opd.report.samples import SAMPLES, Samples
-from support.visit import NEEDS_BROWSER, Visit
+from support.visit import Visit
 from support.written_grids import strip, write_grids
 from support.written_run import HOSTILE, write_run
 
-pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_of_a_run(browser: Any, hint_run: Path) -> None:

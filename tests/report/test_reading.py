@@ -14,10 +14,10 @@ import pytest
 from opd.report.live import LiveServer
 from opd.report.page import write_page, write_report
 from support.chat_run import ARABIC, CHINESE, EMOJI, QUESTION, chat_run
-from support.visit import NEEDS_BROWSER, Visit
+from support.visit import Visit
 from support.written_run import row, write_run
 
-pytestmark = [*NEEDS_BROWSER, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SCREENS = [(1280, False), (1280, True), (390, False), (390, True)]
 screens = pytest.mark.parametrize(("width", "dark"), SCREENS)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from typing import Any
 
-import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-NEEDS_BROWSER = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None, reason="needs playwright: pip install playwright"
-    ),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, such as apt-get install chromium"),
-]
+def chromium() -> str | None:
+    """Path of a chromium; None without one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 class Visit:

@@ -60,6 +60,7 @@ function prepare(rollout, run) {
     });
   }
   rollout.scored = rollout.terms.length > 0; // false: no term of the loss scored this rollout
+  for (const [kind, start, stop] of rollout.parts) if (kind === "frame") for (let p = start; p < stop; p += 1) rollout.tokens[p].frame = true;
   for (const token of rollout.tokens) {
     token.masked = rollout.scored && token.own && !token.terms.length;
     token.stranger = token.outside && token.own && !token.masked; // inserted, but in the loss

@@ -75,7 +75,7 @@ const COSTLY = 0.3; // smallest loss, in nats, that the second table lists
 // The text around a token, with the token as a link that selects it.
 function inContext(token) {
   const { tokens } = token.rollout;
-  const whole = (from, to) => tokens.slice(from, to).filter((t) => !t.special).map((t) => t.text).join("").replace(/\s+/g, " ");
+  const whole = (from, to) => tokens.slice(from, to).map((t) => (t.special || t.frame ? " " : t.text)).join("").replace(/\s+/g, " ");
   const before = whole(0, token.position);
   const cut = before.length > 18 ? `…${before.slice(-17)}` : before;
   return el("span", { class: "in-context" }, el("span", { class: "around" }, cut, /\s$/.test(before) ? "" : token.text.match(/^ */)[0]),
