@@ -14,6 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import opd
+from opd.config.read import read
+from opd.config.run import RunConfig
+from opd.distributed import World, join
+from opd.errors import ConfigError
+from opd.language.divided import check_shard
 from support.ranks import language_recipes, losses, read_back, run_recipe, start_ranks
 
 JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language_recipes()] + [
@@ -28,6 +34,8 @@ JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language
     {"recipe": "opd", "out": "averaged", "changes": {"teacher": {"weights": "ema"}, "loss.signal": "full"}},
 ]
 """Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch."""
+
+RUN = {"student": "s", "prompts": {"path": "p.jsonl"}, "teacher": {"model": "t"}, "out": "o"}
 
 LONGER = {"optimizer.steps": 4, "checkpoint.every": 2, "optimizer.schedule": "constant"}
 AGAIN: list[dict[str, Any]] = [
@@ -104,6 +112,63 @@ def test_a_checkpoint_of_two_processes_is_read_by_any_number(both: tuple[Path, P
         assert all(torch.equal(read[name], tensor) for name, tensor in saved.items())
     one, third = (json.loads((tmp_path / f"{n}.json").read_text())["bytes"] for n in ("one", "three"))
     assert third < 0.4 * one  # weights and moments of one process
+
+
+@pytest.mark.parametrize(
+    ("shard", "size", "keys", "groups"),
+    [
+        ("auto", 1, {}, 0),
+        ("auto", 8, {}, 1),
+        (True, 8, {}, 1),
+        ({"replicate": 2}, 8, {}, 2),
+        (False, 8, {}, 0),
+        ("auto", 8, {"lora": {"rank": 4}}, 0),
+        ("auto", 8, {"experimental": {"extrapolate": {}}}, 0),
+    ],
+)
+def test_what_is_divided(shard: Any, size: int, keys: dict[str, Any], groups: int) -> None:
+    config = read({**RUN, **keys, "optimizer": {"shard": shard}})
+    assert isinstance(config, RunConfig)
+    assert check_shard(config, size, adapter=config.lora is not None) == groups
+
+
+@pytest.mark.parametrize(
+    ("shard", "size", "keys", "sentence"),
+    [
+        (True, 1, {}, "optimizer.shard: there is one process, which has all weights. Fix: start several with torchrun"),
+        (True, 2, {"lora": {"rank": 4}}, "optimizer.shard: weights cannot be divided with lora. Fix: set optimizer"),
+        ({"replicate": 3}, 8, {}, "optimizer.shard.replicate: 8 processes cannot be divided into 3 groups"),
+        ({"replicate": 2}, 2, {}, "optimizer.shard.replicate: 2 processes cannot be divided into 2 groups"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(shard: Any, size: int, keys: dict[str, Any], sentence: str) -> None:
+    config = read({**RUN, **keys, "optimizer": {"shard": shard}})
+    assert isinstance(config, RunConfig)
+    with pytest.raises(ConfigError) as raised:
+        check_shard(config, size, adapter=config.lora is not None)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_a_run_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun: a diffusion run takes one process, not 2. Fix: start it without"):
+        opd.train("diffusion-opd", {"out": str(tmp_path / "out")})
+    with pytest.raises(ConfigError, match="torchrun: opd pipeline takes one process, not 2"):
+        opd.pipeline({"out": str(tmp_path / "all"), "stages": {}})
+    with pytest.raises(ConfigError, match="device: torchrun gives each rank a GPU, and 'cuda:1' is one for all"):
+        join("cuda:1")
+    monkeypatch.setenv("OPD_RANK_TIMEOUT", "soon")
+    with pytest.raises(ConfigError, match="OPD_RANK_TIMEOUT: 'soon' is no number"):
+        join("cpu")
+
+
+def test_one_process_divides_nothing() -> None:
+    world = World()
+    rows = torch.ones(2, 3)
+    assert world.rows(rows) is rows
+    assert world.gather("here", "anything") == ["here"]
+    assert list(world.own([])) == []
+    assert world.weights(torch.nn.Linear(2, 2)) is None
 
 
 def command(out: Path, *keys: str) -> list[str]:

@@ -20,6 +20,7 @@ from opd.config.tasks import TASKS
 from opd.data.rows import Note, ignore
 from opd.distributed import World, check_alone, join
 from opd.errors import ConfigError
+from opd.language.divided import check_shard
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.loop import Loop
@@ -187,7 +188,10 @@ def start(
 def _join(config: RunConfig | DiffusionConfig) -> World:
     if isinstance(config, DiffusionConfig):
         check_alone("a diffusion run")
-    return join(device_named(config.device))
+    world = join(device_named(config.device))
+    if isinstance(config, RunConfig):
+        check_shard(config, world.size, adapter=config.lora is not None)
+    return world
 
 
 def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:

@@ -31,11 +31,14 @@ class Hf(EngineConfig):
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The engine."""
         from opd.engines.hf import HFEngine
+        from opd.models.adapters import adapted
 
         if model.device.type != "cuda":
             return HFEngine(model, max_rows=self.max_rows, stream=run.world.rank)
         sizes = {"max_rows": self.max_rows, "stream": run.world.rank}
-        engine, notes = engine_on_gpu(model, graphs=self.graphs, **sizes)
+        # A graph reads weights at fixed places; those of a divided model are elsewhere each time they are gathered.
+        may = run.world.size == 1 or adapted(model.model) or model.autocast is not None
+        engine, notes = engine_on_gpu(model, graphs=self.graphs and may, **sizes)
         run.notes.extend(notes)
         return engine
 
