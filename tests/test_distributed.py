@@ -219,6 +219,21 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
     assert sentence.startswith("error: rank 1 has died or cannot be reached")
 
 
+@pytest.mark.slow
+def test_a_signal_to_all_ranks_saves_a_checkpoint_that_both_agree_on(tmp_path: Path) -> None:
+    keys = command(tmp_path / "out", "optimizer.steps=5000", "prompts.reward=support.rank_faults:length")
+    job = start_ranks(2, *keys)
+    metrics, until = tmp_path / "out/metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and '"train"' in metrics.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=100)
+    assert "interrupted by SIGTERM after step" in errors
+    assert "go on with --resume" in errors
+    assert not errors_of(errors)
+    assert list((tmp_path / "out/checkpoints").glob("0*/interrupted"))
+
+
 def rank_process(job: Popen[str], rank: int) -> int:
     """The process id of a rank, a child of torchrun."""
     for number in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():

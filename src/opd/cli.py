@@ -29,7 +29,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             said = escape(sentence(str(error))) or "interrupted"
-            Console(stderr=True, emoji=False).print(f"\n{said}", highlight=False, soft_wrap=True)
+            if _is_first():
+                Console(stderr=True, emoji=False).print(f"\n{said}", highlight=False, soft_wrap=True)
             raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
 
 
@@ -41,6 +42,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(emoji=False)
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or of several the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,7 +92,7 @@ def train(
     from opd.output.log_lines import JsonLines
     from opd.output.terminal import run_display, show_result
 
-    quiet = quiet or os.environ.get("RANK", "0") != "0"  # of several processes the first one prints
+    quiet = quiet or not _is_first()
     callbacks = [] if quiet else [JsonLines(console) if as_json else run_display(console)]
     result = run(source, overrides or [], resume=resume, callbacks=callbacks)
     if not quiet and not as_json:

@@ -124,7 +124,9 @@ class Checkpoints:
         """
         state = run.state
         due = state.step % self.every == 0 or last or state.step == state.rolled_back
-        asked = next((one for one in self.world.gather(self.asked, "signals") if one.number), self.asked)
+        # Of several processes these are copies, which a signal that comes now does not change: all ranks act alike.
+        every = self.world.gather(self.asked, "signals")
+        asked = next((one for one in every if one.number), every[0])
         if due or asked.number:
             tensors, weights = self._tensors(run), self.world.weights(run.model)
             self.world.first(lambda: self._write(run, tensors, weights, due=due), "checkpoint")
