@@ -23,8 +23,9 @@ from opd.errors import EmptyStepError
 from opd.evaluation.metrics import describe, gap_recovery
 from opd.evaluation.teacher_gate import Gate
 from opd.experimental.extrapolation import Extrapolation
+from opd.losses.gpu import sent
 from opd.models.copies import EmaWeights
-from opd.models.forward import align
+from opd.models.forward import align, on_cpu
 from opd.output.run_log import Log
 from opd.teachers.views import remaining
 from opd.training.actions import Action, RefreshTeacher, RollBack, Stop
@@ -189,23 +190,26 @@ class Loop:
             return self._idle()
         self.state.idle = 0
         scale = self.state.lr_scale
-        sums = dict.fromkeys((s.term.name for s in scored), 0.0)
+        values: dict[str, list[Tensor]] = {s.term.name: [] for s in scored}
+        # Which positions belong to a micro-batch is found out on the CPU, so that no pass waits for a GPU.
+        places = [on_cpu(entry.signal) for entry in scored]
         self.student.train()
-        for where, states in self.forward(rollouts):
-            losses: list[Tensor] = []
-            for entry in scored:
-                term, chosen = entry.term, torch.isin(entry.signal.rollout_T, where.rollout_T)
-                here = entry.signal.take(chosen).arrived()
-                if not len(here):
+        for there, states in self.forward(rollouts):
+            where, losses = on_cpu(there), []
+            for entry, place in zip(scored, places, strict=True):
+                chosen = torch.isin(place.rollout_T, where.rollout_T).nonzero()[:, 0]
+                if not len(chosen):
                     continue
-                row_T, loss_T = align(rollouts, where, here), torch.full_like(entry.loss_T[chosen], torch.nan)
-                loss = term.objective(states.take(row_T), here, entry.weight_T[chosen], loss_T)
+                rows = torch.stack([align(rollouts, where, place.take(chosen)), chosen])
+                row_T, chosen = sent(rows, entry.loss_T.device).unbind()
+                loss_T, here = torch.full_like(entry.loss_T[chosen], torch.nan), entry.signal.take(chosen).arrived()
+                loss = entry.term.objective(states.take(row_T), here, entry.weight_T[chosen], loss_T)
                 entry.loss_T[chosen] = loss_T
-                sums[term.name] += loss.item()
-                losses.append(term.weight * loss)
+                values[entry.term.name].append(loss.detach())
+                losses.append(entry.term.weight * loss)
             if losses:
                 torch.stack(losses).sum().backward()
-        sums = self.world.sums(sums)
+        sums = self.world.sums({name: sum(torch.stack(v).tolist()) if v else 0.0 for name, v in values.items()})
         total = sum(s.term.weight * sums[s.term.name] for s in scored)
         norm = self.optimizer.step(self.state.step, total, scale=scale)
         if norm is None:

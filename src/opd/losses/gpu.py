@@ -52,13 +52,15 @@ def kept_positions(weight_T: Tensor, device: torch.device) -> tuple[Tensor, Tens
         kept_N = torch.arange(len(weight_N), device=device)
     else:
         found_N = weight_T.nonzero()[:, 0]
-        kept_N, weight_N = _sent(found_N, device), _sent(weight_T[found_N].float(), device)
+        kept_N, weight_N = sent(found_N, device), sent(weight_T[found_N].float(), device)
     return kept_N, torch.where(weight_N.isfinite() & (weight_N >= 0), weight_N, torch.nan)
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A copy on the GPU that the host does not wait for."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on another device; the host does not wait for a copy on a GPU."""
+    if x.device == device:
+        return x
+    return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
 
 
 def kept_rows(x_TD: Tensor, plan: Plan, part: slice) -> Tensor:

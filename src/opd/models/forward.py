@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd.distributed import current, is_divided
 from opd.errors import AlignmentError
+from opd.losses.gpu import sent
 from opd.models.language import LanguageModel
 from opd.models.packing import lay_out, passes
 from opd.models.sharing import read_trees, shares, tree_passes, trees_of
@@ -93,7 +94,8 @@ def read_all(
         The scored tokens and the states that predict them, both ordered by rollout and position. Gradients flow
         unless the caller turned them off.
     """
-    yield from _read_batches(language_model, _batches(language_model, readings, max_tokens), layers)
+    for scored, states in _read_batches(language_model, _batches(language_model, readings, max_tokens), layers):
+        yield scored.to(language_model.device), states
 
 
 Batch = list[list[Reading]]
@@ -108,6 +110,7 @@ def _batches(language_model: LanguageModel, readings: Sequence[Reading], max_tok
 def _read_batches(
     language_model: LanguageModel, batches: Iterable[Batch], layers: Sequence[int]
 ) -> Iterator[tuple[Signal, TokenStates]]:
+    """Forward passes; the scored tokens stay on the CPU, so that a GPU is not waited for."""
     if is_divided(language_model.model):
         yield from _read_divided(language_model, list(batches), layers)
         return
@@ -143,8 +146,7 @@ def _read_divided(
 def _read_rows(
     language_model: LanguageModel, rows: Sequence[Sequence[Reading]], layers: Sequence[int]
 ) -> tuple[Signal, TokenStates]:
-    """One forward pass; each row holds one or several sequences."""
-    device = language_model.device
+    """One forward pass; each row holds one or several sequences. The scored tokens stay on the CPU."""
     ids_BL, mask_BL, positions_BL = lay_out(language_model, [[reading.ids for reading in row] for row in rows])
     table = []
     for number, row in enumerate(rows):
@@ -153,9 +155,10 @@ def _read_rows(
             first = start + reading.offset
             table += [(reading.rollout, p, number, first + p) for p in reading.wanted]
             start += len(reading.ids)
-    columns = torch.tensor(sorted(table), dtype=torch.int64, device=device).reshape(-1, 4)
+    columns = torch.tensor(sorted(table), dtype=torch.int64).reshape(-1, 4)
     rollout_T, position_T, row_T, column_T = columns.unbind(1)
     scored = Signal(rollout_T, position_T, ids_BL[row_T, column_T])
+    row_T, column_T = sent(columns[:, 2:], language_model.device).unbind(1)
     hidden_BLD, chosen = language_model.layers(ids_BL, mask_BL, layers, positions_BL)
     layers_TKD = torch.stack([states_BLD[row_T, column_T - 1] for states_BLD in chosen], 1) if chosen else None
     hidden_TD = hidden_BLD[row_T, column_T - 1]
@@ -248,7 +251,9 @@ def _read_shared(
 ) -> Iterator[tuple[Signal, TokenStates]]:
     """Forward passes over sequences, of which those that begin alike share their beginning if the model allows it."""
     sequences = [reading.ids for reading in readings]
-    trees = trees_of(sequences, max_tokens) if shares(language_model) else []
+    # The ranks of a model whose weights are divided make the same passes, which packed ones alone are counted for.
+    together = not is_divided(language_model.model) and shares(language_model)
+    trees = trees_of(sequences, max_tokens) if together else []
     inside = {index for tree in trees for index in (tree.trunk, *(branch for branch, _ in tree.branches))}
     alone = [reading for index, reading in enumerate(readings) if index not in inside]
     yield from read_all(language_model, alone, max_tokens=max_tokens, layers=layers)
@@ -277,7 +282,7 @@ def read_own(
     layers: Sequence[int] = (),
     own: Callable[[Sequence[Rollout]], Collection[int]] | None = None,
 ) -> Iterator[tuple[Signal, TokenStates]]:
-    """Forward passes of the student over its own rollouts, with gradients.
+    """Forward passes of the student over its own rollouts, with gradients. The scored tokens stay on the CPU.
 
     Args:
         size: most rollouts per forward pass; None for any number.
@@ -292,6 +297,11 @@ def read_own(
     parts = (readings[start : start + size] for start in range(0, len(readings), size))
     batches = (batch for part in parts for batch in _batches(language_model, part, max_tokens))
     yield from _read_batches(language_model, batches, layers)
+
+
+def on_cpu(signal: Signal) -> Signal:
+    """The positions and tokens alone, on the CPU."""
+    return Signal(signal.rollout_T.cpu(), signal.position_T.cpu(), signal.token_T.cpu())
 
 
 def sort_key(signal: Signal) -> Tensor:

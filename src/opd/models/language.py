@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd.distributed import READ, divide, whole_of
 from opd.errors import ConfigError
+from opd.losses.gpu import sent
 from opd.models.adapters import ALONE, adapted, merged, save_adapter
 from opd.models.chat import Chat
 
@@ -113,18 +114,21 @@ class LanguageModel:
         """Last hidden states, and the states after chosen blocks, each [B, L, D].
 
         Args:
+            input_ids: [B, L]; they, a mask [B, L] and positions may lie on the CPU.
             attention_mask: [B, L], 0 on padding; None for packed rows; ``opd.models.masks.own_mask``.
             positions: [B, L], starting over with each sequence of a packed row.
             chosen: blocks, from 1. As in transformers, the state of the last block is that after the final norm.
             cache: keys and values of tokens before these, and then of these too; None to keep none.
         """
+        device = self.device
+        mask = sent(attention_mask, device) if isinstance(attention_mask, Tensor) else attention_mask
         with self.precision():
             last, each = self._read(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
+                input_ids=sent(input_ids, device),
+                attention_mask=mask,
                 use_cache=cache is not None,
                 output_hidden_states=bool(chosen),
-                **({} if positions is None else {"position_ids": positions}),
+                **({} if positions is None else {"position_ids": sent(positions, device)}),
                 **({} if cache is None else {"past_key_values": cache}),
             )
         states: Tensor = last

@@ -85,9 +85,7 @@ def agrees(language_model: LanguageModel, states: Callable[[], tuple[Tensor, Ten
 
 def _states(language_model: LanguageModel, ids: Tensor, positions: Tensor | None = None) -> Tensor:
     """States of all columns, row after row."""
-    device = language_model.device
-    places = None if positions is None else positions.to(device)
-    return language_model.layers(ids.to(device), None, (), places)[0].flatten(0, 1)
+    return language_model.layers(ids, None, (), positions)[0].flatten(0, 1)
 
 
 def distance(states: Tensor, expected: Tensor) -> Tensor:
@@ -102,12 +100,13 @@ def lay_out(
     """The input tensors of one forward pass: packed rows, or one padded sequence per row where the model needs it.
 
     Returns:
-        ids [B, L] int64, padded with 0 at the end of a row; the mask or None; the positions or None, [B, L] int64.
+        On the CPU: ids [B, L] int64, padded with 0 at the end of a row; the mask or None; the positions or None,
+        [B, L] int64.
     """
     if not packs(language_model):
-        return *pad([sequence for row in rows for sequence in row], left=False, device=language_model.device), None
+        return *pad([sequence for row in rows for sequence in row], left=False, device=torch.device("cpu")), None
     ids, positions = _end_to_end(rows)
-    return ids.to(language_model.device), None, positions.to(language_model.device)
+    return ids, None, positions
 
 
 def _end_to_end(rows: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
