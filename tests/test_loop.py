@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import opd
 from opd.axes.base import Objects
@@ -235,3 +237,41 @@ def test_a_metric_that_is_not_finite_is_null_and_named_once(tmp_path: Path) -> N
     assert json.loads((result.out / "result.json").read_text())["after"] == evals[0]
     assert run_data(result.out)["eval"]["columns"] == {"reverse_kl": [1.0] * 4}
     assert (result.out / "report.html").exists()
+
+
+class _Waits(TorchFunctionMode):
+    """Counts the places of the loop and the forward pass that would wait for a GPU: values of float tensors read by the
+    host, or selected by a mask. Positions and tokens are integers and stay on the CPU."""
+
+    READS = ("item", "tolist", "__bool__", "__float__", "nonzero", "cpu", "numpy")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        on_gpu = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        masked = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == torch.bool
+        frame = sys._getframe(1)
+        while frame.f_back and "torch" in frame.f_code.co_filename:
+            frame = frame.f_back
+        caller = frame.f_code.co_filename
+        if on_gpu and (name in self.READS or masked) and caller.endswith(("loop.py", "forward.py", "types.py")):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2, 1])
+def test_an_update_waits_for_a_gpu_once_however_many_micro_batches_it_has(
+    tmp_path: Path, micro_batch: int | None
+) -> None:
+    loop, _ = a_loop(tmp_path, optimizer={"micro_batch": micro_batch}, loss={"anchor": 0.5})
+    rollouts = loop.sampler.rollout(loop.curriculum.step(0), 0, 0)
+    scored = loop.score(rollouts)
+    loop.state.targets["distill"] = 1
+    passes = len(list(loop.forward(rollouts)))
+    assert (passes == 1) == (micro_batch is None)
+    with _Waits() as waits:
+        loop._update(rollouts, scored)
+    assert waits.count == len(scored)  # the sum of each term

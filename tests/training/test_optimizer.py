@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from opd.config.read import read
+from opd.errors import ConfigError
+from opd.training.moments import BYTES, BFloat16AdamW, StateDtype
 from opd.training.optimizer import Optimizer
 
 
@@ -105,3 +108,60 @@ def test_finite_detects_weights_that_are_not() -> None:
     with torch.no_grad():
         module.bias[0] = math.nan
     assert not optimizer.finite()
+
+
+def trained(state: StateDtype, steps: int, *, resumed_after: int | None = None) -> list[torch.Tensor]:
+    """A layer of 80 × 80 after some steps on gradients that repeat."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(80, 80)
+    optimizer = Optimizer(module, lr=1e-2, steps=steps, state=state)
+    for step in range(steps):
+        if step == resumed_after:
+            saved = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+            optimizer = Optimizer(module, lr=1e-2, steps=steps, state=state)
+            optimizer.load(saved)
+        torch.manual_seed(step)
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter) * 1e-3 + 1e-3
+        optimizer.step(step, 0.0)
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize(("state", "bound"), [("bfloat16", 2e-2), ("8bit", 1e-1)])
+def test_moments_in_fewer_bits_train_almost_as_float32_does(state: StateDtype, bound: float) -> None:
+    torch.manual_seed(0)
+    start = [p.detach().clone() for p in torch.nn.Linear(80, 80).parameters()]
+    for first, few, full in zip(start, trained(state, 60), trained("float32", 60), strict=True):
+        assert 0 < float((few - full).norm() / (full - first).norm()) < bound
+
+
+@pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
+def test_every_state_goes_on_bit_for_bit(state: StateDtype) -> None:
+    for whole, resumed in zip(trained(state, 6), trained(state, 6, resumed_after=3), strict=True):
+        assert torch.equal(whole, resumed)
+
+
+def test_the_average_of_squares_in_bfloat16_does_not_stand_still() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(10_000))
+    adamw = BFloat16AdamW([parameter], lr=0.0, betas=(0.9, 0.999))
+    for _ in range(300):
+        parameter.grad = torch.ones_like(parameter)
+        adamw.step()
+    average = adamw.state[parameter]["exp_avg_sq"].float().mean()
+    assert float(average) == pytest.approx(1 - 0.999**300, rel=1e-2)
+
+
+def test_state_takes_the_memory_that_is_said() -> None:
+    for state, size in BYTES.items():
+        module = torch.nn.Linear(256, 256, bias=False)
+        optimizer = Optimizer(module, lr=0.1, steps=1, state=state)
+        module.weight.grad = torch.ones_like(module.weight)
+        optimizer.step(0, 0.0)
+        found = [t for name, t in optimizer.tensors().items() if "qmap" not in name and not name.endswith("step")]
+        assert sum(t.nbytes for t in found) == size * module.weight.numel()
+
+
+def test_8bit_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.config.optimizer.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"optimizer\.state: 8bit needs the package bitsandbytes\. Fix: pip install"):
+        read("hint", {"optimizer.state": "8bit"})

@@ -11,6 +11,7 @@ from opd.axes import needs
 from opd.config.adapter import LoraConfig
 from opd.config.base import Strict, exactly_one
 from opd.config.loss import LossConfig
+from opd.config.optimizer import LanguageOptimizerConfig, OptimizerConfig
 from opd.config.reward import RewardConfig
 from opd.config.rollout import RolloutConfig, SamplingConfig
 from opd.config.tasks import IMAGE_TASKS, TASKS
@@ -152,44 +153,6 @@ class PromptsConfig(Strict):
         if any(source.max_tokens for source in self.mix or ()):
             raise ValueError("max_tokens holds for all sources of a mix. Fix: move it beside mix")
         return self
-
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimizerConfig(Strict):
-    lr: float = Field(1e-5, gt=0)
-    """Peak learning rate of AdamW."""
-    steps: int = Field(100, ge=1)
-    """Optimizer steps."""
-    warmup: int = Field(0, ge=0)
-    """Steps of linear warm-up."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay to zero after the warm-up."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW, decoupled from the gradient."""
-    grad_clip: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Rollouts per forward and backward pass; the gradient is that of the whole batch."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
-
-
-class ReplicateConfig(Strict):
-    replicate: int = Field(ge=1)
-    """Groups of processes that each have all weights, for instance one a machine."""
-
-
-class LanguageOptimizerConfig(OptimizerConfig):
-    micro_tokens: int | None = Field(None, ge=1)
-    """Most tokens per forward and backward pass, padding included; the gradient is that of the whole batch. A longer
-    rollout has a pass for itself."""
-    shard: bool | Literal["auto"] | ReplicateConfig = "auto"
-    """Whether several processes divide weights, gradients and moments among them; ``{replicate: n}`` in n groups.
-    ``auto`` does, except with ``lora``, ``experimental.extrapolate`` and ``experimental.conflict``."""
 
 
 class EvalConfig(Strict):

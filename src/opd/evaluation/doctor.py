@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from opd.axes.engines import EngineConfig
-from opd.config.run import LanguageOptimizerConfig
+from opd.config.optimizer import LanguageOptimizerConfig
 from opd.evaluation.evaluate import MAX_TOKENS, mean_loss
 from opd.evaluation.memory import estimate
 from opd.evaluation.metrics import summarise

@@ -2,7 +2,7 @@
 
     peak = weights + moments + copies + teachers + max(rollout, reading, update)
 
-    moments   the optimizer's two averages, 8 bytes for each parameter that trains
+    moments   the optimizer's two averages, 8 bytes for each parameter that trains (4 in bfloat16, 2 in 8 bits)
     rollout   rows · tokens · (keys and values) · 1.3 + rows · V · 24
     reading   the signal of the whole batch and one pass of the teacher without gradients
     update    the signal, gradients, activations of one pass, and one chunk of the loss
@@ -27,6 +27,7 @@ from opd.language.context import LanguageContext
 from opd.losses import chunked, gpu
 from opd.models.adapters import adapted
 from opd.models.language import LanguageModel
+from opd.training.moments import BYTES, StateDtype
 
 SHORT, LONG = 16, 32
 """Tokens of the two forward passes; their difference is what further tokens cost."""
@@ -163,6 +164,7 @@ class Work:
         teacher_tokens: tokens of a teacher's pass.
         checkpointing: activations are computed again in the backward pass.
         copies: frozen or averaged copies of the student's trained weights.
+        state: dtype of the optimizer's averages.
         shared: sequences may share their beginning, whose keys and values a teacher's pass then keeps.
         on_gpu: the loss takes the chunks that it takes there.
     """
@@ -174,6 +176,7 @@ class Work:
     teacher_tokens: int
     checkpointing: bool = False
     copies: int = 0
+    state: StateDtype = "float32"
     shared: bool = False
     on_gpu: bool = False
 
@@ -194,6 +197,7 @@ def estimate(run: LanguageContext) -> Memory:
         teacher_tokens=min(config.teacher.max_tokens, rows * length),
         checkpointing=config.optimizer.gradient_checkpointing,
         copies=int(follows) + int(config.keeps_initial and run.base is None),
+        state=config.optimizer.state,
         shared=config.rollout.rollouts_per_prompt > 1 or config.teacher.view.type == "hint",
         on_gpu=run.student.device.type != "cpu",
     )
@@ -220,7 +224,7 @@ def memory_of(
         cache *= student.autocast.itemsize / 4
     return Memory(
         weights=weights,
-        moments=2 * 4 * sum(p.numel() for p in trained),
+        moments=BYTES[work.state] * sum(p.numel() for p in trained),
         copies=work.copies * size_of(trained) + running,
         teachers=size_of(p for m in [student, *teachers] for p in m.model.parameters()) - weights,
         gradients=size_of(trained),

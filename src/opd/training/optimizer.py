@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from opd.distributed import World, divided_as, part_of, whole_of
-
-KEYS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter: steps taken, and the moving averages of the gradient and its square."""
+from opd.distributed import World, divided_as, is_divided, part_of, whole_of
+from opd.errors import ConfigError
+from opd.training.moments import KEYS, StateDtype, make_adamw
 
 
 class Optimizer:
@@ -24,7 +23,11 @@ class Optimizer:
         warmup: steps of linear warm-up.
         schedule: decay to zero after the warm-up.
         grad_clip: largest gradient norm.
+        state: dtype of AdamW's two moving averages.
         world: the processes whose gradients are added.
+
+    Raises:
+        ConfigError: several processes divide the weights, and the averages are not float32.
     """
 
     def __init__(
@@ -38,10 +41,18 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         grad_clip: float = 1.0,
+        state: StateDtype = "float32",
         world: World | None = None,
     ) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.adamw = torch.optim.AdamW(self.named.values(), lr=lr, betas=betas, weight_decay=weight_decay)
+        if state != "float32" and is_divided(model):
+            raise ConfigError(
+                f"optimizer.state: {state} does not work with weights that several processes divide. Fix: set "
+                "optimizer.shard=false, or optimizer.state=float32"
+            )
+        self.adamw = make_adamw(list(self.named.values()), state, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.keys = KEYS[state]
+        self.fused = bool(self.adamw.param_groups[0].get("fused"))
         self.peak = lr
         self.steps = steps
         self.warmup = warmup
@@ -83,7 +94,7 @@ class Optimizer:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state as named tensors, for safetensors."""
         return {
-            f"{name}.{key}": value
+            f"{name}.{key}": value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
             for name, parameter in self.named.items()
             for key, value in self.adamw.state.get(parameter, {}).items()
         }
@@ -95,20 +106,24 @@ class Optimizer:
             ValueError: the names or shapes are not those of this optimizer.
         """
         self.adamw.state.clear()
-        if odd := tensors.keys() - {f"{name}.{key}" for name in self.named for key in KEYS}:
+        if odd := tensors.keys() - {f"{name}.{key}" for name in self.named for key in self.keys}:
             raise ValueError(f"the optimizer has no '{min(odd)}'")
         for name, parameter in self.named.items():
-            state = {key: tensors[f"{name}.{key}"] for key in KEYS if f"{name}.{key}" in tensors}
+            state = {key: tensors[f"{name}.{key}"] for key in self.keys if f"{name}.{key}" in tensors}
             if state:  # none before the parameter's first gradient
-                _check(name, state, parameter)
-                self.adamw.state[parameter] = {
-                    key: value.clone() if key == "step" else divided_as(parameter, value.to(parameter.device)).clone()
-                    for key, value in state.items()
-                }
+                _check(name, state, parameter, self.keys[:3])
+                moved: dict[str, Any] = {key: value.to(parameter.device).clone() for key, value in state.items()}
+                if self.keys == KEYS["float32"]:
+                    moved |= {k: divided_as(parameter, moved[k]).clone() for k in self.keys[1:]}
+                if "qmap1" in self.keys:  # bitsandbytes counts in Python
+                    moved["step"] = int(state["step"])
+                elif not self.fused:  # the fused kernel alone counts on the GPU
+                    moved["step"] = state["step"].cpu().clone()
+                self.adamw.state[parameter] = moved
 
 
-def _check(name: str, state: dict[str, torch.Tensor], parameter: torch.Tensor) -> None:
-    for key in KEYS:
+def _check(name: str, state: dict[str, torch.Tensor], parameter: torch.Tensor, needed: tuple[str, ...]) -> None:
+    for key in needed:
         if key not in state:
             raise ValueError(f"the optimizer's '{name}.{key}' is missing")
         if state[key].shape != (() if key == "step" else parameter.shape):

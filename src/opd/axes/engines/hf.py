@@ -30,10 +30,11 @@ class Hf(EngineConfig):
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The engine."""
+        from opd.distributed import is_divided
         from opd.engines.hf import HFEngine
         from opd.models.adapters import adapted
 
-        if model.device.type != "cuda":
+        if model.device.type != "cuda" or is_divided(model.model):
             return HFEngine(model, max_rows=self.max_rows, stream=run.world.rank)
         sizes = {"max_rows": self.max_rows, "stream": run.world.rank}
         # A graph reads weights at fixed places; those of a divided model are elsewhere each time they are gathered.
