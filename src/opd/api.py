@@ -35,6 +35,7 @@ from opd.output.faults import as_sentences
 from opd.output.result import Result
 from opd.output.run_folder import locked, write_json
 from opd.output.run_log import RunLog, open_sinks
+from opd.servers.advice import commands
 from opd.training.interrupts import noticed
 from opd.types import Engine, HintAuthor, Metrics, Objective, Prompt, RolloutSource, Teacher, View
 
@@ -215,7 +216,9 @@ def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     Raises:
         OpdError: the run cannot work; the sentence is that of ``opd train``.
     """
-    run = load(run_file.read(source, overrides), Objects())
+    config = run_file.read(source, overrides)
+    yield from commands(config)
+    run = load(config, Objects())
     if taken := settings_taken(run.config):
         yield f"settings  {taken}"
     yield from run.findings()

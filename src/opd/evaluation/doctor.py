@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -18,6 +19,7 @@ from opd.models.adapters import adapted, settings_of
 from opd.models.language import LanguageModel
 from opd.models.weights import trained
 from opd.output.format import format_value
+from opd.servers.advice import cost, found
 from opd.teachers.alignment import TokenTexts, match
 from opd.types import Metrics, View
 
@@ -35,6 +37,7 @@ def findings(run: LanguageContext) -> Iterator[str]:
         OpdError: the run cannot work.
     """
     yield from _facts(run)
+    yield from found(run)
     yield from _ends(run)
     yield from _lengths(run)
     yield from _evaluations(run)
@@ -162,7 +165,9 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     assert main.view is not None
     segments = main.view.segments(rollouts)
     yield from _hints(main.view)
+    started = time.perf_counter()
     signal = main.teacher.score(rollouts, segments).to(run.student.device).arrived()
+    yield from cost(run, tokens=len(signal), seconds=time.perf_counter() - started)
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
         max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)

@@ -22,6 +22,7 @@ const CHARTS = [
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
   ["Time per step", "Seconds, stacked.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
+  ["Time with servers", "Seconds: waiting is a part of teacher and update, sending weights of rollouts.", [["train", "server_wait_s", "waiting"], ["train", "push_s", "sending weights"]], { low: 0 }],
   ["Throughput", "Student tokens per second of a step.", [["train", "tokens_per_s", "tokens/s"]], { low: 0 }],
 ];
 
