@@ -24,6 +24,11 @@ $(BIN)/.ready: constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Triton alone is as large as everything else, and only tests of the GPU's kernels need it.
+$(BIN)/.kernels: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
+	@touch $@
+
 setup: $(BIN)/.ready
 
 demo-diffusion: setup
@@ -32,7 +37,7 @@ demo-diffusion: setup
 demo: setup
 	@$(BIN)/python -m opd.nano.demo --author $(AUTHOR)
 
-test: setup
+test: setup $(BIN)/.kernels
 	$(PYTEST)
 
 test-fast: setup

@@ -1,4 +1,4 @@
-"""Losses and rollouts on one GPU: opd against the bare matrix products, whole logits, TRL and Liger.
+"""Losses, rollouts, whole steps and recipes on one GPU: opd against the bare products, whole logits, TRL and Liger.
 
     python benchmarks/gpu.py                     # at most four minutes; prints tables, writes gpu.json
     python benchmarks/gpu.py --wheels FOLDER     # installs the peers from a folder of wheels, without a network
@@ -10,7 +10,8 @@ the four that no method can avoid: both models' logits, and the gradients of hid
 positions. Gradient errors are relative norms against float64, all positions and the whole vocabulary, computed in
 chunks. Memory is the peak beyond the inputs and the gradients that are returned.
 
-Rollouts: Qwen3 0.6B with random weights, made on the spot, and random prompts; no row ends before its limit.
+Rollouts: Qwen3 0.6B with random weights, made on the spot, and random prompts; no row ends before its limit. Steps: the
+same student with a teacher of 1.7B, median of the steps after the first. Recipes: two steps of each on bundled models.
 
 Suffixes: T positions, N positions of a chunk, V vocabulary, D hidden units.
 """
@@ -39,7 +40,11 @@ from unittest import mock
 
 import torch
 from loss_peer_common import Inputs, Variant, full_logits, make_inputs
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from opd.losses import fused, gpu, linear_divergence
 
@@ -342,41 +347,29 @@ def kernel_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
 
 
 def rollout_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
-    """New tokens per second of opd's engine and of ``model.generate``."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
+    """New tokens per second of opd's engine, of ``model.generate`` and of ``model.generate_batch``."""
+    from opd.axes.engines.hf import engine_on_gpu
     from opd.engines.hf import HFEngine
     from opd.models.language import LanguageModel
     from opd.types import Sampling
 
-    hidden, layers, heads, inner = (64, 2, 2, 128) if options.small else (1024, 28, 16, 3072)
-    config = Qwen3Config(
-        vocab_size=options.vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(heads // 2, 1),
-        head_dim=128 if not options.small else 32,
-        intermediate_size=inner,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    with torch.device(options.device):
-        model = Qwen3ForCausalLM(config).eval()
+    tokenizer = make_tokenizer(options.vocab)
+    model = make_qwen3("0.6b", options)
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(40, 160, (options.rows,), generator=random).tolist()
     contexts = [tuple(torch.randint(1, options.vocab, (n,), generator=random).tolist()) for n in lengths]
 
-    def engine(autocast: torch.dtype | None) -> Callable[[int], None]:
-        engine = HFEngine(LanguageModel(model, None, "random", autocast), max_rows=512)
+    def engine(autocast: torch.dtype | None, *, graphs: bool | None) -> Callable[[int], None]:
+        """None: as the engine was before, without a copy of the weights."""
+        made: list[HFEngine] = []
 
         def run(limit: int) -> None:
+            if not made:
+                language_model = LanguageModel(model, tokenizer, "random", autocast)
+                plain = HFEngine(language_model, max_rows=512)
+                made.append(plain if graphs is None else engine_on_gpu(language_model, max_rows=512, graphs=graphs)[0])
             limits = [limit] * len(contexts)
-            engine.generate(contexts, limits, sampling=Sampling(), stop_ids=frozenset(), seed=0)
+            made[0].generate(contexts, limits, sampling=Sampling(), stop_ids=frozenset(), seed=0)
 
         return run
 
@@ -390,11 +383,23 @@ def rollout_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
             min_new_tokens=limit, pad_token_id=0,
         )  # fmt: skip
 
+    def generate_batch(limit: int) -> None:
+        settings = GenerationConfig(
+            max_new_tokens=limit, do_sample=True, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=0
+        )
+        model.generate_batch([list(c) for c in contexts], generation_config=settings)
+
+    half, full = torch.bfloat16, torch.float32
     runs: list[tuple[str, torch.dtype, Callable[[int], None]]] = [
-        ("opd, float32 weights, autocast", torch.float32, engine(torch.bfloat16)),
-        ("opd, bfloat16 weights", torch.bfloat16, engine(None)),
-        ("model.generate, bfloat16", torch.bfloat16, generate),
+        ("opd, float32 weights, one copy in bfloat16, graphs", full, engine(half, graphs=True)),
+        ("opd, float32 weights, one copy in bfloat16", full, engine(half, graphs=False)),
+        ("opd before: float32 weights, autocast", full, engine(half, graphs=None)),
+        ("opd, bfloat16 weights, graphs", half, engine(None, graphs=True)),
+        ("model.generate, bfloat16", half, generate),
+        ("model.generate_batch, bfloat16", half, generate_batch),
     ]
+    if options.small:  # it takes minutes on a CPU
+        runs.pop()
     print(
         f"\nRollouts, Qwen3 of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {options.rows} "
         f"prompts, {options.new} new tokens each\n\n| | tokens/s |\n|---|---|",
@@ -423,6 +428,107 @@ def rollout_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
     return rows
 
 
+# ---- whole steps and recipes -----------------------------------------------------------------------------------
+
+QWEN3 = {"tiny": (64, 2, 2, 128), "0.6b": (1024, 28, 16, 3072), "1.7b": (2048, 28, 16, 6144)}
+"""Hidden units, layers, heads and inner units."""
+
+
+def make_qwen3(size: str, options: argparse.Namespace) -> Qwen3ForCausalLM:
+    """A random model of a published shape."""
+    hidden, layers, heads, inner = QWEN3["tiny" if options.small else size]
+    config = Qwen3Config(
+        vocab_size=options.vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=max(heads // 2, 1), head_dim=32 if options.small else 128, intermediate_size=inner,
+        max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        return Qwen3ForCausalLM(config).eval()
+
+
+def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, as many as the model has tokens."""
+    words = Tokenizer(WordLevel({"<end>": 0, **{f"w{n}": n for n in range(1, size)}}, unk_token="<end>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
+
+
+class Parts:
+    """A callback that keeps the seconds of each step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.found.append(metrics)
+
+
+def step_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
+    """Seconds of a whole step and its parts, and the peak of memory."""
+    import opd
+
+    print("\n| | rollout s | teacher s | update s | tokens | peak GB |\n|---|---|---|---|---|---|", flush=True)
+    rows: list[Row] = []
+    for state in ("float32", "8bit") if clock.on_gpu else ("float32",):
+        if clock.is_over():
+            break
+        tokenizer, parts = make_tokenizer(options.vocab), Parts()
+        prompts = [{"prompt": " ".join(f"w{1 + (n * 7 + k) % 200}" for k in range(40 + n % 120))} for n in range(256)]
+        with tempfile.TemporaryDirectory() as folder:
+            for name, size in (("student", "0.6b"), ("teacher", "1.7b")):
+                make_qwen3(size, options).to(torch.bfloat16).save_pretrained(f"{folder}/{name}")
+                tokenizer.save_pretrained(f"{folder}/{name}")
+            tree = {
+                "student": f"{folder}/student", "teacher": {"model": f"{folder}/teacher"}, "prompts": {"path": "given"},
+                "loss": {"divergence": "reverse_kl"},
+                "rollout": {"prompts_per_step": options.rows, "max_new_tokens": options.new},
+                "optimizer": {"lr": 1e-6, "steps": options.steps, "micro_tokens": 8192, "state": state},
+                "dtype": "bfloat16", "checkpoint": {"every": 1000}, "report": False, "log": [], "out": f"{folder}/run",
+            }  # fmt: skip
+            if clock.on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            opd.train(tree, prompts=prompts, callbacks=[parts])
+        median = {
+            key: statistics.median(one[key] for one in parts.found[1:])
+            for key in ("rollout_s", "teacher_s", "update_s", "tokens")
+        }
+        peak = torch.cuda.max_memory_allocated() / 1e9 if clock.on_gpu else 0.0
+        rows.append({"variant": f"opd, moments in {state}", **median, "peak_gb": peak})
+        cells = [f"{median[key]:.2f}" for key in ("rollout_s", "teacher_s", "update_s")]
+        print(f"| opd, moments in {state} | {' | '.join(cells)} | {median['tokens']:,.0f} | {peak:.1f} |", flush=True)
+    return rows
+
+
+def recipe_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
+    """Two steps of every recipe; what fails is named."""
+    import opd
+    from opd.config.read import recipe_names
+
+    print("\n| recipe | seconds of two steps |\n|---|---|", flush=True)
+    rows: list[Row] = []
+    for name in ["hint"] if options.small else recipe_names():
+        if clock.is_over():
+            print("the time is over; the rest is left out", flush=True)
+            break
+        began, error = time.perf_counter(), ""
+        with tempfile.TemporaryDirectory() as folder:
+            short: dict[str, Any] = {
+                "optimizer.steps": 2,
+                "eval.prompts": None,
+                "report": False,
+                "log": [],
+                "out": f"{folder}/run",
+            }
+            try:
+                opd.train(name, short)
+            except Exception as failed:
+                error = f"{type(failed).__name__}: {failed}"
+        rows.append({"variant": name, "seconds": time.perf_counter() - began, "error": error})
+        print(f"| {name} | {error or format(rows[-1]['seconds'], '.1f')} |", flush=True)
+    return rows
+
+
 # ---- the program -----------------------------------------------------------------------------------------------
 
 
@@ -435,9 +541,20 @@ def install(wheels: Path) -> None:
     sys.path.append(target)
 
 
+TABLES = {
+    "loss": loss_table,
+    "kernels": kernel_table,
+    "rollout": rollout_table,
+    "step": step_table,
+    "recipes": recipe_table,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="+", choices=("loss", "kernels", "rollout"), default=["loss", "rollout"])
+    parser.add_argument(
+        "--tables", nargs="+", choices=tuple(TABLES), default=[name for name in TABLES if name != "kernels"]
+    )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of liger-kernel and trl")
     parser.add_argument("--seconds", type=float, default=220, help="nothing new begins after that")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
@@ -447,7 +564,7 @@ def main() -> None:
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.small |= options.device == "cpu"
     options.tokens, options.width, options.vocab = (64, 32, 500) if options.small else (4096, 2048, 151_936)
-    options.rows, options.new = (4, 8) if options.small else (64, 256)
+    options.rows, options.new, options.steps = (4, 8, 2) if options.small else (64, 256, 3)
     if options.wheels:
         install(options.wheels)
     clock = Clock(options.device, options.seconds)
@@ -459,10 +576,9 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     print(f"{card}, {', '.join(f'{name} {version}' for name, version in versions.items())}", flush=True)
-    tables = {"loss": loss_table, "kernels": kernel_table, "rollout": rollout_table}
     report: dict[str, object] = {"card": card, "versions": versions}
     for name in options.tables:
-        report[name] = tables[name](options, clock)
+        report[name] = TABLES[name](options, clock)
         options.out.write_text(json.dumps(report, indent=1))
     print(f"\n{options.out}")
 

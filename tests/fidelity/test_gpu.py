@@ -96,7 +96,10 @@ def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert {row["variant"] for row in report["loss"]} >= {"products", "opd, float32 logits", "whole logits, autograd"}
     assert all(row["error_hidden"] < 0.05 for row in report["loss"] if str(row["variant"]).startswith("opd"))
+    assert len(report["rollout"]) == 5
     assert all(row["tokens_per_second"] > 0 for row in report["rollout"])
+    assert [row["variant"] for row in report["step"]] == ["opd, moments in float32"]
+    assert [(row["variant"], row["error"]) for row in report["recipes"]] == [("hint", "")]
 
 
 # ---- divergences -----------------------------------------------------------------------------------------------
