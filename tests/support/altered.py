@@ -13,6 +13,7 @@ from opd.config.read import read
 from opd.config.run import BaseRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
+from opd.running import Run, start
 from opd.types import Prompt
 
 
@@ -20,7 +21,7 @@ from opd.types import Prompt
 class AlteredRun:
     """Another run with another loop."""
 
-    run: api.Run
+    run: Run
     alter: Callable[[Loop], Loop]
 
     @property
@@ -57,4 +58,4 @@ def train_altered(
     given = Objects(**objects)
     config = read(source, given.keys() | dict(overrides or {}))
     changed = alter or (lambda loop: loop)
-    return api.start(config, lambda: AlteredRun(api.load(config, given), changed), resume=resume, callbacks=callbacks)
+    return start(config, lambda: AlteredRun(api.load(config, given), changed), resume=resume, callbacks=callbacks)
