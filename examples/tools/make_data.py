@@ -16,7 +16,7 @@ from opd.data.tool_schemas import Tool
 from opd.teachers.hints import TEMPLATES
 
 SEED = 1
-ROWS = {"traces": 64, "tasks": 64, "held_out": 20}
+ROWS = {"traces": 192, "tasks": 64, "held_out": 20}
 TOOLS = 3
 """Tools in the list of a row."""
 
@@ -64,10 +64,10 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
 def row(file: str, number: int, rng: Random) -> dict[str, Any]:
     """A prompt with three tools, whose names are drawn; a trace also has the turns to learn.
 
-    Every second trace has other names and a reminder of the tools below the question, so that the student learns to
-    follow a reminder and may still overlook the list.
+    Three of four traces have other names and a reminder of the tools below the question, so that the student learns to
+    follow a reminder. The fourth has the five usual names, so that it may still overlook the list.
     """
-    reminded = file == "traces" and number % 2 == 1
+    reminded = file == "traces" and number % 4 > 0
     names = NAMES["reminded" if reminded else file]
     right = list(names)[number % len(names)]
     listed = [right, *rng.sample([f for f in names if f is not right], TOOLS - 1)]

@@ -64,10 +64,10 @@ def test_the_traces_are_right_and_no_file_shares_a_name_with_another(beside: Pat
     chat = Chat(student.tokenizer)
     fitted = fit_to_template(prompts, chat, lambda _: None)
     rollouts = ReferenceAnswers(chat, task, max_length=None).rollout(fitted, 0)
-    assert [r.correct for r in rollouts] == [True] * 64
+    assert [r.correct for r in rollouts] == [True] * 192
     assert not any(r.events for r in rollouts)
     names = [{tool["name"] for row in rows(file) for tool in row["tools"]} for file in ("traces", "tasks", "held_out")]
-    assert sum(map(len, names)) == len(set.union(*names)) == 55
+    assert sum(map(len, names)) == len(set.union(*names)) == 75
     assert {len(row["tools"]) for row in rows("held_out")} == {3}
 
 

@@ -47,6 +47,7 @@ ROLLOUT = Rollout(
 
 def test_rules_follow_events_that_have_a_template() -> None:
     assert RulesAuthor().hints([ROLLOUT]) == [[Hint(Span(0, 3), "Reminder: available tools: d, e.")]]
+    assert RulesAuthor({"unknown_tool": None}).hints([ROLLOUT]) == [[]]
     own = RulesAuthor({"odd": "think", "unknown_tool": "not {tool}"})
     assert [h.text for h in own.hints([ROLLOUT])[0]] == ["not c", "think"]
 

@@ -38,12 +38,15 @@ class RulesAuthor:
     """Writes a hint for every environment event that has a template.
 
     Args:
-        templates: replace or add to ``TEMPLATES``.
+        templates: replace or add to ``TEMPLATES``; None for no hint about this kind of event.
         span: what the teacher scores after the hint: the whole turn, or the tokens of the fault alone.
     """
 
-    def __init__(self, templates: Mapping[str, str] | None = None, *, span: Literal["turn", "fault"] = "turn") -> None:
-        self.templates = {**TEMPLATES, **(templates or {})}
+    def __init__(
+        self, templates: Mapping[str, str | None] | None = None, *, span: Literal["turn", "fault"] = "turn"
+    ) -> None:
+        merged = {**TEMPLATES, **(templates or {})}
+        self.templates = {kind: text for kind, text in merged.items() if text is not None}
         self.span = span
 
     def hints(self, rollouts: Sequence[Rollout]) -> list[list[Hint]]:

@@ -18,18 +18,19 @@ class Rules(AuthorConfig):
     """A template for every kind of event."""
 
     type: Literal["rules"] = "rules"
-    templates: dict[str, str] = Field(default_factory=dict)
-    """A template per kind of event, with the event's fields in braces; added to the shipped ones."""
+    templates: dict[str, str | None] = Field(default_factory=dict)
+    """A template per kind of event, with the event's fields in braces; added to the shipped ones. ``null`` for no hint
+    about this kind of event."""
     span: Literal["turn", "fault"] = "turn"
     """What gets a signal: the whole faulty turn, or the tokens of the fault alone, such as the wrong tool's name."""
 
     @field_validator("templates")
     @classmethod
-    def _plain_fields(cls, templates: dict[str, str]) -> dict[str, str]:
+    def _plain_fields(cls, templates: dict[str, str | None]) -> dict[str, str | None]:
         """Only ``{field}``: a format such as ``{x:>1000000000}`` fills the memory, an attribute reads objects."""
         for kind, template in templates.items():
             try:
-                parts = list(Formatter().parse(template))
+                parts = list(Formatter().parse(template or ""))
             except ValueError as error:
                 raise ValueError(
                     f"the template of {kind} is broken ({error}). Fix: write fields as {{field}}"
