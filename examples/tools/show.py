@@ -34,7 +34,7 @@ def story(
     """A wrong call, its hint, the probabilities of the right name, and the call after training."""
     event = next(event for event in row["events"] if event["kind"] == "unknown_tool")
     turn, fault = max(start for start, _ in row["turns"] if start <= event["span"][0]), event["span"][0]
-    context = next(c for c in row["terms"][0]["contexts"] if c["span"][0] == turn)
+    context = next(c for c in row["terms"][0]["contexts"] if c["span"][0] in (turn, fault))
     hint = context["read"].removeprefix("user").strip()
     before, after = models
     history, call = (*row["prompt_ids"], *row["ids"][:turn]), row["ids"][turn:fault]
