@@ -35,6 +35,7 @@ from support.served import FAULTS, Teacher
 
 DELAY_S = 0.1
 ROUNDS = 5
+"""Pairs of runs; the machine's other work makes single ones differ."""
 COMMON: dict[str, Any] = {
     "eval.prompts": None,
     "report": None,
@@ -97,6 +98,7 @@ def latency(server: Teacher) -> None:
             steps, saved = run(server, "timed", **keys)
             found.append(statistics.median(steps))
             weights.add(saved)
+    StateServers.ask = elsewhere.ask  # type: ignore[method-assign]
     pairs = [a / b for a, b in zip(*medians.values(), strict=True)]
     for delay, found in medians.items():
         print(f"{delay:.1f} s away: {statistics.median(found):.3f} s a step ({min(found):.3f} to {max(found):.3f})")
