@@ -112,7 +112,7 @@ def test_a_pooling_server_gives_the_local_distributions(pooling: str, states: st
     for (ids, _), states_LD in zip(sequences, found, strict=True):
         with torch.no_grad():
             own_LD = local.hidden(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))[0]
-        p, q = ((x.float() @ local.head_VD.T).log_softmax(-1) for x in (own_LD, states_LD))
+        p, q = ((x.float() @ local.head_VD.detach().T).log_softmax(-1) for x in (own_LD, states_LD))
         assert float((p.exp() * (p - q)).sum(-1).mean()) <= most
 
 
