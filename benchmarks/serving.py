@@ -79,8 +79,8 @@ def run(server: Teacher, out: str, **keys: Any) -> tuple[list[float], bytes]:
                 steps.append(now - self.last)
                 self.last = now
 
-        served = {"teacher.served": {"url": server.url, "timeout": 2, "wait": 120}}
-        opd.train("opd", {**COMMON, **served, **keys, "out": f"{folder}/{out}"}, callbacks=[Clock()])
+        served = {"url": server.url, "timeout": 2, "wait": 120, "sequences": keys.pop("sequences", 8)}
+        opd.train("opd", {**COMMON, "teacher.served": served, **keys, "out": f"{folder}/{out}"}, callbacks=[Clock()])
         return steps[2:], (Path(folder) / out / "model.safetensors").read_bytes()
 
 
@@ -122,7 +122,8 @@ def size(server: Teacher) -> None:
 
 def faults(server: Teacher) -> None:
     """200 faults of every kind over 40 steps."""
-    keys = {"optimizer.steps": 40, "rollout.prompts_per_step": 32, "rollout.max_new_tokens": 24}
+    keys = {"optimizer.steps": 40, "rollout.prompts_per_step": 16, "rollout.max_new_tokens": 24}
+    keys["sequences"] = 1  # many questions, so that no single one takes most of the faults
     _, clean = run(server, "clean", **keys)
     asked = server.asked.count("/pooling")
     draw = random.Random(0)
