@@ -521,7 +521,7 @@ def recipe_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
                 "out": f"{folder}/run",
             }
             try:
-                opd.train(name, short)
+                opd.train(name, short | {"out": f"{folder}/run"})
             except Exception as failed:
                 error = f"{type(failed).__name__}: {failed}"
         rows.append({"variant": name, "seconds": time.perf_counter() - began, "error": error})
