@@ -1,10 +1,11 @@
 """False alarms and missed collapses of the guards, at their defaults, evaluated every 5 steps.
 
-    PYTHONPATH=tests python benchmarks/guards.py --folder guards [--seeds 3] [--minutes 60] [--write docs/guards.json]
+    PYTHONPATH=tests python benchmarks/guards.py --folder guards [--seeds 3] [--until 40] [--minutes 60] [--write FILE]
 
 Each recipe runs as shipped, and each planted collapse, with all guards off, so that what follows is seen. The folder
 keeps the metrics of each run, and a run that is there is not made again. The guards then read these metrics as they
-would in the run.
+would in the run: by evaluations, by rollouts alone, and by rollouts without rewards. ``--write`` adds what they read to
+the file that the tests read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,18 @@ from typing import Any
 
 from opd.config.read import read, recipe_names
 from opd.config.run import BaseRun
+from opd.types import Term
 from support.altered import train_altered
+from support.guard_replay import Seen, by_evaluations, by_rollouts, compact
 from support.planted import PLANTED
 from support.ruined_runs import sabotaged
+
+TERMS = [Term("distill", "distill", None, None, None)]  # type: ignore[arg-type]
+GUARDS: tuple[Callable[[Mapping[str, Any]], Seen], ...] = (
+    by_evaluations,
+    partial(by_rollouts, terms=TERMS),
+    partial(by_rollouts, terms=TERMS, rewarded=False),
+)
 
 OFF = {"guards.drop": 1.0, "guards.below_start": 1.0, "guards.patience": 1000, "guards.max_idle": 1000}
 MEASURED = {"eval.every": 5, "report": False, "log": [], "checkpoint.every": 1000}
@@ -99,12 +109,46 @@ def record(job: Job, until: int) -> dict[str, Any]:
 
 def settings(config: BaseRun) -> dict[str, Any]:
     """What the guards are built from."""
-    return {"steps": config.optimizer.steps, "warmup": config.optimizer.warmup, "family": config.family}
+    rollout = config.rollout.model_dump()
+    return {
+        "steps": config.optimizer.steps,
+        "warmup": config.optimizer.warmup,
+        "prompts": rollout["prompts_per_step"],
+    }
 
 
 def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics without times, with six digits."""
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items() if not k.endswith("_s")}
+
+
+def verdicts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Print what the guards make of every recorded run; returns what they read of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        recorded = found[path.stem] = compact(json.loads(path.read_text()))
+        evaluated, rolled = by_evaluations(recorded), by_rollouts(recorded, TERMS)
+        unrewarded = by_rollouts(recorded, TERMS, rewarded=False)
+        last = recorded["rollouts"][-1][0]
+        seen = f"evaluations {evaluated.stopped or '–'} (fell {evaluated.fell or '–'}, kept {evaluated.kept})"
+        others = f"rollouts {rolled.stopped or '–'}, without rewards {unrewarded.stopped or '–'}"
+        print(f"{path.stem}: {last} steps; {seen}; {others}")
+    recipes = [one for name, one in found.items() if name.startswith("recipe-")]
+    planted = [one for name, one in found.items() if name.startswith("planted-")]
+    false = [sum(bool(stop(one).stopped) for one in recipes) for stop in GUARDS]
+    caught = [sum(bool(stop(one).stopped) for one in planted) for stop in GUARDS]
+    soon = sum(stopped - fell <= 5 for fell, stopped in map(fall, planted) if fell and stopped)
+    ways = ("by evaluations", "by rollouts", "by rollouts without rewards")
+    print(f"{len(recipes)} runs of recipes, false stops:", *map("{} {};".format, false, ways))
+    print(f"{len(planted)} planted collapses, stopped:", *map("{} {};".format, caught, ways))
+    print(f"{soon} of {caught[0]} at the next evaluation after the one that first shows it")
+    return found
+
+
+def fall(recorded: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The evaluation that first shows a collapse, and the step at which the run is stopped."""
+    seen = by_evaluations(recorded)
+    return seen.fell, seen.stopped
 
 
 def main() -> None:
@@ -113,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--until", type=int, default=10**9, help="steps after which a recording ends")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this")
+    parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
@@ -123,6 +168,10 @@ def main() -> None:
             partial_file.write_text(json.dumps(record(job, args.until)))
             partial_file.rename(path)
             print(job.file, flush=True)
+    found = verdicts(args.folder)
+    if args.write:
+        runs = (f"{json.dumps(name)}: {json.dumps(one, separators=(',', ':'))}" for name, one in found.items())
+        args.write.write_text("{\n" + ",\n".join(runs) + "\n}\n")
 
 
 if __name__ == "__main__":
