@@ -142,3 +142,28 @@ def test_a_function_that_is_no_task_is_not_called(tmp_path: Path) -> None:
     done = command("eval", "nano/math-base", "os:getcwd", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "words"),
+    [
+        ("opsd", 'teacher.view={type: privileged, template: "{answer:>999999999}"}', "formats a field"),
+        ("sdpo", 'teacher.view={type: feedback, solution: "{solution!r:>99999999}"}', "formats a field"),
+        ("opd", "rollout.temperature=1e-320", "too large to compute"),
+        ("opd", "loss.temperature=1e-320", "loss.temperature"),
+        ("opd", "optimizer.lr=1e300", "optimizer.lr"),
+        ("opd", "eval.rollouts_per_prompt=1000000000000", "eval.rollouts_per_prompt"),
+    ],
+)
+def test_a_value_that_no_machine_computes_is_one_sentence(
+    recipe: str, override: str, words: str, tmp_path: Path
+) -> None:
+    done = command("train", recipe, *OVERRIDES, "out=run", override, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_more_samples_than_memory_holds_are_refused() -> None:
+    with pytest.raises(OpdError, match=r"samples: at most 100,000 are possible \(got 1000000000000\)\. Fix: lower it"):
+        opd.evaluate("nano/math-base", "math", samples=10**12)

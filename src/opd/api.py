@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -180,16 +181,18 @@ def evaluate(
     """
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype: there is no '{dtype}'. Fix: choose {', '.join(get_args(Dtype))}")
-    least: dict[str, tuple[float, float]] = {
-        "samples": (samples, 0),
-        "max_new_tokens": (max_new_tokens, 1),
-        "max_turns": (max_turns, 1),
-        "limit": (1 if limit is None else limit, 1),
-        "temperature": (temperature, 0),
+    limits: dict[str, tuple[float, float, float]] = {
+        "samples": (samples, 0, 100_000),
+        "max_new_tokens": (max_new_tokens, 1, 10_000_000),
+        "max_turns": (max_turns, 1, 1_000_000),
+        "limit": (1 if limit is None else limit, 1, math.inf),
+        "temperature": (temperature, 0, math.inf),
     }
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ConfigError(f"{name}: at least {bound} is needed (got {value}). Fix: raise it")
+    for name, (value, least, most) in limits.items():
+        if not least <= value <= most:
+            low = value < least
+            bound = f"at least {least} is needed" if low else f"at most {most:,} are possible"
+            raise ConfigError(f"{name}: {bound} (got {value}). Fix: {'raise' if low else 'lower'} it")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         named = {"task": prompts} if is_task else PromptsConfig.source(prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import datasets
 import pytest
 
 from opd.config.run import PromptsConfig
+from opd.data.files import read_rows
 from opd.data.prompts import HELD_OUT, load_prompts
 from opd.errors import DataError
 from opd.types import Prompt
@@ -241,3 +243,23 @@ def test_random_json_rows_come_back_as_they_were_written(tmp_path: Path) -> None
     texts = ["x" + "".join(rng.choices(letters, k=20)) for _ in range(50)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": t}, ensure_ascii=False) + "\n" for t in texts))
     assert [(p.messages or ({},))[0]["content"] for p in loaded(tmp_path / "a.jsonl")] == texts
+
+
+def test_a_device_or_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("endless.jsonl", "pipe.jsonl"):
+        with pytest.raises(DataError, match=r"is a device or a pipe, which may have no end\. Fix: write"):
+            list(read_rows(str(tmp_path / name), key="prompts"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
+def test_a_line_that_no_memory_would_hold_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opd.data.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("opd.data.files.LONGEST_JSON", 1000)
+    text = "prompt\n" + "x" * 2000 if "csv" in name else json.dumps({"prompt": "x" * 2000})
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    with pytest.raises(DataError, match=r"more than 1,000 characters\. Fix: "):
+        list(read_rows(str(tmp_path / name), key="prompts"))

@@ -170,3 +170,11 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["event"]["kind"] == "report"
     assert "report.html was not written: " in last["event"]["text"]
+
+
+@pytest.mark.parametrize("content", ['{"best": 5}', '{"seconds": "x"}', '{"stopped_by": []}'])
+def test_a_result_of_another_shape_is_one_sentence(content: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "result.json").write_text(content)
+    with pytest.raises(DataError, match=r"result.json' was not written by opd\. Fix: "):
+        run_data(folder)

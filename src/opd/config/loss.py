@@ -58,7 +58,7 @@ class LossConfig(Strict):
     """The target of every token: full, top_k, sampled, hidden, other_tokenizer; or reward, sft (no teacher)."""
     divergence: DivergenceConfig = DivergenceConfig()
     """How two distributions are compared, for the signals full, top_k and sampled."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-4)
     """Divides the logits of student and teacher."""
     token_weights: TokenWeights = TokenWeights()
     """Weights of the signal's tokens."""

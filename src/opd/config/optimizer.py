@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Strict):
-    lr: float = Field(1e-5, gt=0)
+    lr: float = Field(1e-5, gt=0, le=1e9)
     """Peak learning rate of AdamW."""
     steps: int = Field(100, ge=1)
     """Optimizer steps."""

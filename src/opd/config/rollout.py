@@ -24,6 +24,13 @@ class SamplingConfig(Strict):
     min_p: float = Field(0.0, ge=0, lt=1)
     """Sample from the tokens with at least this share of the likeliest one's probability; 0 keeps all."""
 
+    @field_validator("temperature")
+    @classmethod
+    def _computable(cls, value: float) -> float:
+        if 0 < value < 1e-4:
+            raise ValueError(f"logits over {value:g} are too large to compute. Fix: set 0 for the likeliest token")
+        return value
+
     @property
     def sampling(self) -> Sampling:
         """The same for engines."""

@@ -160,7 +160,7 @@ class EvalConfig(Strict):
     """Held-out prompts; without them nothing is measured."""
     every: int = Field(20, ge=1)
     """Steps between evaluations."""
-    rollouts_per_prompt: int = Field(0, ge=0)
+    rollouts_per_prompt: int = Field(0, ge=0, le=100_000)
     """Also sample n answers per prompt and report their mean accuracy, avg@n."""
     sampling: SamplingConfig = SamplingConfig()
     """How the answers of avg@n are drawn; by default from the whole distribution at temperature 1."""

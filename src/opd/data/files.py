@@ -7,12 +7,16 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from opd.config.run import FILES
 from opd.data.strict_json import parse
 from opd.errors import DataError
+
+LONGEST_LINE, LONGEST_JSON = 50_000_000, 500_000_000
+"""Most characters of a line, and of a whole .json file."""
 
 UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
 """Errors of opening and decoding a file."""
@@ -36,6 +40,8 @@ def read_rows(path: str, *, key: str) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{key}: '{path}' is a folder. Fix: write {key}.dataset={path}")
     if kind is None:
         raise DataError(f"{key}: '{path}' is no file of a known kind. Fix: give a file in {', '.join(FILES)}")
+    if where.exists() and not where.is_file():
+        raise DataError(f"{key}: '{path}' is a device or a pipe, which may have no end. Fix: write its rows to a file")
     empty = True
     try:
         for row in _parquet(where, key) if kind == ".parquet" else _text(where, kind, key):
@@ -53,15 +59,31 @@ def read_rows(path: str, *, key: str) -> Iterator[Mapping[str, Any]]:
 def _text(path: Path, kind: str, key: str) -> Iterator[Mapping[str, Any]]:
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else "\n") as file:
+        lines = _bounded(file, key, path)
         if kind in (".csv", ".tsv"):
-            yield from _csv(file, f"{key}: '{path}'", delimiter="\t" if kind == ".tsv" else ",")
+            yield from _csv(lines, f"{key}: '{path}'", delimiter="\t" if kind == ".tsv" else ",")
         elif kind == ".json":
-            yield from _json(file.read(), key, path)
+            text = file.read(LONGEST_JSON + 1)
+            if len(text) > LONGEST_JSON:
+                raise DataError(f"{key}: '{path}' has more than {LONGEST_JSON:,} characters. Fix: write it as .jsonl")
+            yield from _json(text, key, path)
         else:
-            yield from _lines(file, key, path)
+            yield from _lines(lines, key, path)
 
 
-def _lines(lines: Iterator[str] | IO[str], key: str, path: Path) -> Iterator[Mapping[str, Any]]:
+def _bounded(file: IO[str], key: str, path: Path) -> Iterator[str]:
+    """The lines of a file, none of which is too long for the memory: a small packed file can have one of gigabytes."""
+    for number in count(1):
+        if not (line := file.readline(LONGEST_LINE + 1)):
+            return
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{key}: line {number} of '{path}' has more than {LONGEST_LINE:,} characters. Fix: shorten or delete it"
+            )
+        yield line
+
+
+def _lines(lines: Iterator[str], key: str, path: Path) -> Iterator[Mapping[str, Any]]:
     """The objects of JSONL."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -94,7 +116,7 @@ def _mapping(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _csv(file: IO[str], where: str, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
+def _csv(file: Iterator[str], where: str, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
     """Rows by the names in the first line; an empty cell is null, any other a text."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(file, delimiter=delimiter, strict=True)

@@ -16,7 +16,7 @@ from opd.errors import DataError
 from opd.report.block import bounded, bounded_row, data_block
 from opd.report.facts import PARTS, facts, teaching, times
 from opd.report.files import ROLLOUTS, measured, read_json, read_metrics, read_rollouts
-from opd.report.rows import is_rollout
+from opd.report.rows import is_result, is_rollout
 from opd.report.signs import signs
 from opd.report.speech import parts
 from opd.training.guards import better
@@ -98,6 +98,8 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
     if not all(isinstance(config.get(key) or {}, Mapping) for key in ("method", "loss", "teacher", "rollout", "eval")):
         raise DataError(f"'{folder / 'run.json'}' was not written by opd. Fix: name a run's folder")
     result = read_json(folder / "result.json")
+    if result is not None and not is_result(result):
+        raise DataError(f"'{folder / 'result.json'}' was not written by opd. Fix: delete it, or name a run's folder")
     method = config.get("method") or {}
     events = [{"step": line["step"], **line["event"]} for line in lines if "event" in line]
     about = {

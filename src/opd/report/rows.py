@@ -110,6 +110,13 @@ class _States(_Part):
     loss: dict[str, list[float | None]]
 
 
+class _Result(_Part):
+    best: dict[str, float | None] = {}
+    stopped_by: str | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+
+
 class _Happened(_Part):
     kind: str
     text: str
@@ -135,6 +142,11 @@ def is_metrics(line: Mapping[str, Any]) -> bool:
 def is_states(line: Mapping[str, Any]) -> bool:
     """Whether a line of ``states.jsonl`` is as the recorder writes it."""
     return _holds(_States, line)
+
+
+def is_result(tree: Mapping[str, Any]) -> bool:
+    """Whether ``result.json`` is as a run writes it."""
+    return _holds(_Result, tree)
 
 
 def _holds(shape: type[_Part], row: Mapping[str, Any]) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
 from opd.axes.authors.base import AuthorConfig
 from opd.axes.context import RunContext
+from opd.axes.fields import formats_a_field
 
 if TYPE_CHECKING:
     from opd.types import HintAuthor
@@ -27,18 +27,15 @@ class Rules(AuthorConfig):
     @field_validator("templates")
     @classmethod
     def _plain_fields(cls, templates: dict[str, str | None]) -> dict[str, str | None]:
-        """Only ``{field}``: a format such as ``{x:>1000000000}`` fills the memory, an attribute reads objects."""
+        """Only ``{field}``."""
         for kind, template in templates.items():
             try:
-                parts = list(Formatter().parse(template or ""))
+                formats = formats_a_field(template or "")
             except ValueError as error:
                 raise ValueError(
                     f"the template of {kind} is broken ({error}). Fix: write fields as {{field}}"
                 ) from None
-            if any(
-                spec or conversion or (name is not None and not name.isidentifier())
-                for _, name, spec, conversion in parts
-            ):
+            if formats:
                 raise ValueError(f"the template of {kind} formats a field. Fix: write fields as {{field}} only")
         return templates
 

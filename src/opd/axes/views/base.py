@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
+from opd.axes.fields import formats_a_field
 from opd.errors import ConfigError
 from opd.models.messages import content_text
 from opd.types import Prompt, Rollout, Segment, Span, View
@@ -129,6 +130,11 @@ def checked_template(template: str, key: str, *, needs: str, may: str = "") -> s
     """
     known = [needs, *may.split()]
     try:
+        if formats_a_field(template):
+            raise ConfigError(
+                f"teacher.view.{key}: {template!r} formats a field. Fix: write fields as {{field}} only, and other "
+                "braces twice"
+            )
         text = template.format(**{name: "\0" if name == needs else "" for name in known})
     except (KeyError, IndexError, ValueError) as error:
         listed = " and ".join(f"{{{name}}}" for name in known)
