@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +15,7 @@ from opd.config.run import PromptsConfig, RunConfig
 from opd.config.tasks import TASKS
 from opd.data.rows import Note, ignore
 from opd.errors import ConfigError
+from opd.evaluation.limits import check_limits
 from opd.language.measure import measure_model
 from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel, device_named
@@ -181,18 +181,8 @@ def evaluate(
     """
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype: there is no '{dtype}'. Fix: choose {', '.join(get_args(Dtype))}")
-    limits: dict[str, tuple[float, float, float]] = {
-        "samples": (samples, 0, 100_000),
-        "max_new_tokens": (max_new_tokens, 1, 10_000_000),
-        "max_turns": (max_turns, 1, 1_000_000),
-        "limit": (1 if limit is None else limit, 1, math.inf),
-        "temperature": (temperature, 0, math.inf),
-    }
-    for name, (value, least, most) in limits.items():
-        if not least <= value <= most:
-            low = value < least
-            bound = f"at least {least} is needed" if low else f"at most {most:,} are possible"
-            raise ConfigError(f"{name}: {bound} (got {value}). Fix: {'raise' if low else 'lower'} it")
+    counts = {"samples": samples, "max_new_tokens": max_new_tokens, "max_turns": max_turns}
+    check_limits(**counts, limit=limit, temperature=temperature)
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         named = {"task": prompts} if is_task else PromptsConfig.source(prompts)
