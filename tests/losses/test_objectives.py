@@ -89,6 +89,18 @@ def test_the_temperature_divides_the_logits_of_every_token_loss(temperature: flo
         assert per_token_T.tolist() == pytest.approx(wanted_T.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_temperature_divides_the_logits_of_student_and_teacher(temperature: float) -> None:
+    """Forward KL against its definition in float64."""
+    log_p_TV = ((HIDDEN.double() @ HEAD.double().T) / temperature).log_softmax(-1)
+    log_q_TV = ((THEIRS.double() @ HEAD_1.double().T) / temperature).log_softmax(-1)
+    wanted_T = (log_q_TV.exp() * (log_q_TV - log_p_TV)).sum(-1)
+    per_token_T = torch.zeros(T)
+    objective = FullVocabulary(divergence="forward_kl", temperature=temperature)
+    objective(TokenStates(HIDDEN, HEAD), FULL, torch.ones(T), per_token_T)
+    assert per_token_T.tolist() == pytest.approx(wanted_T.tolist(), rel=1e-4)
+
+
 def test_the_largest_advantage_holds_on_both_sides() -> None:
     """With the policy that drew the tokens the loss at each is minus its advantage, cut to the limit."""
     log_p_T = (HIDDEN @ HEAD.T).log_softmax(-1)[torch.arange(T), WHERE[2]]

@@ -66,6 +66,17 @@ def test_a_gradient_that_is_not_finite_is_not_applied_even_if_the_loss_is_finite
     assert module.weight.grad is None
 
 
+@pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_is_not_applied_even_if_the_gradient_is_finite(loss: float) -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    before = module.weight.clone()
+    module.weight.grad = torch.ones(2, 3)
+    assert optimizer.step(0, loss) is None
+    assert torch.equal(module.weight, before)
+    assert module.weight.grad is None
+
+
 def test_state_survives_a_round_trip_bit_for_bit() -> None:
     ours, other = model(), model()
     optimizer, restored = Optimizer(ours, lr=0.1, steps=9), Optimizer(other, lr=0.1, steps=9)
