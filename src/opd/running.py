@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from opd.config.diffusion import DiffusionConfig
 from opd.config.own_model import settings_taken
 from opd.config.run import BaseRun, RunConfig
-from opd.distributed import World, check_alone, join
+from opd.distributed import World
 from opd.errors import ConfigError
-from opd.language.divided import check_shard
+from opd.language.divided import join_ranks
 from opd.loop import Loop
 from opd.models.language import device_named
 from opd.models.sealed import seal_model
@@ -75,7 +75,7 @@ def start(
     Raises:
         OpdError: as for ``train``.
     """
-    out, world = Path(config.out), _join(config)
+    out, world = Path(config.out), join_ranks(config)
     with world.together(), ExitStack() as held:
 
         def take() -> bool | None:
@@ -91,15 +91,6 @@ def start(
             world.first(partial(_make_folder, out), "out")
             resumed = world.first(take, "out")
         return _run(run, callbacks if world.rank == 0 else (), world, resumed=bool(resumed))
-
-
-def _join(config: RunConfig | DiffusionConfig) -> World:
-    if isinstance(config, DiffusionConfig):
-        check_alone("a diffusion run")
-    world = join(device_named(config.device))
-    if isinstance(config, RunConfig):
-        check_shard(config, world.size, adapter=config.lora is not None)
-    return world
 
 
 def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> Result:

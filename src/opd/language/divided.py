@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from opd.config.diffusion import DiffusionConfig
 from opd.config.run import RunConfig
-from opd.distributed import mesh_of
+from opd.distributed import World, check_alone, join, mesh_of
 from opd.errors import ConfigError
 from opd.language.context import LanguageContext
 from opd.models.adapters import adapted
+from opd.models.language import device_named
 from opd.models.packing import packs
+
+
+def join_ranks(config: RunConfig | DiffusionConfig) -> World:
+    """The processes of a run, which meet here.
+
+    Raises:
+        ConfigError: there are several, and the run takes one; or its weights cannot be divided as it asks.
+    """
+    if isinstance(config, DiffusionConfig):
+        check_alone("a diffusion run")
+        return World()
+    world = join(device_named(config.device))
+    check_shard(config, world.size, adapter=config.lora is not None)
+    return world
 
 
 def check_shard(config: RunConfig, size: int, *, adapter: bool) -> int:
