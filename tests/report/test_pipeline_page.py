@@ -124,7 +124,6 @@ def test_the_command_writes_the_page_of_a_run_of_several_and_of_a_pipeline(
     [
         (["nothing"], "'nothing' is no run of opd"),
         (["pipe", "one"], "'pipe' is a pipeline and cannot be shown beside others"),
-        (["pipe", "--live"], "'pipe' is a pipeline; --live follows runs"),
         (["one", "--out", "no/such/folder.html"], "cannot write 'no/such/folder.html'"),
     ],
 )
