@@ -146,6 +146,7 @@ def test_virtual_tokens_are_refused() -> None:
         accept(dataclasses.replace(base, model=peft.get_peft_model(base.model, config)), key="student")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_reaches_the_adapter(tmp_path: Path) -> None:
     moved = []
     for checkpointing in (False, True):

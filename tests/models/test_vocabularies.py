@@ -72,6 +72,7 @@ def test_neither_samples_nor_reads_a_token_that_the_other_lacks(added: tuple[Seq
 
 @pytest.mark.parametrize("added", PAIRS)
 @pytest.mark.parametrize("signal", ["full", {"type": "top_k", "k": 4}, "sampled"])
+@pytest.mark.slow
 def test_training_equals_that_of_a_pair_without_the_added_tokens(
     tmp_path: Path, added: tuple[Sequence[str], Sequence[str]], signal: Any
 ) -> None:

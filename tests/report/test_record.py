@@ -104,6 +104,7 @@ def _by_key(out: Path) -> dict[str, Any]:
     return {json.dumps([r["step"], r["of"], r.get("n", r.get("about"))]): r for r in read_rollouts(out / ROLLOUTS)}
 
 
+@pytest.mark.slow
 def test_ten_random_tokens_have_the_numbers_of_the_checkpoint(math_run: Path) -> None:
     """Compare the page with a float64 computation from the saved weights."""
     run = embedded(math_run)["runs"][0]
@@ -150,6 +151,7 @@ def test_the_losses_of_training_rollouts_add_up_to_the_loss_of_the_step(tmp_path
     assert total == pytest.approx(first["distill"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_hints_are_recorded_with_their_span_and_inserted_tokens_are_masked(hint_run: Path) -> None:
     run = run_data(hint_run)
     hinted = [r for r in run["rollouts"] if any(t["contexts"] for t in r["terms"])]

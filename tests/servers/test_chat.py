@@ -175,6 +175,7 @@ def test_content_in_parts_and_halves_of_characters_are_read() -> None:
 
 
 @pytest.mark.parametrize("asked", ["²", "99999999999", "-1", "soon", "1e9", ""])
+@pytest.mark.slow
 def test_a_strange_retry_after_is_one_sentence(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAIT_S", 0.1)
     answer = whole(b"wait", status="429 No", headers="").replace(

@@ -36,6 +36,7 @@ def train(folder: Path, server: Teacher, name: str, **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize("loss", [{"divergence": "reverse_kl"}, {"divergence": "reverse_kl", "signal": "sampled"}])
+@pytest.mark.slow
 def test_faults_at_random_change_no_bit(loss: Any, server: Teacher, tmp_path: Path) -> None:
     clean = train(tmp_path, server, "clean", loss=loss)
     draw = random.Random(5)

@@ -82,6 +82,7 @@ def test_only_the_last_two_pushes_stay_on_disk(server: RolloutServer, tmp_path: 
     assert len(list((tmp_path / "pushed").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_gets_the_weights_again(server: RolloutServer, tmp_path: Path) -> None:
     by = engine(changed(make_model(0)), tmp_path, server)
     by.sync()
@@ -92,6 +93,7 @@ def test_a_server_that_restarts_gets_the_weights_again(server: RolloutServer, tm
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", "missing", "other"])
+@pytest.mark.slow
 def test_a_wrong_answer_is_asked_for_again(fault: str, server: RolloutServer, tmp_path: Path) -> None:
     by = engine(make_model(0), tmp_path, server)
     by.sync()
@@ -100,6 +102,7 @@ def test_a_wrong_answer_is_asked_for_again(fault: str, server: RolloutServer, tm
     assert written(by) == right
 
 
+@pytest.mark.slow
 def test_half_a_push_is_seen_and_repeated(server: RolloutServer, tmp_path: Path) -> None:
     model = make_model(0)
     by = engine(model, tmp_path, server)
@@ -184,6 +187,7 @@ def test_a_run_rolls_out_and_trains(server: RolloutServer, tmp_path: Path) -> No
     assert '"push_s"' in (tmp_path / "out" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_slow_row_holds_no_other_row_up(server: RolloutServer, tmp_path: Path) -> None:
     by = engine(make_model(0), tmp_path, server)
     by.sync()

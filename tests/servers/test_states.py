@@ -175,6 +175,7 @@ def train(out: Path, folder: Path, url: str, **served: Any) -> opd.Result:
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"slow", "drips"}))
+@pytest.mark.slow
 def test_a_fault_is_asked_about_again_and_changes_nothing(fault: str, folder: Path) -> None:
     with Teacher({"t": load(str(folder), key="t")}) as server:
         remote = served_by(folder, server.url, states="bfloat16")
@@ -199,6 +200,7 @@ def test_a_slow_answer_meets_the_deadline(fault: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["normalised", "other weights", "garbage"])
+@pytest.mark.slow
 def test_a_server_that_stays_wrong_ends_the_run_before_the_step(fault: str, folder: Path, tmp_path: Path) -> None:
     with Teacher({"t": load(str(folder), key="t")}) as server:
         steps = tmp_path / "out" / "metrics.jsonl"
@@ -231,6 +233,7 @@ def test_another_address_takes_over(folder: Path, tmp_path: Path) -> None:
         assert all(len(remote.server.requests.result(future)[0]) == 2 for future in futures)
 
 
+@pytest.mark.slow
 def test_the_log_names_each_fault_and_metrics_say_what_the_server_cost(folder: Path, tmp_path: Path) -> None:
     with Teacher({"t": load(str(folder), key="t")}) as server:
         first = train(tmp_path / "first", folder, server.url)

@@ -229,6 +229,7 @@ def test_answers_are_kept_across_runs(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 2
 
 
+@pytest.mark.slow
 def test_passing_failures_are_retried_and_the_servers_wish_is_respected(server: Server) -> None:
     server.failures = [(500, {}), (429, {"Retry-After": "1"})]
     started = time.perf_counter()

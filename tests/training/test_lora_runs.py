@@ -107,6 +107,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_stages_train_adapters_start_from_them_and_average_them(models: Path, tmp_path: Path) -> None:
     result = pipeline(stages(tmp_path / "out", models))
     assert {stage.state for stage in result.stages.values()} == {"done"}

@@ -231,6 +231,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("at", slow_but([2, 4, 7, 11], 7))
+@pytest.mark.slow
 def test_a_run_killed_around_its_rollbacks_resumes_to_the_same_bits(
     whole: tuple[str, opd.Result], at: int, tmp_path: Path
 ) -> None:
@@ -311,6 +312,7 @@ NAMES = ("kl_exploded", "truncated", "too_long", "repeating", "entropy_exploded"
 
 
 @pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.slow
 def test_without_an_evaluation_that_judges_a_collapsed_run_ends_with_its_last_good_weights(
     judged: bool, tmp_path: Path
 ) -> None:
@@ -351,6 +353,7 @@ def spoilt(student: Any, rollouts: Any, signal: Any) -> Any:
 
 
 @pytest.mark.parametrize("at", [8, 16])
+@pytest.mark.slow
 def test_a_run_that_its_rollouts_guard_resumes_to_the_same_bits(at: int, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": 1.0, "steps": 30}, "checkpoint": {"every": 4}, "guards": {}}
     whole = train(tmp_path / "whole", **changes)
