@@ -310,6 +310,16 @@ def test_an_old_value_is_refused_with_the_new_one(key: str, old: str) -> None:
         ),
         (
             "opd",
+            {"prompts": {"mix": [{"task": "math"}], "domain": "train"}},
+            "prompts: domain does not apply to a mix (got 'train'). Fix: move it into each source of the mix",
+        ),
+        (
+            "opd",
+            {"prompts": {"task": "math", "subset": "train"}},
+            "prompts: subset does not apply to a task (got 'train'). Fix: leave it out",
+        ),
+        (
+            "opd",
             {"prompts": {"task": "math", "subset": "main"}},
             "prompts: subset does not apply to a task (got 'main'). Fix: leave it out",
         ),

@@ -20,7 +20,7 @@ from opd.config.diffusion import DiffusionConfig
 from opd.config.own_model import settle
 from opd.config.problems import FAMILIES, sentence
 from opd.config.renamed import RENAMED_BY_FAMILY
-from opd.config.run import PromptsConfig, RunConfig
+from opd.config.run import SOURCES, PromptsConfig, RunConfig
 from opd.errors import ConfigError, near
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,8 +32,8 @@ PROMPT_SOURCES = frozenset({"prompts", "prompts.task", "prompts.path", "prompts.
 
 ALTERNATIVES = {
     "teacher": ("weights", "model", "models"),
-    "prompts": ("task", "path", "dataset", "mix"),
-    "eval.prompts": ("task", "path", "dataset", "mix"),
+    "prompts": SOURCES,
+    "eval.prompts": SOURCES,
 }
 """Keys of which a mapping has one."""
 

@@ -144,8 +144,10 @@ class PromptsConfig(Strict):
     def _one_source(self) -> PromptsConfig:
         exactly_one(self, *SOURCES)
         source = next(name for name in SOURCES if getattr(self, name) is not None)
-        given = {key: value for key, value in self.model_dump(exclude_defaults=True).items() if value != "train"}
+        given = self.model_dump(exclude_defaults=True)
         unfit = NOT_WITH.get(source, type(self).model_fields.keys() - BESIDE_MIX)
+        if source == "path" and self.split == "train":  # a file is all training prompts
+            unfit = unfit - {"split"}
         if found := sorted(given.keys() & unfit):
             fix = "move it into each source of the mix" if source == "mix" else "leave it out"
             words = {"path": "a file"}.get(source, f"a {source}")
