@@ -18,9 +18,10 @@ from opd.models.language import stop_ids
 from opd.models.loading import load
 from opd.rollouts.sampler import Prefix, Sampler
 from opd.teachers.hints import RulesAuthor
-from opd.types import Generation, Message, Observation, Prompt, Rollout, Sampling
+from opd.types import Message, Observation, Prompt, Rollout, Sampling
 from support.chat_templates import FORMATS, make_chat_tokenizer
 from support.models import make_model
+from support.scripted import Scripted
 
 TOOLS = get_task("tools")
 MODEL = load("nano/tools-base", key="student")
@@ -182,28 +183,6 @@ def test_a_teacher_plays_the_first_turns_and_leaves_the_last_to_the_student() ->
     assert led == {0, 1, 2}
     tight = greedy(student, max_new_tokens=64, max_turns=1, prefix=Prefix(teacher, turns=2))
     assert all(all(r.completion_mask) for r in tight.rollout(TOOLS.prompts("test")[:4], 1))
-
-
-class Scripted:
-    """Says the same text in every turn and stops with a given token."""
-
-    def __init__(self, ids: tuple[int, ...]) -> None:
-        self.ids = ids
-        self.contexts: list[Sequence[int]] = []
-
-    def generate(
-        self,
-        contexts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        *,
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        seed: int,
-    ) -> list[Generation]:
-        self.contexts += contexts
-        return [Generation(self.ids, (-1.0,) * len(self.ids), self.ids[-1] in stop_ids) for _ in contexts]
-
-    def sync(self) -> None: ...
 
 
 class Again:
