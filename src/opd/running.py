@@ -123,6 +123,7 @@ def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> 
         steps=loop.steps,
         evaluates=loop.evaluate is not None,
         settings=settings_taken(config),
+        images=config.images_per_step,
     )
     log.start(start, evaluated=bool(loop.state.before), events=loop.state.events)
     for change in changes:

@@ -7,13 +7,17 @@ import json
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from rich.console import Console
 
-from opd.report import view
+from opd.errors import DataError
 from opd.report.data import run_data
 from opd.report.facts import differing, facts, times
+from opd.report.live import LiveServer
+from opd.report.view import follow
 from support.written_run import write_run
 
 
@@ -78,11 +82,69 @@ def test_differing_keys_have_each_runs_value_and_leave_out_folder_and_recipe() -
     assert differing([one, {**one, "out": "c"}]) == []
 
 
-def test_a_live_page_waits_for_a_run_that_has_not_begun(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    folder = tmp_path / "run"
-    threading.Timer(0.2, lambda: write_run(folder)).start()
-    view._wait(console, folder)
-    assert (folder / "run.json").is_file()
+def test_a_live_page_is_served_before_its_runs_have_begun(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    with LiveServer(folders) as server:
+
+        def shown() -> Any:
+            return server.root().current()[1]
+
+        names = {server.root().current()[0]}
+        assert shown()["waiting"] == [{"folder": str(folder), "exists": False} for folder in folders]
+        write_run(folders[0])
+        folders[1].mkdir()
+        names.add(server.root().current()[0])
+        assert shown()["waiting"] == [{"folder": str(folders[1]), "exists": True}]
+        folders[1].rmdir()
+        write_run(folders[1])
+        names.add(server.root().current()[0])
+        assert [run["name"] for run in shown()["runs"]] == ["one", "two"]
+        assert len(names) == 3  # a page that polls gets each of them
+        (folders[1] / "run.json").unlink()
+        assert shown()["waiting"][0]["folder"] == str(folders[1])
+        (folders[1] / "pipeline.json").write_text("{}")
+        with pytest.raises(DataError, match="two' is a pipeline and cannot be shown beside others"):
+            shown()
+
+
+def test_the_command_names_the_page_of_a_run_that_has_not_begun_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(server: LiveServer) -> None:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        with urlopen(server.url) as answer:
+            pages.append(answer.read().decode())
+        answering.join()
+        raise KeyboardInterrupt
+
+    pages: list[str] = []
+    monkeypatch.setattr(LiveServer, "serve_forever", asked)
+    console = Console(file=io.StringIO(), width=40)
+    follow(console, [tmp_path / "[b]run"], port=0, browser=False)
     assert isinstance(console.file, io.StringIO)
-    assert f"waiting  for a run to begin in {folder}" in console.file.getvalue()
+    waiting, live = console.file.getvalue().splitlines()[:2]
+    assert waiting == f"waiting  for a run to begin in {tmp_path}/[b]run"
+    assert live.startswith("live     http://127.0.0.1:")
+    assert f'"folder":"{tmp_path}/[b]run","exists":false' in pages[0]
+
+
+def test_a_damaged_file_of_a_live_page_is_a_sentence_until_it_is_whole(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    whole = (run / "run.json").read_text()
+    with LiveServer([run]) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            (run / "run.json").write_text(whole[:-5])
+            with pytest.raises(HTTPError) as refused:
+                urlopen(f"{server.url}data.json")
+            with refused.value as answer:
+                assert answer.status == 503
+                assert "run.json' is damaged" in answer.read().decode()
+            (run / "run.json").write_text(whole)
+            with urlopen(f"{server.url}data.json") as answer:
+                assert json.load(answer)["runs"][0]["name"] == "run"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -14,6 +14,7 @@ from opd.output import log_lines
 from opd.output.callbacks import RunStart
 from opd.output.format import format_value
 from opd.output.log_lines import JsonLines, LogLines
+from opd.output.terminal import LiveDisplay
 from support.command_line import command
 
 PAIR = r'[^ ="]+=(?:"(?:[^"\\]|\\.)*"|[^ "]+)'
@@ -47,10 +48,32 @@ def test_a_log_of_200_steps_is_one_line_a_step_whatever_the_width(monkeypatch: p
     assert len(lines) == 200 + 4 + 1
     steps = [parsed(line) for line in lines if line.startswith("step=")]
     assert [row["step"] for row in steps] == [f"{n}/200" for n in range(1, 201)]
-    assert steps[9] == steps[9] | {"loss": "0.050", "accuracy": "5.0%", "grad_norm": "2e-06", "tok/s": "1600"}
+    assert steps[9] == steps[9] | {"loss": "0.050", "accuracy": "5.0%", "grad_norm": "2e-6", "tok/s": "1600"}
     assert re.fullmatch(r"\d+s", steps[9]["left"])
     event = parsed(lines[-1])
     assert json.loads(event["text"]).startswith('the "teacher" drifted: back to step 150, [bold]once[/]')
+
+
+def test_a_run_of_images_has_their_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are denoising steps, of which one image needs many."""
+    monkeypatch.setattr(log_lines, "SECONDS", 0.0)
+    metrics = {"loss": 0.5, "tokens": 640.0, "rollout_s": 1.0, "teacher_s": 0.5, "update_s": 0.5}
+    start = RunStart(out=Path("out"), step=0, steps=2, evaluates=True, images=32)
+    console = narrow()
+    log = LogLines(console)
+    log.start(start)
+    log.step(1, metrics)
+    assert isinstance(console.file, io.StringIO)
+    row = parsed(console.file.getvalue().strip())
+    assert row["images/s"] == "16.0"
+    assert "tok/s" not in row
+    terminal = Console(file=io.StringIO(), width=200, force_terminal=True)
+    bar = LiveDisplay(terminal)
+    bar.start(start)
+    bar.step(1, metrics)
+    bar.stop()
+    assert isinstance(terminal.file, io.StringIO)
+    assert "16.0 images/s" in terminal.file.getvalue()
 
 
 def test_fast_steps_share_a_line_and_the_last_step_has_one() -> None:
@@ -66,7 +89,7 @@ def test_fast_steps_share_a_line_and_the_last_step_has_one() -> None:
 
 
 def test_numbers_too_small_for_three_decimals_are_not_zero() -> None:
-    assert format_value("lr", 1e-6) == "1e-06"
+    assert format_value("lr", 1e-6) == "1e-6"
     assert format_value("loss", -0.0004) == "-0.0004"
     assert format_value("loss", 0.0) == "0.000"
     assert format_value("accuracy", 0.00004) == "0.0%"

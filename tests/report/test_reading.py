@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -303,6 +304,42 @@ def test_runs_are_compared(browser: Any, tmp_path: Path, width: int, dark: bool)
             rows = page.locator("#charts figure:has(#chart-loss) .values-of tbody th").all_text_contents()
             assert rows[-1] == last
         assert page.locator(".plot canvas").count() >= 2
+        assert visit.errors == []
+
+
+@both
+def test_a_page_before_its_run_says_so_and_becomes_the_runs_page(
+    browser: Any, tmp_path: Path, width: int, dark: bool
+) -> None:
+    folder = tmp_path / "runs" / ("long_name_" * 12)
+    with served(folder) as server, Visit(browser, server.url, width=width, dark=dark) as visit:
+        page = visit.page
+        assert visit.text("h1") == "Waiting for a run to begin"
+        assert str(folder) in visit.text("#short")
+        assert "the folder does not exist yet" in visit.text("#short")
+        assert visit.text("#live") == "waiting"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        folder.mkdir(parents=True)
+        page.get_by_text("no run has begun in it").wait_for()
+        folder.rmdir()
+        write_run(folder)
+        page.locator("#text .tok").first.wait_for()
+        assert page.locator("#live").inner_text() in ("live", "finished")
+        shutil.rmtree(folder)
+        page.get_by_text("the folder does not exist yet").wait_for()
+        assert visit.errors == []
+
+
+def test_a_page_before_its_pipeline_becomes_the_pipelines_page(
+    browser: Any, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pipeline"
+    with served(folder) as server, Visit(browser, server.url) as visit:
+        assert str(folder) in visit.text("#short")
+        shutil.copytree(pipeline_folder, folder)
+        visit.page.locator('[data-stage="two"]').wait_for()
+        visit.page.click('[data-stage="one"] a')
+        assert visit.page.url == f"{server.url}stage/one/"
         assert visit.errors == []
 
 

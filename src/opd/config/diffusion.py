@@ -219,6 +219,11 @@ class DiffusionConfig(BaseRun):
         """Whether an anchor holds the student."""
         return self.loss.anchor > 0
 
+    @property
+    def images_per_step(self) -> int:
+        """Images that the student draws in a step."""
+        return self.rollout.prompts_per_step * self.rollout.rollouts_per_prompt
+
     def all_needs(self, key: str = "") -> Iterator[tuple[str, str]]:
         """Every need; those of the whole run last, as a wrong signal is the likelier mistake."""
         yield from super().all_needs(key)

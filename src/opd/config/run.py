@@ -327,6 +327,11 @@ class BaseRun(Strict):
     def _switch(cls, value: Any) -> Any:
         return {False: None, True: {}}[value] if isinstance(value, bool) else value
 
+    @property
+    def images_per_step(self) -> int:
+        """Images that the student draws in a step; 0 for a language model."""
+        return 0
+
 
 class RunConfig(BaseRun):
     """A whole run; every key can be overridden as ``key.sub=value``."""

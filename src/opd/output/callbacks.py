@@ -21,6 +21,7 @@ class RunStart:
         steps: steps in all.
         evaluates: whether anything is measured on held-out prompts.
         settings: which of the recipe's settings apply, as a sentence; empty for a run without a recipe.
+        images: images that the student draws in a step; 0 for a language model.
     """
 
     out: Path
@@ -28,6 +29,7 @@ class RunStart:
     steps: int
     evaluates: bool
     settings: str = ""
+    images: int = 0
 
 
 class Callback:

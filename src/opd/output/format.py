@@ -82,10 +82,10 @@ def is_percent(name: str) -> bool:
 
 
 def format_value(name: str, value: float) -> str:
-    """A metric's value as text: in percent, or with three decimals; a value too small for these as 1e-06."""
+    """A metric's value as text: in percent, or with three decimals; a value too small for these as 1e-6."""
     if is_percent(name):
         return f"{value:.1%}"
-    return f"{value:.3f}" if value == 0 or not abs(value) < 5e-4 else f"{value:.2g}"
+    return f"{value:.3f}" if value == 0 or not abs(value) < 5e-4 else f"{value:.2g}".replace("e-0", "e-")
 
 
 def format_line(metrics: Mapping[str, float]) -> str:

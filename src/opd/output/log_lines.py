@@ -45,11 +45,9 @@ class LogLines:
         if now - self.printed < SECONDS and step != self.run.steps:
             return
         self.printed = now
-        taken = sum(metrics[name] for name in TIMES if name in metrics)
-        speed = {"tok/s": f"{metrics['tokens'] / taken:.0f}"} if taken and "tokens" in metrics else {}
         left = (now - self.began) / max(step - self.run.step, 1) * (self.run.steps - step)
         values = _values({name: metrics[name] for name in STEP if name in metrics})
-        self._line("", step=f"{step}/{self.run.steps}", **values, **speed, left=f"{left:.0f}s")
+        self._line("", step=f"{step}/{self.run.steps}", **values, **speed(self.run, metrics), left=f"{left:.0f}s")
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         self._line("eval", step=f"{step}/{self.run.steps}", **_values(headline(metrics)))
@@ -60,6 +58,13 @@ class LogLines:
     def _line(self, word: str, **values: str) -> None:
         pairs = [f"{key}={_quoted(value) if key == 'text' else value}" for key, value in values.items()]
         _print(self.console, " ".join([word, *pairs] if word else pairs))
+
+
+def speed(run: RunStart, metrics: Metrics) -> dict[str, str]:
+    """The student's tokens per second of a step, or its images, under that unit; empty if the times are unknown."""
+    taken = sum(metrics[name] for name in TIMES if name in metrics)
+    done, unit = (run.images, "images/s") if run.images else (metrics.get("tokens"), "tok/s")
+    return {unit: f"{done / taken:.{0 if done >= 100 * taken else 1}f}"} if taken and done else {}
 
 
 class JsonLines:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from opd.output.callbacks import RunStart
 from opd.output.format import STEP, format_line, format_value, headline
-from opd.output.log_lines import LogLines, result_lines
+from opd.output.log_lines import LogLines, result_lines, speed
 from opd.output.result import Result
 from opd.output.visible import sentence
 from opd.report.files import ROLLOUTS
@@ -44,7 +44,7 @@ class LiveDisplay:
         )
 
     def start(self, run: RunStart) -> None:
-        self.rollouts = run.out / ROLLOUTS
+        self.run, self.rollouts = run, run.out / ROLLOUTS
         self.task = self.progress.add_task("train", total=run.steps, completed=run.step, metrics="")
         self.progress.start()
         if run.settings:
@@ -55,7 +55,8 @@ class LiveDisplay:
             self.console.print(f"resuming from step {run.step}")
 
     def step(self, step: int, metrics: Metrics) -> None:
-        line = format_line({k: metrics[k] for k in STEP if k in metrics})
+        pace = [f"{rate} {unit}" for unit, rate in speed(self.run, metrics).items()]
+        line = "  ".join([*pace, format_line({k: metrics[k] for k in STEP if k in metrics})])
         self.progress.update(self.task, completed=step, metrics=line)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:

@@ -114,6 +114,7 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
         "tokens": (result or {}).get("tokens"),
         "best": measured((result or {}).get("best") or {}),
         "best_step": _best_step([(line["step"], line["eval"]) for line in lines if "eval" in line]),
+        "ends_with_best": result is not None and result.get("after") == result.get("best"),
         "times": times([line["train"] for line in lines if "train" in line], (result or {}).get("seconds")),
         "train": _series(lines, "train"),
         "eval": _series(lines, "eval"),

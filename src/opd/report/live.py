@@ -8,11 +8,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from opd.errors import OpdError
 from opd.report.block import data_block
 from opd.report.files import ROLLOUTS, STATES
 from opd.report.page import page, page_tree, trees
-from opd.report.pipeline import DATA, is_pipeline, pipeline_data, pipeline_page, stage_names, stage_path
+from opd.report.pipeline import (
+    DATA,
+    check_alone,
+    is_pipeline,
+    pipeline_data,
+    pipeline_page,
+    stage_names,
+    stage_path,
+)
 from opd.report.samples import SAMPLES
+from opd.report.waiting import begun, waiting_data, waiting_page
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,35 +34,40 @@ class Watched:
 
     Args:
         files: the files to watch, asked for again each time.
-        read: the page's data.
+        read: the page's data, from the name of the files' state.
         draw: the page of some data.
     """
 
     def __init__(
-        self, files: Callable[[], Iterable[Path]], read: Callable[[], Any], draw: Callable[[Any], str]
+        self, files: Callable[[], Iterable[Path]], read: Callable[[str], Any], draw: Callable[[Any], str]
     ) -> None:
         self.files, self.read, self.draw = files, read, draw
         self.known: tuple[str, Any] = ("", None)
 
     def current(self) -> tuple[str, Any]:
-        """An ETag of the files' state, and the page's data."""
-        marks = []
-        for path in self.files():
-            if path.exists():
-                seen = path.stat()
-                marks.append(f"{path} {seen.st_mtime_ns} {seen.st_size}")
+        """A name of the files' state, for the ETag, and the page's data."""
+        marks = [f"{path} {_state(path)}" for path in self.files()]
         name = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:20]
         if name != self.known[0]:
-            self.known = name, self.read()
+            self.known = name, self.read(name)
         return self.known
+
+
+def _state(path: Path) -> str:
+    """When a file was changed, and its size; empty without the file."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ""
+    return f"{seen.st_mtime_ns} {seen.st_size}"
 
 
 def of_runs(folders: Sequence[Path]) -> Watched:
     """The page of some runs."""
     return Watched(
         lambda: (folder / name for folder in folders for name in WATCHED),
-        lambda: page_tree(trees(folders), live=True),
-        lambda tree: page(tree["runs"], live=True),
+        lambda name: page_tree(trees(folders), live=name),
+        lambda tree: page(tree["runs"], live=tree["live"]),
     )
 
 
@@ -63,14 +78,18 @@ def of_pipeline(folder: Path) -> Watched:
         yield folder / DATA
         yield from (folder / name / file for name in stage_names(folder) for file in ("run.json", "metrics.jsonl"))
 
-    def read() -> Any:
-        return pipeline_data(folder, live=True)
+    return Watched(files, lambda name: pipeline_data(folder, live=name), pipeline_page)
 
-    return Watched(files, read, pipeline_page)
+
+def of_waiting(folders: Sequence[Path]) -> Watched:
+    """The page before all runs have begun."""
+    return Watched(lambda: folders, lambda name: waiting_data(folders, live=name), waiting_page)
 
 
 class LiveServer(ThreadingHTTPServer):
     """Serves the page of runs or of one pipeline with its stages, and its data while they change.
+
+    Before they have begun, the page says so; it becomes theirs by itself.
 
     Args:
         folders: the runs' folders, or one pipeline's.
@@ -80,22 +99,44 @@ class LiveServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folders: Sequence[Path], port: int = 0) -> None:
-        self.pipeline = folders[0] if len(folders) == 1 and is_pipeline(folders[0]) else None
-        self.pages = {"/": of_pipeline(self.pipeline) if self.pipeline else of_runs(list(folders))}
-        self.pages["/"].current()
+        self.folders = list(folders)
+        self.stages: dict[str, Watched] = {}
+        self.missing: list[Path] | None = None
+        self.root().current()
         super().__init__((LOOPBACK, port), _Handler)
 
     @property
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.server_address[1]}/"
 
+    def root(self) -> Watched:
+        """The page of the folders as they are now.
+
+        Raises:
+            DataError: one of several folders is a pipeline's.
+        """
+        missing = [folder for folder in self.folders if not begun(folder)]
+        if missing != self.missing:
+            self.missing = missing
+            self._root = self._page(missing)
+        return self._root
+
+    def _page(self, missing: Sequence[Path]) -> Watched:
+        check_alone(self.folders)
+        if missing:
+            return of_waiting(missing)
+        return of_pipeline(self.folders[0]) if is_pipeline(self.folders[0]) else of_runs(self.folders)
+
     def watched(self, path: str) -> Watched | None:
         """The page at a path that ends with ``/``; None without one."""
-        if path not in self.pages and self.pipeline:
-            for name in stage_names(self.pipeline):
-                if path == f"/{stage_path(name)}" and (self.pipeline / name / "run.json").is_file():
-                    self.pages[path] = of_runs([self.pipeline / name])
-        return self.pages.get(path)
+        if path == "/":
+            return self.root()
+        pipeline = self.folders[0]
+        if path not in self.stages and is_pipeline(pipeline):
+            for name in stage_names(pipeline):
+                if path == f"/{stage_path(name)}" and (pipeline / name / "run.json").is_file():
+                    self.stages[path] = of_runs([pipeline / name])
+        return self.stages.get(path)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,13 +149,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, b"", "text/plain")
             return
         place, _, file = self.path.rpartition("/")
-        watched = self.server.watched(f"{place}/") if file in ("", "data.json") else None
-        if watched is None:
-            self._answer(404, b"", "text/plain")
-            return
+        try:
+            watched = self.server.watched(f"{place}/") if file in ("", "data.json") else None
+            if watched is None:
+                self._answer(404, b"", "text/plain")
+            else:
+                self._answer_page(watched, whole=file == "")
+        except OpdError as error:  # the page asks again, and a damaged file may be whole by then
+            self._answer(503, str(error).encode(), "text/plain; charset=utf-8")
+
+    def _answer_page(self, watched: Watched, *, whole: bool) -> None:
         name, tree = watched.current()
         tag = f'"{name}"'
-        if file == "":
+        if whole:
             self._answer(200, watched.draw(tree).encode(), "text/html; charset=utf-8")
         elif self.headers.get("If-None-Match") == tag:
             self._answer(304, b"", "application/json", tag)

@@ -75,12 +75,12 @@ def trees(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [run_data(folder, budget=BUDGET // len(folders)) for folder in folders]
 
 
-def page(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
+def page(runs: Sequence[dict[str, Any]], *, live: str = "") -> str:
     """The whole page as HTML.
 
     Args:
         runs: see ``trees``.
-        live: the page polls the server that it came from.
+        live: name of these data on the server that the page polls for newer ones; empty for a file.
     """
     denoising = runs[0].get("family") == FAMILY
     template = "denoising.html" if denoising else "page.html"
@@ -91,12 +91,12 @@ def page(runs: Sequence[dict[str, Any]], *, live: bool = False) -> str:
         sections=DENOISING_SECTIONS if denoising else SECTIONS,
         scripts=(LIBRARY, *(DENOISING_SCRIPTS if denoising else SCRIPTS)),
         styles=STYLES,
-        connect=live,
+        connect=bool(live),
     )
 
 
-def page_tree(runs: Sequence[dict[str, Any]], *, live: bool) -> dict[str, Any]:
-    """The data in the page of some runs; a live page asks for it again."""
+def page_tree(runs: Sequence[dict[str, Any]], *, live: str) -> dict[str, Any]:
+    """The data in the page of some runs; a live page asks for it again, see ``page``."""
     return {"runs": runs, "live": live, "differing": differing([run["config"] for run in runs])}
 
 
@@ -114,7 +114,8 @@ def assemble(
 
     Args:
         tree: the data.
-        sections: titles of the links in the header by section id; the second section is the main content.
+        sections: titles of the links in the header by section id; the second section is the main content, or the
+            only one.
         connect: the page may send requests to the server that it came from.
     """
     libraries = "".join(_file(name) for name in scripts if name.startswith("vendor/"))
@@ -130,7 +131,7 @@ def assemble(
         "policy": policy,
         "title": html.escape(title),
         "style": style,
-        "skip": list(sections)[1],
+        "skip": list(sections)[:2][-1],
         "sections": "".join(f'<a href="#{name}">{text}</a>' for name, text in sections.items()),
         "data": data_block(tree),
         "script": script,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from os.path import relpath
 from pathlib import Path
@@ -35,6 +35,16 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / DATA).is_file() and not (folder / "run.json").is_file()
 
 
+def check_alone(folders: Sequence[Path]) -> None:
+    """Refuse a pipeline beside other folders.
+
+    Raises:
+        DataError: one of several folders is a pipeline's.
+    """
+    if len(folders) > 1 and (pipelines := [folder for folder in folders if is_pipeline(folder)]):
+        raise DataError(f"'{pipelines[0]}' is a pipeline and cannot be shown beside others. Fix: name it alone")
+
+
 def write_pipeline_page(folder: Path, path: Path | None = None) -> Path:
     """Write the page of a pipeline, by default into its folder; links are relative to the page."""
     path = path or folder / REPORT
@@ -51,7 +61,7 @@ def pipeline_page(tree: Tree) -> str:
         sections=SECTIONS,
         scripts=SCRIPTS,
         styles=("style.css",),
-        connect=tree["live"],
+        connect=bool(tree["live"]),
     )
 
 
@@ -66,13 +76,14 @@ def stage_path(name: str) -> str:
     return f"stage/{quote(name, safe='')}/"
 
 
-def pipeline_data(folder: Path, beside: Path | None = None, *, live: bool = False) -> Tree:
+def pipeline_data(folder: Path, beside: Path | None = None, *, live: str = "") -> Tree:
     """The page's data as JSON values.
 
     Args:
         folder: the pipeline's folder.
         beside: folder of the page; None for the pipeline's folder.
-        live: the page asks its server for newer data, and links to the stages' live pages.
+        live: name of these data on the server that the page polls for newer ones; its links lead to the stages' live
+            pages. Empty for a file.
 
     Raises:
         DataError: the folder has no pipeline.json, or it cannot be read.

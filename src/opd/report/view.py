@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,7 @@ from rich.console import Console
 from opd.errors import DataError
 from opd.report.live import LiveServer
 from opd.report.page import REPORT, write_page
-from opd.report.pipeline import DATA, is_pipeline, write_pipeline_page
-
-POLL = 0.5
-"""Seconds between two checks whether a run has begun."""
+from opd.report.pipeline import check_alone, is_pipeline, write_pipeline_page
 
 
 def write(console: Console, folders: Sequence[Path], out: Path | None, *, browser: bool) -> None:
@@ -26,12 +22,10 @@ def write(console: Console, folders: Sequence[Path], out: Path | None, *, browse
         browser: open the page.
     """
     path = out or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
-    pipelines = [folder for folder in folders if is_pipeline(folder)]
-    if pipelines and len(folders) > 1:
-        raise DataError(f"'{pipelines[0]}' is a pipeline and cannot be shown beside others. Fix: name it alone")
+    check_alone(folders)
     try:
-        if pipelines:
-            write_pipeline_page(pipelines[0], path)
+        if is_pipeline(folders[0]):
+            write_pipeline_page(folders[0], path)
         else:
             write_page(folders, path)
     except OSError as error:
@@ -44,16 +38,10 @@ def write(console: Console, folders: Sequence[Path], out: Path | None, *, browse
 
 
 def follow(console: Console, folders: Sequence[Path], *, port: int, browser: bool) -> None:
-    """Serve the page until Ctrl-C; a run or pipeline that has not begun is waited for."""
-    if len(folders) > 1 and (pipelines := [folder for folder in folders if is_pipeline(folder)]):
-        raise DataError(f"'{pipelines[0]}' is a pipeline and cannot be shown beside others. Fix: name it alone")
-    try:
-        for folder in folders:
-            _wait(console, folder)
-    except KeyboardInterrupt:
-        console.print()
-        return
+    """Serve the page until Ctrl-C; of a run or pipeline that has not begun it says so until then."""
     with LiveServer(folders, port) as server:
+        for folder in server.missing or ():
+            console.print(f"waiting  for a run to begin in {folder}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"live     {server.url}  (Ctrl-C to stop)", highlight=False)
         if browser:
             webbrowser.open(server.url)
@@ -61,12 +49,3 @@ def follow(console: Console, folders: Sequence[Path], *, port: int, browser: boo
             server.serve_forever()
         except KeyboardInterrupt:
             console.print()
-
-
-def _wait(console: Console, folder: Path) -> None:
-    """Wait until a run or a pipeline has begun in a folder."""
-    begun = [folder / name for name in ("run.json", DATA)]
-    if not any(path.is_file() for path in begun):
-        console.print(f"waiting  for a run to begin in {folder}  (Ctrl-C to stop)", highlight=False, soft_wrap=True)
-    while not any(path.is_file() for path in begun):
-        time.sleep(POLL)

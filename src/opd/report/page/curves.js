@@ -46,10 +46,13 @@ function drawCurves({ first, charts, group }) {
   if (more) more.addEventListener("toggle", () => { for (const host of more.querySelectorAll(".plot")) plot(host); });
 }
 
+// Adds what a step makes per second: tokens, or images of a denoising run, whose "tokens" are denoising steps.
 function throughput(run) {
   const c = run.train.columns;
-  if (!c.tokens || !c.rollout_s || c.tokens_per_s) return;
-  c.tokens_per_s = c.tokens.map((n, i) => n / ((c.rollout_s[i] || 0) + (c.teacher_s[i] || 0) + (c.update_s[i] || 0)));
+  if (!c.tokens || !c.rollout_s) return;
+  const { prompts_per_step: prompts, rollouts_per_prompt: each } = run.config.rollout || {};
+  const [name, made] = run.config.family === "diffusion" ? ["images_per_s", () => prompts * (each || 1)] : ["tokens_per_s", (i) => c.tokens[i]];
+  c[name] = c.tokens.map((_, i) => made(i) / ((c.rollout_s[i] || 0) + (c.teacher_s[i] || 0) + (c.update_s[i] || 0)));
 }
 
 const names = (run, kind) => Object.keys(run[kind].columns);

@@ -27,7 +27,7 @@ const DENOISING_CHARTS = [
   ["Gradient norm", "Before clipping.", [["train", "grad_norm", "norm"]], { low: 0 }],
   ["Learning rate", "", [["train", "lr", "lr"]], { low: 0 }],
   ["Time per step", "Seconds per step, stacked.", [["train", "rollout_s", "rollouts"], ["train", "teacher_s", "teacher"], ["train", "update_s", "update"]], { stacked: true, low: 0 }],
-  ["Throughput", "Denoising steps per second.", [["train", "tokens_per_s", "states/s"]], { low: 0 }],
+  ["Throughput", "Images per second of a step.", [["train", "images_per_s", "images/s"]], { low: 0 }],
 ];
 
 const known = (column) => Boolean(column) && column.some((v) => v !== null);
@@ -56,9 +56,9 @@ function sentence(run) {
     parts.push(`${what} went `, bold(`from ${metricText(name, first.value)} to ${metricText(name, last.value)}`), ` in ${steps} steps`);
   } else parts.push(bold(`${steps} steps`));
   parts.push(run.seconds ? `, ${duration(run.seconds)}. ` : ". ");
-  if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
+  if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”.`));
   else parts.push(run.finished ? "The run is finished." : bold("The run is not finished."));
-  return parts;
+  return [...parts, bestWeights(run)];
 }
 
 // One row per metric: before, after, best, and the teacher's.
@@ -123,7 +123,7 @@ function build() {
 
 // Live mode: a reader at the last evaluation moves on to the next one.
 function follow() {
-  poll(() => RUN().finished, (news) => {
+  poll(DATA.live, () => (RUN().finished ? "finished" : "live"), (news) => {
     load(news);
     const focused = document.activeElement.id;
     build();

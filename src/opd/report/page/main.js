@@ -98,7 +98,7 @@ function build() {
 
 // Live mode: new data arrive. A reader at the newest weights moves on to newer ones; a selected token stays selected.
 function follow() {
-  poll(() => primary().finished, (news) => {
+  poll(DATA.live, () => (primary().finished ? "finished" : "live"), (news) => {
     const chosen = view.token && [view.token.rollout.key, view.token.position];
     const atNewest = !chosen && !view.all && view.step === newest();
     load(news);

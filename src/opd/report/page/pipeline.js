@@ -126,4 +126,5 @@ function build() {
 startTheme(() => {});
 document.addEventListener("keydown", (event) => { if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) toggleTheme(); });
 build();
-if (PIPE.live) poll(() => PIPE.stages.every((s) => !["running", "waiting"].includes(s.state)), (news) => { PIPE = news; build(); });
+const going = () => PIPE.stages.some((s) => ["running", "waiting"].includes(s.state));
+if (PIPE.live) poll(PIPE.live, () => (going() ? "live" : "finished"), (news) => { PIPE = news; build(); });

@@ -42,6 +42,14 @@ function course(run, name) {
   return { first, last, best, sign, lost, mood };
 }
 
+// Which weights are the best, and where they are, if they are not those of the last evaluation.
+function bestWeights(run) {
+  const last = run.eval.step[run.eval.step.length - 1];
+  if (run.best_step === null || run.best_step === last) return [];
+  const place = run.ends_with_best ? "; the run's folder has them." : run.finished ? ", in checkpoints/best; the run's folder has the last ones." : ", in checkpoints/best.";
+  return [" ", el("b", {}, `The best weights are those of step ${run.best_step}`), place];
+}
+
 // A sparkline: a line without axes.
 function spark(steps, values, label, most) {
   const points = steps.map((s, i) => [s, values[i]]).filter(([, v]) => v !== null);
@@ -56,19 +64,22 @@ function spark(steps, values, label, most) {
   );
 }
 
-// Poll the page's own server every two seconds; take receives new data.
-function poll(finished, take) {
-  let seen = null;
+// Poll the page's own server every two seconds. live names the data that the page has, state() is the text beside them,
+// take receives new data. A run whose folder was removed is waited for again.
+function poll(live, state, take) {
+  let seen = `"${live}"`;
   const status = (text) => { $("live").hidden = false; $("live").textContent = text; };
-  status("live");
+  status(state());
   setInterval(async () => {
     try {
-      const answer = await fetch("data.json", { headers: seen ? { "If-None-Match": seen } : {}, cache: "no-store" });
-      status(finished() ? "finished" : "live");
-      if (answer.status === 304 || !answer.ok) return;
-      const first = seen === null;
+      const answer = await fetch("data.json", { headers: { "If-None-Match": seen }, cache: "no-store" });
+      status(answer.ok || answer.status === 304 ? state() : "unreadable");
+      if (!answer.ok) return;
       seen = answer.headers.get("ETag");
-      if (!first) take(await answer.json());
+      const news = await answer.json();
+      if (news.waiting) location.reload();
+      else take(news);
+      status(state());
     } catch {
       status("no connection");
     }

@@ -63,10 +63,9 @@ function sentence(run) {
     parts.push(bold(`${steps} steps`), `${time}. `);
   }
   parts.push(run.teaching);
-  if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”`), "; the best weights were kept.");
+  if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”.`));
   else if (!run.finished) parts.push(" ", bold("The run is not finished."));
-  else if (run.best_step !== null && run.best_step !== step[step.length - 1]) parts.push(" ", bold(`The best weights are those of step ${run.best_step}`), ", in checkpoints/best; the run's folder has the last ones.");
-  return parts;
+  return [...parts, bestWeights(run)];
 }
 
 const CLEAR = 0.2; // smallest change of a probability that the first table lists
