@@ -6,7 +6,7 @@ AUTHOR ?= rules
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-images methods bench-loss bench-rollout clean
+.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-images methods claims bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check  formatting, lint and types"
 	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"
 	@echo "make methods  every recipe on the nano suite, three seeds, an hour on two cores: docs/methods.md"
+	@echo "make claims   what three seeds leave undecided there, with eight seeds, under harder conditions: a section of that page"
 	@echo "make nano   rebuild the bundled models from nothing; make nano-images the image models"
 
 # torch first and pinned: a looser request may take another build of it, gigabytes larger.
@@ -64,6 +65,10 @@ nano-images: setup
 methods: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py --write docs/methods.md
+
+claims: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/claims.py --write docs/methods.md
 
 bench-loss: setup
 	$(BIN)/python benchmarks/loss.py

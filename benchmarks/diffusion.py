@@ -20,7 +20,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from methods import DENOISING, Claim, Figures, Run, judged, markdown, measure_all, remember, spread, summary
+from methods import (
+    DENOISING,
+    Claim,
+    Figures,
+    Run,
+    judged,
+    markdown,
+    measure_all,
+    remember,
+    spread,
+    summary,
+    write_section,
+)
 
 DOMAINS = ("shapes", "count", "digits")
 GUARDS_OFF = {"guards.drop": 1.0, "guards.below_start": 1.0}
@@ -319,12 +331,6 @@ def section(measured: Mapping[str, Sequence[Figures]], seeds: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Replace the section, which is the last of the page."""
-    before, _, _ = (path.read_text() if path.exists() else "").partition(f"\n{DENOISING}\n")
-    path.write_text(before.rstrip("\n") + "\n\n" + text)
-
-
 def main() -> None:
     runs = TASKS | CONCEPT
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -344,7 +350,7 @@ def main() -> None:
     text = section(measured, args.seeds)
     print(text)
     if args.write:
-        write(args.write, text)
+        write_section(args.write, text)
         remember({name: summary(measured[name]) for name in ("diffusion-opd", "d-opsd") if name in measured})
 
 

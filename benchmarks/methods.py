@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -29,8 +30,14 @@ from opd.config.read import read, recipe_names
 from opd.config.run import MethodConfig, RunConfig
 from opd.output.method_map import AXES, MEASURED, place
 
+DECIDED = "## Decided with 8 seeds"
+"""Heading of the section that benchmarks/claims.py writes into the same page."""
+
 DENOISING = "## Denoising students"
-"""Heading of the section that benchmarks/diffusion.py writes into the same page, behind all others."""
+"""Heading of the section that benchmarks/diffusion.py writes into the same page."""
+
+ELSEWHERE = (DECIDED, DENOISING)
+"""Headings of sections that other benchmarks write, in their order behind all others."""
 
 CLEARLY = 0.05
 """By how much two figures have to differ where one of them is of a single seed."""
@@ -176,7 +183,7 @@ def measure_all(
     """All runs and seeds, as many at a time as there are workers; those in the cache are not run again."""
     console = Console(stderr=True)
     known: dict[str, dict[str, Any]] = json.loads(cache.read_text()) if cache.exists() else {}
-    wanted = {_key(run, seed): (run, seed) for seed in range(seeds) for run in runs.values()}
+    wanted = {key_of(run, seed): (run, seed) for seed in range(seeds) for run in runs.values()}
     with (
         tempfile.TemporaryDirectory(prefix="opd-methods-") as folder,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
@@ -193,10 +200,10 @@ def measure_all(
             console.print(f"{number}/{len(missing)} {missing[done]}", highlight=False)
         if failed:
             raise failed[0]
-    return {n: [Figures(**known[_key(run, seed)]) for seed in range(seeds)] for n, run in runs.items()}
+    return {n: [Figures(**known[key_of(run, seed)]) for seed in range(seeds)] for n, run in runs.items()}
 
 
-def _key(run: Run, seed: int) -> str:
+def key_of(run: Run, seed: int) -> str:
     """What decides a run's figures: all of its settings, and its seed."""
     config = read(run.recipe, run.overrides).model_dump(mode="json", exclude={"method"}, exclude_defaults=True)
     settings = hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]
@@ -321,10 +328,28 @@ def summary(results: Sequence[Figures]) -> dict[str, list[float]]:
     }
 
 
-def elsewhere(path: Path) -> str:
-    """The page's section that another benchmark writes, with its heading; nothing if it has none."""
-    _, mark, rest = (path.read_text() if path.exists() else "").partition(f"\n{DENOISING}\n")
-    return mark + rest
+def sections(page: str) -> dict[str, str]:
+    """The page's sections by heading, each with its heading; what stands above the first one under an empty heading."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    return {part.partition("\n")[0] if part.startswith("## ") else "": part for part in parts if part.strip()}
+
+
+def joined(parts: Mapping[str, str]) -> str:
+    """The page, with the sections that other benchmarks write at its end."""
+    last = [heading for heading in ELSEWHERE if heading in parts]
+    ordered = [*(heading for heading in parts if heading not in last), *last]
+    return "\n\n".join(parts[heading].strip("\n") for heading in ordered) + "\n"
+
+
+def write_section(path: Path, text: str) -> None:
+    """Put a section into the page, in place of the one with the same heading if there is one."""
+    path.write_text(joined({**sections(path.read_text() if path.exists() else ""), **sections(text)}))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write the page anew, but for the sections that other benchmarks write."""
+    old = sections(path.read_text() if path.exists() else "")
+    path.write_text(joined({**sections(text), **{heading: old[heading] for heading in ELSEWHERE if heading in old}}))
 
 
 def remember(figures: Mapping[str, Any]) -> None:
@@ -383,7 +408,7 @@ def main() -> None:
     print(page)
     Console(stderr=True).print(f"{(time.monotonic() - started) / 60:.0f} minutes")
     if args.write:
-        args.write.write_text(page + elsewhere(args.write))
+        write_page(args.write, page)
         draw(measured, names, args.write.with_suffix(".svg"))
         remember({n: summary(measured[n]) for n in names})
 

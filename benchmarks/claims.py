@@ -1,0 +1,256 @@
+"""Claims that three seeds left undecided, with eight: a section of docs/methods.md.
+
+    python benchmarks/claims.py [--seeds 8] [--only "feedback beats GRPO"] [--cached] [--write docs/methods.md]
+
+The two runs of a claim differ in what the claim is about and in nothing else, and both end before the task is solved.
+They are measured once, after the last update. Runs are made claim by claim, and none that is in the cache is made
+again; ``--cached`` makes none at all and reports the claims that are complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import methods
+from methods import DECIDED, Figures, Run, key_of, markdown, measure_all, write_section
+from scipy import stats
+
+if TYPE_CHECKING:
+    from opd.config.run import RunConfig
+
+SAMPLES = 8
+"""Answers to each of the 256 prompts of a test split; a figure's standard error is at most 1.1 points."""
+
+EQUAL = 0.02
+"""Two runs are equal if the whole interval of their difference is within this."""
+
+CONFIDENCE = 0.95
+
+
+REPORTED = {claim.text: claim.reported for claim in methods.CLAIMS}
+"""By the words of a claim."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two named runs for a claim of ``methods.CLAIMS``: a figure of the first ought to be above the second's."""
+
+    claim: str
+    condition: str
+    better: tuple[str, Run]
+    worse: tuple[str, Run]
+    metric: str = f"avg@{SAMPLES}"
+    why: str = ""
+    """Why the claim does not hold, or why the two are equal, as far as a measurement says; left out if it holds."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The paired difference by seed: mean, half of its confidence interval, and what follows."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, better: Sequence[float], worse: Sequence[float]) -> Verdict:
+        """By Student's t, with one degree of freedom less than there are seeds."""
+        differences = [b - w for b, w in zip(better, worse, strict=True)]
+        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+        return cls(statistics.fmean(differences), t * float(stats.sem(differences)))
+
+    @property
+    def words(self) -> str:
+        low, high = self.mean - self.half, self.mean + self.half
+        if low > 0:
+            return "holds"
+        if high < 0:
+            return "does **not** hold"
+        return "equal within 2 points" if low >= -EQUAL and high <= EQUAL else "undecided"
+
+    @property
+    def interval(self) -> str:
+        """In points."""
+        low, high = (100 * (self.mean + side * self.half) for side in (-1, 1))
+        return f"{100 * self.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def sized(recipe: str, steps: int, prompts: int = 32, rollouts: int = 1, **more: Any) -> Run:
+    """A recipe at equal numbers of updates and rollouts; ``__`` stands for the dot of a key."""
+    size = {"optimizer.steps": steps, "rollout.prompts_per_step": prompts, "rollout.rollouts_per_prompt": rollouts}
+    other = {key.replace("__", "."): value for key, value in more.items()}
+    return Run(recipe, {**size, "eval.rollouts_per_prompt": SAMPLES, **other})
+
+
+def hint(place: str) -> Run:
+    return sized("hint", 8, prompts=64, teacher__view__place=place)
+
+
+def sampled(recipe: str) -> Run:
+    return sized(recipe, 40)
+
+
+def grouped(recipe: str) -> Run:
+    return sized(recipe, 40, prompts=8, rollouts=8, optimizer__schedule="cosine")
+
+
+def teacher_first(steps: int) -> Run:
+    return sized("qwen3", FULL, rollout__source={"type": "mixture", "other": "teacher", "first_steps": steps})
+
+
+FULL = 30
+"""Updates of the runs by the full vocabulary; after 150 all of them are above 93 %."""
+
+ON_POLICY = ("`opd`", sized("opd", FULL))
+TWO_STAGES = ("`qwen3`, 8 updates off-policy", teacher_first(8))
+TOKEN = ("`tml`", sampled("tml"))
+BY_FULL = f"`math`, {FULL} updates of 32 rollouts"
+BY_TOKEN = "`math`, 40 updates of 32 rollouts"
+SHORT = "`tools`, two calls a conversation, 8 updates of 64 rollouts"
+GROUPS = "`math`, 40 updates of 8 prompts with 8 rollouts each"
+
+PAIRS = (
+    Pair("early tokens weighted beat all alike", BY_TOKEN, ("`iw`", sampled("iw")), TOKEN),
+    Pair(
+        "a hint above the turn beats one at the start", SHORT, ("`hint`", hint("turn")), ("at the start", hint("start"))
+    ),
+    Pair("going beyond the teacher's reward beats not", BY_TOKEN, ("`gopd`", sampled("gopd")), TOKEN),
+    Pair("off- then on-policy beats off-policy alone", BY_FULL, TWO_STAGES, ("off-policy only", teacher_first(FULL))),
+    Pair("on-policy beats supervised, sampled", BY_FULL, ON_POLICY, ("`sft`", sized("sft", FULL))),
+    Pair("off- then on-policy beats on-policy alone", BY_FULL, TWO_STAGES, ON_POLICY),
+    Pair(
+        "the teacher's doubts learned beat leaving them",
+        BY_TOKEN,
+        ("`entropy`", sampled("entropy")),
+        TOKEN,
+        metric=f"pass@{SAMPLES}",
+    ),
+    Pair("feedback beats GRPO", GROUPS, ("`sdpo`", grouped("sdpo")), ("`grpo`", grouped("grpo"))),
+)
+"""The cheapest and the most decidable first."""
+
+
+def measure(run: Run, seed: int, folder: str) -> Figures:
+    """One run, and its answers to held-out prompts. Seconds are CPU time of the training, one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    import opd
+    from opd.config.read import read
+    from opd.config.run import RunConfig
+
+    config = read(run.recipe, run.overrides)
+    assert isinstance(config, RunConfig)
+    out = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    fixed: dict[str, Any] = {"eval.prompts": None, "log": [], "seed": seed, "out": str(out)}
+    started = time.process_time()
+    result = opd.train(run.recipe, {**run.overrides, **fixed})
+    seconds = time.process_time() - started
+    after = held_out(str(out), config)
+    shutil.rmtree(out)
+    return Figures({}, after, result.steps, result.tokens, 0, seconds, result.stopped_by, [], {})
+
+
+def held_out(model: str, config: RunConfig) -> dict[str, float]:
+    """Of n sampled answers to each held-out prompt, ``avg@n``, the share that is right, and ``pass@n``, the share of
+    prompts with a right one."""
+    import opd
+    from opd.data.prompts import HELD_OUT, load_prompts
+    from opd.engines.hf import HFEngine
+    from opd.evaluation.evaluate import SEED
+    from opd.models.chat import Chat
+    from opd.models.language import stop_ids
+    from opd.rollouts.sampler import Sampler
+
+    assert config.eval.prompts is not None
+    loaded, n = opd.load_model(model), config.eval.rollouts_per_prompt
+    prompts, task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=True, splits=HELD_OUT)
+    sampler = Sampler(
+        HFEngine(loaded),
+        Chat(loaded.tokenizer),
+        task,
+        stop_ids=stop_ids(loaded),
+        max_new_tokens=config.rollout.max_new_tokens,
+        max_turns=config.rollout.max_turns,
+        max_length=loaded.max_length,
+    )
+    right = [bool(r.correct) for r in sampler.rollout([p for p in prompts for _ in range(n)], SEED)]
+    by_prompt = [right[i : i + n] for i in range(0, len(right), n)]
+    return {f"avg@{n}": statistics.fmean(right), f"pass@{n}": statistics.fmean(map(any, by_prompt))}
+
+
+def known(cache: Path) -> set[str]:
+    """The keys of all runs that were made."""
+    return set(json.loads(cache.read_text())) if cache.exists() else set()
+
+
+def complete(pair: Pair, seeds: int, made: set[str]) -> bool:
+    return all(key_of(side, seed) in made for _, side in (pair.better, pair.worse) for seed in range(seeds))
+
+
+def row(pair: Pair, better: Sequence[Figures], worse: Sequence[Figures]) -> tuple[list[str], Verdict]:
+    """A line of the table, and what it says."""
+    figures = [[result.after[pair.metric] for result in results] for results in (better, worse)]
+    verdict = Verdict.of(*figures)
+    sides = ", ".join(
+        f"{name} {statistics.fmean(values):.1%} in {statistics.median(r.seconds for r in results):.0f} s"
+        for (name, _), values, results in zip((pair.better, pair.worse), figures, (better, worse), strict=True)
+    )
+    cells = [pair.claim, REPORTED[pair.claim], pair.condition, f"{sides}; {pair.metric}"]
+    return [*cells, verdict.interval, f"±{100 * verdict.half:.1f}", verdict.words], verdict
+
+
+def section(measured: Sequence[tuple[Pair, Sequence[Figures], Sequence[Figures]]], seeds: int) -> str:
+    """The part of the page."""
+    header = ["claim", "reported", "condition", "here", "difference, points", "power", ""]
+    judged = [(pair, *row(pair, better, worse)) for pair, better, worse in measured]
+    reasons = [f"- **{p.claim}**: {p.why}" for p, _, verdict in judged if p.why and verdict.words != "holds"]
+    parts = [
+        DECIDED,
+        f"Written by `python benchmarks/claims.py` with {seeds} seeds; do not edit. Claims that three seeds leave "
+        "undecided above, under conditions in which neither run ends near 100 %. The two runs of a line differ in what "
+        "the claim is about; prompts and their order, updates and rollouts are the same. Figures are means over seeds, "
+        f"measured after the last update on 256 test prompts with {SAMPLES} answers each, sampled at temperature 1. "
+        "The difference is paired by seed, with its 95 % confidence interval (Student's t). A claim holds if the "
+        "interval is above 0 and does not hold if it is below; two runs are equal if it lies within 2 points of 0. "
+        "Power is half of the interval: a smaller difference cannot be seen. Seconds are CPU time of the training, one "
+        "thread of two shared cores.",
+        markdown(header, [cells for _, cells, _ in judged]),
+        *(["\n".join(reasons)] if reasons else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=[pair.claim for pair in PAIRS])
+    parser.add_argument("--cached", action="store_true", help="make no run; report the claims whose runs are all made")
+    parser.add_argument("--write", type=Path, help="write the section into this page")
+    parser.add_argument("--cache", type=Path, default=Path("runs/claims.json"), help="figures of runs already made")
+    args = parser.parse_args()
+    args.cache.parent.mkdir(parents=True, exist_ok=True)
+    chosen = [pair for pair in PAIRS if not args.only or pair.claim in args.only]
+    if args.cached:
+        made = known(args.cache)
+        chosen = [pair for pair in chosen if complete(pair, args.seeds, made)]
+    measured = []
+    for pair in chosen:
+        sides = dict((pair.better, pair.worse))
+        better, worse = measure_all(sides, args.seeds, args.workers, args.cache, measure).values()
+        measured.append((pair, better, worse))
+        print(" | ".join(row(pair, better, worse)[0]), flush=True)
+    if args.write and measured:
+        write_section(args.write, section(measured, args.seeds))
+
+
+if __name__ == "__main__":
+    main()
