@@ -29,7 +29,7 @@ from opd.models.forward import align, on_cpu
 from opd.output.run_log import Log
 from opd.teachers.views import remaining
 from opd.training.actions import Action, RefreshTeacher, RollBack, Stop
-from opd.training.checkpoint import Checkpoints, RunState
+from opd.training.checkpoint import Checkpoints, RunState, Stateful
 from opd.training.guards import Guards, better, validation
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
@@ -50,6 +50,7 @@ class Loop:
         describe: metrics of the student's rollouts that need no model.
         average: the averaged teacher, updated after each optimizer step.
         gate: excludes teachers that are no better than the student.
+        ahead: rollouts of the next step that the sampler has asked for.
         evaluate: metrics on held-out prompts; None to measure nothing.
         world: the processes that share the run; each has its own part of the tokens.
     """
@@ -72,6 +73,7 @@ class Loop:
     evaluate_every: int = 20
     recovery: Recovery | None = None
     extrapolation: Extrapolation | None = None
+    ahead: Stateful | None = None
     state: State = field(default_factory=State)
     world: World = field(default_factory=World)
 
@@ -130,7 +132,9 @@ class Loop:
         """Everything a checkpoint holds."""
         curriculum = self.curriculum if self.curriculum.tensors() else None
         parts = {"optimizer": self.optimizer, "average": self.average, "curriculum": curriculum}
-        return RunState(self.student.model, self.state, {**parts, "extrapolation": self.extrapolation})
+        return RunState(
+            self.student.model, self.state, {**parts, "extrapolation": self.extrapolation, "ahead": self.ahead}
+        )
 
     def _step(self, step: int) -> Metrics:
         """Rollouts, signals, loss, update."""

@@ -1,6 +1,8 @@
 """What doctor says about servers: their commands before anything is asked, and what they are."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from opd.errors import OpdError
 from opd.models.loading import load
 from opd.servers.advice import commands
 from support.families import read_language
+from support.rollout_server import RolloutServer
 from support.served import Teacher
 
 
@@ -41,3 +44,25 @@ def test_doctor_names_the_server_and_what_scoring_took(tmp_path: Path) -> None:
         lines = list(examine("opd", {"teacher.served": server.url, "eval.prompts.limit": 4, "out": str(tmp_path)}))
     assert any(line.startswith("served    teacher.model: opd serve, model 't'") for line in lines)
     assert any("320 bytes a token" in line for line in lines)
+    assert any(re.match(r"waiting   for servers: \d+% of a step if nothing is hidden", line) for line in lines)
+    assert any(re.match(r"  +the longest sequence .* has \d+ tokens: --max-model-len \d+", line) for line in lines)
+
+
+@pytest.mark.slow
+def test_doctor_says_what_a_rollout_server_takes(tmp_path: Path) -> None:
+    model = load("nano/math-base", key="s")
+    engine = {"type": "vllm", "wait": 5}
+    keys: dict[str, Any] = {"eval.prompts.limit": 4, "rollout.max_new_tokens": 8, "out": str(tmp_path)}
+    with RolloutServer(model, max_length=400) as server:
+        keys["rollout.engine"] = {**engine, "url": server.url}
+        lines = list(examine("opd", keys))
+    assert "served    rollout.engine: vLLM, model 'student', up to 400 tokens" in lines
+    assert any("rollout.ahead=1 hides rollouts behind updates" in line for line in lines)
+
+
+def test_a_server_with_less_room_than_the_run_needs_is_refused(tmp_path: Path) -> None:
+    with RolloutServer(load("nano/math-base", key="s"), max_length=64) as server:
+        keys = {"rollout.engine": {"vllm": server.url}, "rollout.max_new_tokens": 60, "out": str(tmp_path)}
+        said = r"for rollout\.engine, .* exceeds the model's 64\. .* start the server with --max-model-len \d+"
+        with pytest.raises(OpdError, match=said):
+            list(examine("opd", keys))

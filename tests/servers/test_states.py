@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -20,7 +21,9 @@ from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel
 from opd.models.loading import load
 from opd.servers.command import named, serve
+from opd.servers.http import Answer
 from opd.servers.model import ServedModel, load_served
+from opd.servers.wire import OPD, header, question
 from opd.signals import CrossSignal, FullSignal, HiddenSignal, SampledSignal, TeachersSignal
 from opd.types import Signal
 from support.families import read_language
@@ -156,6 +159,32 @@ def test_only_wanted_rows_are_sent_and_each_has_two_bytes_a_unit(folder: Path) -
         with torch.no_grad():
             local = model.hidden(torch.tensor([sequence]), torch.ones(1, len(sequence), dtype=torch.int64))[0, rows]
         torch.testing.assert_close(one.float(), local.bfloat16().float(), rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["math-teacher", "math-biased"])
+def test_log_probabilities_of_given_tokens(name: str, nano: Teacher) -> None:
+    model, ids = load(NANO[name], key="t"), [[5, 6, 7, 8], [9, 10]]
+
+    def asked(**wanted: Any) -> httpx.Response:
+        return httpx.post(f"{nano.url}/pooling", json={**question(name, ids, "bfloat16"), OPD: wanted})
+
+    reply = asked(rows=[[[1, 3]], [[0, 1]]], tokens=[[[7], [8, 20]], [[10]]])
+    assert [one["shape"] for one in header(Answer(reply.content, dict(reply.headers)))["data"]] == [[3], [1]]
+    found = torch.frombuffer(bytearray(reply.content), dtype=torch.float32).split([3, 1])
+    for sequence, rows, tokens, given in zip(ids, [[1, 2, 2], [0]], [[7, 8, 20], [10]], found, strict=True):
+        with torch.no_grad():
+            logits = model.model(torch.tensor([sequence])).logits[0, rows, : model.rows].float()
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+    refused: dict[str, dict[str, Any]] = {
+        "for other rows": {"rows": [[[1, 3]], [[0, 1]]], "tokens": [[[7]], [[10]]]},
+        "not from 0 to": {"rows": [[[1, 2]], [[0, 1]]], "tokens": [[[7]], [[10**6]]]},
+        "leave blocks out": {"rows": [[[1, 2]], [[0, 1]]], "tokens": [[[7]], [[10]]], "blocks": [1]},
+    }
+    for said, wanted in refused.items():
+        reply = asked(**wanted)
+        assert reply.status_code == 400
+        assert said in reply.text
 
 
 @pytest.mark.parametrize("shape", SHAPES)

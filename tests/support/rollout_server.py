@@ -32,7 +32,9 @@ class RolloutServer:
         stuck: rows whose first ids these are wait until ``free`` is set.
     """
 
-    def __init__(self, model: LanguageModel, *, dev: bool = True, raw: bool = False) -> None:
+    def __init__(
+        self, model: LanguageModel, *, dev: bool = True, raw: bool = False, max_length: int | None = None
+    ) -> None:
         self.start = self.model = model
         self.label, self.faults, self.seen = "default", deque[str](), list[str]()
         self.raw, self.half = raw, False
@@ -42,7 +44,7 @@ class RolloutServer:
         self.turn = threading.Lock()
         app = FastAPI()
         app.middleware("http")(self._note)
-        app.get("/v1/models")(lambda: {"data": [{"id": "student"}]})
+        app.get("/v1/models")(lambda: {"data": [{"id": "student", "max_model_len": max_length}]})
         app.post("/inference/v1/generate")(self.generate)
         if dev:
             app.post("/pause")(self.nothing)

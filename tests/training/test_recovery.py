@@ -21,6 +21,8 @@ from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
 from opd.training.actions import Continue
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
+from opd.training.recovery import Recovery
+from opd.training.state import State
 from opd.types import Prompt, Rollout, Span
 from support import ruined_runs
 from support.altered import train_altered
@@ -116,6 +118,15 @@ def test_a_change_within_a_metrics_own_scatter_is_no_symptom() -> None:
     lengths = [10.0, 60.0, 15.0, 80.0, 20.0, 90.0, 12.0, 70.0, 40.0, 75.0]
     assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=lengths)) is None
     assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=[21.0, 20.0, 19.0, 20.0, 21.0] + [70.0] * 5)) is not None
+
+
+def test_weights_are_proven_a_step_later_where_rollouts_are_a_step_older() -> None:
+    healthy = []
+    for lag in (0, 1):
+        state = State(step=3)
+        Recovery(WATCH, lag=lag).after_step(state, {**FIRST, "tokens": 1.0}, [])
+        healthy.append(state.healthy)
+    assert healthy == [2, 1]
 
 
 def test_healthy_judges_a_single_step() -> None:

@@ -171,6 +171,21 @@ FACTS: dict[str, Fact] = {
         lambda c: "loss.signal=reward" if c.loss.signal.role == "reward" else None,
         "leave loss.reward out",
     ),
+    "rollouts elsewhere": Fact(
+        "rollouts by servers, which write while the student is updated",
+        lambda c: None if c.rollout.engine.elsewhere else f"rollout.engine={c.rollout.engine.type}",
+        "set rollout.engine={vllm: URL}, or leave it out",
+    ),
+    "prompts in order": Fact(
+        "prompts that depend on the step alone",
+        lambda c: "experimental.curriculum" if c.experimental.curriculum else None,
+        "leave one of them out",
+    ),
+    "older tokens": Fact(
+        "a loss that weighs tokens of older weights by an importance ratio, or needs none",
+        _signal(attribute="takes_older"),
+        "set loss.signal=full or top_k, or loss.signal.estimator=policy_gradient",
+    ),
     "several attempts": Fact(
         "several rollouts of each prompt",
         lambda c: None if c.rollout.rollouts_per_prompt > 1 else "rollout.rollouts_per_prompt=1",

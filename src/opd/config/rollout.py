@@ -52,6 +52,9 @@ class RolloutConfig(SamplingConfig):
     """Most assistant turns, if there is an environment."""
     grow_turns_every: int | None = Field(None, ge=1)
     """Start with one turn and allow another after this number of steps, up to ``max_turns`` (TCOD)."""
+    ahead: int = Field(0, ge=0, le=1)
+    """1 lets servers write the next step's rollouts while this step's are trained on: their weights are one update
+    older. A policy gradient weighs their tokens by the importance ratio; another distance needs none."""
     stop: tuple[str | int, ...] = ()
     """Further ends of a turn, beside each model's own end tokens: token ids, or texts such as ``<|im_end|>``. The
     text of a special token ends a turn at that token. Any other text ends it at the token that completes the text; if
@@ -68,5 +71,8 @@ class RolloutConfig(SamplingConfig):
         return given
 
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """Turns that grow need rollouts at every step."""
-        return {"grow_turns_every": ("no recording",)} if self.grow_turns_every else {}
+        """Turns that grow need rollouts at every step; rollouts ahead need servers, and prompts that are known."""
+        needs: dict[str, tuple[str, ...]] = {"grow_turns_every": ("no recording",)} if self.grow_turns_every else {}
+        if self.ahead:
+            needs["ahead"] = ("rollouts elsewhere", "student's rollouts", "prompts in order", "older tokens")
+        return needs

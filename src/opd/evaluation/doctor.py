@@ -154,7 +154,9 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     main = loss_terms(run)[0]
     samples = run.config.rollout.rollouts_per_prompt
     prompts = [p for p in run.prompts[: max(NUM_PROMPTS // samples, 1)] for _ in range(samples)]
+    started = time.perf_counter()
     rollouts = run.sampler().rollout(prompts, seed=0)
+    seconds = {"rollout_s": time.perf_counter() - started}
     ours = summarise(rollouts)
     yield f"rollouts  {len(rollouts)} sampled: {_line(ours)}"
     if ours["truncation_rate"] == 1:
@@ -167,11 +169,13 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     yield from _hints(main.view)
     started = time.perf_counter()
     signal = main.teacher.score(rollouts, segments).to(run.student.device).arrived()
-    yield from cost(run, tokens=len(signal), seconds=time.perf_counter() - started)
+    seconds["teacher_s"] = time.perf_counter() - started
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
         max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)
+        started = time.perf_counter()
         loss = mean_loss(run.student, rollouts, signal, main.objective, max_tokens=max_tokens, layers=layers)
+        yield from cost(run, tokens=len(signal), pass_s=time.perf_counter() - started, **seconds)
         name = run.config.loss.signal.label(run.config.loss.divergence.type)
         yield f"signal    {len(signal)} of {tokens} tokens, aligned; {name} {loss:.3f} nats per token"
     else:

@@ -75,9 +75,14 @@ def _check_lengths(run: LanguageContext, held_out: Rendered) -> None:
         setting = "eval.max_new_tokens" if own else "rollout.max_new_tokens"
         budget = own or config.rollout.max_new_tokens
         rendered.check_room(budget, run.student.max_length, setting=setting)
+        if config.rollout.engine.elsewhere:
+            engine = run.engine(run.student)
+            room = getattr(engine, "max_length", None)
+            rendered.check_room(budget, room, setting=setting, reader=" for rollout.engine", served=True)
         for key, teacher in run.others().items() if signal.reads_teacher else ():
             read = rendered if signal.same_tokenizer else rendered.by(Chat(teacher.tokenizer))
-            read.check_room(budget, teacher.max_length, setting=setting, reader=f" for {key}")
+            reader = f" for {key}"
+            read.check_room(budget, teacher.max_length, setting=setting, reader=reader, served=teacher.is_served)
 
 
 def _check_view_lengths(run: LanguageContext) -> None:

@@ -95,7 +95,9 @@ class Rendered:
         """The same prompts as another model reads them."""
         return Rendered.of(self.prompts, chat, key=self.key)
 
-    def check_room(self, budget: int, room: int | None, *, setting: str, reader: str = "") -> None:
+    def check_room(
+        self, budget: int, room: int | None, *, setting: str, reader: str = "", served: bool = False
+    ) -> None:
         """Check that every prompt leaves room for an answer.
 
         Args:
@@ -103,6 +105,7 @@ class Rendered:
             room: positions of the model; None for no limit.
             setting: the run file's key of the budget.
             reader: words about the model, if it is not the student.
+            served: whether it is behind a server, which may have been started with fewer positions than it has.
 
         Raises:
             DataError: the longest prompt is too long.
@@ -113,6 +116,8 @@ class Rendered:
         worst = max(long, key=long.__getitem__)
         left = (room or 0) - budget
         filter_them = f", or leave longer ones out with {self.key}.max_tokens={left}" if left > 0 and not reader else ""
+        if served:
+            filter_them = f", or start the server with --max-model-len {long[worst] + budget}"
         raise DataError(
             f"{self.key}: prompt '{self.prompts[worst].id}' has {long[worst]} tokens{reader}, and with {setting}="
             f"{budget} exceeds the model's {room}. Fix: lower {setting} or shorten the prompt{filter_them}"

@@ -33,11 +33,13 @@ from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
 from opd.report.files import ROLLOUTS
 from opd.report.record import Recorder
+from opd.rollouts.ahead import Ahead, apart
 from opd.rollouts.references import WithAnswers
 from opd.rollouts.sampler import Sampler
 from opd.rollouts.streaming import Streaming, asks_ahead
 from opd.servers.model import ServedModel
 from opd.servers.requests import Requests, measured
+from opd.servers.rollouts import VllmEngine
 from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards
 from opd.training.optimizer import Optimizer
@@ -84,7 +86,16 @@ class LanguageRun:
         log.warnings += [*padded(run), *other_ends(run)]
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
-        source = streamed(run, source, terms[0])
+        ahead = None
+        if config.rollout.ahead:
+            engine = run.engine(run.student)
+            assert isinstance(source, Sampler)
+            assert isinstance(engine, VllmEngine)
+            source = streamed(run, apart(source, engine), terms[0])
+            source = ahead = Ahead(source, engine, run.curriculum, config.optimizer.steps)
+            log.callbacks.append(ahead)  # for the end of the run
+        else:
+            source = streamed(run, source, terms[0])
         if config.loss.sft:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
@@ -125,6 +136,7 @@ class LanguageRun:
             evaluate_every=config.eval.every,
             recovery=recovery(config),
             extrapolation=extrapolation(run),
+            ahead=ahead,
             world=run.world,
         )
         for server in run.servers:

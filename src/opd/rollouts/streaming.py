@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from opd.rollouts.sampler import Sampler
-from opd.servers.model import ServedModel
+from opd.servers.model import ServedModel, asking_ahead
 from opd.teachers.by_domain import TeachersByDomain
 from opd.teachers.hidden import HiddenTeacher
 from opd.teachers.local import LocalTeacher, Once
@@ -16,7 +15,7 @@ from opd.types import Prompt, Rollout, Teacher, Term, View
 
 
 class Streaming:
-    """Asks the teacher about each group of rollouts once all of it is written, and keeps the answers for the step.
+    """Asks the teacher about each group of rollouts once all of it is written, and keeps the answers for the update.
 
     The questions are those of the whole batch, so the signals are the same to the last bit.
 
@@ -28,13 +27,11 @@ class Streaming:
     """
 
     def __init__(self, sampler: Sampler, teacher: Teacher, view: View, models: Sequence[ServedModel]) -> None:
-        self.sampler, self.teacher, self.view, self.models = sampler, teacher, view, models
+        self.sampler, self.teacher, self.view = sampler, teacher, view
         self.size = math.lcm(*(model.server.settings.sequences for model in models))
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """The sampler's rollouts."""
-        for model in self.models:
-            model.asked.clear()
         written: dict[int, Rollout] = {}
 
         def finished(index: int, rollout: Rollout) -> None:
@@ -48,20 +45,11 @@ class Streaming:
         return self.sampler.rollout(prompts, seed, step, finished)
 
     def _ask(self, rollouts: Sequence[Rollout]) -> None:
-        with _ahead(self.models):
+        before = asking_ahead.set(True)
+        try:
             self.teacher.score(rollouts, self.view.segments(rollouts))
-
-
-@contextmanager
-def _ahead(models: Sequence[ServedModel]) -> Iterator[None]:
-    """Keep what is asked for until it is asked for again."""
-    for model in models:
-        model.server.ahead = True
-    try:
-        yield
-    finally:
-        for model in models:
-            model.server.ahead = False
+        finally:
+            asking_ahead.reset(before)
 
 
 def asks_ahead(term: Term) -> Teacher | None:

@@ -13,6 +13,9 @@ from opd.config.run import BaseRun, RunConfig
 from opd.config.served import ServedConfig
 from opd.models.bundled import resolve
 
+PASSES = 3
+"""An update takes about this number of the student's forward passes."""
+
 POOLER = json.dumps({"task": "token_embed", "use_activation": False})
 
 
@@ -77,13 +80,30 @@ def found(run: Any) -> Iterator[str]:
                 f"served    {key}: {kind}, model '{server.served.name}', up to {model.max_length} tokens, "
                 f"{len(server.requests.urls)} address{'es' if len(server.requests.urls) > 1 else ''}{label}"
             )
+    if isinstance(run.config.rollout.engine, Vllm):
+        engine = run.engine(run.student)
+        yield f"served    rollout.engine: vLLM, model '{engine.name}', up to {engine.max_length} tokens"
+    if run.servers:
+        longest = max(run.training.lengths) + run.config.rollout.max_new_tokens
+        yield f"          the longest sequence of this run has {longest} tokens: --max-model-len {longest} is enough"
 
 
-def cost(run: Any, *, tokens: int, seconds: float) -> Iterator[str]:
-    """A line about what scoring some tokens took, if a server scored them."""
-    received = sum(one.received for one in run.servers)
-    if received and tokens:
+def cost(run: Any, *, tokens: int, rollout_s: float, teacher_s: float, pass_s: float) -> Iterator[str]:
+    """Lines about what servers cost for some rollouts and their tokens; none without servers.
+
+    Args:
+        rollout_s, teacher_s, pass_s: seconds for the rollouts, for their signal and for one forward pass.
+    """
+    scoring = [model.server.requests for model in run.others().values() if model.is_served]
+    if scoring and tokens:
+        size = sum(one.received for one in scoring) / tokens
+        yield f"served    {tokens} tokens scored in {teacher_s:.2f} s, {size:.0f} bytes a token"
+    if run.servers:
+        written_there = isinstance(run.config.rollout.engine, Vllm)
+        step_s = rollout_s + teacher_s + PASSES * pass_s
+        share = (rollout_s * written_there + teacher_s * bool(scoring)) / step_s
         yield (
-            f"served    {tokens} tokens scored in {seconds:.2f} s, {received / tokens:.0f} bytes a token; a run "
-            "does other work meanwhile"
+            f"waiting   for servers: {share:.0%} of a step if nothing is hidden (rollouts {rollout_s:.2f} s, teacher "
+            f"{teacher_s:.2f} s, update about {PASSES * pass_s:.2f} s); the teacher is asked while others are still "
+            f"written{', and rollout.ahead=1 hides rollouts behind updates' if written_there else ''}"
         )

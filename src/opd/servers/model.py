@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +27,9 @@ from opd.servers.later import Later
 from opd.servers.states import StateServers
 from opd.servers.wire import Sequences
 
+asking_ahead: ContextVar[bool] = ContextVar("asking_ahead", default=False)
+"""Whether answers are kept until they are asked for again; each thread has a value of its own."""
+
 
 class HeadOnly(nn.Module):
     """The output head of a model, with its config; the rest is elsewhere."""
@@ -45,7 +49,7 @@ class ServedModel(LanguageModel):
 
     Attributes:
         server: asks the servers.
-        asked: answers that were asked for ahead of time, by their questions.
+        asked: answers that were asked for ahead of time, by their questions; each is given once.
     """
 
     server: StateServers = field(kw_only=True)
@@ -80,8 +84,8 @@ class ServedModel(LanguageModel):
         parts: list[Callable[[], Tensor]] = []
         for group in groups:
             key = tuple((tuple(ids), tuple(rows)) for ids, rows in group), tuple(blocks)
-            future = self.asked.get(key) or self.server.ask(group, blocks)
-            if self.server.ahead:
+            future = self.asked.pop(key, None) or self.server.ask(group, blocks)
+            if asking_ahead.get():
                 self.asked[key] = future
             parts.append(partial(self._whole, future))
         width = self.head_VD.shape[1]

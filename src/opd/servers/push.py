@@ -25,7 +25,7 @@ from opd.models.adapters import adapted
 from opd.models.language import LanguageModel
 
 KEPT = 2
-"""Folders that stay: a server that restarts is given the weights of the rollouts that are still open."""
+"""Folders that take turns: a server that restarts is given the weights of the rollouts that are still open."""
 
 HEAD_FILE = "head.safetensors"
 
@@ -48,16 +48,16 @@ class FolderPush:
         head = model.model.get_output_embeddings()
         self.tied = not self.adapter and head.weight is model.model.get_input_embeddings().weight
         self.shapes: Shapes | None = None
-        self.written: list[Path] = []
 
-    def write(self, label: str) -> Path:
-        """Write the present weights.
+    def write(self, number: int) -> Path:
+        """Write the present weights, as the n-th push.
 
         Raises:
             ModelError: they do not hold the tensors of the first push: a server that gets fewer mixes old and new.
         """
-        path = self.folder / label
-        path.mkdir(parents=True, exist_ok=True)
+        path = self.folder / str(number % KEPT)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
         self.model.save_weights(path)
         if self.tied:
             _untie(self.model.model, path)
@@ -68,10 +68,6 @@ class FolderPush:
                 "this as a bug"
             )
         self.shapes = shapes
-        self.written.append(path)
-        for old in self.written[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        self.written = self.written[-KEPT:]
         return path
 
     def load(self, path: Path, name: str) -> tuple[str, dict[str, Any]]:

@@ -75,6 +75,7 @@ class Requests:
         pushed_s: seconds in which weights were sent.
         waited_s: seconds that callers of ``result`` have waited.
         received: bytes of all answers.
+        ended: whether the run is over, so that no question is asked again.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Requests:
         self.stale: set[str] = set()
         self.waited_s, self.received, self.pushed_s = 0.0, 0, 0.0
         self.tell: Callable[[str], None] | None = None
+        self.ended = False
+        self._thread = threading.get_ident()
         self._concurrency = concurrency
         self._free: asyncio.Semaphore | None = None
         self._busy = dict.fromkeys(self.urls, 0)
@@ -139,8 +142,8 @@ class Requests:
             self.tell_faults()
 
     def tell_faults(self) -> None:
-        """Pass on what has failed; a run calls it on its own thread."""
-        while self.tell and self.faults:
+        """Pass on what has failed. The thread that made this client does it; on any other thread faults wait."""
+        while self.tell and self.faults and threading.get_ident() == self._thread:
             self.tell(self.faults.popleft())
 
     def failure(self, url: str, error: Exception) -> ModelError:
@@ -188,7 +191,7 @@ class Requests:
                     self._busy[place] -= 1
             self._failed[place] = time.monotonic()
             self.faults.append(redact_sentence(f"'{place}': {fault}"))
-            if time.monotonic() + pause - began > self.wait:
+            if self.ended or time.monotonic() + pause - began > self.wait:
                 raise ServerError(
                     f"{self.key}: '{place}' has given no right answer for {self.wait:g} s ({redact_sentence(fault)}). "
                     "Fix: correct or restart the server, and go on with --resume"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,10 @@ class VllmEngine:
         folder: for the weights; run and servers share it.
         name, tolerance, concurrency, timeout, wait, api_key_env: as in the run file.
 
+    Attributes:
+        max_length: tokens of the longest prompt and completion together; None if no server says.
+        open: rollouts that are written with the weights of the last ``sync`` while others train; the next one waits.
+
     Raises:
         ModelError: a server does not answer, or has not the student's model.
     """
@@ -103,6 +108,8 @@ class VllmEngine:
         self.count = 0
         self.pushed: Pushed | None = None
         self.seen: tuple[int, ...] = ()
+        self.open: Future[Any] | None = None
+        self._giving = threading.Lock()
         self.name = self._hello(name)
         self.probe = _probe(model)
         self.bias = _padding(model)
@@ -118,17 +125,25 @@ class VllmEngine:
         versions = tuple(p._version for p in self.model.model.parameters())
         if self.pushed and versions == self.seen:
             return
+        if self.open:
+            self.until_done(self.open)
         started = time.perf_counter()
         self.count += 1
         label = f"{self.run}-{self.count}"
         first = self.pushed is None
-        self.pushed = Pushed(label, self.push.write(label), self._own_T())
+        self.pushed = Pushed(label, self.push.write(self.count), self._own_T())
         self.seen = versions
         for url in self.requests.urls:
             self._give(url, self.pushed)
             if first:
                 self._prove_processed(url)
         self.requests.pushed_s += time.perf_counter() - started
+
+    def until_done(self, future: Future[Any]) -> None:
+        """Wait for rollouts; faults are passed on meanwhile."""
+        while not wait([future], timeout=TELL_EVERY_S).done:
+            self.requests.tell_faults()
+        self.requests.tell_faults()
 
     def _give(self, url: str, weights: Pushed) -> None:
         """One server's push, whole, or an error."""
@@ -265,10 +280,11 @@ class VllmEngine:
 
     def _give_again(self) -> None:
         """Send the weights to a server that answered with others, as it does after a restart."""
-        while self.requests.stale:
-            url = self.requests.stale.pop()
-            if self.pushed:
-                self._give(url, self.pushed)
+        with self._giving:
+            while self.requests.stale and not self.requests.ended:
+                url = self.requests.stale.pop()
+                if self.pushed:
+                    self._give(url, self.pushed)
 
     def _body(self, ids: Sequence[int], settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"model": self.name, "token_ids": list(ids), "sampling_params": dict(settings)}
@@ -323,19 +339,21 @@ class VllmEngine:
         Raises:
             ModelError: a server does not answer, or has no such model.
         """
-        names = []
+        names, lengths = [], []
         for url in self.requests.urls:
             try:
-                listed = [one["id"] for one in _json(self.requests.once("v1/models", url=url))["data"]]
-                names.append(name or listed[0])
+                listed = {one["id"]: one for one in _json(self.requests.once("v1/models", url=url))["data"]}
+                names.append(name or next(iter(listed)))
             except (httpx.HTTPError, TimeoutError) as error:
                 raise self.requests.failure(url, error) from None
-            except (WrongAnswer, KeyError, IndexError, TypeError):
+            except (WrongAnswer, KeyError, StopIteration, TypeError):
                 raise ModelError(f"{KEY}.url: '{url}' lists no models. Fix: correct {KEY}.url") from None
             if names[-1] not in listed:
                 raise ModelError(
                     f"{KEY}.name: '{url}' has the models {', '.join(listed)}, and no '{names[-1]}'. Fix: correct it"
                 )
+            lengths.append(listed[names[-1]].get("max_model_len"))
+        self.max_length = min((n for n in lengths if n is not None), default=None)
         if len(set(names)) > 1:
             raise ConfigError(f"{KEY}.name: the servers name their models {', '.join(names)}. Fix: serve one name")
         return "opd-student" if self.push.adapter else names[0]

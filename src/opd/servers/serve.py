@@ -1,7 +1,7 @@
 """``opd serve``: models that teachers' clients read over HTTP. See ``wire`` for the format.
 
-It sends the rows that are wanted, the states of chosen blocks if they are asked for, and a label of the weights. Every
-request is bounded; a wrong one is answered with one sentence.
+It sends the rows that are wanted, the states of chosen blocks or log-probabilities of given tokens if they are asked
+for, and a label of the weights. Every request is bounded; a wrong one is answered with one sentence.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from opd.config.secrets import Secret
 from opd.data import strict_json
 from opd.errors import ConfigError
+from opd.losses import token_logprobs
 from opd.models.language import LanguageModel
 from opd.models.packing import lay_out, passes
 from opd.servers.states import fingerprint
@@ -47,6 +48,9 @@ class Wanted(BaseModel):
     """Half-open ranges of positions of each sequence; None for all positions."""
     blocks: list[StrictInt] = Field(default_factory=list)
     """Blocks, from 1, whose states are wanted in place of the last ones."""
+    tokens: list[list[list[StrictInt]]] | None = None
+    """Of each sequence and wanted row, tokens whose log-probabilities after that row are wanted in place of states;
+    the answer has them end to end, as float32."""
 
 
 class Question(BaseModel):
@@ -179,14 +183,33 @@ def _check(question: Question, model: LanguageModel) -> None:
         ends = [place for span in spans for place in span]
         if ends != sorted(ends) or (ends and not 0 <= ends[0] <= ends[-1] <= len(ids)):
             raise BadQuestion(f"the rows of input {number} are no rising ranges within its {len(ids)} tokens")
+    if question.opd.tokens is not None:
+        if question.opd.blocks:
+            raise BadQuestion("tokens have log-probabilities after the last block alone: leave blocks out")
+        if [len(tokens) for tokens in question.opd.tokens] != [len(rows) for rows in _rows(question)]:
+            raise BadQuestion("tokens are given for other rows than those that are wanted")
+        if any(not 0 <= token < model.rows for rows in question.opd.tokens for tokens in rows for token in tokens):
+            raise BadQuestion(f"a token of tokens is not from 0 to {model.rows - 1}")
+
+
+def _rows(question: Question) -> list[list[int]]:
+    """The wanted rows of each sequence."""
+    rows = question.opd.rows or [[(0, len(ids))] for ids in question.input]
+    return [[row for start, stop in spans for row in range(start, stop)] for spans in rows]
 
 
 def _read(model: LanguageModel, question: Question, turn: threading.Lock, max_tokens: int) -> list[Tensor]:
-    """States of the wanted rows of each sequence, on the CPU."""
-    rows = question.opd.rows or [[(0, len(ids))] for ids in question.input]
-    wanted = [[row for start, stop in spans for row in range(start, stop)] for spans in rows]
-    with turn:
-        return states_at(model, question.input, wanted, question.opd.blocks, max_tokens=max_tokens)
+    """States of the wanted rows of each sequence, or log-probabilities of tokens after them, on the CPU."""
+    with turn, torch.no_grad():
+        found = states_at(model, question.input, _rows(question), question.opd.blocks, max_tokens=max_tokens)
+        if question.opd.tokens is None:
+            return found
+        head_VD, logprobs = model.head_VD, []
+        for states, tokens in zip(found, question.opd.tokens, strict=True):
+            row_T = torch.tensor([row for row, ids in enumerate(tokens) for _ in ids], dtype=torch.int64)
+            token_T = torch.tensor([token for ids in tokens for token in ids], dtype=torch.int64)
+            logprobs.append(token_logprobs(states[row_T].to(head_VD), head_VD, token_T.to(head_VD.device)).cpu())
+        return logprobs
 
 
 @torch.no_grad()
@@ -215,8 +238,9 @@ def states_at(
 
 def _answer(question: Question, model: Model, found: Sequence[Tensor]) -> Response:
     items, body = [], bytearray()
+    dtype = DTYPES[question.embed_dtype] if question.opd.tokens is None else torch.float32
     for states in found:
-        raw = states.to(DTYPES[question.embed_dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+        raw = states.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
         items.append(Item(len(body), len(body) + len(raw), tuple(states.shape)))
         body += raw
     tokens = sum(map(len, question.input))

@@ -55,9 +55,6 @@ class StateServers:
         tokenizer: of the model that is expected.
         key: the run file's key, for error messages.
 
-    Attributes:
-        ahead: whether questions are asked ahead of the time when their answers are needed.
-
     Raises:
         ModelError: a server does not answer, or has another model.
     """
@@ -77,7 +74,6 @@ class StateServers:
         self.settings, self.width, self.bias, self.key = settings, width, bias, key
         self.probe = _probe(tokenizer)
         self.reference: Tensor | None = None
-        self.ahead = False
         found = [self._hello(url, tokenizer) for url in self.requests.urls]
         self.served = found[0]
         lengths = [one.max_length for one in found if one.max_length is not None]

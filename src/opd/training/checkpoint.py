@@ -2,7 +2,7 @@
 
 out/checkpoints/000040/   config.json  model.safetensors  tokenizer.json ...
                           optimizer.safetensors  rng.safetensors  state.json  files.json
-                          [average.safetensors  extrapolation.safetensors  curriculum.safetensors]
+                          [average.safetensors  extrapolation.safetensors  curriculum.safetensors  ahead.safetensors]
 out/checkpoints/best/     config.json  model.safetensors  tokenizer.json ...  files.json
 
 ``trained.safetensors`` is added where the library's own file does not hold exactly the parameters that train: for

@@ -31,12 +31,14 @@ class Recovery:
             no evaluation judges it.
         lr: factor on the learning rate for each rollback.
         anchor: least weight of the anchor after a rollback; each rollback doubles it. 0 leaves it unchanged.
+        lag: steps by which the weights that generate rollouts are older than those that train on them.
     """
 
     watch: Watch
     times: int = 3
     lr: float = 0.3
     anchor: float = 0.2
+    lag: int = 0
 
     def after_step(self, state: State, metrics: Metrics, terms: Sequence[Term]) -> Continue | Stop:
         """Note in the state whether the step's rollouts were good; stop if the last steps look collapsed."""
@@ -51,7 +53,8 @@ class Recovery:
         if len(state.recent) >= LEAST and now is not None:
             state.top = max(state.top, now)
         if self.watch.healthy(state.first, state.top, seen, state.recent):
-            state.healthy = state.step - 1  # the weights before this step's update generated the rollouts
+            # The weights before this step's update generated the rollouts, or older ones.
+            state.healthy = max(state.step - 1 - self.lag, 0)
             state.proven = state.proven if self.times else state.healthy  # no evaluation will prove more
         collapsed = self.watch.collapsed(state.first, state.top, state.recent)
         return Stop(*collapsed) if collapsed else Continue()
@@ -97,7 +100,8 @@ def recovery(config: RunConfig | DiffusionConfig) -> Recovery:
     but at the end of a run that no evaluation judges.
     """
     recover, number = config.guards.recover, config.rollout.prompts_per_step
+    lag = config.rollout.ahead if isinstance(config, RunConfig) else 0
     if recover is None:
-        return Recovery(Watch(prompts=number, least=max(2 * WINDOW, config.optimizer.warmup)), times=0)
+        return Recovery(Watch(prompts=number, least=max(2 * WINDOW, config.optimizer.warmup)), times=0, lag=lag)
     watch = Watch(prompts=number, least=LEAST, **recover.thresholds)
-    return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor)
+    return Recovery(watch, times=recover.times, lr=recover.lr, anchor=recover.anchor, lag=lag)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
@@ -16,6 +16,8 @@ class EngineConfig(AxisValue):
     """An engine; ``build`` makes the object that generates with one model."""
 
     axis = "rollout.engine"
+    elsewhere: ClassVar[bool] = False
+    """Whether it generates outside this process, and so while the student is updated."""
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """What generates tokens with ``model``; called once for the student."""

@@ -29,10 +29,10 @@ class Vllm(EngineConfig):
     """Addresses of servers, such as http://HOST:8000; rollouts are divided among them."""
     name: str | None = None
     """The served model's name; by default the first one that the server lists."""
-    push: Literal["folder"] = "folder"
+    push: str = "folder"
     """How weights are sent: as a model folder that servers read. An adapter is sent as an adapter's folder."""
     folder: str | None = None
-    """A folder that run and servers share; by default one in ``out``."""
+    """A folder that runs and servers share, in which each run has one of its own; by default one in ``out``."""
     tolerance: float = Field(0.1, gt=0)
     """Mean difference in nats between log-probabilities of server and run after weights were sent, above which the
     server is not used. Servers in bfloat16 differ by some hundredths."""
@@ -46,11 +46,22 @@ class Vllm(EngineConfig):
     """Environment variable with the servers' key, which is never written anywhere."""
 
     shorthand = "url"
+    elsewhere = True
 
     @field_validator("url", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("push")
+    @classmethod
+    def _can_be_pushed(cls, value: str) -> str:
+        if value != "folder":
+            raise ValueError(
+                f"weights are sent as a folder alone{', as nccl needs GPUs and was never run' * (value == 'nccl')}. "
+                "Fix: set folder"
+            )
+        return value
 
     def build(self, run: RunContext, model: LanguageModel) -> Engine:
         """The servers for the student; transformers for other models."""
@@ -66,4 +77,6 @@ class Vllm(EngineConfig):
         if model is not run.student:
             return HFEngine(model)
         settings = self.model_dump(exclude={"type", "push", "folder"})
-        return VllmEngine(model, folder=Path(self.folder or Path(run.config.out) / "pushed"), **settings)
+        out = Path(run.config.out).resolve()
+        folder = Path(self.folder) / "-".join(out.parts[1:]) if self.folder else out / "pushed"
+        return VllmEngine(model, folder=folder, **settings)

@@ -48,6 +48,11 @@ class SignalConfig(AxisValue):
         """Whether recorded log-probabilities of the sampled or of the likeliest tokens are all it needs."""
         return False
 
+    @property
+    def takes_older(self) -> bool:
+        """Whether its gradient is right on tokens that were drawn with weights one update older."""
+        return not self.token_ratios  # any other distance is the same, whatever wrote the token
+
     def gradient(self) -> str:
         """The gradient's cell in the map of methods."""
         return "direct"

@@ -81,6 +81,11 @@ class Sampled(SignalConfig):
         """Baseline and teacher entropy need more than the recorded log-probabilities."""
         return not self.baseline and self.teacher_entropy is None
 
+    @property
+    def takes_older(self) -> bool:
+        """A policy gradient has an importance ratio; the other estimators take each token for the student's own."""
+        return self.estimator == "policy_gradient"
+
     def keeps_initial(self) -> bool:
         """A scale reads the initial student."""
         return self.scale != 1
