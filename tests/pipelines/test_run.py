@@ -167,6 +167,18 @@ def test_finished_stages_are_not_run_again(copy: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_a_report_that_cannot_be_written_is_said_and_hides_no_result(name: str, copy: Path, no_worker: None) -> None:
+    (copy / name).unlink()
+    (copy / name / "mine").mkdir(parents=True)
+    result = pipeline(tree(copy))
+    assert states(result) == dict.fromkeys(STAGES, "unchanged")
+    (problem,) = result.problems
+    assert problem.startswith(f"{name} was not written: ")
+    assert problem.endswith("Fix: make room for it and run the pipeline again")
+    assert result.exit_status == 0
+
+
 def test_a_change_runs_dependent_stages_again_and_keeps_the_old_folder(copy: Path) -> None:
     old, recording = weights(copy / "three"), Recording()
     result = pipeline(without(tree(copy, three={"optimizer.steps": 2}), "scores"), displays=[recording])

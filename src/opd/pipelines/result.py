@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,21 @@ class StageResult:
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """Result of a pipeline; ``pipeline.json``, ``report.md`` and ``report.html`` in ``out`` have the same content."""
+    """Result of a pipeline; ``pipeline.json``, ``report.md`` and ``report.html`` in ``out`` have the same content.
+
+    Attributes:
+        unwritten: a sentence for each report that could not be written.
+    """
 
     out: Path
     stages: Mapping[str, StageResult]
     seconds: float
+    unwritten: Sequence[str] = ()
 
     @property
     def problems(self) -> list[str]:
-        """One sentence per stage that failed or collapsed."""
-        return [s.problem for s in self.stages.values() if s.state in ("failed", "collapsed")]
+        """One sentence per stage that failed or collapsed, and per report that could not be written."""
+        return [*(s.problem for s in self.stages.values() if s.state in ("failed", "collapsed")), *self.unwritten]
 
     @property
     def exit_status(self) -> int:

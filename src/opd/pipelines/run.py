@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from opd.pipelines.process import Worker, end_all
 from opd.pipelines.progress import FINAL, LOST, Display, Row, State, Tail
 from opd.pipelines.report import REPORT, data, report
 from opd.pipelines.result import PipelineResult, StageResult
+from opd.report.page import REPORT as PAGE
 from opd.report.pipeline import DATA, write_pipeline_page
 from opd.training.guards import SYMPTOMS
 from opd.training.interrupts import Interrupted, noticed
@@ -100,17 +100,29 @@ class _Runner:
                 worker.stop()
                 self.rows[name].state = "waiting"
             self._save()
-            with suppress(OSError):  # a full disk must not hide the result
-                write_pipeline_page(self.out)
+            seconds = time.monotonic() - self.begun
+            unwritten = self._write_reports(seconds)
             for display in self.displays:
                 display.stop()
-        seconds = time.monotonic() - self.begun
-        write_text(self.out / REPORT, report(self.out, self.rows, seconds))
         results = {
             name: StageResult(name, self.out / name, row.state, row.problem, row.result)
             for name, row in self.rows.items()
         }
-        return PipelineResult(self.out, results, seconds)
+        return PipelineResult(self.out, results, seconds, unwritten)
+
+    def _write_reports(self, seconds: float) -> list[str]:
+        """Write both reports; returns a sentence for each that cannot be written, which must not hide the result."""
+        unwritten = []
+        reports: dict[str, Callable[[], object]] = {
+            PAGE: lambda: write_pipeline_page(self.out),
+            REPORT: lambda: write_text(self.out / REPORT, report(self.out, self.rows, seconds)),
+        }
+        for name, write in reports.items():
+            try:
+                write()
+            except (OSError, OpdError) as error:
+                unwritten.append(f"{name} was not written: {error}. Fix: make room for it and run the pipeline again")
+        return unwritten
 
     def _start_ready(self) -> bool:
         """Start or block every waiting stage that can be; returns whether there was one."""
