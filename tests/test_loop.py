@@ -78,6 +78,31 @@ def test_the_loss_is_the_mean_over_the_positions_that_count(tmp_path: Path, micr
     assert metrics["distill_share"] == pytest.approx(len(said.signal) / tokens)
 
 
+def test_the_weight_of_a_term_scales_its_gradient(tmp_path: Path) -> None:
+    norms = []
+    for weight in (1.0, 0.25):
+        loop, _ = a_loop(tmp_path)
+        loop.terms = [dataclasses.replace(loop.terms[0], weight=weight)]
+        norms.append(loop._step(0)["grad_norm"])
+    assert norms[1] == pytest.approx(0.25 * norms[0], rel=1e-5)
+
+
+def test_updates_that_are_left_out_count_in_a_row(tmp_path: Path) -> None:
+    """Two of them with a good one between do not stop a run that two in a row would."""
+
+    def alter(loop: Loop) -> Loop:
+        main, *others = loop.terms
+
+        def bad(*arguments: Any) -> Tensor:
+            return main.objective(*arguments) * (math.nan if loop.state.step in (1, 3) else 1.0)
+
+        return dataclasses.replace(loop, terms=[dataclasses.replace(main, objective=bad), *others])
+
+    result = train(tmp_path / "out", alter, guards={"max_skipped": 2})
+    assert (result.steps, result.stopped_by) == (6, None)
+    assert [(event["step"], event["kind"]) for event in result.events] == [(1, "non_finite"), (3, "non_finite")]
+
+
 class Silent:
     """A view that shows the teacher nothing before a step."""
 

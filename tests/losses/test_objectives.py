@@ -7,15 +7,26 @@ import torch
 from torch import Tensor
 
 from opd.losses import Support
+from opd.losses.cross import Matched
 from opd.losses.objectives import (
     CrossEntropy,
+    CrossTokenizer,
     DirectEstimate,
     FullVocabulary,
     HiddenStates,
     PolicyGradient,
     SeveralTeachers,
 )
-from opd.signals import FullSignal, HiddenSignal, SampledSignal, TeachersSignal, TokenSignal, TokenStates
+from opd.signals import (
+    CrossSignal,
+    FullSignal,
+    HiddenSignal,
+    SampledSignal,
+    TeachersSignal,
+    TokenSignal,
+    TokenStates,
+    TopKSignal,
+)
 from opd.types import Objective, Signal
 
 T, V, D = 7, 19, 6
@@ -99,6 +110,49 @@ def test_the_temperature_divides_the_logits_of_student_and_teacher(temperature: 
     objective = FullVocabulary(divergence="forward_kl", temperature=temperature)
     objective(TokenStates(HIDDEN, HEAD), FULL, torch.ones(T), per_token_T)
     assert per_token_T.tolist() == pytest.approx(wanted_T.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_temperature_divides_the_students_logits_beside_a_stored_top_k(temperature: float) -> None:
+    """Forward KL over the stored tokens and the mass of all others, against its definition in float64."""
+    log_p_TV, log_q_TV = (
+        ((hidden.double() @ head.double().T) / temperature).log_softmax(-1)
+        for hidden, head in ((HIDDEN, HEAD), (THEIRS, HEAD_1))
+    )
+    best = log_q_TV.topk(3)
+
+    def merged(log_TV: Tensor) -> Tensor:
+        others_T1 = log_TV.scatter(1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([log_TV.gather(1, best.indices), others_T1], 1)
+
+    p_TK, q_TK = merged(log_p_TV), merged(log_q_TV)
+    signal = TopKSignal(*WHERE, LOGPROBS[0], best.indices, best.values.float(), q_TK[:, -1].float())
+    per_token_T = torch.zeros(T)
+    objective = FullVocabulary(temperature=temperature, support=Support(k=3, whose="teacher", rest="tail"))
+    objective(TokenStates(HIDDEN, HEAD), signal, torch.ones(T), per_token_T)
+    assert per_token_T.tolist() == pytest.approx((q_TK.exp() * (q_TK - p_TK)).sum(-1).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_temperature_divides_the_logits_of_a_teacher_with_another_tokenizer(temperature: float) -> None:
+    """Groups of one token each, all of them common: the JSD of both distributions in float64, twice where a text opens."""
+    p_TV, q_TV = (
+        ((hidden.double() @ head.double().T) / temperature).softmax(-1)
+        for hidden, head in ((HIDDEN, HEAD), (THEIRS, HEAD_1))
+    )
+    m_TV = 0.3 * q_TV + 0.7 * p_TV
+    jsd_T = (0.3 * q_TV * (q_TV / m_TV).log() + 0.7 * p_TV * (p_TV / m_TV).log()).sum(-1)
+    opens_T, ones = torch.arange(T) == 0, torch.ones(T, dtype=torch.int64)
+    groups = (torch.arange(T), ones, opens_T, THEIRS, WHERE[2], ones, torch.zeros(T), HEAD_1)
+    every = torch.arange(V)
+    per_token_T = torch.zeros(T)
+    CrossTokenizer(
+        opening=Matched(every, every, weight=2.0, rest=0.0),
+        inside=Matched(every, every, weight=1.0, rest=0.0),
+        beta=0.3,
+        temperature=temperature,
+    )(TokenStates(HIDDEN, HEAD), CrossSignal(*WHERE, *groups), torch.ones(T), per_token_T)
+    assert per_token_T.tolist() == pytest.approx((jsd_T * (1.0 + opens_T.double())).tolist(), rel=1e-4)
 
 
 def test_the_largest_advantage_holds_on_both_sides() -> None:

@@ -9,14 +9,17 @@ import re
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from socket import create_connection
 
 import pytest
 
 from opd.errors import DataError
 from opd.report.data import BUDGET, run_data
-from opd.report.live import LiveServer
+from opd.report.live import LOOPBACK, LiveServer
 from opd.report.page import FOLDER, page, write_page, write_report
 from support.written_run import HOSTILE, write_run
 
@@ -133,6 +136,46 @@ def test_the_live_server_answers_only_this_machine_and_only_known_paths(tmp_path
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, int]]:
+    """The address of a live server."""
+    with LiveServer([folder]) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield LOOPBACK, server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_second_host_header_is_no_way_in(tmp_path: Path) -> None:
+    with served(write_run(tmp_path / "run")) as address, create_connection(address) as visitor:
+        visitor.sendall(f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{address[1]}\r\nHost: evil.example\r\n\r\n".encode())
+        assert visitor.makefile().readline().startswith("HTTP/1.0 403")
+
+
+def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.report.live._Handler.timeout", 0.05)
+    with served(write_run(tmp_path / "run")) as address, create_connection(address, timeout=5) as visitor:
+        assert visitor.recv(1) == b""
+
+
+def test_a_visitor_who_leaves_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with LiveServer([write_run(tmp_path / "run")]) as server:
+        for error in (BrokenPipeError(), ConnectionResetError()):
+            try:
+                raise error
+            except ConnectionError:
+                server.handle_error(None, None)
+        assert capfd.readouterr().err == ""
+        try:
+            raise ValueError("a fault of our own")
+        except ValueError:
+            server.handle_error(None, None)
+    assert "a fault of our own" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -127,6 +128,11 @@ class LiveServer(ThreadingHTTPServer):
             return of_waiting(missing)
         return of_pipeline(self.folders[0]) if is_pipeline(self.folders[0]) else of_runs(self.folders)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A visitor who leaves before the answer is no fault; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     def watched(self, path: str) -> Watched | None:
         """The page at a path that ends with ``/``; None without one."""
         if path == "/":
@@ -141,11 +147,13 @@ class LiveServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: LiveServer
+    timeout = 30
+    """Seconds after which a connection that asks nothing is closed; each has a thread."""
 
     def do_GET(self) -> None:
         port = self.server.server_address[1]
         # DNS rebinding: another site whose name resolves to this machine must not read the data.
-        if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
+        if self.headers.get_all("Host") not in ([f"{LOOPBACK}:{port}"], [f"localhost:{port}"]):
             self._answer(403, b"", "text/plain")
             return
         place, _, file = self.path.rpartition("/")
