@@ -1,5 +1,6 @@
 """The run file: what is accepted, and the sentence for what is not."""
 
+import math
 import re
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import pytest
 
 from opd.axes.base import GIVEN
 from opd.axes.views.hint import Hint
+from opd.config.base import Strict
 from opd.config.read import read, recipe_names
 from opd.config.renamed import RENAMED, RENAMED_VALUES
 from opd.errors import ConfigError
 from opd.models.bundled import resolve
+from opd.output.run_folder import leaves
 
 MINIMAL = {
     "student": "s",
@@ -127,6 +130,47 @@ def test_a_mistake_gets_one_sentence_with_the_key_and_the_fix(overrides: list[st
     assert "Config" not in message.replace("SignalConfig", "")
     for word in words:
         assert word in message
+
+
+def test_no_number_is_infinite_or_not_a_number() -> None:
+    """Every key of a recipe that holds a fraction, or several of them."""
+    tried: set[str] = set()
+    for recipe in recipe_names():
+        for key, value in leaves(read(recipe).model_dump(mode="json")):
+            several = value if isinstance(value, list) else [value]
+            own = key not in tried and not key.startswith("method.")
+            if own and several and isinstance(several[-1], float):
+                for bad in (math.inf, -math.inf, math.nan):
+                    with pytest.raises(ConfigError, match=f"^'{re.escape(key)}.*: input should be a finite number"):
+                        read(recipe, {key: [*several[:-1], bad] if isinstance(value, list) else bad})
+                tried.add(key)
+    assert len(tried) > 35
+
+
+def test_every_schema_refuses_numbers_that_are_not_finite() -> None:
+    """Also where no recipe has a value."""
+    schemas, found = [Strict], set()
+    while schemas:
+        found |= set(new := schemas.pop().__subclasses__())
+        schemas += new
+    own = {schema for schema in found if schema.__module__.startswith("opd.")}
+    assert len(own) > 60
+    assert not [schema for schema in own if schema.model_config.get("allow_inf_nan") is not False]
+
+
+@pytest.mark.parametrize("signal", ["reward", "sampled"])
+def test_a_ratio_is_clipped_at_one_from_both_sides(signal: str) -> None:
+    recipe = {"reward": "grpo", "sampled": "tml"}[signal]
+    for clip, at in (([-1, 0.2], 0), ([1.5, 0.2], 0), ([0.2, -0.1], 1)):
+        with pytest.raises(ConfigError, match=f"^'loss.signal.ratio_clip.{at}' is "):
+            read(recipe, {"loss.signal": {"type": signal, "ratio_clip": clip}})
+
+
+def test_a_setting_of_a_teacher_in_short_form() -> None:
+    models = read("diffusion-opd", ["teacher.models.shapes.weight=0.5"]).teacher.models
+    assert models is not None
+    assert (models["shapes"].weight, models["count"].weight) == (0.5, 1.0)
+    assert models["shapes"].model == read("diffusion-opd").teacher.models["shapes"].model  # type: ignore[index]
 
 
 def test_a_value_of_several_types_is_refused_by_its_own_key() -> None:

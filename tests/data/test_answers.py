@@ -259,6 +259,25 @@ def test_an_endless_comparison_is_ended_and_the_next_one_works() -> None:
     assert opd.answers_match(r"\boxed{1+x}", "x+1")
 
 
+LONG = "9" * 5000
+"""More digits than Python reads as an integer."""
+
+
+@pytest.mark.parametrize("text", [LONG, f"answer: -{LONG}", f"0.{LONG}", f"1/{LONG}", f"{LONG}/{LONG}", f"{LONG}%"])
+def test_a_number_of_thousands_of_digits_is_no_answer_but_equals_itself(text: str) -> None:
+    assert not opd.answers_match(text, "7")
+    assert not opd.answers_match(text, "1/2")
+    assert not opd.answers_match("7", text)
+    assert opd.answers_match(text, text)
+
+
+@pytest.mark.parametrize("unit", ["<think>", "[THINK]", "<think></think>", r"\(", r"\[", "$", ".", "answer ", "9", r"\boxed{"])
+def test_a_text_that_repeats_itself_is_read_at_once(unit: str) -> None:
+    started = time.process_time()
+    opd.answers_match(unit * (200_000 // len(unit)), "7")
+    assert time.process_time() - started < 5
+
+
 def test_threads_may_ask_at_a_time() -> None:
     verdicts: dict[int, bool] = {}
 

@@ -125,6 +125,8 @@ def test_a_template_without_a_system_role_says_what_to_do_with_its_text() -> Non
     [
         ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
         ("{% for %}", "TemplateSyntaxError: Expected an expression"),
+        ("{% for i in range(100001) %}x{% endfor %}", "OverflowError: Range too big"),
+        ("{{ 'x' * 1000000000000000 }}", "MemoryError"),
         ("{% macro a(x) %}{{ a(x) }}{% endmacro %}{{ a(1) }}", "RecursionError"),
     ],
 )

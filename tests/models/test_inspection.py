@@ -271,6 +271,24 @@ def test_an_end_that_is_no_token_id_is_refused(end: Any, folder: Path) -> None:
         load(str(folder), key="student")
 
 
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_loaded_and_its_payload_does_not_run(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Payload(folder / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"^student: cannot load '.*' \(Weights only load failed.*\). Fix: give a"):
+        load(str(folder), key="student")
+    assert not (folder / "ran").exists()
+
+
 def test_both_halves_of_a_librarys_sentence_are_quoted(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": ["full_attention"]}))

@@ -63,6 +63,7 @@ def test_one_of_the_words(text: str, reward: float | None) -> None:
         ("1 > 2 > 2", None),
         ("1 > 2 > 4", None),
         ("0 > 1 > 2", None),
+        ("9" * 5000, None),
         ("best: 2", None),
         ("", None),
     ],

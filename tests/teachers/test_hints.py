@@ -74,6 +74,7 @@ def test_transcript_numbers_the_turns() -> None:
         ("", [], {"unparsable": 1}),
         ("I think turn 1: x", [], {"unparsable": 1}),
         ("turn 0: x turn 3: y turn 1: z", [(0, "z")], {"bad_turn": 2, "written": 1}),
+        (f"turn {'9' * 5000}: x turn 1: y", [(0, "y")], {"bad_turn": 1, "written": 1}),
         ("turn 1:  turn 2: y", [(1, "y")], {"empty": 1, "written": 1}),
         ("<think>turn 2: no, turn 1</think>\n\nturn 1: use d", [(0, "use d")], {"written": 1}),
         ("turn 2 looks fine\n</think>\nturn 1: use d", [(0, "use d")], {"written": 1}),
@@ -94,6 +95,13 @@ def test_the_strict_format(answer: str, hints: list[tuple[int, str]], counted: d
     counts: Counter[str] = Counter()
     assert parse(answer, ROLLOUT, counts) == [Hint(ROLLOUT.turns[turn], text) for turn, text in hints]
     assert counts == counted
+
+
+@pytest.mark.parametrize("unit", ["**", "`", "turn 1:", "turn 1: x\n", "> ", "<think>", "turn "])
+def test_an_answer_that_repeats_itself_is_read_at_once(unit: str) -> None:
+    started = time.process_time()
+    parse(unit * (1_000_000 // len(unit)), ROLLOUT, Counter())
+    assert time.process_time() - started < 5
 
 
 def test_a_real_local_model_is_asked_and_its_rubbish_dropped() -> None:

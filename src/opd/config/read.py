@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -240,9 +241,9 @@ def split(override: str) -> tuple[str, Any]:
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key. A bare value on the way (``signal: top_k``) becomes the mapping that it stands for."""
     *path, last = key.split(".")
-    for part in path:
+    for above, part in pairwise(["", *path]):
         inner = tree.get(part)
-        tree[part] = dict(inner) if isinstance(inner, Mapping) else _whole(part, inner)
+        tree[part] = dict(inner) if isinstance(inner, Mapping) else _whole(part, inner, above)
         tree = tree[part]
     tree[last] = value
 
@@ -259,14 +260,14 @@ def drop_key(tree: dict[str, Any], key: str) -> None:
     tree.pop(last, None)
 
 
-def _whole(part: str, bare: Any) -> dict[str, Any]:
-    """The mapping that a bare value stands for."""
+def _whole(part: str, bare: Any, above: str = "") -> dict[str, Any]:
+    """The mapping that a bare value stands for, at a key below another."""
     if isinstance(bare, AxisValue):
         return bare.model_dump()
     if isinstance(bare, list | tuple) and part == "prompts":
         return {"mix": bare}
     if isinstance(bare, str):
-        return dict(PromptsConfig.source(bare)) if part == "prompts" else {"type": bare}
+        return dict(PromptsConfig.source(bare)) if part == "prompts" else {"model" if above == "models" else "type": bare}
     if isinstance(bare, int | float) and not isinstance(bare, bool):
         return {"weight": bare}
     return {}

@@ -67,6 +67,10 @@ _LATEX = [
 """Variants of one notation, and the notation."""
 
 
+LONGEST = 10_000
+"""Characters at the end of a text in which its final answer is looked for, so that no text takes seconds to read."""
+
+
 class Final(NamedTuple):
     """A text's final answer; the two differ only where nothing is boxed or stated."""
 
@@ -82,7 +86,7 @@ def final_answer(text: str) -> Final | None:
     It is the line after the last ``####``; else the whole of the last ``\\boxed{}``; else what follows the last "answer
     is" or "answer:"; else the last line, with the last number of the text.
     """
-    text = _MARK.sub("", without_thoughts(text)).strip()
+    text = _MARK.sub("", without_thoughts(text)[-LONGEST:]).strip()
     if not text:
         return None
     if "####" in text:

@@ -17,6 +17,9 @@ _NUMBER = re.compile(
 )
 """With a currency before or after it, and a unit in words."""
 
+MOST_CHARACTERS = 1_000
+"""A longer text is no number that an answer has; Python reads no integer of more than 4,300 digits."""
+
 LARGEST_EXPONENT = 300
 """Above it a power of ten is no number that an answer has, and slow to compare."""
 
@@ -37,7 +40,7 @@ class Number(NamedTuple):
 
 def number(text: str) -> Number | None:
     """A cleaned text as a number, with or without currency, percent sign and unit; None if it is something else."""
-    found = _NUMBER.fullmatch(text)
+    found = _NUMBER.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
     if not found:
         return None
     part = found.groupdict()
@@ -53,3 +56,8 @@ def number(text: str) -> Number | None:
         value = int(part["whole"] or part["full"] or 0) + Fraction(above, below)
     negative = (part["sign"] == "-") != (part["minus"] == "-")
     return Number(-value if negative else value, bool(part["percent"]))
+
+
+def whole(digits: str) -> int | None:
+    """The integer of a text of digits; None for more of them than an answer has."""
+    return int(digits) if len(digits) <= MOST_CHARACTERS else None

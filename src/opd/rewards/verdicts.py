@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from opd.data.numbers import whole
 from opd.data.thoughts import without_thoughts
 
 BEST = 10
@@ -61,7 +62,7 @@ def ranking(text: str, number: int) -> list[float] | None:
     text = without_thoughts(text)
     for line in reversed(text.splitlines()):
         if found := _RANKING.fullmatch(line.strip(" \t*_`.")):
-            ranks = [[int(n) - 1 for n in part.split("=")] for part in found[0].split(">")]
+            ranks = [[(whole(n) or 0) - 1 for n in part.split("=")] for part in found[0].split(">")]
             return _rewards(ranks, number)
     return None
 

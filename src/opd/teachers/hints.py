@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from opd.data.numbers import whole
 from opd.data.thoughts import without_thoughts
 from opd.errors import ConfigError
 from opd.models.chat import Chat
@@ -26,7 +27,7 @@ INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'tur
 """Instruction for a model that writes hints."""
 
 _AT_LINE_START = re.compile(
-    r"^[ \t>#*_`•-]*(?:\d+[.)][ \t]*)?[*_`]*turn\s*(\d+)[ \t*_`]*:[*_`]*", re.IGNORECASE | re.MULTILINE
+    r"^[ \t>#*_`•-]*+(?:\d+[.)][ \t]*+)?[*_`]*+turn\s*(\d+)[ \t*_`]*:[*_`]*", re.IGNORECASE | re.MULTILINE
 )
 """A hint's beginning, with Markdown around it."""
 
@@ -192,7 +193,7 @@ def parse(answer: str, rollout: Rollout, counts: Counter[str]) -> list[Hint]:
         return []
     found = []
     for number, rest in zip(parts[::2], parts[1::2], strict=True):
-        turn, hint = int(number) - 1, _PARAGRAPH_END.split(rest.strip(), maxsplit=1)[0].strip()
+        turn, hint = (whole(number) or 0) - 1, _PARAGRAPH_END.split(rest.strip(), maxsplit=1)[0].strip()
         if not 0 <= turn < len(rollout.turns):
             counts["bad_turn"] += 1
         elif not hint:

@@ -37,6 +37,7 @@ def test_reference_answers_get_the_reward(split: str) -> None:
         ("answer 1 then answer 405", 1.0),
         ("answer 405 then answer 1", 0.0),
         ("405", 0.0),
+        (f"answer {'9' * 5000}", 0.0),
         ("answer", 0.0),
         ("", 0.0),
     ],

@@ -67,6 +67,7 @@ def test_a_call_without_a_tool_is_bad_arguments() -> None:
         ("answer 2 6", 1.0),
         ("answer 26<|im_end|>", 1.0),
         ("answer 62", 0.0),
+        (f"answer {'9' * 5000}", 0.0),
         ("answer", 0.0),
         ("answer unknown", 0.0),
         ("answer 26 call frob", 0.0),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from opd.axes.base import AxisValue
 from opd.axes.context import RunContext
@@ -13,6 +15,9 @@ from opd.types import Signal
 
 if TYPE_CHECKING:
     from opd.types import Objective, Rollout, Segment, Teacher, Term
+
+RatioClip = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
+"""How far below and above 1 an importance ratio counts, as PPO has it."""
 
 
 class SignalConfig(AxisValue):

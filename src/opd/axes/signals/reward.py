@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from opd.axes.context import RunContext
-from opd.axes.signals.base import SignalConfig
+from opd.axes.signals.base import RatioClip, SignalConfig
 from opd.config.base import Strict
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class RewardShape(Strict):
     """Leave truncated rollouts out of the loss; their rewards still count in their groups (DAPO)."""
     overlong_penalty: int | None = Field(None, ge=1)
     """Number of last tokens before ``rollout.max_new_tokens`` over which the reward falls by 1 in all (DAPO)."""
-    ratio_clip: tuple[float, float] | None = None
+    ratio_clip: RatioClip | None = None
     """PPO's clip of the importance ratio, [low, high], such as [0.2, 0.28]. The ratio is 1 on fresh rollouts."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""

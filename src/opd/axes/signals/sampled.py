@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from opd.axes.context import RunContext
-from opd.axes.signals.base import SignalConfig
+from opd.axes.signals.base import RatioClip, SignalConfig
 from opd.config.base import Strict
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Sampled(SignalConfig):
     """Discount of the advantages of later tokens in the same rollout; 0 leaves each token its own."""
     max_advantage: float | None = Field(None, gt=0)
     """Clips advantages on both sides, in nats."""
-    ratio_clip: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]] | None = None
+    ratio_clip: RatioClip | None = None
     """PPO's clip of the importance ratio, [low, high]. The ratio is 1 unless rollouts were recorded."""
     max_ratio: float | None = Field(None, gt=0)
     """Truncates the importance ratio."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from opd.data.numbers import whole
 from opd.nano.tasks.drawn import draw_splits, last_turn, pick
 from opd.types import Message, Observation, Prompt
 
@@ -49,7 +50,7 @@ class MathTask:
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Check the number after the last "answer"."""
         answers = _ANSWER.findall(last_turn(transcript))
-        right = bool(answers) and int("".join(answers[-1].split())) == prompt.data["result"]
+        right = bool(answers) and whole("".join(answers[-1].split())) == prompt.data["result"]
         return Observation(correct=right)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from opd.data.numbers import whole
 from opd.nano.tasks.drawn import SPLITS, last_turn, pick
 from opd.nano.tokenizer import TOOL_NAMES
 from opd.types import Message, Observation, Prompt
@@ -98,7 +99,7 @@ class ToolsTask:
         call = _CALL.match(text)
         if call is None:
             answer = _ANSWER.fullmatch(text)
-            right = answer is not None and int("".join(answer[1].split())) == prompt.data["result"]
+            right = answer is not None and whole("".join(answer[1].split())) == prompt.data["result"]
             return Observation(correct=right)
         return _run(prompt, call[1], call[2])
 
