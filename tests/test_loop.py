@@ -27,7 +27,7 @@ from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.report.data import run_data
-from opd.types import Metrics, Rollout, Scored, Segment, Signal
+from opd.types import Metrics, Rollout, Scored, Segment, Signal, States
 from support.altered import train_altered
 from support.models import make_model
 from support.small_runs import PROMPTS, merged, small_run
@@ -93,7 +93,8 @@ def test_updates_that_are_left_out_count_in_a_row(tmp_path: Path) -> None:
     def alter(loop: Loop) -> Loop:
         main, *others = loop.terms
 
-        def bad(*arguments: Any) -> Tensor:
+        def bad(student: States, signal: Signal, weight_T: Tensor, per_token_T: Tensor | None = None) -> Tensor:
+            arguments = student, signal, weight_T, per_token_T
             return main.objective(*arguments) * (math.nan if loop.state.step in (1, 3) else 1.0)
 
         return dataclasses.replace(loop, terms=[dataclasses.replace(main, objective=bad), *others])

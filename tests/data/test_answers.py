@@ -271,7 +271,9 @@ def test_a_number_of_thousands_of_digits_is_no_answer_but_equals_itself(text: st
     assert opd.answers_match(text, text)
 
 
-@pytest.mark.parametrize("unit", ["<think>", "[THINK]", "<think></think>", r"\(", r"\[", "$", ".", "answer ", "9", r"\boxed{"])
+@pytest.mark.parametrize(
+    "unit", ["<think>", "[THINK]", "<think></think>", r"\(", r"\[", "$", ".", "answer ", "9", r"\boxed{"]
+)
 def test_a_text_that_repeats_itself_is_read_at_once(unit: str) -> None:
     started = time.process_time()
     opd.answers_match(unit * (200_000 // len(unit)), "7")

@@ -135,7 +135,7 @@ def test_the_temperature_divides_the_students_logits_beside_a_stored_top_k(tempe
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_the_temperature_divides_the_logits_of_a_teacher_with_another_tokenizer(temperature: float) -> None:
-    """Groups of one token each, all of them common: the JSD of both distributions in float64, twice where a text opens."""
+    """Groups of one token each, all of them common: the JSD in float64, twice where a text opens."""
     p_TV, q_TV = (
         ((hidden.double() @ head.double().T) / temperature).softmax(-1)
         for hidden, head in ((HIDDEN, HEAD), (THEIRS, HEAD_1))

@@ -267,7 +267,9 @@ def _whole(part: str, bare: Any, above: str = "") -> dict[str, Any]:
     if isinstance(bare, list | tuple) and part == "prompts":
         return {"mix": bare}
     if isinstance(bare, str):
-        return dict(PromptsConfig.source(bare)) if part == "prompts" else {"model" if above == "models" else "type": bare}
+        return (
+            dict(PromptsConfig.source(bare)) if part == "prompts" else {"model" if above == "models" else "type": bare}
+        )
     if isinstance(bare, int | float) and not isinstance(bare, bool):
         return {"weight": bare}
     return {}
