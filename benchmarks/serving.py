@@ -3,6 +3,7 @@
     python benchmarks/serving.py latency   # a teacher 100 ms away beside one that answers at once
     python benchmarks/serving.py bytes     # opd serve: states of the scored tokens alone
     python benchmarks/serving.py faults    # 200 faults over 40 steps: the weights of a run without any
+    python benchmarks/serving.py recipes [opd hint …]   # whole runs with opd serve, beside local ones
 
 The teacher's own computation is left out of ``latency``: its answers are recorded in a first run, and given again after
 a delay, as a teacher on another machine would.
@@ -31,6 +32,7 @@ import opd
 from opd.models.loading import load
 from opd.servers.states import StateServers
 from opd.servers.wire import Sequences
+from support.chat_server import CriticServer
 from support.served import FAULTS, Teacher
 
 DELAY_S = 0.1
@@ -140,8 +142,79 @@ def faults(server: Teacher) -> None:
     )
 
 
+TEACHERS = ("math-teacher", "math-biased", "math-teacher-bpe", "tools-base")
+
+TWO = {"good": "math-teacher", "biased": "math-biased"}
+"""The teachers of ``mopd``, by their keys."""
+
+
+def served_recipes(url: str, critic: str) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
+    """A recipe, its keys, and the keys by which its teacher and its author are served."""
+
+    def at(name: str) -> dict[str, Any]:
+        return {"url": url, "name": name, "states": "float32", "wait": 120}
+
+    mopd = {
+        "loss.signal": "full",
+        "teacher": {
+            "models": {
+                name: {"model": f"nano/{model}", "domains": ["math"], "weight": 1.0 if name == "good" else 0.1}
+                for name, model in TWO.items()
+            }
+        },
+    }
+    hint = {"teacher.model": "nano/tools-base"}
+    http = {"type": "http", "url": critic, "model": "critic"}
+    local = {"type": "model", "model": "nano/critic"}
+    return {
+        "opd": ("opd", {}, {"teacher.served": at("math-teacher")}),
+        "hint": ("hint", hint, {"teacher.served": at("tools-base")}),
+        "hint, author over HTTP": (
+            "hint",
+            {**hint, "teacher.view.author": local},
+            {"teacher.view.author": http, "teacher.served": at("tools-base")},
+        ),
+        "lsm": ("lsm", {}, {"teacher.served": at("math-teacher")}),
+        "tml": ("tml", {}, {"teacher.served": at("math-teacher")}),
+        "gold": ("gold", {}, {"teacher.served": at("math-teacher-bpe")}),
+        "mopd": ("tml", mopd, {f"teacher.models.{name}.served": at(model) for name, model in TWO.items()}),
+    }
+
+
+def recipes(chosen: Sequence[str]) -> None:
+    """Whole runs, local and served, with the accuracy of each."""
+    usual: dict[str, Any] = {
+        "eval.prompts.limit": 128,
+        "eval.diagnostics": 0,
+        "eval.rollouts_per_prompt": 2,
+        "report": None,
+        "log": [],
+    }
+    critic = CriticServer(load("nano/critic", key="critic"))
+    with Teacher({name: load(f"nano/{name}", key=name) for name in TEACHERS}) as server:
+        cases = served_recipes(server.url, critic.url)
+        for name in chosen or cases:
+            recipe, keys, served = cases[name]
+            found = []
+            for more in ({}, served):
+                with tempfile.TemporaryDirectory() as out:
+                    result = opd.train(recipe, {**usual, **keys, **more, "out": out})
+                found.append(result)
+            before, local, there = (100 * one["accuracy"] for one in (found[0].before, *(run.after for run in found)))
+            sampled = [100 * run.after["avg@2"] for run in found]
+            print(
+                f"{name}: {found[0].steps} steps, accuracy {before:.1f} % before, {local:.1f} % local, {there:.1f} % "
+                f"served; avg@2 {sampled[0]:.1f} % and {sampled[1]:.1f} %",
+                flush=True,
+            )
+    critic.stop()
+
+
 if __name__ == "__main__":
     chosen = {"latency": latency, "bytes": size, "faults": faults}
+    if sys.argv[1:2] == ["recipes"]:
+        recipes(sys.argv[2:])
+        sys.exit()
     with Teacher({"teacher": load("nano/math-teacher", key="teacher")}) as teacher:
         for name in sys.argv[1:] or chosen:
             chosen[name](teacher)

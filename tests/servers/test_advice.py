@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from opd.api import examine
 from opd.errors import OpdError
@@ -44,8 +45,19 @@ def test_doctor_names_the_server_and_what_scoring_took(tmp_path: Path) -> None:
         lines = list(examine("opd", {"teacher.served": server.url, "eval.prompts.limit": 4, "out": str(tmp_path)}))
     assert any(line.startswith("served    teacher.model: opd serve, model 't'") for line in lines)
     assert any("320 bytes a token" in line for line in lines)
+    assert not any("where chance is" in line for line in lines)
     assert any(re.match(r"waiting   for servers: \d+% of a step if nothing is hidden", line) for line in lines)
     assert any(re.match(r"  +the longest sequence .* has \d+ tokens: --max-model-len \d+", line) for line in lines)
+
+
+@pytest.mark.slow
+def test_doctor_warns_of_a_server_whose_states_this_head_makes_nothing_of(tmp_path: Path) -> None:
+    other = load("nano/math-teacher", key="t")
+    with torch.no_grad():
+        other.model.model.norm.weight.mul_(-1)
+    with Teacher({"t": other}) as server:
+        lines = list(examine("opd", {"teacher.served": server.url, "eval.prompts.limit": 4, "out": str(tmp_path)}))
+    assert any("Fix: serve the model that teacher.model names" in line for line in lines)
 
 
 @pytest.mark.slow

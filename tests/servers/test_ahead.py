@@ -16,11 +16,13 @@ import opd
 from opd.config.read import read
 from opd.data.curriculum import Uniform
 from opd.errors import ConfigError, OpdError
+from opd.models.loading import load
 from opd.rollouts.ahead import Ahead
 from opd.servers.rollouts import VllmEngine
 from opd.types import Event, Prompt, Rollout, Span
 from support.models import make_model
 from support.rollout_server import RolloutServer
+from support.served import Teacher
 from support.small_runs import PROMPTS, small_run
 
 STEPS = 5
@@ -48,13 +50,15 @@ class Noted:
         monkeypatch.setattr(Ahead, "rollout", noted)
 
 
-def train(out: Path, server: RolloutServer, *, resume: bool = False, callbacks: Any = (), **keys: Any) -> bytes:
+def train(
+    out: Path, server: RolloutServer, *, given: bool = True, resume: bool = False, callbacks: Any = (), **keys: Any
+) -> bytes:
     tree = small_run(out)
     engine = {"type": "vllm", "url": server.url, "wait": 5}
     tree["rollout"] = {**tree["rollout"], "ahead": 1, "engine": engine, **keys.pop("rollout", {})}
     usual = {"optimizer": {"lr": 1e-2, "steps": STEPS}, "report": None, "checkpoint": {"every": 1}}
     tree = {**tree, **usual, **keys}
-    teacher = make_model(1, layers=3, hidden=48)
+    teacher = make_model(1, layers=3, hidden=48) if given else None
     opd.train(tree, student=make_model(0), teacher=teacher, prompts=PROMPTS, resume=resume, callbacks=callbacks)
     return (out / "model.safetensors").read_bytes()
 
@@ -113,6 +117,21 @@ def test_a_run_that_was_killed_trains_on_the_same_tokens(
     assert sorted(last.items()) == expected
     for step, _, ids in noted.used:
         assert ids == expected[step][1]
+
+
+@pytest.mark.slow
+def test_served_teachers_are_asked_while_rollouts_are_written_ahead(server: RolloutServer, tmp_path: Path) -> None:
+    """The teacher's states come with the rollouts; local ones give the same weights, but for their rounding."""
+    make_model(1, layers=3, hidden=48).save(tmp_path / "teacher")
+    losses = []
+    with Teacher({"t": load(str(tmp_path / "teacher"), key="t")}) as teacher:
+        for name, served in (("local", None), ("served", {"url": teacher.url, "states": "float32", "sequences": 2})):
+            keys = {"teacher": {"model": str(tmp_path / "teacher"), "served": served}}
+            train(tmp_path / name, server, given=False, **keys)
+            lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+            losses.append([line["train"]["loss"] for line in lines if "train" in line])
+        assert teacher.asked.count("/pooling") == STEPS * 4 + 1  # eight rollouts by two, and the probe of the start
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_rollouts_in_a_checkpoint_are_read_back_as_they_were(server: RolloutServer, tmp_path: Path) -> None:

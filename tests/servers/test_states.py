@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from opd.servers.model import ServedModel, load_served
 from opd.servers.wire import OPD, header, question
 from opd.signals import CrossSignal, FullSignal, HiddenSignal, SampledSignal, TeachersSignal
 from opd.types import Signal
+from support.chat_server import CriticServer
 from support.families import read_language
 from support.hostile_server import HostileServer, drips, sends, whole
 from support.models import SHAPES, make_model
@@ -144,6 +146,29 @@ def test_a_run_with_a_served_teacher_trains_as_a_local_one(name: str, nano: Teac
         results.append([float(part.split(",")[0]) for part in lines.read_text().split('"loss": ')[1:]])
     assert len(results[0]) == 2
     assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_hints_of_a_served_author_for_a_served_teacher_train_as_local_ones(nano: Teacher, tmp_path: Path) -> None:
+    small = {"optimizer.steps": 2, "rollout.prompts_per_step": 4, "eval.prompts": None, "report": None}
+    keys = {"teacher.model": "nano/tools-base", **small, "guards.max_idle": 100}
+    critic = CriticServer(load("nano/critic", key="c"))
+    http = {"type": "http", "url": critic.url, "model": "critic"}
+    served = {"url": nano.url, "name": "tools-base", "states": "float32"}
+    both: dict[str, dict[str, Any]] = {
+        "local": {"teacher.view.author": {"type": "model", "model": "nano/critic"}},
+        "served": {"teacher.view.author": http, "teacher.served": served},
+    }
+    found = []
+    for name, more in both.items():
+        lines = opd.train("hint", {**keys, **more, "out": str(tmp_path / name)}).out / "metrics.jsonl"
+        steps = [json.loads(line).get("train", {}) for line in lines.read_text().splitlines()]
+        found.append([(step["tokens"], step["hints/written"], step["loss"]) for step in steps if "loss" in step])
+    critic.stop()
+    assert len(found[0]) == 2
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+        assert one[1]
 
 
 def test_only_wanted_rows_are_sent_and_each_has_two_bytes_a_unit(folder: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from opd.models.language import LanguageModel
+from opd.teachers.hints import local_author
+
 
 class Server:
     """A real chat endpoint on this machine that can be told to fail."""
@@ -56,3 +59,21 @@ class Server:
     def stop(self) -> None:
         self.uvicorn.should_exit = True
         self.thread.join()
+
+
+class CriticServer(Server):
+    """The same endpoint with a real model behind it, which answers as it does as a local author."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.turn = threading.Lock()
+        self.author = local_author(model, max_new_tokens=256)
+        super().__init__()
+
+    async def complete(self, request: Request) -> Response:
+        messages = tuple((await request.json())["messages"])
+        said = {"choices": [{"message": {"content": await asyncio.to_thread(self._answer, messages)}}]}
+        return Response(json.dumps(said), media_type="application/json")
+
+    def _answer(self, messages: Any) -> str:
+        with self.turn:
+            return self.author.answers([messages])[0] or ""

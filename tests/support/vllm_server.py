@@ -40,7 +40,7 @@ def running(model: str, log: Path, *options: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "512", *options]
+    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", *options]
     with log.open("w") as output:
         process = subprocess.Popen(command, env={**os.environ, **STARTED}, stdout=output, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"

@@ -19,7 +19,7 @@ from opd.models.adapters import adapted, settings_of
 from opd.models.language import LanguageModel
 from opd.models.weights import trained
 from opd.output.format import format_value
-from opd.servers.advice import cost, found
+from opd.servers.advice import cost, fits, found
 from opd.teachers.alignment import TokenTexts, match
 from opd.types import Metrics, View
 
@@ -170,6 +170,8 @@ def _teaching(run: LanguageContext) -> Iterator[str]:
     started = time.perf_counter()
     signal = main.teacher.score(rollouts, segments).to(run.student.device).arrived()
     seconds["teacher_s"] = time.perf_counter() - started
+    if run.teacher_model and run.teacher_model.is_served:
+        yield from fits(signal)
     tokens = sum(r.num_tokens for r in rollouts)
     if len(signal):
         max_tokens, layers = run.config.teacher.max_tokens, run.config.loss.signal.layers(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -187,10 +188,12 @@ class LanguageRun:
 def streamed(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:
     """The source, which asks served teachers about each rollout as it ends, where nothing has to wait for others."""
     models = [model for model in run.others().values() if isinstance(model, ServedModel)]
-    teacher = asks_ahead(main)
+    teacher, ahead = asks_ahead(main), run.config.rollout.ahead
     if not (models and teacher and main.view and run.config.teacher.view.alone and isinstance(source, Sampler)):
         return source
-    return Streaming(source, teacher, main.view, models)
+    if ahead and len(models) < len(run.others()):  # a teacher that is here computes on the run's own thread
+        return source
+    return Streaming(source, teacher, copy.deepcopy(main.view) if ahead else main.view, models)
 
 
 def described(view: View, servers: Sequence[Requests], rollouts: Sequence[Rollout]) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,10 @@ from urllib.parse import urlsplit
 from opd.axes.engines.vllm import Vllm
 from opd.config.run import BaseRun, RunConfig
 from opd.config.served import ServedConfig
+from opd.losses import token_logprobs
 from opd.models.bundled import resolve
+from opd.signals import FullSignal
+from opd.types import Signal
 
 PASSES = 3
 """An update takes about this number of the student's forward passes."""
@@ -86,6 +90,22 @@ def found(run: Any) -> Iterator[str]:
     if run.servers:
         longest = max(run.training.lengths) + run.config.rollout.max_new_tokens
         yield f"          the longest sequence of this run has {longest} tokens: --max-model-len {longest} is enough"
+
+
+def fits(signal: Signal) -> Iterator[str]:
+    """A warning if states of a server times the head that is here do not predict the student's tokens.
+
+    Another model of the same width and tokenizer gives states that this head makes nothing of.
+    """
+    if not isinstance(signal, FullSignal) or not len(signal):
+        return
+    head_VD = signal.head_VD
+    loss = -float(token_logprobs(signal.hidden_TD.to(head_VD), head_VD, signal.token_T).mean())
+    if loss >= (chance := math.log(len(head_VD))):
+        yield (
+            f"WARNING   the server's states times the teacher's head predict the student's tokens at {loss:.2f} nats, "
+            f"where chance is {chance:.2f}. Fix: serve the model that teacher.model names"
+        )
 
 
 def cost(run: Any, *, tokens: int, rollout_s: float, teacher_s: float, pass_s: float) -> Iterator[str]:
