@@ -126,7 +126,7 @@ def test_served_teachers_are_asked_while_rollouts_are_written_ahead(server: Roll
     losses = []
     with Teacher({"t": load(str(tmp_path / "teacher"), key="t")}) as teacher:
         for name, served in (("local", None), ("served", {"url": teacher.url, "states": "float32", "sequences": 2})):
-            keys = {"teacher": {"model": str(tmp_path / "teacher"), "served": served}}
+            keys: dict[str, Any] = {"teacher": {"model": str(tmp_path / "teacher"), "served": served}}
             train(tmp_path / name, server, given=False, **keys)
             lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
             losses.append([line["train"]["loss"] for line in lines if "train" in line])
