@@ -8,6 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from opd_docs import run_file
+from opd_docs.contents import with_contents
 from opd_docs.generate import fill
 from opd_docs.links import outside, page_of, relink, text_of
 
@@ -24,3 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files, **_: Any) -> str:
     return relink(fill(markdown, page.file.src_uri), page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    return with_contents(html, page.toc)

@@ -274,3 +274,36 @@ def test_the_reference_is_split_by_part_and_long_pages_have_their_index_in_view(
         box = index.bounding_box()
         assert box
         assert 0 <= box["y"] <= 900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_page_has_one_index_in_view_at_every_width(browser: Any, site: Path, width: int) -> None:
+    with Visit(browser, (site / "your-own.html").as_uri(), width=width, dark=width == 390) as visit:
+        page = visit.page
+        page.emulate_media(reduced_motion="reduce")
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+        beside, above = ".md-sidebar--secondary .md-nav__list", ".on-this-page"
+        assert [page.is_visible(index) for index in (beside, above)] == [width == 1280, width == 390]
+        if width == 1280:
+            return
+        head = page.locator(".md-header").bounding_box()
+        index = page.locator(f"{above} summary")
+        assert head
+        assert head["height"] - 1 <= index.bounding_box()["y"] <= 100
+        index.click()
+        links = page.locator(f"{above} a")
+        named = page.locator(f"{beside} a").evaluate_all("all => all.map(link => link.hash)")
+        assert links.evaluate_all("all => all.map(link => link.hash)") == named
+        links.nth(-1).click()
+        page.wait_for_timeout(300)
+        assert page.get_attribute(above, "open") is None  # it does not cover the section that it led to
+        box = index.bounding_box()
+        target = page.locator(f'[id="{named[-1][1:]}"]').bounding_box()
+        assert target["y"] >= box["y"] + box["height"]
+        assert target["y"] < 844
+
+
+@pytest.mark.slow
+def test_a_short_page_has_no_index(site: Path) -> None:
+    assert "on-this-page" not in (site / "recovery.html").read_text()
