@@ -17,8 +17,9 @@ def with_contents(html: str, toc: TableOfContents) -> str:
     sections = [section for title in toc for section in title.children]
     if len(sections) < LONG:
         return html
-    index = f'<nav onclick="{_CLOSE}">{_list(sections)}</nav>'
-    return html.replace("</h1>", f'</h1><details class="on-this-page"><summary>On this page</summary>{index}</details>', 1)
+    summary = "<summary>On this page</summary>"
+    index = f'<details class="on-this-page">{summary}<nav onclick="{_CLOSE}">{_list(sections)}</nav></details>'
+    return html.replace("</h1>", f"</h1>{index}", 1)
 
 
 def _list(links: Iterable[AnchorLink]) -> str:

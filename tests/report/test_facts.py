@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,26 @@ def test_facts_name_student_teachers_authors_and_servers() -> None:
     assert ("loss", "reverse KL, 0.2 × KL to the initial weights, 1e-6 × rewards") in found
     assert ("a step", "4 prompts × 8 rollouts, at most 32 tokens, learning rate 5e-6") in found
     assert ("server", "http://localhost:1/v1 (teacher.view.author.url)") in found
+
+
+def test_a_student_that_came_as_an_adapter_is_not_said_to_train_all_weights(tmp_path: Path) -> None:
+    run, student = write_run(tmp_path / "run"), tmp_path / "student"
+    config = json.loads((run / "run.json").read_text()) | {"student": str(student), "lora": None}
+    (run / "run.json").write_text(json.dumps(config))
+
+    def said() -> str:
+        found: str = dict(run_data(run)["facts"])["student"]
+        return found.removeprefix(str(student))
+
+    assert said() == ""  # the run is not finished and its student is not on this disk
+    student.mkdir()
+    (student / "config.json").write_text("{}")
+    assert said() == ", all weights are trained"
+    (student / "config.json").rename(student / "adapter_config.json")
+    assert said() == ", an adapter that is trained further (LoRA)"
+    shutil.rmtree(student)
+    (run / "adapter_config.json").write_text("{}")
+    assert said() == ", an adapter that is trained further (LoRA)"
 
 
 def test_times_are_parts_of_the_whole_run_and_new_parts_are_named() -> None:

@@ -153,6 +153,25 @@ def test_a_turn_has_hint_thought_call_finding_and_result_in_one_place(
 
 
 @both
+def test_a_call_out_of_the_loss_is_readable_and_its_hint_says_what_it_is_about(
+    browser: Any, tmp_path: Path, width: int, dark: bool
+) -> None:
+    run = write_run(tmp_path / "run", rollouts=1, steps=(0,))
+    line = row(0, 0, "word", 8) | {"finish": "turns"}
+    line["events"] += [{"kind": "too_long", "span": [0, 8], "detail": {"finish": "turns"}}]
+    line["terms"][0]["contexts"][0]["instead_of"] = ""
+    (run / "rollouts.jsonl").write_text(json.dumps(line) + "\n")
+    with Visit(browser, write_report(run).as_uri(), width=width, dark=dark) as visit:
+        decorated = "getComputedStyle(document.querySelector('#text .tok.masked')).textDecorationLine"
+        assert visit.page.evaluate(decorated) == "none"
+        assert visit.text(".hint .instead") == "about: word0word1word2"
+        facts = visit.page.locator("#text .facts .fact").all_inner_texts()
+        assert facts.count("cut off at the turn limit") == 1
+        assert "too long" not in facts
+        assert visit.page.locator("#text .found .said").all_inner_texts() == ["word", "cut off at the turn limit"]
+
+
+@both
 def test_chinese_arabic_and_emoji_read_as_people_write_them(
     browser: Any, chat_page: str, width: int, dark: bool
 ) -> None:
@@ -236,6 +255,8 @@ def test_the_table_of_changes_has_context_meanings_and_nothing_without_a_reason(
         assert visit.page.locator(".minds .in-context").count() == 1
         heads = visit.page.locator(".minds th").all_inner_texts()
         assert visit.page.locator(".minds .meanings b").all_inner_texts() == heads
+        beyond = "all => all.filter(box => box.scrollWidth > box.clientWidth).length"
+        assert visit.page.eval_on_selector_all(".pairs .scroll-x, .minds th, .objections th", beyond) == 0
         visit.page.click(".minds .token-link")
         assert visit.page.locator(".tok.chosen").count() == 1
     noise = changed(tmp_path / "noise", before=-0.1, after=-4.0, teacher="word0")  # the teacher prefers the same token

@@ -13,6 +13,7 @@ from opd.axes.base import AXES
 from opd.axes.divergence import WORDS
 from opd.axes.signals.base import SignalConfig
 from opd.errors import DataError
+from opd.models.folders import ADAPTER
 from opd.report.block import bounded, bounded_row, data_block
 from opd.report.facts import PARTS, facts, teaching, times
 from opd.report.files import ROLLOUTS, measured, read_json, read_metrics, read_rollouts
@@ -64,7 +65,7 @@ def run_data(folder: Path, *, budget: int = BUDGET) -> Tree:
             **about,
             "labels": (labels := _labels(config)),
             "teaching": teaching(config),
-            "facts": list(facts(config, labels["distill"])),
+            "facts": list(facts(config, labels["distill"], adapter=_from_adapter(folder, config.get("student")))),
             "prompts": prompts,
             "signs": signs(config, lines, rollouts),
             "vocabulary": vocabulary,
@@ -122,6 +123,14 @@ def about_run(folder: Path, lines: Sequence[Tree]) -> Tree:
     }
     found: Tree = bounded(about)
     return found
+
+
+def _from_adapter(folder: Path, student: Any) -> bool | None:
+    """Whether the student came as an adapter, by the run's model or the student's folder; None without both."""
+    for place in (folder, Path(str(student))):
+        if (place / ADAPTER).is_file() or (place / "config.json").is_file():
+            return (place / ADAPTER).is_file()
+    return None
 
 
 def _labels(config: Mapping[str, Any]) -> Tree:

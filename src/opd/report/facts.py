@@ -41,15 +41,16 @@ def teaching(config: Mapping[str, Any]) -> str:
     return f"The student generated the rollouts; every token was scored by {who}, {sees}."
 
 
-def facts(config: Mapping[str, Any], label: str) -> Iterator[tuple[str, str]]:
+def facts(config: Mapping[str, Any], label: str, *, adapter: bool | None = None) -> Iterator[tuple[str, str]]:
     """Name and value of each setting that says who took part and how.
 
     Args:
         label: name of the main loss.
+        adapter: whether a student without ``lora`` is an adapter, which is then the part that trains; None: unknown.
     """
     teacher, loss = config.get("teacher") or {}, config.get("loss") or {}
     if config.get("student"):
-        yield "student", f"{config['student']}, {_trained(config.get('lora'))}"
+        yield "student", ", ".join([str(config["student"]), *_trained(config.get("lora"), adapter)])
     if not getattr(shipped("loss.signal", loss.get("signal")), "without_teacher", ""):
         yield from _teachers(teacher)
     yield from _rewards(config.get("prompts") or {})
@@ -60,8 +61,11 @@ def facts(config: Mapping[str, Any], label: str) -> Iterator[tuple[str, str]]:
             yield "server", f"{value} ({key})"
 
 
-def _trained(lora: Mapping[str, Any] | None) -> str:
-    return f"adapters of rank {lora.get('rank')} are trained (LoRA)" if lora else "all weights are trained"
+def _trained(lora: Mapping[str, Any] | None, adapter: bool | None) -> Iterator[str]:
+    if lora:
+        yield f"adapters of rank {lora.get('rank')} are trained (LoRA)"
+    elif adapter is not None:
+        yield "an adapter that is trained further (LoRA)" if adapter else "all weights are trained"
 
 
 def _teachers(teacher: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
