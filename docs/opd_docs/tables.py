@@ -13,8 +13,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """A text on one line, with escaped bars."""
-    return re.sub(r"[ \n]+", " ", text).strip().replace("|", r"\|")
+    """A text on one line, with escaped bars; within code Markdown needs none."""
+    parts = re.sub(r"[ \n]+", " ", text).strip().split("`")
+    return "`".join(part if number % 2 else part.replace("|", r"\|") for number, part in enumerate(parts))
 
 
 def prose(docstring: str) -> str:

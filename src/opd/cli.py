@@ -80,8 +80,8 @@ def train(
 ) -> None:
     """Train a student; the folder out gets the model, its metrics and a report of every token's target.
 
-    For instance: opd train hint optimizer.steps=50 out=runs/mine. Without a terminal it prints lines of key=value, at
-    most one in two seconds.
+    For instance: opd train hint optimizer.steps=50 out=runs/mine.
+    Without a terminal it prints lines of key=value, at most one in two seconds.
     """
     if quiet and as_json:
         raise OpdError("--quiet and --json contradict each other. Fix: give one of them")
