@@ -273,6 +273,9 @@ def test_the_page_says_who_took_part_and_where_the_time_went(
         for name in ("math-teacher", "math-biased"):
             assert f"{name}: nano/{name}, on prompts of math" in facts
             assert visit.page.locator(f".took tbody tr:has-text('{name}')").count() == 1
+        assert visit.page.evaluate(
+            "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.took .scroll-x'))"
+        )
         assert "scored by math-teacher" in visit.text("#text .facts")
         shares = visit.page.locator(".time-keys b").all_inner_texts()
         assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.5)
@@ -297,14 +300,15 @@ def test_runs_are_compared(browser: Any, tmp_path: Path, width: int, dark: bool)
     accuracies = ([0.2, 0.9, 0.7], [0.2, 0.5, 0.8])
     for run, values, rate in zip(runs, accuracies, (1e-6, 5e-6), strict=True):
         rewritten(run, evals=[{"accuracy": value} for value in values], train=timed)
-        settings(run, optimizer={"lr": rate, "steps": 2}, out=str(run))
+        settings(run, optimizer={"lr": rate, "steps": 2}, out=str(run), student=f"{run.name}/{'long' * 12}")
     with Visit(browser, write_page(runs, tmp_path / "both.html").as_uri(), width=width, dark=dark) as visit:
         page = visit.page
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        cells = page.locator(".differing tbody td").all_inner_texts()
-        assert visit.text(".differing tbody th") == "optimizer.lr"
+        cells = page.locator(".differing tbody tr:has-text('optimizer.lr') td").all_inner_texts()
+        assert page.locator(".differing tbody th").all_inner_texts() == ["optimizer.lr", "student"]
         assert [float(cell) for cell in cells] == [1e-6, 5e-6]
-        assert page.locator(".differing tbody tr").count() == 1
+        beyond = "all => all.filter(box => box.scrollWidth > box.clientWidth).length"
+        assert page.eval_on_selector_all("#short .scroll-x, #short td", beyond) == 0  # every run's values are in view
         reached = page.locator(".reached tbody tr:has-text('correct answers') td").all_inner_texts()
         assert "70.0%" in reached[0]
         assert "best 90.0% at 1" in reached[0]

@@ -86,7 +86,8 @@ function card([title, about, wanted, options], used) {
   series.forEach((s, i) => { s.colour = several ? `--run-${s.run.index % 6}` : `--c${i % 6}`; });
   const host = el("div", { class: "plot", "aria-hidden": "true" });
   host.plot = { series, options };
-  const label = (s) => (several ? `${s.run.name}${series.length > DATA.runs.length ? `, ${s.label}` : ""}` : s.label);
+  const shared = new Set(series.map((s) => s.run)).size < series.length;
+  const label = (s) => (several ? `${s.run.name}${shared ? `, ${s.label}` : ""}` : s.label);
   return el(
     "figure", { class: "card", role: "group", "aria-labelledby": id },
     el("figcaption", {}, el("h3", { id }, title), about ? el("p", { class: "note" }, about) : null),
