@@ -1,37 +1,51 @@
-"""Several processes: step time and exchanged bytes at 1, 2 and 4, and both on paper for 8 and 64 H100s.
+"""Several processes: step time and exchanged bytes at 1, 2 and 4, and both on paper for 8 and 64 H100s; memory; kills.
 
     python benchmarks/ranks.py              # measured here, then on paper
     python benchmarks/ranks.py paper        # on paper alone
+    python benchmarks/ranks.py memory       # weights, gradients and moments of a rank, on a model where they dominate
     python benchmarks/ranks.py kills        # 20 times: a rank is killed at a random moment, and the run resumed
 
-Measured: a random Qwen3 student and teacher, whose answers end by chance, on processes that share the machine's cores,
-so seconds say little about a cluster. Bytes are those that rank 0 hands to the system in a step, and beside them what
-the formulas below expect.
+Measured: random Qwen3 models, whose answers end by chance, on processes that share the machine's cores, so seconds say
+little about a cluster. Bytes are those that rank 0 hands to the system in a step, and beside them what the formulas
+below expect. Processes are forked from this one, which has imported everything; the store that torchrun keeps is here.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from kills import RUNS, outcome
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from step import make_models
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import opd
+from opd.api import load
+from opd.axes.base import Objects
+from opd.config.read import read
+from opd.distributed import join, part_of
+from opd.models.bundled import resolve
+from opd.output.run_log import RunLog
 
 KEYS: dict[str, Any] = {
     "prompts": {"task": "math", "split": "train", "limit": 256},
@@ -62,22 +76,49 @@ class Steps:
         self.before, self.since = now, then
 
 
-def ranks(number: int, *arguments: str) -> subprocess.Popen[bytes]:
-    """This script in several processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", f"--master-port={port}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.Popen([*start, __file__, *arguments], env=env, stderr=subprocess.DEVNULL)
+class Ranks:
+    """A function in several processes, each a rank of one run; a single one runs without ranks.
+
+    Args:
+        number: of processes.
+        work: what each does with ``arguments``.
+    """
+
+    def __init__(self, number: int, work: Callable[..., None], *arguments: Any) -> None:
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        env = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.store.port}
+        context = multiprocessing.get_context("fork")
+        self.processes = []
+        for rank in range(number):
+            own = {**env, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": True}
+            self.processes.append(context.Process(target=as_rank, args=(own, work, arguments)))
+            self.processes[-1].start()
+
+    def kill(self, rank: int) -> bool:
+        """Kill a rank by SIGKILL; whether it was running."""
+        os.kill(self.processes[rank].pid or 0, signal.SIGKILL)
+        self.processes[rank].join()
+        return self.processes[rank].exitcode == -signal.SIGKILL
+
+    def wait(self) -> bool:
+        """Whether all have ended well."""
+        for process in self.processes:
+            process.join()
+        return all(process.exitcode == 0 for process in self.processes)
 
 
-def work(folder: Path, out: Path, keys: str) -> None:
-    """One run, begun or resumed, as a rank."""
+def as_rank(env: dict[str, Any], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update({name: str(value) for name, value in env.items()})
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    work(*arguments)
+
+
+def work(folder: Path, out: Path, keys: dict[str, Any]) -> None:
+    """One run as a rank."""
     steps, tree = Steps(), {**KEYS, "student": str(folder / "student"), "teacher": {"model": str(folder / "teacher")}}
-    changes = json.loads(keys)
-    opd.train(tree, {**changes, "out": str(out), "report": False}, resume=True, callbacks=[steps])
-    if os.environ.get("RANK", "0") == "0":
+    opd.train(tree, {**keys, "out": str(out), "report": False}, callbacks=[steps])
+    if os.environ["RANK"] == "0":
         (out / "steps.json").write_text(json.dumps(steps.found))
 
 
@@ -89,7 +130,7 @@ def measure(folder: Path) -> None:
     table = Table("processes", "weights", "s a step", "tokens", "MB sent a step", "expected", title="Measured here")
     for number, shard in ((1, "auto"), (2, False), (2, "auto"), (4, "auto"), (4, {"replicate": 2})):
         out = folder / f"out-{number}-{shard}".replace(" ", "")
-        if ranks(number, "work", str(folder), str(out), json.dumps({"optimizer.shard": shard})).wait():
+        if not Ranks(number, work, folder, out, {"optimizer.shard": shard}).wait():
             raise SystemExit(f"{number} processes failed, in {out}")
         found = json.loads((out / "steps.json").read_text())[1:]
         middle = {key: statistics.median(step[key] for step in found) for key in found[0]}
@@ -172,50 +213,158 @@ def paper() -> None:
     Console().print(table)
 
 
+LARGE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8, "num_attention_heads": 16}
+"""A student of 113 M parameters, nearly all of them in its blocks."""
+SHORT = {"prompts_per_step": 2, "max_new_tokens": 8}
+
+
+def memory(folder: Path) -> None:
+    """What a rank holds of the student, its frozen copy for the anchor, and a teacher of the same size."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve("nano/math-base"))
+    for seed, name in enumerate(("student", "teacher")):
+        torch.manual_seed(seed)
+        ends = {"eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id}
+        config = Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=8, head_dim=64, **LARGE, **ends)
+        Qwen3ForCausalLM(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    found = {}
+    for number in (1, 2):
+        if not Ranks(number, held, folder, folder / f"memory-{number}.json").wait():
+            raise SystemExit(f"{number} processes failed")
+        found[number] = json.loads((folder / f"memory-{number}.json").read_text())
+    table = Table("MB of rank 0", "1 process", "2 processes", "ratio", title="Memory, float32")
+    for name in found[1]:
+        one, two = (found[number][name] for number in (1, 2))
+        table.add_row(name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.3f}")
+    Console().print(table)
+
+
+def held(folder: Path, file: Path) -> None:
+    """One short step as a rank, and the sizes of what it holds then."""
+    keys = {
+        "rollout": SHORT,
+        "optimizer": {"lr": 1e-4, "steps": 1},
+        "loss": {"divergence": "reverse_kl", "anchor": 0.1},
+    }
+    models = {"student": str(folder / "student"), "teacher": {"model": str(folder / "teacher")}}
+    config = read({**KEYS, **keys, **models, "out": str(file.with_suffix("")), "report": False})
+    world = join("cpu")
+    found: dict[str, float] = {}
+    before = private()
+    with world.together():
+        with peak(found, "peak while loading", before):
+            run: Any = load(config, Objects())
+            loop = run.assemble(RunLog(None))
+        optimizer = loop.optimizer
+
+        def count(*arguments: Any) -> None:
+            found["gradients"] = size([p.grad for p in optimizer.named.values() if p.grad is not None])
+
+        optimizer.adamw.register_step_pre_hook(count)
+        with peak(found, "peak of a step", before):
+            loop.checkpoints.every = 10**6
+            loop._step(0)
+        student, context = loop.student.model, run.context
+        found["student"] = size(list(student.parameters()))
+        found["moments"] = size([t for t in optimizer.tensors().values() if t.ndim])
+        found["frozen copy and teacher"] = sum(
+            size(list(model.model.parameters())) for model in (context.initial, context.teacher_model)
+        )
+        found["student, gradients, moments"] = found["student"] + found["gradients"] + found["moments"]
+        found["all of it"] = found["student, gradients, moments"] + found["frozen copy and teacher"]
+        with peak(found, "peak of a checkpoint", before):
+            loop.state.step = 1
+            loop.checkpoints.save(loop.run_state, last=True)
+    if world.rank == 0:
+        file.write_text(json.dumps(found))
+
+
+def size(tensors: list[torch.Tensor]) -> float:
+    """MB of this rank's parts; tied tensors count once."""
+    parts = {part_of(t).data_ptr(): part_of(t) for t in tensors}
+    return sum(part.numel() * part.element_size() for part in parts.values()) / 1e6
+
+
+def private() -> float:
+    """MB of memory that belongs to this process alone; pages of files that are mapped do not count."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024 / 1e6
+
+
+@contextmanager
+def peak(found: dict[str, float], name: str, before: float) -> Iterator[None]:
+    """The most private memory inside the block, beyond what there was before."""
+    ended, most = threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            most[0] = max(most[0], private())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        found[name] = max(most[0], private()) - before
+
+
+KILLED = ("averaged teacher", "lora", "recovery", "curriculum")
+"""Runs of ``benchmarks/kills.py``."""
+
+
 def kills(folder: Path, times: int = 20) -> None:
-    """Kill a rank at a random moment, resume, and compare with a run that nothing has disturbed."""
-    keys = json.dumps({"optimizer.steps": 8, "checkpoint.every": 2})
-    whole = folder / "whole"
-    started = time.monotonic()
-    assert ranks(2, "work", str(folder), str(whole), keys).wait() == 0
-    lasts, drawn, equal = time.monotonic() - started, random.Random(0), 0
-    for number in range(times):
-        out = folder / f"killed-{number}"
-        job = ranks(2, "work", str(folder), str(out), keys)
-        time.sleep(drawn.uniform(0.3, 0.95) * lasts)
-        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        for victim in [int(child) for child in children if f"RANK={drawn.randrange(2)}" in environment(child)][:1]:
-            os.kill(victim, signal.SIGKILL)
+    """Kill a rank at a random moment, resume, and compare with a run that nothing has disturbed.
+
+    Compared are weights, moments and averages, the result, and the metrics of each step.
+    """
+    drawn, equal, killed, whole, lasts = random.Random(0), 0, 0, {}, {}
+    for name in KILLED:
+        started, out = time.monotonic(), folder / f"{name}-whole"
+        assert Ranks(2, train, name, out).wait()
+        whole[name], lasts[name] = outcome(out), time.monotonic() - started
+    for number, name in enumerate(cycle(KILLED)):
+        if killed == times:
+            break
+        out, rank = folder / f"killed-{number}", drawn.randrange(2)
+        job = Ranks(2, train, name, out)
+        time.sleep(drawn.uniform(0.1, 0.9) * lasts[name])
+        was_running = job.kill(rank)
         job.wait()
-        assert ranks(2, "work", str(folder), str(out), keys).wait() == 0
-        names = ("model.safetensors", "checkpoints/000008/optimizer.safetensors")
-        same = all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
-        equal += same
-        print(f"{number + 1}: {'equal' if same else 'DIFFERENT'}", flush=True)
-    print(f"{equal} of {times} runs are equal to the undisturbed one, to the last bit")
+        had = sorted(path.name for path in out.glob("checkpoints/[0-9]*"))
+        assert Ranks(2, train, name, out).wait(), f"{name}, in {out}"
+        same = outcome(out) == whole[name]
+        killed, equal = killed + was_running, equal + (was_running and same)
+        what = f"rank {rank} killed, newest checkpoint {had[-1] if had else 'none'}" if was_running else "too late"
+        print(f"{name}: {what}: {'equal' if same else 'DIFFERENT'}", flush=True)
+        shutil.rmtree(out)
+    print(f"{equal} of {killed} killed runs ended equal to the undisturbed one, to the last bit")
 
 
-def environment(process: str) -> list[str]:
-    """The environment that a process was started with."""
-    return Path(f"/proc/{process}/environ").read_text().split("\0")
+def train(name: str, out: Path) -> None:
+    """A run, begun or resumed, as a rank."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    recipe, overrides = RUNS[name]
+    opd.train(recipe, {**overrides, "out": str(out)}, resume=True)
 
 
 def main() -> None:
     """See the module."""
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["work"]:
-        work(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
-        return
+    asked = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if sys.argv[1:] != ["paper"]:
-            make_models(folder)
-        if sys.argv[1:] == ["kills"]:
+        if asked == ["memory"]:
+            memory(folder)
+        elif asked == ["kills"]:
             kills(folder)
-            return
-        if not sys.argv[1:]:
-            measure(folder)
-    paper()
+        else:
+            if not asked:
+                make_models(folder)
+                measure(folder)
+            paper()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import opd
@@ -19,8 +21,23 @@ from opd.config.read import read
 from opd.config.run import RunConfig
 from opd.distributed import World, join
 from opd.errors import ConfigError
-from opd.language.divided import check_shard
-from support.ranks import language_recipes, losses, read_back, run_recipe, start_ranks
+from opd.language.shard import check_shard
+from opd.models.adapters import new_adapter
+from opd.models.loading import load
+from support.models import make_model
+from support.ranks import (
+    Forked,
+    command_line,
+    decode,
+    language_recipes,
+    losses,
+    read_back,
+    run_jobs,
+    start_ranks,
+)
+
+TEACHERS = {name: {"model": f"nano/{name}", "domains": ["math"]} for name in ("math-teacher", "math-biased")}
+ADAPTERS = {name: {"model": f"{{models}}/{name}", "domains": ["math"]} for name in ("adapter-0", "adapter-1")}
 
 JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language_recipes()] + [
     {"recipe": "opd", "out": "one prompt", "changes": {"rollout.prompts_per_step": 1}},
@@ -32,18 +49,38 @@ JOBS: list[dict[str, Any]] = [{"recipe": name, "out": name} for name in language
     {"recipe": "hint", "out": "adapter", "changes": {"lora": {"rank": 4}}},
     {"recipe": "opsd", "out": "recomputed", "changes": {"optimizer.gradient_checkpointing": True}},
     {"recipe": "opd", "out": "averaged", "changes": {"teacher": {"weights": "ema"}, "loss.signal": "full"}},
+    {"recipe": "opd", "out": "several teachers", "changes": {"teacher": {"models": TEACHERS}}},
+    {"recipe": "opd", "out": "adapters teach", "changes": {"teacher": {"models": ADAPTERS}}},
+    {"recipe": "opd", "out": "untied", "changes": {"student": "{models}/student", "teacher.model": "{models}/teacher"}},
 ]
-"""Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch."""
+"""Every language recipe; shares of a batch that are empty or uneven; weights and curricula that see the whole batch.
+
+The bundled models have tied heads. ``hint`` has a frozen copy that teaches and anchors.
+"""
 
 RUN = {"student": "s", "prompts": {"path": "p.jsonl"}, "teacher": {"model": "t"}, "out": "o"}
 
 LONGER = {"optimizer.steps": 4, "checkpoint.every": 2, "optimizer.schedule": "constant"}
+EVALUATED = {
+    "eval.prompts": {"task": "math", "split": "test", "limit": 6},
+    "eval.every": 2,
+    "eval.diagnostics": 3,
+    "eval.max_new_tokens": 24,
+    "report": {"prompts": 2},
+}
 AGAIN: list[dict[str, Any]] = [
     {"recipe": "opd", "out": "at once", "changes": LONGER},
     {"recipe": "opd", "out": "resumed", "changes": LONGER | {"optimizer.steps": 2}},
     {"recipe": "opd", "out": "resumed", "changes": LONGER, "resume": True},
+    {"recipe": "opd", "out": "evaluated", "changes": EVALUATED},
 ]
-"""The same run at once and in two goes."""
+"""The same run at once and in two goes; and one with evaluations and a report."""
+
+GROUPS: list[dict[str, Any]] = [
+    {"recipe": name, "out": f"{name} in groups", "changes": {"optimizer.shard": {"replicate": 2}}}
+    for name in ("opd", "hint")
+]
+"""For four processes."""
 
 
 def finished(process: Popen[str]) -> str:
@@ -53,32 +90,83 @@ def finished(process: Popen[str]) -> str:
     return errors
 
 
+def placed(jobs: list[dict[str, Any]], folder: Path, models: Path) -> list[dict[str, Any]]:
+    """The jobs with paths in place of names."""
+    return [
+        {**json.loads(json.dumps(job).replace("{models}", str(models))), "out": str(folder / job["out"])}
+        for job in jobs
+    ]
+
+
+def make_models(folder: Path) -> Path:
+    """A student and a teacher whose output heads are not their embeddings, and two adapters of the bundled teacher."""
+    tokenizer = load("nano/math-base", key="student").tokenizer
+    for seed, name in enumerate(("student", "teacher")):
+        vocab, hidden = len(tokenizer) + 5, 32 + 16 * seed
+        model = make_model(seed, tokenizer=tokenizer, vocab=vocab, tied=False, positions=512, hidden=hidden)
+        model.save(folder / name)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        base = load("nano/math-teacher", key="teacher")
+        adapter = dataclasses.replace(base, model=new_adapter(base.model, rank=2, alpha=4))
+        for name, parameter in adapter.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        adapter.save_weights(folder / f"adapter-{seed}")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """All jobs in two processes, and in one."""
-    folder = tmp_path_factory.mktemp("ranks")
-    jobs = [{**job, "out": str(folder / "two" / job["out"])} for job in JOBS + AGAIN]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    ranks = start_ranks(2, "-m", "support.ranks", str(folder / "jobs.json"))
-    for job in JOBS:
-        run_recipe(job["recipe"], folder / "one" / job["out"], job.get("changes"))
-    finished(ranks)
+    """All jobs in two processes, and in one. Tests in several workers share them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            models = make_models(tmp_path_factory.mktemp("models"))
+            file = tmp_path_factory.mktemp("jobs") / "jobs.json"
+            file.write_text(json.dumps(placed(JOBS + AGAIN, folder / "two", models)))
+            ranks = start_ranks(2, "-m", "support.ranks", str(file))
+            run_jobs(placed(JOBS, folder / "one", models))
+            finished(ranks)
     return folder / "one", folder / "two"
+
+
+def check_same(one: Path, several: Path) -> None:
+    """Losses within 1e-5, shares of tokens and, of the gradients' moving average, 1e-7: each counts a tenth."""
+    first, other = losses(one), losses(several)
+    assert [step["tokens"] for step in other] == [step["tokens"] for step in first]
+    assert [step["loss"] for step in other] == pytest.approx([step["loss"] for step in first], abs=1e-5)
+    shares = [{key: value for key, value in step.items() if key.endswith("_share")} for step in first]
+    assert all(step.items() >= share.items() for step, share in zip(other, shares, strict=True))
+    moments = [load_file(out / "checkpoints/000003/optimizer.safetensors") for out in (one, several)]
+    assert moments[0].keys() == moments[1].keys()
+    for key, value in moments[0].items():
+        assert torch.allclose(moments[1][key], value, atol=1e-7, rtol=0), key
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [job["out"] for job in JOBS])
 def test_two_processes_compute_what_one_does(name: str, both: tuple[Path, Path]) -> None:
-    one, two = (losses(folder / name) for folder in both)
-    assert [step["tokens"] for step in two] == [step["tokens"] for step in one]
-    assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], abs=1e-5)
-    shares = [{key: value for key, value in step.items() if key.endswith("_share")} for step in one]
-    assert all(step.items() >= share.items() for step, share in zip(two, shares, strict=True))
-    # The moving average of the clipped gradients, of which each counts a tenth.
-    moments = [load_file(folder / name / "checkpoints/000003/optimizer.safetensors") for folder in both]
-    assert moments[0].keys() == moments[1].keys()
-    for key, value in moments[0].items():
-        assert torch.allclose(moments[1][key], value, atol=1e-7, rtol=0), key
+    check_same(both[0] / name, both[1] / name)
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_processes_compute_what_one_does(both: tuple[Path, Path], tmp_path: Path) -> None:
+    four = Forked(4, run_jobs, placed(GROUPS, tmp_path, tmp_path), folder=tmp_path)
+    status, errors = four.wait()
+    assert status == [0] * 4, errors[-3000:]
+    for job in GROUPS:
+        check_same(both[0] / job["recipe"], tmp_path / job["out"])
+
+
+@pytest.mark.slow
+def test_a_divided_model_decodes_what_the_whole_one_does(tmp_path: Path) -> None:
+    status, errors = Forked(2, decode, tmp_path, folder=tmp_path).wait()
+    assert status == [0, 0], errors[-3000:]
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"decoded-{rank}.json").read_text())
+        assert found == {"equal": [True, True], "divided": [True, True], "synced": True}
 
 
 @pytest.mark.slow
@@ -101,10 +189,10 @@ def test_a_resumed_run_of_two_processes_is_equal_to_the_last_bit(both: tuple[Pat
 def test_a_checkpoint_of_two_processes_is_read_by_any_number(both: tuple[Path, Path], tmp_path: Path) -> None:
     out = both[1] / "opd"
     checkpoint = out / "checkpoints/000003"
-    (tmp_path / "jobs.json").write_text(json.dumps([{"read": str(out), "to": str(tmp_path / "three.safetensors")}]))
-    three = start_ranks(3, "-m", "support.ranks", str(tmp_path / "jobs.json"))
+    three = Forked(3, read_back, out, tmp_path / "three.safetensors", folder=tmp_path)
     read_back(out, tmp_path / "one.safetensors")
-    finished(three)
+    status, errors = three.wait()
+    assert status == [0, 0, 0], errors[-3000:]
     saved = load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "optimizer.safetensors")
     for number in ("one", "three"):
         read = load_file(tmp_path / f"{number}.safetensors")
@@ -174,7 +262,7 @@ def test_one_process_divides_nothing() -> None:
 def command(out: Path, *keys: str) -> list[str]:
     """A run whose rewards come from ``support.rank_faults``."""
     small = ["rollout.prompts_per_step=4", "prompts.limit=64", "eval.prompts=null", "report=false", "log=[]"]
-    return ["-m", "opd", "train", "grpo", *small, f"out={out}", *keys, "--quiet"]
+    return ["train", "grpo", *small, f"out={out}", *keys, "--quiet"]
 
 
 def errors_of(text: str) -> list[str]:
@@ -184,19 +272,18 @@ def errors_of(text: str) -> list[str]:
 
 @pytest.mark.slow
 def test_an_error_of_one_rank_ends_the_job_with_its_sentence(tmp_path: Path) -> None:
-    job = start_ranks(2, *command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_fails"))
-    _, errors = job.communicate(timeout=100)
+    keys = command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_fails")
+    status, errors = Forked(2, command_line, *keys, folder=tmp_path).wait(100)
+    assert status == [2, 2]
     assert len(errors_of(errors)) == 1, errors
     (sentence,) = errors_of(errors)
     assert sentence.startswith("error: rank 1: prompts.reward: support.rank_faults:rank_1_fails raised ValueError")
-    assert job.returncode
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_the_exchange_that_it_misses(tmp_path: Path) -> None:
     keys = command(tmp_path / "out", "prompts.reward=support.rank_faults:rank_1_waits")
-    job = start_ranks(2, *keys, env={"OPD_RANK_TIMEOUT": "5"})
-    _, errors = job.communicate(timeout=100)
+    _, errors = Forked(2, command_line, *keys, folder=tmp_path, env={"OPD_RANK_TIMEOUT": "5"}).wait(100)
     assert len(errors_of(errors)) == 1, errors
     (sentence,) = errors_of(errors)
     assert sentence.startswith("error: rank 1 did not come to 'rollouts' within 5 s; the last exchange")
@@ -204,9 +291,8 @@ def test_a_rank_that_hangs_is_named_with_the_exchange_that_it_misses(tmp_path: P
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
-    job = start_ranks(
-        2, *command(tmp_path / "out", "optimizer.steps=5000", "prompts.reward=support.rank_faults:length")
-    )
+    keys = command(tmp_path / "out", "optimizer.steps=5000", "prompts.reward=support.rank_faults:length")
+    job = start_ranks(2, "-m", "opd", *keys)
     until = time.monotonic() + 60
     while not (tmp_path / "out/metrics.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.2)
@@ -222,7 +308,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_to_all_ranks_saves_a_checkpoint_that_both_agree_on(tmp_path: Path) -> None:
     keys = command(tmp_path / "out", "optimizer.steps=5000", "prompts.reward=support.rank_faults:length")
-    job = start_ranks(2, *keys)
+    job = start_ranks(2, "-m", "opd", *keys)
     metrics, until = tmp_path / "out/metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and '"train"' in metrics.read_text()) and time.monotonic() < until:
         time.sleep(0.1)

@@ -16,7 +16,7 @@ from opd.config.own_model import settings_taken
 from opd.config.run import BaseRun, RunConfig
 from opd.distributed import World
 from opd.errors import ConfigError
-from opd.language.divided import join_ranks
+from opd.language.shard import join_ranks
 from opd.loop import Loop
 from opd.models.language import device_named
 from opd.models.sealed import seal_model

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,12 +22,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import opd
 from opd.api import load
 from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
-from opd.distributed import join, part_of
+from opd.distributed import join, mesh_of, part_of, whole_of
+from opd.distributed.shards import gathered
 from opd.engines import drawing
 from opd.engines.hf import HFEngine
 from opd.engines.rows import Draw, GrowingRows
@@ -32,6 +38,7 @@ from opd.output.provenance import run_id
 from opd.output.run_log import RunLog
 from opd.training.optimizer import Optimizer
 from opd.types import Generation, Sampling
+from support.models import make_model
 
 SMALL: dict[str, Any] = {
     "optimizer.steps": 3,
@@ -122,21 +129,81 @@ def losses(out: Path) -> list[dict[str, float]]:
     return [row["train"] for row in rows if "train" in row]
 
 
-def start_ranks(number: int, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start_ranks(number: int, *arguments: str) -> subprocess.Popen[str]:
     """Start ``python ARGUMENTS`` in several processes by torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tests = str(Path(__file__).parents[1])
-    paths = [tests, str(Path(opd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", f"--master-port={_port()}"]
     return subprocess.Popen(
         [*command, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _paths()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Forked:
+    """A function in several processes, as torchrun starts them, but forked from one that has imported everything.
+
+    Args:
+        number: of processes.
+        work: what each does with ``arguments``.
+        folder: gets what each writes on stderr.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        work: Callable[..., None],
+        *arguments: Any,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        os.environ["PYTHONPATH"] = _paths()  # the server reads it when the first process is started
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives all, as torchrun's
+        same = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+        same |= {"TORCHELASTIC_USE_AGENT_STORE": "True", **(env or {})}
+        self.files = [folder / f"stderr-{rank}" for rank in range(number)]
+        self.processes = []
+        for rank, file in enumerate(self.files):
+            own = {**same, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            self.processes.append(context.Process(target=_as_rank, args=(own, file, work, arguments)))
+            self.processes[-1].start()
+
+    def wait(self, seconds: float = 400) -> tuple[list[int | None], str]:
+        """The exit status of each process, and what all wrote on stderr."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(until - time.monotonic(), 0))
+        status = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return status, "".join(file.read_text() for file in self.files)
+
+
+def _as_rank(env: Mapping[str, str], errors: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(env)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    work(*arguments)
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _paths() -> str:
+    tests = str(Path(__file__).parents[1])
+    return os.pathsep.join([tests, str(Path(opd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+
+
+def command_line(*arguments: str) -> None:
+    """``opd ARGUMENTS``."""
+    sys.argv = ["opd", *arguments]
+    runpy.run_module("opd", run_name="__main__")
 
 
 def read_back(out: Path, to: Path) -> None:
@@ -149,10 +216,10 @@ def read_back(out: Path, to: Path) -> None:
         loop.checkpoints.run = run_id(out)
         loop.restore()
         model = loop.student.model
-        tensors = world.whole({**trained(model), **loop.optimizer.tensors()})
+        tensors = {**trained(model), **loop.optimizer.tensors()}
         bytes_ = [part_of(t).numel() * t.element_size() for t in [*trained(model).values(), *moments(loop.optimizer)]]
+        world.write(lambda named, path: save_file({n: t.detach().clone() for n, t in named.items()}, path), tensors, to)
         if world.rank == 0:
-            save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, to)
             to.with_suffix(".json").write_text(json.dumps({"bytes": sum(bytes_), "step": loop.state.step}))
 
 
@@ -161,13 +228,53 @@ def moments(optimizer: Optimizer) -> list[Tensor]:
     return [tensor for name, tensor in optimizer.tensors().items() if not name.endswith(".step")]
 
 
+def run_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Run jobs one after the other: {recipe, out, changes, resume}, each of the last two if there is one."""
+    for job in jobs:
+        run_recipe(job["recipe"], Path(job["out"]), job.get("changes"), resume=job.get("resume", False))
+
+
+def decode(folder: Path) -> None:
+    """Generate with a divided model, in two ways: with its gathered weights, and with a copy in bfloat16.
+
+    Each rank generates for prompts of its own, so that they decode another number of steps. Each writes its tokens, and
+    those of the same model before it was divided.
+    """
+    torch.set_num_threads(1)
+    world = join("cpu")
+    with world.together():
+        contexts = [tuple(range(3, 6 + n)) for n in range(2 + 3 * world.rank)]
+        settings: dict[str, Any] = {"sampling": Sampling(), "stop_ids": frozenset({2}), "seed": world.rank}
+        rough = replace(make_model(0, tied=False), autocast=torch.bfloat16)
+        models = [make_model(0), rough]
+        engines = [HFEngine(models[0]), HFEngine(models[1], copied=True)]
+        assert engines[1].weights.running is not rough
+        budget = [8 + 16 * world.rank] * len(contexts)
+        whole = [engine.generate(contexts, budget, **settings) for engine in engines]
+        for model in models:
+            model.divide(mesh_of("cpu", world.size, 1))
+        found = []
+        for model, engine in zip(models, engines, strict=True):
+            with gathered([model.model]):
+                engine.sync()
+                found.append(engine.generate(contexts, budget, **settings))
+        divided = [all(part_of(p) is not p for p in model.model.parameters()) for model in models]
+        # After an update the copy has the new weights.
+        with torch.no_grad():
+            for parameter in rough.model.parameters():
+                parameter.mul_(1.5)
+        with gathered([rough.model]):
+            engines[1].sync()
+        live = [whole_of(p).detach().bfloat16() for p in rough.model.parameters()]
+        synced = all(map(torch.equal, engines[1].weights.running.model.parameters(), live))
+        equal = [[one.ids for one in a] == [one.ids for one in b] for a, b in zip(whole, found, strict=True)]
+        facts = {"equal": equal, "divided": divided, "synced": synced}
+        (folder / f"decoded-{world.rank}.json").write_text(json.dumps(facts))
+
+
 def main() -> None:
-    """Run the jobs of a JSON file, one after the other: a list of {recipe, out, changes} or {read, to}."""
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        if "read" in job:
-            read_back(Path(job["read"]), Path(job["to"]))
-        else:
-            run_recipe(job["recipe"], Path(job["out"]), job.get("changes"), resume=job.get("resume", False))
+    """Run the jobs of a JSON file; see ``run_jobs``."""
+    run_jobs(json.loads(Path(sys.argv[1]).read_text()))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,10 @@ class RunContext(Protocol):
         """A frozen copy of the initial student, made once."""
         ...
 
+    def frozen_copy(self) -> LanguageModel:
+        """A copy of the student that does not train."""
+        ...
+
     def teacher(self) -> Teacher:
         """What scores rollouts with whole distributions: one model, or several by domain."""
         ...

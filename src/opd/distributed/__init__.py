@@ -6,19 +6,33 @@ One process is a ``World`` of one rank, which divides nothing.
 """
 
 from opd.distributed.ranks import check_alone, current, join
-from opd.distributed.shards import READ, divide, divided_as, is_divided, mesh_of, part_of, whole_of
+from opd.distributed.shards import (
+    READ,
+    add_read,
+    divide,
+    divided_as,
+    in_parts,
+    is_divided,
+    mesh_of,
+    part_of,
+    release,
+    whole_of,
+)
 from opd.distributed.world import World
 
 __all__ = [
     "READ",
     "World",
+    "add_read",
     "check_alone",
     "current",
     "divide",
     "divided_as",
+    "in_parts",
     "is_divided",
     "join",
     "mesh_of",
     "part_of",
+    "release",
     "whole_of",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opd.distributed.failures import TIMEOUT, WAITS_S, Watch
-from opd.distributed.shards import is_divided, part_of, wholes
+from opd.distributed.shards import is_divided, part_of, wholes, write_wholes
 from opd.distributed.shares import SharedAuthor, SharedSource
 from opd.distributed.world import World
 from opd.errors import ConfigError
@@ -124,9 +124,13 @@ class Ranks(World):
         """See ``World.weights``; every rank has to call it."""
         return wholes(model.state_dict(), keep=self.rank == 0) if is_divided(model) else None
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See ``World.whole``; every rank has to call it."""
-        return wholes(tensors, keep=self.rank == 0)
+    def write(self, save: Callable[[dict[str, Tensor], Path], None], tensors: dict[str, Tensor], path: Path) -> None:
+        """See ``World.write``; every rank has to call it."""
+        self.watch.enter("checkpoint")
+        if any(part_of(tensor) is not tensor for tensor in tensors.values()):
+            write_wholes(tensors, path if self.rank == 0 else None)
+        elif self.rank == 0:
+            save(tensors, path)
 
     def all(self, here: bool) -> bool:
         """See ``World.all``."""

@@ -6,9 +6,11 @@ again, like that of every other weight.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -17,6 +19,10 @@ from torch import Tensor, nn
 
 READ = "opd_read"
 """Method of a divided model that runs its transformer; FSDP2 gathers the weights around methods that it knows."""
+
+
+BLOCKS = "opd_blocks"
+"""Attribute of a divided model: its blocks."""
 
 
 def divide(
@@ -31,20 +37,51 @@ def divide(
         mesh: the ranks; of two dimensions, the first one keeps copies.
         dtype: of the gathered weights; gradients are added in float32. None for the weights' own.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is changed in place
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    add_read(model, transformer, blocks)
+
+
+def add_read(model: Any, transformer: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Give a model that FSDP2 divides the method ``READ``.
+
+    Args:
+        transformer: the part of it that gives the last hidden states.
+        blocks: its blocks, which are gathered one at a time; what else was gathered stays so until the backward pass.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
 
     def read(model: Any, **inputs: Any) -> tuple[Tensor, Any]:
         out = transformer(**inputs)
         return out.last_hidden_state, out.hidden_states
 
     setattr(model, READ, MethodType(read, model))
+    setattr(model, BLOCKS, tuple(blocks))
     register_fsdp_forward_method(model, READ)
+
+
+def in_parts(device: str, size: int, groups: int) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` by which each rank reads its part of every tensor and no other.
+
+    Args:
+        device: the run's.
+        size: number of ranks.
+        groups: of ranks, each of which has all weights; 0 to divide nothing.
+
+    Returns:
+        Empty where weights cannot be read in parts: transformers divides them on the machine's accelerator alone.
+    """
+    there = torch.accelerator.current_accelerator()
+    if not groups or device.partition(":")[0] != (there.type if there else "cpu"):
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(fsdp_size=size // groups, dp_replicate_size=groups)}
 
 
 def mesh_of(device: str, size: int, replicate: int) -> Any:
@@ -59,6 +96,13 @@ def mesh_of(device: str, size: int, replicate: int) -> Any:
 def is_divided(model: nn.Module) -> bool:
     """Whether a model's weights are divided."""
     return hasattr(model, READ)
+
+
+def release(model: nn.Module) -> None:
+    """Let go of the weights that a divided model's last forward pass has gathered; nothing for any other model."""
+    shards: list[Any] = [module for module in model.modules() if hasattr(module, "reshard")]
+    for shard in shards:
+        shard.reshard()
 
 
 def whole_of(tensor: Tensor) -> Tensor:
@@ -102,11 +146,40 @@ def wholes(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     return found
 
 
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+"""Names of dtypes in safetensors files."""
+
+
+def write_wholes(tensors: Mapping[str, Tensor], path: Path | None) -> None:
+    """Write a safetensors file of whole tensors, of which one at a time is in memory.
+
+    The writer of ``torch.distributed.checkpoint`` needs no gathering. But to leave one ordinary file it writes every
+    byte a second time, after it has read the parts of all ranks from the disk.
+
+    Args:
+        path: None on ranks that only take part; every rank has to.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") if path else nullcontext() as file:
+        if file:
+            file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            whole = whole_of(tensor.detach())
+            if file:
+                file.write(whole.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
 @contextmanager
 def gathered(models: Sequence[nn.Module]) -> Iterator[None]:
     """All weights of divided models on every rank, so that each can generate without the others."""
-    modules = [module for model in models if is_divided(model) for module in model.modules()]
-    shards: list[Any] = [module for module in modules if hasattr(module, "unshard")]
+    divided = [model for model in models if is_divided(model)]
+    blocks = {block for model in divided for block in getattr(model, BLOCKS)}
+    shards: list[Any] = [module for model in divided for module in model.modules() if hasattr(module, "unshard")]
     for shard in shards:
         shard.set_reshard_after_forward(False, recurse=False)
         shard.unshard()
@@ -115,4 +188,4 @@ def gathered(models: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for shard in shards:
             shard.reshard()
-            shard.set_reshard_after_forward(not is_divided(shard), recurse=False)
+            shard.set_reshard_after_forward(shard in blocks, recurse=False)

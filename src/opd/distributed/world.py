@@ -73,9 +73,9 @@ class World:
         """The whole weights of a model on rank 0, in memory of the CPU; None if they are not divided."""
         return None
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on rank 0 in place of divided ones."""
-        return tensors
+    def write(self, save: Callable[[dict[str, Tensor], Path], None], tensors: dict[str, Tensor], path: Path) -> None:
+        """Let rank 0 write a safetensors file of whole tensors; ``save`` writes what is not divided."""
+        save(tensors, path)
 
     def all(self, here: bool) -> bool:
         """Whether it is so on every rank."""

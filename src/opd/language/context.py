@@ -14,7 +14,9 @@ from opd.data.curriculum import Curriculum
 from opd.distributed import World, current
 from opd.errors import ConfigError
 from opd.language.lengths import Rendered
+from opd.language.shard import check_shard
 from opd.losses.objectives import FullVocabulary, SeveralTeachers
+from opd.models.adapters import adapted
 from opd.models.chat import Chat
 from opd.models.copies import frozen_copy
 from opd.models.ends import Stops, stops_of
@@ -107,7 +109,16 @@ class LanguageContext:
     @cached_property
     def initial(self) -> LanguageModel:
         """The student before the first step: a frozen copy, or the base of a new adapter, which needs none."""
-        return self.base or frozen_copy(self.student)
+        return self.base or self.frozen_copy()
+
+    def frozen_copy(self) -> LanguageModel:
+        """A copy of the student that does not train. If both will be divided they share their weights until then."""
+        return frozen_copy(self.student, shared=self.groups > 0)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of ranks, each of which divides the weights of all models; 0 if every rank has them all."""
+        return check_shard(self.config, self.world.size, adapter=adapted(self.student.model))
 
     @cached_property
     def own_weights(self) -> tuple[LanguageModel, Any]:

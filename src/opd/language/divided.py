@@ -1,75 +1,21 @@
-"""Which models of a run are divided among its processes."""
+"""The models of a run that its processes divide."""
 
 from __future__ import annotations
 
-from opd.config.diffusion import DiffusionConfig
-from opd.config.run import RunConfig
-from opd.distributed import World, check_alone, join, mesh_of
-from opd.errors import ConfigError
+from opd.distributed import is_divided, mesh_of, release
 from opd.language.context import LanguageContext
-from opd.models.adapters import adapted
-from opd.models.language import device_named
 from opd.models.packing import packs
-
-
-def join_ranks(config: RunConfig | DiffusionConfig) -> World:
-    """The processes of a run, which meet here.
-
-    Raises:
-        ConfigError: there are several, and the run takes one; or its weights cannot be divided as it asks.
-    """
-    if isinstance(config, DiffusionConfig):
-        check_alone("a diffusion run")
-        return World()
-    world = join(device_named(config.device))
-    check_shard(config, world.size, adapter=config.lora is not None)
-    return world
-
-
-def check_shard(config: RunConfig, size: int, *, adapter: bool) -> int:
-    """The number of groups that ``optimizer.shard`` asks for; 0 to divide nothing.
-
-    Args:
-        size: number of processes.
-        adapter: whether the student is an adapter, whose base several models of the run share.
-
-    Raises:
-        ConfigError: the weights cannot be divided as it asks.
-    """
-    shard = config.optimizer.shard
-    kept = {
-        "lora": adapter,
-        "experimental.extrapolate": config.experimental.extrapolate is not None,
-        "experimental.conflict": config.experimental.conflict,
-    }
-    whole = next((key for key, asked in kept.items() if asked), None)
-    if shard is False or (shard == "auto" and (size == 1 or whole)):
-        return 0
-    if size == 1:
-        raise ConfigError(
-            "optimizer.shard: there is one process, which has all weights. Fix: start several with torchrun, or set "
-            "optimizer.shard=auto"
-        )
-    if whole:
-        raise ConfigError(f"optimizer.shard: weights cannot be divided with {whole}. Fix: set optimizer.shard=false")
-    groups = 1 if isinstance(shard, (bool, str)) else shard.replicate
-    if size % groups or groups == size:
-        raise ConfigError(
-            f"optimizer.shard.replicate: {size} processes cannot be divided into {groups} groups of at least two. Fix: "
-            "set a divisor of their number below it"
-        )
-    return groups
 
 
 def divide_models(run: LanguageContext) -> None:
     """Divide the student, its copies and its teachers, as ``optimizer.shard`` says."""
-    groups = check_shard(run.config, run.world.size, adapter=adapted(run.student.model))
-    if not groups:
+    if not run.groups:
         return
-    mesh = mesh_of(run.device.partition(":")[0], run.world.size, groups)
+    mesh = mesh_of(run.device.partition(":")[0], run.world.size, run.groups)
     copies = [run.initial] if "initial" in vars(run) else []
     copies += [run.own_weights[0]] if "own_weights" in vars(run) else []
-    models = [run.student, *copies, *(model for model in run.others().values() if not model.is_served)]
+    whole = run.config.teacher.quantize is not None  # its weights are no numbers to divide
+    models = [run.student, *copies, *(m for m in run.others().values() if not (m.is_served or whole))]
     for model in {id(model.model): model for model in models}.values():
-        packs(model)  # proven while each process has all of it
-        model.divide(mesh)
+        packs(model)  # proven before the first step, as every rank reads the same for it
+        release(model.model) if is_divided(model.model) else model.divide(mesh)

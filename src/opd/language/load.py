@@ -8,13 +8,16 @@ from typing import Any
 from opd.axes.base import Objects
 from opd.config.run import RunConfig
 from opd.data.curriculum import Curriculum, Uniform
+from opd.distributed import current, in_parts
 from opd.errors import ConfigError
 from opd.experimental.curriculum import Adaptive, Interest
 from opd.language.checks import check_prompts, check_room
 from opd.language.context import LanguageContext
 from opd.language.prompts import load_prompts_of
+from opd.language.shard import check_shard
 from opd.language.student import load_student
 from opd.language.vocabulary import share_vocabulary
+from opd.models.adapters import adapted
 from opd.models.attention import use_attention
 from opd.models.bases import Bases
 from opd.models.chat import Chat
@@ -96,6 +99,8 @@ def _teachers(config: RunConfig, objects: Objects, student: LanguageModel, bases
     if given is not None:
         _check_given(config, given, student)
     where: dict[str, Any] = {"dtype": config.dtype, "device": device}
+    size = current().size
+    where["parts"] = in_parts(device, size, check_shard(config, size, adapter=adapted(student.model)))
     where["bases"] = Bases(teacher.quantize) if teacher.quantize else bases
     if teacher.models or teacher.gate:
         named = {name: one.model for name, one in (teacher.models or {}).items()}

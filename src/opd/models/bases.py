@@ -54,15 +54,16 @@ class Bases:
                 "'opd[quantize]', or leave it out"
             )
 
-    def model(self, path: str, *, dtype: str, device: str, shared: bool) -> Any:
+    def model(self, path: str, *, dtype: str, device: str, shared: bool, **parts: Any) -> Any:
         """A model, in evaluation mode: modules around the tensors of one that is held, or loaded.
 
         Args:
             shared: whether others may use its weights; they are then frozen.
+            parts: see ``in_parts``.
         """
         if (name := _name(path)) in self.held:
             return shared_copy(self.held[name])
-        whole = read_whole(path, dtype=DTYPES[dtype], **self._bits(dtype, device))
+        whole = read_whole(path, dtype=DTYPES[dtype], **self._bits(dtype, device), **parts)
         whole = (whole if self.quantize else whole.to(device)).eval()
         if self.quantize:
             self._check_computes(whole, path, device)

@@ -11,12 +11,15 @@ from opd.models.language import LanguageModel, freeze
 from opd.models.weights import load_into, shared_copy, trained
 
 
-def frozen_copy(language_model: LanguageModel) -> LanguageModel:
+def frozen_copy(language_model: LanguageModel, *, shared: bool = False) -> LanguageModel:
     """A copy of the model that no longer changes; the frozen teacher and the anchor share one.
 
     Weights that do not train are shared with the model: of an adapted student only the adapter is copied.
+
+    Args:
+        shared: share all weights, until each of both divides its own.
     """
-    model = freeze(shared_copy(language_model.model))
+    model = freeze(shared_copy(language_model.model, trained=shared))
     return dataclasses.replace(language_model, model=model)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from opd.distributed import current, is_divided
+from opd.distributed import current, is_divided, release
 from opd.errors import AlignmentError
 from opd.losses.gpu import sent
 from opd.models.language import LanguageModel
@@ -132,7 +132,7 @@ def _read_divided(
         where, states = _read_rows(language_model, rows, layers)
         if not torch.is_grad_enabled():
             kept = dataclasses.replace(states, head_VD=states.head_VD.clone())
-            language_model.model.reshard()
+            release(language_model.model)
             yield where, kept
             continue
         outputs = [t for t in (states.hidden_TD, states.head_VD, states.layers_TKD) if t is not None]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from opd.distributed import part_of
 from opd.engines.hf import HFEngine
 from opd.errors import ModelError, OpdError
 from opd.models.adapters import check_adapter
@@ -101,7 +102,7 @@ def finite(language_model: LanguageModel, key: str) -> LanguageModel:
                 f"{key}: the tensor '{name}' of '{language_model.source}' is on the device meta, so it has no values. "
                 "Fix: load the weights"
             )
-        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+        if parameter.is_floating_point() and not bool(part_of(parameter).isfinite().all()):
             raise ModelError(
                 f"{key}: the tensor '{name}' of '{language_model.source}' has values that are not finite (NaN or "
                 "infinity). Fix: take weights that are not damaged"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from opd.distributed import READ, divide, whole_of
+from opd.distributed import READ, add_read, divide, whole_of
 from opd.errors import ConfigError
 from opd.losses.gpu import sent
 from opd.models.adapters import ALONE, adapted, merged, save_adapter
@@ -148,9 +148,12 @@ class LanguageModel:
         return out.last_hidden_state, out.hidden_states
 
     def divide(self, mesh: Any) -> None:
-        """Divide the weights in place among the ranks of a mesh."""
+        """Divide the weights in place among the ranks of a mesh; None if transformers has divided them."""
         blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        divide(self.model, _transformer(self.model), blocks, mesh, self.autocast)
+        if mesh is None:
+            add_read(self.model, _transformer(self.model), blocks)
+        else:
+            divide(self.model, _transformer(self.model), blocks, mesh, self.autocast)
 
     def train(self) -> None:
         """Prepare for forward passes with gradients, without the model's own dropout.

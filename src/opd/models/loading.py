@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from opd.distributed import release
 from opd.errors import ModelError, OpdError, near
 from opd.models.adapters import adapted, check_whole, merged, saved_adapter
 from opd.models.bases import Bases
@@ -27,6 +30,7 @@ def load(
     device: str = "cpu",
     bases: Bases | None = None,
     trainable: bool = False,
+    parts: Mapping[str, Any] = MappingProxyType({}),
 ) -> LanguageModel:
     """Load a model and its tokenizer from a folder, a bundled name or a hub id; an adapter together with its base.
 
@@ -36,6 +40,7 @@ def load(
         dtype: of the weights; an adapter's own are float32.
         bases: models in memory whose weights an adapter may share.
         trainable: whether an adapter's weights train; its base is frozen.
+        parts: see ``in_parts``; an adapter and a quantised model are read whole.
 
     Raises:
         ModelError: it cannot be loaded; the sentence names the key and the value.
@@ -53,7 +58,8 @@ def load(
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise not_causal(key, name, config.model_type)
         tokenizer = AutoTokenizer.from_pretrained(tokens, trust_remote_code=False)
-        model = bases.model(base, dtype=dtype, device=device, shared=adapter)
+        parts = {} if adapter or bases.quantize else parts
+        model = bases.model(base, dtype=dtype, device=device, shared=adapter, **parts)
     except OpdError:
         raise
     except Exception as error:  # a damaged folder raises almost anything
@@ -61,7 +67,12 @@ def load(
         raise ModelError(f"{broken}. '{base}' is the base of the adapter '{name}'") if adapter else broken from error
     if adapter:
         model = _with_adapter(model, path, name, key=key, trainable=trainable)
-    return inspect(LanguageModel(model, tokenizer, name, stored=config.get_text_config().dtype), key)
+    found = LanguageModel(model, tokenizer, name, stored=config.get_text_config().dtype)
+    if parts:
+        found.divide(None)
+    found = inspect(found, key)
+    release(model)
+    return found
 
 
 def load_whole(name: str, *, key: str) -> LanguageModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class ModelPool:
         key: the run file's key, for error messages.
         dtype, device: of the models.
         bases: models in memory whose weights adapters share.
+        parts: see ``in_parts``.
 
     Raises:
         ModelError: one of them cannot be loaded.
@@ -54,6 +56,7 @@ class ModelPool:
         device: str = "cpu",
         bases: Bases | None = None,
         served: Mapping[str, LanguageModel] | None = None,
+        parts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.files: dict[str, dict[str, Path]] = {}
         self.models: dict[str, LanguageModel] = {}
@@ -78,7 +81,7 @@ class ModelPool:
                     self._move_in(name, skeleton)
                     inspect(skeleton, f"{key}.{name}")
                 else:
-                    skeleton = load(source, key=f"{key}.{name}", dtype=dtype, device=device)
+                    skeleton = load(source, key=f"{key}.{name}", dtype=dtype, device=device, parts=parts)
                     skeleton.model.requires_grad_(False)
                     self.held[id(skeleton)] = name
                     if _names(skeleton) <= files.keys() and not skeleton.has_bias:

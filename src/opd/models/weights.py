@@ -41,7 +41,13 @@ def load_into(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         parameter.copy_(divided_as(parameter, tensors[name]))
 
 
-def shared_copy(module: nn.Module) -> Any:
-    """A copy with its own trainable parameters; the others, and buffers, are the same tensors."""
+def shared_copy(module: nn.Module, *, trained: bool = False) -> Any:
+    """A copy with its own trainable parameters; the others, and buffers, are the same tensors.
+
+    Args:
+        trained: the trainable parameters are new ones around the same tensors.
+    """
     same: dict[int, Any] = {id(p): p for p in module.parameters() if not p.requires_grad}
+    if trained:
+        same |= {id(p): nn.Parameter(p.detach()) for p in module.parameters() if p.requires_grad}
     return copy.deepcopy(module, same | {id(b): b for b in module.buffers()})

@@ -107,10 +107,10 @@ class CrossTeacher:
 
     def _read(self, turns: Sequence[_Turn], size_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The states that predict each group's first token, [G, D], that token, and the others' log-probability."""
-        model, head_VD = self.language_model, self.language_model.head_VD.detach()
+        model = self.language_model
         readings = [self._reading(number, turn) for number, turn in enumerate(turns)]
         where, states = collect(model, readings, max_tokens=self.max_tokens)
-        token_T, hidden_TD = where.token_T, states.arrived().hidden_TD
+        token_T, hidden_TD, head_VD = where.token_T, states.arrived().hidden_TD, states.head_VD
         group_T = torch.arange(len(size_G), device=model.device).repeat_interleave(size_G)
         later_T = torch.ones_like(group_T, dtype=torch.bool)
         later_T[size_G.cumsum(0) - size_G] = False

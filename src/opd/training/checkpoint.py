@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial as bound
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,8 +129,7 @@ class Checkpoints:
         every = self.world.gather(self.asked, "signals")
         asked = next((one for one in every if one.number), every[0])
         if due or asked.number:
-            tensors, weights = self._tensors(run), self.world.weights(run.model)
-            self.world.first(lambda: self._write(run, tensors, weights, due=due), "checkpoint")
+            self._write(run, due=due)
         if asked.number and not last:
             raise Interrupted(
                 asked.number,
@@ -137,27 +137,22 @@ class Checkpoints:
                 f"'{self.folder / f'{state.step:06d}'}'; go on with --resume",
             )
 
-    def _tensors(self, run: RunState) -> dict[str, dict[str, Tensor]]:
-        """The tensors of each file beside the weights."""
-        parts = {name: self.world.whole(part.tensors()) for name, part in run.parts.items() if part is not None}
-        return {**parts, "rng": random_states.named(self.world.gather(random_states.of_this_rank(), "random states"))}
+    def _write(self, run: RunState, *, due: bool) -> None:
+        state, world = run.state, self.world
+        random = random_states.named(world.gather(random_states.of_this_rank(), "random states"))
 
-    def _write(
-        self,
-        run: RunState,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        weights: Mapping[str, Tensor] | None,
-        *,
-        due: bool,
-    ) -> None:
-        state = run.state
-        with self._complete_folder(f"{state.step:06d}", run.model, weights) as partial:
-            for name, each in tensors.items():
-                _save(each, partial / f"{name}.safetensors")
+        def add(partial: Path) -> None:
+            _save(random, partial / "rng.safetensors")
             (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
             if not due:
                 (partial / INTERRUPTED).touch()
-        self._prune(state)
+
+        with self._complete_folder(f"{state.step:06d}", run.model) as partial:
+            for name, part in run.parts.items():
+                if part is not None:
+                    world.write(_save, part.tensors(), partial / f"{name}.safetensors")
+            world.first(bound(add, partial), "checkpoint")
+        world.first(bound(self._prune, state), "checkpoint")
 
     def _prune(self, state: State) -> None:
         """Delete the checkpoints that nothing needs."""
@@ -201,9 +196,13 @@ class Checkpoints:
                 "in another out"
             )
         saved = self._newest_whole(run, good)
-        for bad in self._complete():
-            if int(bad.name) > saved.step:
-                shutil.rmtree(bad.rename(self.folder / f".{bad.name}"))  # a kill leaves no half of one behind
+
+        def delete_later() -> None:
+            for bad in self._complete():
+                if int(bad.name) > saved.step:
+                    shutil.rmtree(bad.rename(self.folder / f".{bad.name}"))  # a kill leaves no half of one behind
+
+        self.world.first(delete_later, "rollback")
         return saved
 
     def save_best(self, model: nn.Module) -> None:
@@ -212,13 +211,8 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written.
         """
-        weights = self.world.weights(model)
-
-        def write() -> None:
-            with self._complete_folder(BEST, model, weights):
-                pass
-
-        self.world.first(write, "best weights")
+        with self._complete_folder(BEST, model):
+            pass
 
     def load_best(self, model: nn.Module) -> None:
         """Load the best weights.
@@ -226,7 +220,7 @@ class Checkpoints:
         Raises:
             CheckpointError: they cannot be read.
         """
-        folder = self._best()
+        folder = self.world.first(self._best, "best weights")
         try:
             _load_weights(model, folder / self._opened(folder)["weights"])
         except UNUSABLE as error:
@@ -247,7 +241,7 @@ class Checkpoints:
         A user may delete them: the best weights from here on are kept then, unless the run has to end with the lost
         ones.
         """
-        folder = self._best()
+        folder = self.world.first(self._best, "best weights")
         needed = saved.rollbacks or saved.stopped_by not in (None, "idle")
         if not folder.exists() and not needed:
             self.warnings.append(
@@ -271,23 +265,14 @@ class Checkpoints:
             except UNUSABLE as error:
                 damaged[folder] = str(error)
                 continue
-            for bad, why in damaged.items():
-                self._set_aside(bad, why, folder)
+            self.world.gather(saved.step, "checkpoint")  # before rank 0 changes the folder, all have read it
+            self.warnings += self.world.first(bound(_set_aside, damaged, folder), "checkpoint")
             return saved
         newest, why = next(iter(damaged.items()))
         others = "nor can any before it" if len(damaged) > 1 else "and there is none before it"
         raise CheckpointError(
             f"checkpoint '{newest}' cannot be used ({why}), {others}. Fix: restore it from a copy, or start the run "
             "again in another out"
-        )
-
-    def _set_aside(self, bad: Path, why: str, used: Path) -> None:
-        aside = bad.with_name(f"damaged-{bad.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        bad.rename(aside)
-        self.warnings.append(
-            f"checkpoint '{bad.name}' is damaged ({why}), so the run continues from '{used.name}'; the damaged one "
-            f"is now '{aside}' and can be deleted"
         )
 
     def _load(self, run: RunState, folder: Path) -> State:
@@ -317,14 +302,16 @@ class Checkpoints:
         return facts
 
     @contextmanager
-    def _complete_folder(self, name: str, model: nn.Module, state: Mapping[str, Tensor] | None) -> Iterator[Path]:
-        """A folder with the model, to write more into; it gets its name once all of it is on disk."""
+    def _complete_folder(self, name: str, model: nn.Module) -> Iterator[Path]:
+        """A folder with the model, to write more into; it gets its name once all of it is on disk. Rank 0 writes."""
         partial, final, former = self.folder / f".{name}", self.folder / name, self.folder / f".former-{name}"
-        try:
+
+        def begin(state: Mapping[str, Tensor] | None) -> str:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            weights = self._weights(model, partial, state)
-            yield partial
+            return self._weights(model, partial, state)
+
+        def complete(weights: str) -> None:
             seal(partial, run=self.run, name=name, weights=weights)
             shutil.rmtree(former, ignore_errors=True)
             if final.exists():
@@ -332,8 +319,14 @@ class Checkpoints:
             partial.rename(final)
             flush(self.folder)
             shutil.rmtree(former, ignore_errors=True)
+
+        try:
+            weights = self.world.first(bound(begin, self.world.weights(model)), "checkpoint")
+            yield partial
+            self.world.first(bound(complete, weights), "checkpoint")
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            if self.world.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"checkpoint '{final}' cannot be written ({error}). Fix: make room or correct the folder, and go "
                 "on with --resume"
@@ -364,6 +357,20 @@ class Checkpoints:
     def _due(self) -> list[Path]:
         """Finished checkpoints that no signal asked for, oldest first."""
         return [path for path in self._complete() if not (path / INTERRUPTED).exists()]
+
+
+def _set_aside(damaged: Mapping[Path, str], used: Path) -> list[str]:
+    """Rename damaged checkpoints; returns a sentence for each."""
+    said = []
+    for bad, why in damaged.items():
+        aside = bad.with_name(f"damaged-{bad.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        bad.rename(aside)
+        said.append(
+            f"checkpoint '{bad.name}' is damaged ({why}), so the run continues from '{used.name}'; the damaged one "
+            f"is now '{aside}' and can be deleted"
+        )
+    return said
 
 
 def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:

@@ -29,7 +29,7 @@ class Ema(WeightsConfig):
 
     def build(self, run: RunContext) -> tuple[LanguageModel, Any]:
         """A copy, and what moves it."""
-        from opd.models.copies import EmaWeights, frozen_copy
+        from opd.models.copies import EmaWeights
 
-        average = frozen_copy(run.student)
+        average = run.frozen_copy()
         return average, EmaWeights(average.model, run.student.model, self.decay)

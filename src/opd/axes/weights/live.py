@@ -22,7 +22,7 @@ class Live(WeightsConfig):
         """The student, or a copy that follows it at once if ``guards.recover`` may roll it back."""
         if not run.config.guards.recover:
             return run.student, None
-        from opd.models.copies import EmaWeights, frozen_copy
+        from opd.models.copies import EmaWeights
 
-        copy = frozen_copy(run.student)
+        copy = run.frozen_copy()
         return copy, EmaWeights(copy.model, run.student.model, 0.0)
