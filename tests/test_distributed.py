@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ from opd.distributed import World, join
 from opd.errors import ConfigError
 from opd.language.shard import check_shard
 from opd.models.adapters import new_adapter
+from opd.models.copies import frozen_copy
+from opd.models.language import LanguageModel
 from opd.models.loading import load
 from support.models import make_model
 from support.ranks import (
@@ -30,6 +33,7 @@ from support.ranks import (
     command_line,
     decode,
     language_recipes,
+    load_in_parts,
     losses,
     read_back,
     run_jobs,
@@ -200,6 +204,36 @@ def test_a_checkpoint_of_two_processes_is_read_by_any_number(both: tuple[Path, P
         assert all(torch.equal(read[name], tensor) for name, tensor in saved.items())
     one, third = (json.loads((tmp_path / f"{n}.json").read_text())["bytes"] for n in ("one", "three"))
     assert third < 0.4 * one  # weights and moments of one process
+
+
+@pytest.mark.slow
+def test_several_processes_set_a_damaged_checkpoint_aside_once(both: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(both[1] / "at once", out)
+    (out / "checkpoints/000004/optimizer.safetensors").write_bytes(b"")
+    status, errors = Forked(2, read_back, out, tmp_path / "read.safetensors", folder=tmp_path).wait()
+    assert status == [0, 0], errors[-3000:]
+    assert json.loads((tmp_path / "read.json").read_text())["step"] == 2
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["000002", "damaged-000004"]
+
+
+@pytest.mark.slow
+def test_a_teacher_is_whole_on_no_process(tmp_path: Path) -> None:
+    status, errors = Forked(2, load_in_parts, tmp_path, folder=tmp_path).wait()
+    assert status == [0, 0], errors[-3000:]
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"loaded-{rank}.json").read_text())
+        assert found.pop("share") < 0.51
+        assert found == {"equal": True, "packs": True}
+
+
+def test_a_copy_of_a_student_that_will_be_divided_shares_its_weights(student: LanguageModel) -> None:
+    copy = frozen_copy(student, shared=True).model
+    for own, copied in zip(student.model.parameters(), copy.parameters(), strict=True):
+        assert copied.data_ptr() == own.data_ptr()
+        assert own.requires_grad
+        assert not copied.requires_grad
+    assert copy.get_output_embeddings().weight is copy.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize(

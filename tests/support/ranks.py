@@ -28,11 +28,13 @@ import opd
 from opd.api import load
 from opd.axes.base import Objects
 from opd.config.read import read, recipe_names
-from opd.distributed import join, mesh_of, part_of, whole_of
+from opd.distributed import in_parts, join, mesh_of, part_of, whole_of
 from opd.distributed.shards import gathered
 from opd.engines import drawing
 from opd.engines.hf import HFEngine
 from opd.engines.rows import Draw, GrowingRows
+from opd.models.loading import load as load_model
+from opd.models.packing import packs
 from opd.models.weights import trained
 from opd.output.provenance import run_id
 from opd.output.run_log import RunLog
@@ -270,6 +272,27 @@ def decode(folder: Path) -> None:
         equal = [[one.ids for one in a] == [one.ids for one in b] for a, b in zip(whole, found, strict=True)]
         facts = {"equal": equal, "divided": divided, "synced": synced}
         (folder / f"decoded-{world.rank}.json").write_text(json.dumps(facts))
+
+
+def load_in_parts(folder: Path) -> None:
+    """Load a model of which each rank reads a part. Each writes its share of the weights, and whether it is the model.
+
+    The states of the model that is read whole are compared to the last bit.
+    """
+    torch.set_num_threads(1)
+    world = join("cpu")
+    with world.together(), torch.no_grad():
+        divided = load_model("nano/math-teacher", key="teacher", parts=in_parts("cpu", world.size, 1))
+        parameters = list(divided.model.parameters())
+        whole = load_model("nano/math-teacher", key="teacher")
+        ids = torch.arange(3, 20 + world.rank)[None]
+        states = [model.hidden(ids, torch.ones_like(ids)) for model in (divided, whole)]
+        facts = {
+            "share": sum(part_of(p).numel() for p in parameters) / sum(p.numel() for p in parameters),
+            "equal": torch.equal(*states) and torch.equal(divided.head_VD, whole.head_VD),
+            "packs": packs(divided),
+        }
+        (folder / f"loaded-{world.rank}.json").write_text(json.dumps(facts))
 
 
 def main() -> None:
