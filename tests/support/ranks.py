@@ -210,7 +210,7 @@ def command_line(*arguments: str) -> None:
 
 def read_back(out: Path, to: Path) -> None:
     """Put a run's newest checkpoint into its models, and write what they then hold, whole, as one file."""
-    config = read(json.loads((out / "run.json").read_text()))
+    config = read({**json.loads((out / "run.json").read_text()), "out": str(out)})
     world = join("cpu")
     with world.together():
         run = load(config, Objects())
