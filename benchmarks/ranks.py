@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kills import RUNS, outcome
+from kills import RUNS, moments, outcome
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -319,17 +319,17 @@ def kills(folder: Path, times: int = 20) -> None:
 
     Compared are weights, moments and averages, the result, and the metrics of each step.
     """
-    drawn, equal, killed, whole, lasts = random.Random(0), 0, 0, {}, {}
+    drawn, equal, killed, whole = random.Random(0), 0, 0, {}
     for name in KILLED:
-        started, out = time.monotonic(), folder / f"{name}-whole"
-        assert Ranks(2, train, name, out).wait()
-        whole[name], lasts[name] = outcome(out), time.monotonic() - started
+        assert Ranks(2, train, name, folder / f"{name}-whole").wait()
+        whole[name] = outcome(folder / f"{name}-whole")
     for number, name in enumerate(cycle(KILLED)):
         if killed == times:
             break
         out, rank = folder / f"killed-{number}", drawn.randrange(2)
         job = Ranks(2, train, name, out)
-        time.sleep(drawn.uniform(0.1, 0.9) * lasts[name])
+        for _ in moments(out, len(whole[name]["metrics.jsonl"]), drawn):
+            time.sleep(0.01)
         was_running = job.kill(rank)
         job.wait()
         had = sorted(path.name for path in out.glob("checkpoints/[0-9]*"))
