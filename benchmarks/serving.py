@@ -46,6 +46,9 @@ COMMON: dict[str, Any] = {
     "optimizer.micro_batch": 16,
 }
 
+waits: list[float] = []
+"""Seconds of each step in which the run had nothing to compute."""
+
 known: dict[Any, list[Tensor]] = {}
 """Recorded answers by their questions."""
 
@@ -79,6 +82,7 @@ def run(server: Teacher, out: str, **keys: Any) -> tuple[list[float], bytes]:
             def step(self, step: int, metrics: Any) -> None:
                 now = time.perf_counter()
                 steps.append(now - self.last)
+                waits.append(metrics["server_wait_s"])
                 self.last = now
 
         served = {"url": server.url, "timeout": 2, "wait": 120, "sequences": keys.pop("sequences", 8)}
@@ -93,17 +97,23 @@ def latency(server: Teacher) -> None:
     keys = {"optimizer.steps": 12}
     run(server, "record", **keys)
     medians: dict[float, list[float]] = {0.0: [], DELAY_S: []}
+    waited: dict[float, list[float]] = {delay: [] for delay in medians}
     weights = set()
     for _ in range(ROUNDS):
         for delay, found in medians.items():
             elsewhere.delay = delay
+            waits.clear()
             steps, saved = run(server, "timed", **keys)
             found.append(statistics.median(steps))
+            waited[delay].append(statistics.median(waits[2:]))
             weights.add(saved)
     StateServers.ask = elsewhere.ask  # type: ignore[method-assign]
     pairs = [a / b for a, b in zip(*medians.values(), strict=True)]
     for delay, found in medians.items():
-        print(f"{delay:.1f} s away: {statistics.median(found):.3f} s a step ({min(found):.3f} to {max(found):.3f})")
+        print(
+            f"{delay:.1f} s away: {statistics.median(found):.3f} s a step ({min(found):.3f} to {max(found):.3f}), "
+            f"{statistics.median(waited[delay]):.3f} s of it waiting"
+        )
     print(
         f"step rate with {DELAY_S} s beside none: {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
     )
