@@ -29,6 +29,7 @@ from opd.output.run_log import RunLog
 from opd.report.data import run_data
 from opd.types import Metrics, Rollout, Scored, Segment, Signal, States
 from support.altered import train_altered
+from support.interrupt import Interrupt
 from support.models import make_model
 from support.small_runs import PROMPTS, merged, small_run
 
@@ -87,6 +88,57 @@ def test_the_weight_of_a_term_scales_its_gradient(tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(0.25 * norms[0], rel=1e-5)
 
 
+def test_after_a_rollback_the_steps_are_smaller_by_its_factor(tmp_path: Path) -> None:
+    moved, lrs = [], []
+    for scale in (1.0, 0.25):
+        loop, _ = a_loop(tmp_path)
+        weights = loop.student.model.lm_head.weight
+        before = weights.detach().clone()
+        loop.state.targets["distill"], loop.state.lr_scale = 1, scale
+        lrs.append(loop._step(0)["lr"])
+        moved.append(float((weights.detach() - before).abs().max()))
+    assert lrs[1] == pytest.approx(0.25 * lrs[0])
+    assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-3)
+
+
+def test_the_last_step_is_measured_and_saved_whenever_it_comes(tmp_path: Path) -> None:
+    kls = [{"reverse_kl": value} for value in (1.0, 0.9, 0.8, 0.7)]
+    result = train(tmp_path / "out", evaluations(*kls), optimizer={"steps": 5}, checkpoint={"every": 3})
+    lines = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval" in line] == [0, 2, 4, 5]
+    assert sorted(path.name for path in (result.out / "checkpoints").glob("[0-9]*")) == ["000003", "000005"]
+    assert (result.best, result.after) == (kls[-1], kls[-1])
+
+
+def test_a_run_goes_on_without_a_second_evaluation_of_its_start(tmp_path: Path) -> None:
+    def alter(left: list[Metrics]) -> Callable[[Loop], Loop]:
+        return lambda loop: dataclasses.replace(loop, evaluate=lambda: left.pop(0), evaluate_every=2)
+
+    kls: list[Metrics] = [{"reverse_kl": value} for value in (1.0, 0.9, 0.8, 0.7)]
+    changes: dict[str, Any] = {"checkpoint": {"every": 1}}
+    teacher = make_model(1, layers=3, hidden=48)
+    with pytest.raises(KeyboardInterrupt):
+        train_altered(
+            alter(kls[:2]),
+            run_file(tmp_path / "out", **changes),
+            student=make_model(0),
+            teacher=teacher,
+            prompts=PROMPTS,
+            callbacks=[Interrupt(3)],
+        )
+    result = train_altered(
+        alter(kls[2:]),
+        run_file(tmp_path / "out", **changes),
+        student=make_model(0),
+        teacher=teacher,
+        prompts=PROMPTS,
+        resume=True,
+    )
+    lines = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval" in line] == [0, 2, 4, 6]
+    assert (result.before, result.after) == (kls[0], kls[3])
+
+
 def test_updates_that_are_left_out_count_in_a_row(tmp_path: Path) -> None:
     """Two of them with a good one between do not stop a run that two in a row would."""
 
@@ -114,6 +166,25 @@ class Silent:
     def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
         self.calls += 1
         return PlainView().segments(rollouts) if self.calls > self.until else []
+
+
+class Now(Silent):
+    """Shows the teacher nothing at some of its calls."""
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        self.calls += 1
+        return [] if self.calls in (2, 3, 5, 6) else PlainView().segments(rollouts)
+
+
+def test_idle_steps_count_in_a_row(tmp_path: Path) -> None:
+    """Twice two of them with an update between do not stop a run that three in a row would."""
+
+    def alter(loop: Loop) -> Loop:
+        return dataclasses.replace(loop, terms=[dataclasses.replace(loop.terms[0], view=Now(0))])
+
+    result = train(tmp_path / "out", alter)
+    assert (result.steps, result.stopped_by) == (6, None)
+    assert [event["kind"] for event in result.events] == ["idle"] * 4
 
 
 def silent(until: int) -> Callable[[Loop], Loop]:

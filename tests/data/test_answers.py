@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from pathlib import Path
+
 import pytest
 
 import opd
@@ -278,6 +280,14 @@ def test_a_text_that_repeats_itself_is_read_at_once(unit: str) -> None:
     started = time.process_time()
     opd.answers_match(unit * (200_000 // len(unit)), "7")
     assert time.process_time() - started < 5
+
+
+@pytest.mark.slow
+def test_nothing_of_an_answer_is_run(tmp_path: Path) -> None:
+    for code in (f"open('{tmp_path}/ran', 'w')", f"__import__('os').system('touch {tmp_path}/ran')"):
+        for text in (code, rf"\boxed{{{code}}}", rf"\boxed{{x+{code}}}"):
+            assert not opd.answers_match(text, "x+1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_threads_may_ask_at_a_time() -> None:

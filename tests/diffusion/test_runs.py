@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import opd
@@ -122,6 +123,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, folder: Any
     go(tmp_path / "cut", resume=True)
     assert len(metrics(tmp_path / "cut")) == 4
     assert same(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "checkpoints/000004/rng.safetensors") for name in ("whole", "cut"))
+    assert torch.equal(whole["torch"], cut["torch"])
 
 
 def test_half_precision_forward_passes_train(tmp_path: Path, folder: Any) -> None:

@@ -1,6 +1,7 @@
 """The optimizer against torch's own, its schedule, and updates that are not finite."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,19 @@ def test_equals_adamw() -> None:
     for step in range(3):
         one_step(optimizer, ours, step)
         theirs(torch.tensor([[1.0, 2.0, 3.0]])).square().sum().backward()
+        reference.step()
+        reference.zero_grad()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_its_settings_are_those_of_adamw_behind_a_clipped_gradient() -> None:
+    ours, theirs = model(), model()
+    optimizer = Optimizer(ours, lr=0.1, steps=3, betas=(0.7, 0.8), weight_decay=0.5, grad_clip=0.3)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.7, 0.8), weight_decay=0.5)
+    for step, scale in enumerate((1.0, 0.01, 2.0)):
+        norm = one_step(optimizer, ours, step, scale)
+        (scale * theirs(torch.tensor([[1.0, 2.0, 3.0]])).square().sum()).backward()
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)))
         reference.step()
         reference.zero_grad()
     assert torch.equal(ours.weight, theirs.weight)
@@ -110,6 +124,23 @@ def test_an_empty_state_replaces_one_that_has_moments() -> None:
     one_step(optimizer, module, 0)
     optimizer.load({})
     assert optimizer.tensors() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t | {"other.exp_avg": torch.zeros(2, 3)}, "the optimizer has no 'other.exp_avg'"),
+        (lambda t: {k: v for k, v in t.items() if k != "weight.step"}, "the optimizer's 'weight.step' is missing"),
+        (lambda t: t | {"weight.exp_avg": torch.zeros(3, 2)}, "the shape of the optimizer's 'weight.exp_avg' differs"),
+        (lambda t: t | {"weight.step": torch.zeros(2)}, "the shape of the optimizer's 'weight.step' differs"),
+    ],
+)
+def test_a_state_of_another_optimizer_is_refused(change: Any, words: str) -> None:
+    module = model()
+    optimizer = Optimizer(module, lr=0.1, steps=3)
+    one_step(optimizer, module, 0)
+    with pytest.raises(ValueError, match=words):
+        optimizer.load(change(optimizer.tensors()))
 
 
 def test_finite_detects_weights_that_are_not() -> None:
