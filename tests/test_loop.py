@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -316,6 +318,15 @@ def test_a_run_without_gain_ends_early_with_the_best_weights(tmp_path: Path) -> 
     assert result.after == result.best == {"reverse_kl": 0.5}
     best, out = (load_file(f / "model.safetensors") for f in (result.out / "checkpoints" / "best", result.out))
     assert all(torch.equal(tensor, out[name]) for name, tensor in best.items())
+
+
+def test_a_clock_that_jumps_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(time.time(), -1e6)
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    result = train(tmp_path / "out", optimizer={"steps": 1})
+    assert 0 < result.seconds < 1e5
+    lines = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= value < 1e5 for line in lines for key, value in line.get("train", {}).items() if key.endswith("_s"))
 
 
 def test_no_gain_needs_an_evaluation(tmp_path: Path) -> None:
