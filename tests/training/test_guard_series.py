@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from opd.config.read import recipe_names
 from opd.types import Term
 from support.guard_replay import by_evaluations, by_rollouts
 
@@ -21,10 +22,11 @@ SILENT = {"planted-a-biased-teacher-0", "planted-live-teacher-no-anchor-0"}
 
 
 def test_dips_and_collapses_are_among_the_recordings() -> None:
-    assert len(RECIPES) >= 14
+    assert len(RECIPES) == 3 * len(recipe_names())
     assert len(PLANTED) >= 12
     assert by_evaluations(RUNS["recipe-gold-0"]).fell is not None
     assert by_evaluations(RUNS["recipe-prefix-0"]).fell is not None
+    assert by_evaluations(RUNS["recipe-kdrl-1"]).fell is not None
 
 
 @pytest.mark.parametrize("name", RECIPES)

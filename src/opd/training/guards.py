@@ -69,7 +69,7 @@ class Guards:
         return Continue()
 
     def after_evaluation(
-        self, seen: str | None, in_a_row: int, *, best_step: int, last: bool, stale: int = 0
+        self, seen: str | None, in_a_row: float, *, best_step: int, last: bool, stale: int = 0
     ) -> Continue | Stop:
         """Stop after ``patience`` evaluations that ``counted`` counts, or a collapsed one at the end of the run.
 
@@ -87,12 +87,12 @@ class Guards:
         return Continue()
 
     def counted(
-        self, in_a_row: int, seen: str | None, *, step: int, previous: Figures, best: Figures, now: Figures
-    ) -> int:
+        self, in_a_row: float, seen: str | None, *, step: int, previous: Figures, best: Figures, now: Figures
+    ) -> float:
         """Evaluations that look collapsed, in a row, after the warm-up.
 
         One that has come back by ``RISE`` of what was lost, and by more than one standard error, is not counted: a dip
-        passes, and a collapse goes on.
+        passes, and a collapse goes on. An accuracy that has not lost the share ``drop`` of its best counts half.
 
         Args:
             in_a_row: the count before this evaluation.
@@ -101,7 +101,10 @@ class Guards:
         """
         if not seen or step <= self.warmup:
             return 0
-        return in_a_row + (not self._rises(previous, best, now))
+        if self._rises(previous, best, now):
+            return in_a_row
+        kept = now.get("accuracy", math.nan) >= best.get("accuracy", math.nan) * (1 - self.drop)
+        return in_a_row + (0.5 if kept else 1)
 
     def _rises(self, previous: Figures, best: Figures, now: Figures) -> bool:
         """Whether the judged metric is coming back."""

@@ -28,8 +28,8 @@ class State:
     best_step: int = 0
     skipped: int = 0
     """Steps in a row whose loss or gradient was not finite."""
-    collapsing: int = 0
-    """Evaluations in a row that looked collapsed, after the warm-up and without a rise."""
+    collapsing: float = 0
+    """Evaluations in a row that looked collapsed, after the warm-up and without a rise; a mild one counts half."""
     stale: int = 0
     """Evaluations in a row that were not the best so far."""
     idle: int = 0
