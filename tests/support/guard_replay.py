@@ -37,7 +37,7 @@ def by_evaluations(recorded: Mapping[str, Any]) -> Seen:
     before: dict[str, float] = {}
     best: dict[str, float] = {}
     previous: dict[str, float] = {}
-    count, fell, kept = 0, None, 0
+    count, fell, kept = 0.0, None, 0
     for step, metrics in recorded["evals"]:
         before = before or metrics
         if not best or better(metrics, best):

@@ -4,7 +4,7 @@ import pytest
 
 from opd.config.run import GuardsConfig
 from opd.training.actions import Continue, Stop
-from opd.training.guards import Guards, better, validation
+from opd.training.guards import Guards, Watch, better, validation
 
 GUARDS = Guards(num_prompts=256)
 
@@ -88,7 +88,7 @@ def stopped(
     values: list[float], *, every: int = 5, warmup: int = 10, number: int = 96, steps: int = 1000
 ) -> int | None:
     """The step at which a run with these accuracies of held-out prompts is stopped; None if it goes on."""
-    guards, best, previous, count = Guards(warmup=warmup, num_prompts=number), values[0], values[0], 0
+    guards, best, previous, count = Guards(warmup=warmup, num_prompts=number), values[0], values[0], 0.0
     for index, value in enumerate(values):
         best, step = max(best, value), index * every
         seen = guards.collapsed(accuracy(values[0]), accuracy(best), accuracy(value))
@@ -143,3 +143,28 @@ def test_a_divergence_that_comes_down_again_does_not_count() -> None:
     assert guards.counted(1, seen, step=5, previous=previous, best=best, now=now) == 1
     assert guards.counted(1, seen, step=5, previous=previous, best=best, now={"reverse_kl": 2.6}) == 2
     assert guards.counted(1, None, step=5, previous=previous, best=best, now=best) == 0
+
+
+def test_a_rise_within_one_standard_error_is_none() -> None:
+    compared = {"previous": accuracy(0.20), "best": accuracy(0.55), "now": accuracy(0.273)}
+    assert Guards(num_prompts=1000).counted(1, "fell", step=5, **compared) == 1
+    assert Guards(num_prompts=20).counted(1, "fell", step=5, **compared) == 2
+
+
+def test_a_mean_reward_is_measured_by_the_larger_of_its_start_and_its_best() -> None:
+    guards = Guards(num_prompts=100_000)
+    start, best = {"reward": -1.0}, {"reward": 0.1}
+    assert guards.collapsed(start, best, {"reward": -0.3}) is None
+    assert guards.collapsed(start, best, {"reward": -0.5}) is not None
+
+
+def test_a_reward_that_has_lost_less_than_the_share_is_not_lost() -> None:
+    steady = [{"reward": 1.0}] * 10
+    assert not Watch().lost(1.0, 0.95, 0.1, steady)
+    assert Watch().lost(1.0, 0.85, 0.1, steady)
+
+
+def test_a_watch_waits_for_its_least_steps() -> None:
+    first, bad = {"length": 10.0, "accuracy": 0.9}, {"length": 50.0, "accuracy": 0.0}
+    assert Watch(prompts=100, least=10).collapsed(first, 0.9, [bad] * 9) is None
+    assert Watch(prompts=100, least=10).collapsed(first, 0.9, [bad] * 10) is not None

@@ -215,7 +215,7 @@ class GuardsConfig(Strict):
     """Stop when validation is this far below the start, and further than chance explains (three standard errors)."""
     patience: int = Field(2, ge=1)
     """Evaluations in a row, after the warm-up, that have to show it. One that has come back by a fifth of what was lost
-    is not counted; an accuracy that keeps more than ``1 - drop`` of its best counts half; a run's last one counts alone."""
+    is not counted, and an accuracy that keeps ``1 - drop`` of its best counts half. A run's last one counts alone."""
     max_skipped: int = Field(10, ge=1)
     """Stop after this number of steps in a row whose loss or gradient is not finite."""
     max_idle: int = Field(5, ge=1)
