@@ -215,10 +215,11 @@ def train(
     seed: int,
     progress: Progress | None = None,
     title: str = "",
+    start: Qwen3ForCausalLM | None = None,
 ) -> Qwen3ForCausalLM:
-    """Train with AdamW, warmup and cosine decay, on a new batch of traces per step."""
+    """Train with AdamW, warmup and cosine decay, on a new batch of traces per step; in place if ``start`` is given."""
     torch.manual_seed(seed)
-    model = new_model(plan, tokenizer).train()
+    model = (start or new_model(plan, tokenizer)).train()
     batches = _batches(plan, tokenizer, scale, seed)
     steps = sum(_scaled(stage, scale) for stage in plan.stages)
     decayed = [p for p in model.parameters() if p.ndim > 1]
