@@ -162,6 +162,10 @@ def test_an_inserted_token_in_the_loss_is_an_error_on_the_page(browser: Any, hin
         assert page.locator("#list .strip .alarm").count() > 0
         page.click(".signs .token-link")
         assert "stranger" in page.get_attribute(".tok.chosen", "class")
+        # No row of the colours' buttons is under the header.
+        page.wait_for_function("scrollY > 0")
+        header = page.locator(".top").bounding_box()
+        assert page.locator("#paint .chip >> nth=0").bounding_box()["y"] >= header["y"] + header["height"]
         assert "did not generate" in visit.text("#panel")
         assert visit.errors == []
 

@@ -67,11 +67,15 @@ def test_a_page_fits_its_width(browser: Any, chat_page: str, width: int, dark: b
 @both
 def test_better_than_the_start_is_never_red(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
     run = write_run(tmp_path / "run", steps=(0, 1, 2))
-    kl = [{"teacher/reverse_kl": v, "accuracy": a} for v, a in ((0.271, 0.9), (0.220, 0.5), (0.246, 0.4))]
+    kl = [{"teacher/reverse_kl": v, "accuracy": a} for v, a in ((0.271, 0.4), (0.220, 0.5), (0.246, 0.6))]
+    for metrics, invalid in zip(kl, (0.1, 0.2, 0.3), strict=True):
+        metrics["invalid_call_rate"] = invalid
     with Visit(browser, write_report(rewritten(run, evals=kl)).as_uri(), width=width, dark=dark) as visit:
         colour = 'getComputedStyle(document.querySelector("{} .tile-now")).color'
         name = "[data-metric='{}']"
-        better, worse = (visit.page.evaluate(colour.format(name.format(n))) for n in ("teacher/reverse_kl", "accuracy"))
+        better, worse = (
+            visit.page.evaluate(colour.format(name.format(n))) for n in ("teacher/reverse_kl", "invalid_call_rate")
+        )
         probe = "(() => {{ const e = document.createElement('i'); e.style.color = 'var(--{})'; document.body.append(e);"
         good, alarm = (
             visit.page.evaluate(f"{probe.format(n)} return getComputedStyle(e).color; }})()") for n in ("good", "alarm")
@@ -81,6 +85,49 @@ def test_better_than_the_start_is_never_red(browser: Any, tmp_path: Path, width:
         assert "from 0.271 · better · best 0.220 at step 1" in visit.text(f"{tile} .tile-was")
         grey = visit.page.evaluate(f'getComputedStyle(document.querySelector("{tile} .tile-was")).color')
         assert grey == visit.page.evaluate("getComputedStyle(document.querySelector('.tile-name')).color")
+
+
+def test_closer_to_the_teacher_is_a_grey_note_where_accuracy_fell(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=(0, 1, 2))
+    kl = [{"teacher/reverse_kl": v, "accuracy": a} for v, a in ((0.271, 0.9), (0.220, 0.5), (0.246, 0.4))]
+    with Visit(browser, write_report(rewritten(run, evals=kl)).as_uri()) as visit:
+        tile = visit.page.locator("[data-metric='teacher/reverse_kl']")
+        assert tile.get_attribute("class") == "tile "
+        assert "from 0.271 · closer to the teacher · closest 0.220 at step 1" in tile.inner_text()
+        assert "bad" in visit.page.get_attribute("[data-metric='accuracy']", "class").split()
+        assert visit.text(".of-tiles").startswith("On held-out prompts")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_folder_of_the_best_weights_is_named(browser: Any, tmp_path: Path, stopped: bool) -> None:
+    run = write_run(tmp_path / "run", steps=(0, 1, 2))
+    evals = [{"accuracy": 0.2}, {"accuracy": 0.9}, {"accuracy": 0.7}]
+    result = {"before": evals[0], "after": evals[1 if stopped else 2], "best": evals[1]}
+    (run / "result.json").write_text(json.dumps(result))
+    with Visit(browser, write_report(rewritten(run, evals=evals)).as_uri()) as visit:
+        rest = "run." if stopped else "run/checkpoints/best; the last are in run."
+        assert visit.text(".lede").endswith(f"The best weights, of step 1, are in the folder {rest}")
+        folders = visit.page.locator(".lede code").all_inner_texts()
+        assert folders == (["run"] if stopped else ["run/checkpoints/best", "run"])
+
+
+def test_a_good_result_with_an_error_says_so_and_a_weak_teacher_has_its_evidence(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=(0,))
+    line = row(0, 0, "word", 8)
+    line["terms"][0]["loss"] = [2.0] * len(line["terms"][0]["loss"])
+    line["terms"][0]["teachers"][0]["top"] = [["another", "other"]] * len(line["terms"][0]["loss"])
+    (run / "rollouts.jsonl").write_text(json.dumps(line) + "\n")
+    rewritten(run, evals=[{"accuracy": 0.2, "teacher_accuracy": 0.1}, {"accuracy": 0.9}])
+    with Visit(browser, write_report(run).as_uri()) as visit:
+        assert "to 90.0% in 1 steps. But the page found an error: see below." in visit.text(".lede")
+        assert "largest total loss first" in visit.text(".objections")
+        link = visit.page.locator(".signs a")
+        assert link.inner_text() == visit.text(".objections h3")
+        assert visit.page.locator(link.get_attribute("href")).get_attribute("class") == "changes objections"
+        assert visit.errors == []
+    rewritten(run, evals=[{"accuracy": 0.2}, {"accuracy": 0.9}])
+    with Visit(browser, write_report(run).as_uri()) as visit:
+        assert "see below" not in visit.text(".lede")
 
 
 @both

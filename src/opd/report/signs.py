@@ -6,7 +6,7 @@ thresholds of ``opd.training.guards``, and the comparison of teacher and student
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from opd.output.format import format_value
@@ -14,7 +14,18 @@ from opd.training.guards import HISTORY, LEAST, SYMPTOMS, Watch, quality, typica
 
 Tree = dict[str, Any]
 
+Place = tuple[Mapping[str, Any], int]
+"""A rollout and a position in it."""
+
 TEACHER = "teacher_accuracy"
+
+KL = "teacher/reverse_kl"
+
+SHIFTS: dict[str, tuple[str, str, Callable[[int, int], tuple[int, int]]]] = {
+    "late": ("the first token of a turn", "the token after a turn", lambda start, stop: (start, stop)),
+    "early": ("the last token of a turn", "the token before a turn", lambda start, stop: (stop - 1, start - 1)),
+}
+"""For a mask shifted by one token: the tokens that it leaves out, those that it inserts, and both positions by turn."""
 
 ALONE = frozenset(SYMPTOMS) - {"kl_vanished"}
 """Symptoms to report even without harm. A vanished KL alone only means that the student equals its teacher."""
@@ -34,8 +45,13 @@ def signs(config: Mapping[str, Any], lines: Sequence[Tree], rollouts: Sequence[T
     """
     evals = [line["eval"] for line in lines if "eval" in line]
     steps = [line["train"] for line in lines if "train" in line]
-    found = [*_masks(rollouts), *_teachers(evals), *_symptoms(config, steps)]
+    found = [*_masks(rollouts), *_outcomes(evals, [*_symptoms(config, steps)], stopped=_stopped(lines))]
     return sorted(found, key=lambda sign: not sign["alarm"])
+
+
+def _stopped(lines: Sequence[Tree]) -> bool:
+    """Whether a guard found a collapse."""
+    return any("event" in line and line["event"]["kind"] == "collapse" for line in lines)
 
 
 def _sign(kind: str, text: str, *, alarm: bool = True, at: list[Any] | None = None) -> Tree:
@@ -50,9 +66,18 @@ def inserted_in_loss(rollout: Mapping[str, Any]) -> list[int]:
 
 
 def _masks(rollouts: Sequence[Tree]) -> Iterator[Tree]:
-    """Inserted tokens in the loss, and generated tokens that are not."""
+    """Inserted tokens in the loss, and generated tokens that are not; both as one if the mask is shifted by one."""
     inserted = [(rollout, position) for rollout in rollouts for position in inserted_in_loss(rollout)]
     missed = [(rollout, position) for rollout in rollouts for position in rollout.get("missed", ())]
+    if way := _shift(inserted, missed):
+        left_out, counted, _ = SHIFTS[way]
+        text = (
+            f"The completion mask stands one token {way}: {left_out} is left out of the loss ({len(missed):,} times: "
+            f"{_texts(missed)}), and {counted}, which the student did not generate, is in the loss "
+            f"({len(inserted):,} times: {_texts(inserted)}), in {_among([*missed, *inserted], rollouts)}."
+        )
+        yield _sign("shifted", text, at=_at(inserted[0]))
+        return
     for kind, places, one, many, problem in (
         (
             "inserted",
@@ -64,16 +89,58 @@ def _masks(rollouts: Sequence[Tree]) -> Iterator[Tree]:
         ("missed", missed, "of the student's own tokens is", "of the student's own tokens are", "left out of the loss"),
     ):
         if places:
-            rollout, position = places[0]
-            texts = dict.fromkeys(f"“{r['text'][p].strip() or '␣'}”" for r, p in places)
-            among = f"{len({id(r) for r, _ in places})} of {len(rollouts)} recorded rollouts"
             count = f"{len(places):,} {one if len(places) == 1 else many}"
-            text = f"{count} {problem}: {', '.join([*texts][:3])}, in {among}. The completion mask is wrong."
-            yield _sign(kind, text, at=[rollout["step"], rollout["of"], rollout["n"], position])
+            among = _among(places, rollouts)
+            text = f"{count} {problem}: {_texts(places)}, in {among}. The completion mask is wrong."
+            yield _sign(kind, text, at=_at(places[0]))
 
 
-def _teachers(evals: Sequence[Mapping[str, float]]) -> Iterator[Tree]:
-    """Teachers that were no better than the student at the start of the run."""
+def _shift(inserted: Sequence[Place], missed: Sequence[Place]) -> str | None:
+    """The way of a mask that is shifted by one token, a key of ``SHIFTS``; None for other masks."""
+    if not inserted or not missed:
+        return None
+    for way, (_, _, places) in SHIFTS.items():
+        if all(
+            any(places(*turn)[side] == position for turn in rollout["turns"])
+            for side, found in enumerate((missed, inserted))
+            for rollout, position in found
+        ):
+            return way
+    return None
+
+
+def _texts(places: Sequence[Place]) -> str:
+    """Up to three of the tokens."""
+    texts = dict.fromkeys(f"“{rollout['text'][position].strip() or '␣'}”" for rollout, position in places)
+    return ", ".join([*texts][:3])
+
+
+def _among(places: Sequence[Place], rollouts: Sequence[Tree]) -> str:
+    return f"{len({id(rollout) for rollout, _ in places})} of {len(rollouts)} recorded rollouts"
+
+
+def _at(place: Place) -> list[Any]:
+    rollout, position = place
+    return [rollout["step"], rollout["of"], rollout["n"], position]
+
+
+def _outcomes(evals: Sequence[Mapping[str, float]], symptoms: list[Tree], *, stopped: bool) -> Iterator[Tree]:
+    """Weak teachers and symptoms; the symptoms of a student that became like a worse teacher are part of its text."""
+    harmful = [sign for sign in symptoms if sign["alarm"]]
+    weak = [*_teachers(evals, fell=stopped or bool(harmful))]
+    cause = next((sign for sign in weak if sign["kind"] == "worse_teacher"), None)
+    if cause:
+        cause["text"] = " ".join([cause["text"], *(sign["text"] for sign in harmful)])
+        symptoms = [sign for sign in symptoms if not sign["alarm"]]
+    yield from [*weak, *symptoms]
+
+
+def _teachers(evals: Sequence[Mapping[str, float]], *, fell: bool) -> Iterator[Tree]:
+    """Teachers that were no better than the student at the start of the run.
+
+    Args:
+        fell: whether a guard or the rollouts show a collapse.
+    """
     first = evals[0] if evals else {}
     for name, theirs in first.items():
         if name != TEACHER and not name.startswith(f"{TEACHER}/"):
@@ -82,13 +149,33 @@ def _teachers(evals: Sequence[Mapping[str, float]]) -> Iterator[Tree]:
         domain, _, teacher = label.partition("/")
         if label and not teacher and TEACHER in first and "accuracy/" + domain not in first:
             continue  # equals the overall accuracy
-        ours = first.get(f"accuracy/{domain}", first.get("accuracy"))
-        if ours is None or theirs > ours or ours == 1:
+        ours = f"accuracy/{domain}" if f"accuracy/{domain}" in first else "accuracy"
+        if ours not in first or theirs > first[ours]:
             continue
         subject = f"The teacher {teacher}" if teacher else "The teacher"
         prompts = f"held-out prompts of {domain}" if domain else "held-out prompts"
-        values = f"accuracy {format_value(TEACHER, theirs)}, student {format_value('accuracy', ours)}"
-        yield _sign("teacher", f"{subject} was no better than the student on {prompts}: {values}.")
+        was, is_ = first[ours], _last(evals, ours)
+        values = [format_value("accuracy", value) for value in (theirs, was, is_)]
+        if _followed(evals, theirs, was, is_, fell=fell):
+            yield _sign(
+                "worse_teacher",
+                f"{subject} is worse than the student was (accuracy {values[0]} against {values[1]} on {prompts}), "
+                f"and the student became like it: its accuracy on {prompts} fell to {values[2]}.",
+            )
+        elif was < 1:
+            text = f"{subject} was no better than the student on {prompts}: accuracy {values[0]}, student {values[1]}."
+            yield _sign("teacher", text)
+
+
+def _followed(evals: Sequence[Mapping[str, float]], theirs: float, was: float, now: float, *, fell: bool) -> bool:
+    """Whether the student came closer to a worse teacher, and its accuracy fell well below that of the start."""
+    closer = KL not in evals[0] or _last(evals, KL) < evals[0][KL]
+    return closer and theirs < was and now < (was if fell else (was + theirs) / 2)
+
+
+def _last(evals: Sequence[Mapping[str, float]], name: str) -> float:
+    """The last measured value of a metric that the first evaluation has."""
+    return next(metrics[name] for metrics in reversed(evals) if name in metrics)
 
 
 def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> Iterator[Tree]:
@@ -108,13 +195,13 @@ def _symptoms(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -
         values = [] if value is None else [format_value(name, top), format_value(name, value)]
         fell = f"{name} from {values[0]} at its best to {values[1]}, " if values else ""
         went = ", ".join(_went(name, first, now) for name in harmful)
-        yield _sign("+".join(harmful), f"The rollouts show a collapse: {fell}{went}.")
+        yield _sign("+".join(harmful), f"The training rollouts show a collapse: {fell}{went}.")
     better = "accuracy" in now and watch.fell(now["accuracy"], first.get("accuracy", 0.0), 0.0)
     for name in shown:
         if name in ALONE and name not in harmful and not better:
             yield _sign(
                 name,
-                f"In the rollouts: {_went(name, first, now)}. The student is neither worse nor better.",
+                f"In training rollouts: {_went(name, first, now)}. The student is neither worse nor better.",
                 alarm=False,
             )
 

@@ -20,9 +20,9 @@ function compared(runs) {
 
 function reached(run, name) {
   if (!run.eval.columns[name]) return el("td", {}, "–");
-  const { first, last, best, mood } = course(run, name);
+  const { first, last, best, mood, vain } = course(run, name);
   return el("td", { class: mood }, el("b", {}, metricText(name, last.value)),
-    el("div", { class: "note" }, `from ${metricText(name, first.value)}`, metricText(name, best.value) !== metricText(name, last.value) ? ` · best ${metricText(name, best.value)} at ${best.step}` : ""));
+    el("div", { class: "note" }, `from ${metricText(name, first.value)}`, metricText(name, best.value) !== metricText(name, last.value) ? ` · ${vain ? "closest" : "best"} ${metricText(name, best.value)} at ${best.step}` : ""));
 }
 
 // The keys whose values differ, as DATA.differing has them.

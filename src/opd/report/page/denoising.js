@@ -58,7 +58,7 @@ function sentence(run) {
   parts.push(run.seconds ? `, ${duration(run.seconds)}. ` : ". ");
   if (run.stopped_by) parts.push(bold(`Stopped by the guard “${run.stopped_by}”.`));
   else parts.push(run.finished ? "The run is finished." : bold("The run is not finished."));
-  return [...parts, bestWeights(run)];
+  return [...parts, " ", ...errorsFound(run, false), bestWeights(run)];
 }
 
 // One row per metric: before, after, best, and the teacher's.

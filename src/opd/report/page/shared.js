@@ -15,8 +15,8 @@ function startTheme(redraw) {
 
 const swatch = (run) => el("span", { class: "swatch", "--c": `var(--run-${run.index % 6})` });
 
-// Warnings about a run, above everything else.
-function alarms(run) {
+// Warnings about a run, above everything else. evidence: the table of what a teacher prefers, or null.
+function alarms(run, evidence = null) {
   if (!run.signs.length) return null;
   return el("ul", { class: "signs", "aria-label": "Warnings" }, run.signs.map((sign) => {
     const rollout = sign.at && run.rollouts.find((r) => r.step === sign.at[0] && r.of === sign.at[1] && r.n === sign.at[2]);
@@ -24,8 +24,15 @@ function alarms(run) {
       "li", { class: sign.alarm ? "alarm" : "hunch", data: { kind: sign.kind } },
       el("b", {}, sign.alarm ? "Error. " : "Note. "), sign.text, " ",
       rollout && run.index === 0 ? el("button", { type: "button", class: "token-link", onclick: () => show(rollout.tokens[sign.at[3]]) }, "Show an example") : null,
+      evidence && sign.kind.endsWith("teacher") ? ["Evidence: ", el("a", { href: `#${evidence.id}` }, "Where the teacher disagrees"), "."] : null,
     );
   }));
+}
+
+// A sentence that refers to the errors among the warnings, so that no summary is good news alone.
+function errorsFound(run, rose) {
+  const errors = run.signs.filter((sign) => sign.alarm).length;
+  return errors ? [el("b", {}, `${rose ? "But the" : "The"} page found ${errors > 1 ? `${errors} errors` : "an error"}: see below.`), " "] : [];
 }
 
 // First, last and best value of an evaluation metric; without a better direction the best is the last.
@@ -38,16 +45,25 @@ function course(run, name) {
   // At least a quarter of the gain is lost again.
   const lost = sign * (best.value - last.value) > 0.25 * Math.abs(best.value - first.value) + 1e-9;
   const gain = sign * (last.value - first.value);
-  const mood = gain > 0 ? "good" : gain < 0 ? "bad" : ""; // compared with the start
-  return { first, last, best, sign, lost, mood };
+  // Closer to a teacher is no gain where the student became worse.
+  const vain = name.startsWith("teacher/") && becameWorse(run);
+  const mood = gain > 0 && !vain ? "good" : gain < 0 ? "bad" : ""; // compared with the start
+  return { first, last, best, sign, gain, lost, mood, vain };
+}
+
+function becameWorse(run) {
+  const judge = ["accuracy", "reward"].find((name) => run.eval.columns[name] && run.eval.columns[name].some((v) => v !== null));
+  return judge ? course(run, judge).mood === "bad" : false;
 }
 
 // Which weights are the best, and where they are, if they are not those of the last evaluation.
 function bestWeights(run) {
   const last = run.eval.step[run.eval.step.length - 1];
   if (run.best_step === null || run.best_step === last) return [];
-  const place = run.ends_with_best ? "; the run's folder has them." : run.finished ? ", in checkpoints/best; the run's folder has the last ones." : ", in checkpoints/best.";
-  return [" ", el("b", {}, `The best weights are those of step ${run.best_step}`), place];
+  const path = (...more) => el("code", {}, [run.name, ...more].join("/"));
+  const best = run.ends_with_best ? path() : path("checkpoints", "best");
+  const rest = run.finished && !run.ends_with_best ? ["; the last are in ", path()] : [];
+  return [" ", el("b", {}, `The best weights, of step ${run.best_step}`), ", are in the folder ", best, rest, "."];
 }
 
 // A sparkline: a line without axes.

@@ -4,14 +4,20 @@ function story() {
   const runs = DATA.runs;
   fill($("brand"), runs.map((r) => r.name).join(" · "));
   const title = runs.length > 1 ? `${runs.length} runs side by side` : runs[0].title || runs[0].name;
-  fill(
-    $("short"),
-    el("h1", { id: "short-title" }, title),
-    runs.length > 1
-      ? compared(runs)
-      : [el("p", { class: "lede" }, sentence(runs[0])), alarms(runs[0]), el("div", { class: "tiles" }, tiles(runs[0])),
-        el("div", { class: "pairs" }, changes(runs[0]), objections(runs[0])), el("div", { class: "pairs" }, took(runs[0]), timeOf([runs[0]]))],
-  );
+  fill($("short"), el("h1", { id: "short-title" }, title), runs.length > 1 ? compared(runs) : storyOf(runs[0]));
+}
+
+function storyOf(run) {
+  const disagreements = objections(run);
+  const measured = tiles(run);
+  return [
+    el("p", { class: "lede" }, sentence(run)),
+    alarms(run, disagreements),
+    measured.length ? el("p", { class: "note of-tiles" }, "On held-out prompts, at the last evaluation:") : null,
+    el("div", { class: "tiles" }, measured),
+    el("div", { class: "pairs" }, changes(run), disagreements),
+    el("div", { class: "pairs" }, took(run), timeOf([run])),
+  ];
 }
 
 // The first five metrics of the table's tiles that this run measured; of several columns of one metric the first.
@@ -25,12 +31,12 @@ function tileNames(columns) {
 function tiles(run) {
   const columns = run.eval.columns;
   return tileNames(columns).map((name) => {
-    const { first, last, best, mood } = course(run, name);
+    const { first, last, best, gain, mood, vain } = course(run, name);
     const steps = run.eval.step;
     const notes = [
       `from ${metricText(name, first.value)}`,
-      { good: "better", bad: "worse", "": "" }[mood],
-      best.value !== last.value && metricText(name, best.value) !== metricText(name, last.value) ? `best ${metricText(name, best.value)} at step ${best.step}` : "",
+      vain && gain > 0 ? "closer to the teacher" : { good: "better", bad: "worse", "": "" }[mood],
+      best.value !== last.value && metricText(name, best.value) !== metricText(name, last.value) ? `${vain ? "closest" : "best"} ${metricText(name, best.value)} at step ${best.step}` : "",
       last.step !== steps[steps.length - 1] ? `last measured at step ${last.step}` : "",
     ].filter(Boolean);
     return el(
@@ -62,7 +68,7 @@ function sentence(run) {
   } else {
     parts.push(bold(`${steps} steps`), `${time}. `);
   }
-  parts.push(run.teaching);
+  parts.push(...errorsFound(run, !becameWorse(run)), run.teaching);
   if (run.stopped_by) parts.push(" ", bold(`Stopped by the guard “${run.stopped_by}”.`));
   else if (!run.finished) parts.push(" ", bold("The run is not finished."));
   return [...parts, bestWeights(run)];
@@ -81,10 +87,10 @@ function inContext(token) {
     el("button", { type: "button", class: "token-link", title: "Show it in its rollout", onclick: () => show(token) }, word(token.text)));
 }
 
-function tokenTable({ kind, title, about, heads, rows }) {
+function tokenTable({ kind, id, title, about, heads, rows }) {
   if (!rows.length) return null;
   return el(
-    "div", { class: `changes ${kind}` },
+    "div", { class: `changes ${kind}`, id },
     el("h3", {}, title),
     el("p", { class: "note" }, about),
     el("div", { class: "scroll-x" }, el("table", { class: "plain" },
@@ -147,8 +153,9 @@ function objections(run) {
   const checked = run.rollouts.some((r) => r.correct !== null);
   return tokenTable({
     kind: "objections",
+    id: "disagreements",
     title: "Where the teacher disagrees",
-    about: `Tokens of the student at step ${run.steps[0]} in whose place the teacher prefers another; largest loss first.${checked ? " A teacher that also disagrees with correct answers needs a check." : ""}`,
+    about: `Tokens of the student at step ${run.steps[0]} in whose place the teacher prefers another; largest total loss first.${checked ? " A teacher that also disagrees with correct answers needs a check." : ""}`,
     heads: [["it wrote", "a token, behind the text before it"], ["teacher's choice", "the teacher's likeliest token there"], ["times", "how often among the recorded rollouts"],
       ...(checked ? [["in correct", "how many of these stand in correct answers"]] : []), ["mean loss", "in nats"]],
     rows: rows.map((g) => [inContext(g.token), el("code", {}, g.preferred), g.count, ...(checked ? [g.correct ? el("b", {}, g.correct) : 0] : []), number(g.loss / g.count)]),
