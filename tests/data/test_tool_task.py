@@ -163,6 +163,36 @@ def test_an_answer_without_the_calls_that_the_row_expects_is_an_event(task: Tool
     assert [(kind, detail["tools"][:3]) for kind, detail in seen.events] == [("no_call", "add")]
 
 
+def test_a_valid_call_that_the_row_does_not_expect_is_an_event_and_no_invalid_call(task: ToolTask) -> None:
+    expects = prompt(task, data={"calls": [call("add", a=1, b=2)]})
+    (weather,) = (turn(call("weather", city="Oslo")),)
+    seen = task.step(expects, [weather])
+    ((kind, detail),) = seen.events
+    assert (kind, detail["error"]) == ("wrong_call", "another call is expected: weather")
+    assert (detail["function"], detail["expected"]) == ("weather", "add(a: integer, b: integer)")
+    assert "tool" not in detail  # such calls are not counted as invalid
+    assert [weather["content"][slice(*place)] for place in seen.places if place] == ["weather"]
+    values = turn(call("add", a=1, b=3))
+    seen = task.step(expects, [values])
+    assert seen.events[0][1]["error"] == "other arguments are expected: add"
+    assert [values["content"][slice(*place)] for place in seen.places if place] == ['{"a": 1, "b": 3}']
+    assert task.step(expects, [turn(call("add", a=1, b=2))]).events == ()
+    assert task.step(prompt(task), [weather]).events == ()  # nothing is expected
+    none = task.step(prompt(task, data={"calls": []}), [weather])
+    assert [kind for kind, _ in none.events] == ["wrong_call"]
+
+
+def test_a_wrong_call_that_is_not_run_ends_the_episode_with_its_event() -> None:
+    checked = ToolTask.make(ToolsConfig(), key="prompts.tools")
+    schema = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+    row = Prompt(id="x", messages=({"role": "user", "content": "?"},), tools=(schema,), data={"calls": [call("f", x=1)]})
+    said = turn(call("f", x=2))
+    seen = checked.step(checked.prepared(row, key="prompts.tools"), [said])
+    assert (seen.message, seen.correct, seen.num_calls) == (None, False, 1)
+    assert [kind for kind, _ in seen.events] == ["wrong_call"]
+    assert [said["content"][slice(*place)] for place in seen.places if place] == ['{"x": 2}']
+
+
 def test_an_event_names_the_tools_that_the_row_expects(task: ToolTask) -> None:
     expects = prompt(task, data={"calls": [call("add", a=1, b=2)]})
     for said, expected in ((turn(call("plus", a=1)), expects), (turn(call("plus", a=1)), prompt(task))):

@@ -23,6 +23,10 @@ CHECKED = "ok"
 """Result of a valid call of a tool that is only checked, beside a faulty one."""
 
 
+RAN = ("failed_call", "wrong_call")
+"""Kinds of faults of calls that are valid."""
+
+
 class _Fault(NamedTuple):
     """Why a call cannot be run."""
 
@@ -35,8 +39,8 @@ class _Fault(NamedTuple):
 class ToolTask:
     """Function calling, with the faults of calls as events.
 
-    ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault. An answer
-    without any call is ``no_call`` if the row expects calls.
+    ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault. If the row
+    expects calls, a valid call that is none of them is ``wrong_call``, and an answer without any call ``no_call``.
 
     A turn without a call ends the episode. So do valid calls of tools that have no functions. It is correct if the
     last message has the row's ``answer`` and the calls are the row's ``calls``, whichever it gives; without either, if
@@ -91,16 +95,15 @@ class ToolTask:
         tools = _tools(json.dumps(prompt.data["tool_schemas"]))
         calls = _checked(transcript[-1]["content"], tools)
         if not calls or (self.functions is None and not any(fault for _, fault in calls)):
-            return self._end(prompt, [m["content"] for m in transcript if m["role"] == "assistant"], tools, len(calls))
+            return self._end(prompt, [m["content"] for m in transcript if m["role"] == "assistant"], tools)
         events: list[tuple[str, Mapping[str, str]]] = []
         places: list[Place] = []
         results: list[str] = []
         for call, wrong in calls:
             result, fault = (f"error: {wrong.error}", wrong) if wrong else self._run(call)
             results.append(result)
-            if fault:
-                named = "function" if fault.kind == "failed_call" else "tool"
-                events.append((fault.kind, {named: _name(call), "error": fault.error, **_named(prompt, tools)}))
+            if fault := fault or _unexpected(call, prompt):
+                events.append(_event(fault, call, prompt, tools))
                 places.append(fault.place)
         message, *more = _messages([call for call, _ in calls], results, prompt.data.get("result_role", "tool"))
         return Observation(
@@ -112,20 +115,26 @@ class ToolTask:
             num_calls=len(calls),
         )
 
-    def _end(self, prompt: Prompt, turns: Sequence[str], tools: dict[str, Tool], num_calls: int) -> Observation:
+    def _end(self, prompt: Prompt, turns: Sequence[str], tools: dict[str, Tool]) -> Observation:
         """The verdict on an episode whose last turn has no call that is run."""
-        made = [pair for turn in turns for pair in _checked(turn, tools)]
-        valid = [call for call, fault in made if isinstance(call, Call) and not fault]
+        made = [_checked(turn, tools) for turn in turns]
+        valid = [call for calls in made for call, fault in calls if isinstance(call, Call) and not fault]
         checks, expected = [], prompt.data.get("calls")
         if expected is not None:
             checks.append(are_met(read_expected(expected), valid))
         if prompt.answers:
             checks.append(any(states(turns[-1], answer) for answer in prompt.answers))
         if not checks:
-            checks = [bool(valid), len(valid) == len(made)]
-        missed = expected and not valid and not num_calls
-        events = (("no_call", _named(prompt, tools)),) if missed else ()
-        return Observation(correct=all(checks), events=events, num_calls=num_calls)
+            checks = [bool(valid), len(valid) == sum(map(len, made))]
+        last = [call for call, _ in made[-1]]
+        faults = [(fault, call) for call in last if (fault := _unexpected(call, prompt))]
+        missed = [("no_call", _named(prompt, tools))] if expected and not valid and not last else []
+        return Observation(
+            correct=all(checks),
+            events=tuple(missed or [_event(fault, call, prompt, tools) for fault, call in faults]),
+            places=tuple(fault.place for fault, _ in faults),
+            num_calls=len(last),
+        )
 
     def _run(self, call: Call | BrokenCall) -> tuple[str, _Fault | None]:
         """The result of a call without a fault; a fault if its function raises or hangs."""
@@ -168,6 +177,27 @@ def _fault(call: Call | BrokenCall, tools: dict[str, Tool], text: str) -> _Fault
 def _checked(text: str, tools: dict[str, Tool]) -> list[tuple[Call | BrokenCall, _Fault | None]]:
     """The calls of a turn, each with its fault."""
     return [(call, _fault(call, tools, text)) for call in parse_calls(text)]
+
+
+def _unexpected(call: Call | BrokenCall, prompt: Prompt) -> _Fault | None:
+    """The fault of a valid call that is none of those that the row expects, if it says which."""
+    given = prompt.data.get("calls")
+    if given is None or not isinstance(call, Call):
+        return None
+    expected = read_expected(given)
+    if any(one.is_met(call) for one in expected):
+        return None
+    if call.name in {one.name for one in expected}:
+        return _Fault("wrong_call", f"other arguments are expected: {call.name}", call.arguments_place)
+    return _Fault("wrong_call", f"another call is expected: {call.name}", call.name_place)
+
+
+def _event(
+    fault: _Fault, call: Call | BrokenCall, prompt: Prompt, tools: dict[str, Tool]
+) -> tuple[str, Mapping[str, str]]:
+    """An event; a call that could be run has a ``function``, and one that could not a ``tool``, which is counted."""
+    named = "function" if fault.kind in RAN else "tool"
+    return fault.kind, {named: _name(call), "error": fault.error, **_named(prompt, tools)}
 
 
 def _named(prompt: Prompt, tools: dict[str, Tool]) -> dict[str, str]:
