@@ -16,7 +16,7 @@ from opd.data.tool_schemas import Tool
 from opd.teachers.hints import TEMPLATES
 
 SEED = 1
-ROWS = {"traces": 192, "tasks": 64, "held_out": 20}
+ROWS = {"traces": 192, "tasks": 400, "held_out": 40}
 TOOLS = 3
 """Tools in the list of a row."""
 
@@ -64,23 +64,22 @@ def schema(function: Callable[..., Any]) -> dict[str, Any]:
 def row(file: str, number: int, rng: Random) -> dict[str, Any]:
     """A prompt with three tools, whose names are drawn; a trace also has the turns to learn.
 
-    Three of four traces have other names and a reminder of the tools below the question, so that the student learns to
-    follow a reminder. The fourth has the five usual names, so that it may still overlook the list.
+    Three of four traces have drawn names and a reminder of the right tool below the question, so that the student
+    learns to follow a reminder. The fourth has the usual names, so that it may still overlook the list.
     """
     reminded = file == "traces" and number % 4 > 0
-    names = NAMES["reminded" if reminded else file]
-    right = list(names)[number % len(names)]
-    listed = [right, *rng.sample([f for f in names if f is not right], TOOLS - 1)]
+    kind = "reminded" if reminded else "usual" if file == "traces" else file
+    right = list(NAMES)[number % len(NAMES)]
+    listed = [right, *rng.sample([f for f in NAMES if f is not right], TOOLS - 1)]
     rng.shuffle(listed)
-    tools = {f: renamed(f, rng.choice(names[f])) for f in listed}
-    schemas = [schema(f) for f in tools.values()]
+    tools = {f: renamed(f, rng.choice(NAMES[f][kind])) for f in listed}
     prompt, arguments = question(right, rng)
     messages = [{"role": "user", "content": prompt}]
     if reminded:
-        signatures = ", ".join(Tool.read(s).signature for s in schemas)
-        messages.append({"role": "user", "content": TEMPLATES["unknown_tool"].format(tools=signatures)})
+        signature = Tool.read(schema(tools[right])).signature
+        messages.append({"role": "user", "content": TEMPLATES["unknown_tool"].format(tools=signature)})
     call = {"name": tools[right].__name__, "arguments": arguments}
-    made = {"messages": messages, "tools": schemas, "calls": [call]}
+    made = {"messages": messages, "tools": [schema(f) for f in tools.values()], "calls": [call]}
     turns = [f"<tool_call>{json.dumps(call)}</tool_call>", f"It is {right(**arguments)}."]
     return {**made, "turns": turns} if file == "traces" else made
 

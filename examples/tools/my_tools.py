@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from types import FunctionType
 from typing import Any
@@ -58,37 +58,32 @@ def weekday(year: int, month: int, day: int) -> str:
     return date(year, month, day).strftime("%A")
 
 
-NAMES: dict[str, dict[Callable[..., Any], tuple[str, ...]]] = {
-    "traces": {
-        add: ("add",),
-        multiply: ("multiply",),
-        celsius: ("celsius",),
-        count_letter: ("count_letter",),
-        weekday: ("weekday",),
-    },
-    "reminded": {
-        add: ("sum", "plus", "total", "addition", "combine", "accumulate", "sum_of", "two_numbers"),
-        multiply: ("times", "product", "multiplication", "scale", "mul", "repeat", "product_of", "area"),
-        celsius: ("convert", "to_c", "temperature", "fahrenheit", "degrees", "weather", "thermo", "unit"),
-        count_letter: ("letters", "count", "occurrences", "find_letter", "spell", "character", "text", "word"),
-        weekday: ("day", "date", "calendar", "day_of_week", "which_day", "get_day", "week", "name_of_day"),
-    },
-    "tasks": {
-        add: ("adder", "tally", "aggregate", "increase"),
-        multiply: ("multiplier", "prod", "factor", "grow"),
-        celsius: ("centigrade", "temp", "thermometer", "converter"),
-        count_letter: ("frequency", "char_count", "letter_count", "contains"),
-        weekday: ("date_to_day", "day_name", "schedule", "day_finder"),
-    },
-    "held_out": {
-        add: ("summation", "add_up"),
-        multiply: ("mult", "expand"),
-        celsius: ("heat", "f_to_c"),
-        count_letter: ("search", "letters_in"),
-        weekday: ("agenda", "find_day"),
-    },
+STEMS: dict[Callable[..., Any], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    add: (("sum", "plus", "total", "addition", "accumulate", "combined"), ("aggregate", "tally")),
+    multiply: (("times", "product", "scale", "mul", "repeated", "grow"), ("factor", "expand")),
+    celsius: (("centigrade", "convert", "thermo", "to_c", "degrees", "temp"), ("heat", "f_to_c")),
+    count_letter: (("letters", "occurrences", "count", "spell", "chars", "text"), ("frequency", "search")),
+    weekday: (("day_name", "date", "which_day", "calendar", "week", "day"), ("agenda", "day_finder")),
 }
-"""The names that a function may have in each file of prompts, and in the traces with a reminder; no name is in two."""
+"""Words that the names of a function are made of: those of training, and those of held-out prompts."""
+
+PREFIXES = ("get", "calc", "find", "do", "run", "my", "fast", "api"), ("new", "use", "tool", "ask")
+"""What stands before them, likewise."""
+
+
+def _names(function: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    training, held_out = (
+        [f"{prefix}_{stem}" for stem in stems for prefix in prefixes]
+        for stems, prefixes in zip(STEMS[function], PREFIXES, strict=True)
+    )
+    yield "usual", (function.__name__,)
+    yield "reminded", tuple(training[::2])
+    yield "tasks", tuple(training[1::2])
+    yield "held_out", tuple(held_out)
+
+
+NAMES = {function: dict(_names(function)) for function in STEMS}
+"""By function and kind of row, the names that it may have; no name is in two kinds."""
 
 
 def renamed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -99,4 +94,4 @@ def renamed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return copy
 
 
-FUNCTIONS = [renamed(f, name) for names in NAMES.values() for f, given in names.items() for name in given]
+FUNCTIONS = [renamed(f, name) for f, kinds in NAMES.items() for names in kinds.values() for name in names]

@@ -1,0 +1,298 @@
+"""What a real model learns, SmolLM2-135M-Instruct: docs/real.md.
+
+    python benchmarks/real.py [--study tools] [--seeds 3] [--folder runs/real] [--write docs/real.md]
+
+Three studies: calls of tools, a teacher of 30 blocks and its student of 20, and a system prompt that moves into the
+weights. A run that is in the folder is not made again, and one that was cut off goes on. `--write` makes the page of
+what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from methods import markdown
+
+import opd
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2"
+MODEL = "runs/smollm2/model"
+UPDATES = 20
+"""Of every run that is compared, each of 16 answers."""
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train in a study.
+
+    Attributes:
+        source: run file, or its settings.
+        overrides: of it.
+    """
+
+    source: str | Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one arm is ahead of another in a metric, of which more or less is better."""
+
+    text: str
+    ahead: str
+    behind: str
+    metric: str = "accuracy"
+    more: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that differ in one thing.
+
+    Attributes:
+        prepare: makes what the arms begin with, once.
+        arms: by name.
+        figures: shown, by the name of their metric.
+    """
+
+    title: str
+    text: str
+    prepare: Callable[[], None]
+    arms: Mapping[str, Arm]
+    figures: Mapping[str, str]
+    claims: Sequence[Claim] = ()
+
+
+def file(name: str) -> str:
+    return str(EXAMPLE / f"{name}.yaml")
+
+
+def prepare_tools() -> None:
+    """Model, prompts, and the model that calls tools but overlooks the list."""
+    prepare_model()
+    if not Path("runs/smollm2/held_out.jsonl").exists():
+        _script("make_data").main(Path("runs/smollm2"))
+    if not Path("runs/smollm2/sft/result.json").exists():
+        opd.train(file("sft"), {"log": []})
+
+
+def prepare_model() -> None:
+    """The model in its folder."""
+    _script("get_model").main(Path(MODEL))
+
+
+def prepare_pair() -> None:
+    """The model, and a student with the first 20 of its blocks."""
+    prepare_model()
+    student = Path("runs/smollm2/cut")
+    if not student.exists():
+        _script("cut").main(Path(MODEL), student)
+
+
+def _script(name: str) -> Any:
+    """A script of the example, as a module."""
+    import importlib
+
+    if str(EXAMPLE) not in sys.path:
+        sys.path.insert(0, str(EXAMPLE))
+    return importlib.import_module(name)
+
+
+HINT = yaml.safe_load((EXAMPLE / "hint.yaml").read_text())
+ALONE = {key: value for key, value in HINT.items() if key != "teacher"}
+"""Its settings for a run without a teacher."""
+
+AT_START = {"teacher.view.place": "start"}
+GRPO = {"loss": {"signal": "reward"}, "rollout.prompts_per_step": 4, "rollout.rollouts_per_prompt": 4}
+OPSD = {"teacher.view": {"type": "privileged", "template": "{prompt}\n\nReminder: the right call is {calls}."}}
+SFT = {"loss": {"signal": "sft"}, "rollout": {"source": "references", "prompts_per_step": 16, "max_new_tokens": 64}}
+
+TOOLS = Study(
+    "Calls of tools",
+    "Thirty functions in six domains; names of tools and arguments are drawn for each prompt. After a short `sft` "
+    "the model calls tools, and often by a name that it has seen in training and the prompt does not list. Each arm goes on "
+    "from there.",
+    prepare_tools,
+    {
+        "hint": Arm(HINT),
+        "hint at the start": Arm(HINT, AT_START),
+        "sft": Arm(ALONE, SFT),
+        "grpo": Arm(ALONE, GRPO),
+        "opsd": Arm(HINT, OPSD),
+    },
+    {
+        "accuracy": "right calls",
+        "invalid_call_rate": "invalid calls",
+        "accuracy/new_names": "new names",
+        "accuracy/new_tools": "new tools",
+        "accuracy/new_domains": "new domains",
+        "text_loss": "loss on chat",
+    },
+    (
+        Claim("a hint above the call beats one at the start", "hint", "hint at the start"),
+        Claim("a hint beats supervised training on the right call", "hint", "sft"),
+        Claim("a hint beats GRPO", "hint", "grpo"),
+        Claim("a hint beats the whole answer in the prompt", "hint", "opsd"),
+        Claim("hints forget less than supervised training", "hint", "sft", "text_loss", more=False),
+    ),
+)
+
+PAIR = {"eval.every": UPDATES, "optimizer.steps": UPDATES}
+OFF = {"rollout.source": {"type": "mixture", "other": "teacher", "first_steps": UPDATES}}
+FIRST_OFF = {"rollout.source": {"type": "mixture", "other": "teacher", "first_steps": UPDATES // 2}}
+
+TEACHER = Study(
+    "A teacher and its student",
+    "The teacher is the whole model, the student its first 20 of 30 blocks with norm and head. All weights train.",
+    prepare_pair,
+    {
+        "on-policy, reverse KL": Arm(file("pair")),
+        "on-policy, forward KL": Arm(file("pair"), {"loss.divergence": "forward_kl"}),
+        "on-policy, JSD": Arm(file("pair"), {"loss.divergence": "jsd"}),
+        "off-policy, forward KL": Arm(file("pair"), {**OFF, "loss.divergence": "forward_kl"}),
+        "off- then on-policy, reverse KL": Arm(file("pair"), FIRST_OFF),
+        "sampled token": Arm(file("pair"), {"loss.signal": {"type": "sampled"}}),
+    },
+    {
+        "teacher/reverse_kl": "reverse KL, own answers",
+        "teacher/forward_kl": "forward KL, own answers",
+        "text_loss": "loss on the teacher's answers",
+    },
+    (
+        Claim(
+            "on-policy beats off-policy on own answers",
+            "on-policy, reverse KL",
+            "off-policy, forward KL",
+            "teacher/reverse_kl",
+            more=False,
+        ),
+        Claim(
+            "off- then on-policy beats on-policy alone",
+            "off- then on-policy, reverse KL",
+            "on-policy, reverse KL",
+            "teacher/reverse_kl",
+            more=False,
+        ),
+    ),
+)
+
+CONTEXT = Study(
+    "A system prompt moves into the weights",
+    "The teacher reads a system prompt that asks for the manner of a pirate; the student does not.",
+    prepare_model,
+    {"context": Arm(file("context")), "context, lr × 3": Arm(file("context"), {"optimizer.lr": 6e-4})},
+    {"teacher/reverse_kl": "reverse KL to the model with the prompt", "text_loss": "loss on chat"},
+)
+
+STUDIES = {"tools": TOOLS, "pair": TEACHER, "context": CONTEXT}
+
+
+def measure(name: str, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
+    """Before and after of one run, which is made, or goes on, or is there."""
+    out = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    done = out / "result.json"
+    if not done.exists():
+        settings = {**arm.overrides, "seed": seed, "out": str(out), "log": []}
+        opd.train(arm.source, settings, resume=(out / "run.json").exists())
+    result = json.loads(done.read_text())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    looks = [row["eval"] for row in rows if "eval" in row]
+    steps = [row["train"] for row in rows if "train" in row]
+    return {
+        "before": looks[0],
+        "after": looks[-1],
+        "tokens": result["tokens"],
+        "seconds": result["seconds"],
+        "scored": round(sum(step["tokens"] * step.get("distill_share", 0.0) for step in steps)),
+    }
+
+
+def spread(values: Sequence[float], metric: str) -> str:
+    """Median and range."""
+    form = ".3f" if "kl" in metric or "loss" in metric else ".1%"
+    middle = f"{statistics.median(values):{form}}"
+    return f"{middle} ({min(values):{form}}–{max(values):{form}})" if len(values) > 1 else middle
+
+
+def verdict(ahead: Sequence[float], behind: Sequence[float], *, more: bool) -> str:
+    """Whether a claim holds: the ranges over seeds do not overlap."""
+    if min(len(ahead), len(behind)) < 2:
+        return "one seed: undecided"
+    sign = 1 if more else -1
+    a, b = ([sign * value for value in values] for values in (ahead, behind))
+    return "holds" if min(a) > max(b) else "does **not** hold" if max(a) < min(b) else "undecided"
+
+
+def section(study: Study, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """A study's part of the page."""
+    yield f"## {study.title}\n\n{study.text}"
+    first = next(iter(measured.values()))[0]["before"]
+    shown = {metric: title for metric, title in study.figures.items() if metric in first}
+    header = ["", *shown.values(), "tokens", "scored", "s", "seeds"]
+    lines = [["before", *(spread([first[metric]], metric) for metric in shown), "", "", "", ""]]
+    for name, runs in measured.items():
+        after = [spread([run["after"][metric] for run in runs], metric) for metric in shown]
+        costs = [f"{statistics.median(run[cost] for run in runs):,.0f}" for cost in ("tokens", "scored", "seconds")]
+        lines.append([name, *after, *costs, str(len(runs))])
+    yield markdown(header, lines)
+    claims = []
+    for claim in study.claims:
+        if {claim.ahead, claim.behind} <= measured.keys() and claim.metric in first:
+            sides = [[run["after"][claim.metric] for run in measured[name]] for name in (claim.ahead, claim.behind)]
+            said = " against ".join(spread(side, claim.metric) for side in sides)
+            claims.append([claim.text, said, verdict(*sides, more=claim.more)])
+    if claims:
+        yield markdown(["claim", "here", ""], claims)
+
+
+def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """The whole page."""
+    parts = [
+        "# A real model, measured",
+        "Written by `python benchmarks/real.py --write docs/real.md`; do not edit. SmolLM2-135M-Instruct, its weights "
+        f"rounded to 4 bits before, on a CPU; {UPDATES} updates of 16 answers each. Medians over seeds with their "
+        "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the ranges do "
+        "not overlap.",
+        *(part for name, study in STUDIES.items() if name in measured for part in section(study, measured[name])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", action="append", choices=STUDIES)
+    parser.add_argument("--arm", action="append", help="only these arms")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/real"))
+    parser.add_argument("--write", type=Path, help="write the page here")
+    args = parser.parse_args()
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name in args.study or STUDIES:
+        study = STUDIES[name]
+        study.prepare()
+        for seed in range(args.seeds):
+            for arm, how in study.arms.items():
+                if not args.arm or arm in args.arm:
+                    found = measure(f"{name} {arm}", how, seed, args.folder)
+                    measured.setdefault(name, {}).setdefault(arm, []).append(found)
+                    print(name, arm, seed, json.dumps(found["after"]), flush=True)
+    text = page(measured)
+    print(text)
+    if args.write:
+        args.write.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
