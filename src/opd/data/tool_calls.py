@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from opd.data.thoughts import blank_thoughts
@@ -84,6 +85,12 @@ def place_of(text: str, place: Place, path: Sequence[str | int], *, key: bool = 
             return place
         place = children[step][0 if key and number == len(path) - 1 else 1]
     return place
+
+
+def departure(name: str, place: Place, others: Iterable[str]) -> Place:
+    """The part of a name that no other name has at its place; the character behind it if it begins another name."""
+    shared = max((len(commonprefix([name, other])) for other in others), default=0)
+    return place[0] + shared, max(place[1], place[0] + shared + 1)
 
 
 def _marked(text: str, start: int, mark: int) -> Iterator[Call | BrokenCall]:

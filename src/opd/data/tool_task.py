@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from opd.config.tools import ToolsConfig
 from opd.data.answers import answers_match
-from opd.data.expected_calls import are_met, read_expected
+from opd.data.expected_calls import ExpectedCall, are_met, read_expected
 from opd.data.functions import Functions, ToolError
 from opd.data.thoughts import without_thoughts
-from opd.data.tool_calls import BrokenCall, Call, Place, parse_calls
+from opd.data.tool_calls import BrokenCall, Call, Place, departure, parse_calls, place_of
 from opd.data.tool_schemas import Tool
 from opd.errors import DataError
 from opd.types import Message, Observation, Prompt
@@ -39,7 +39,8 @@ class _Fault(NamedTuple):
 class ToolTask:
     """Function calling, with the faults of calls as events.
 
-    ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault. If the row
+    ``unknown_tool``, ``bad_json``, ``bad_arguments`` and ``failed_call`` stand at the place of the fault: a wrong name
+    where it departs from the right one. If the row
     expects calls, a valid call that is none of them is ``wrong_call``, and an answer without any call ``no_call``.
 
     A turn without a call ends the episode. So do valid calls of tools that have no functions. It is correct if the
@@ -93,7 +94,8 @@ class ToolTask:
     def step(self, prompt: Prompt, transcript: Sequence[Message]) -> Observation:
         """Run the calls of the last message; without any, check the answer."""
         tools = _tools(json.dumps(prompt.data["tool_schemas"]))
-        calls = _checked(transcript[-1]["content"], tools)
+        said = transcript[-1]["content"]
+        calls = _checked(said, prompt, tools)
         if not calls or (self.functions is None and not any(fault for _, fault in calls)):
             return self._end(prompt, [m["content"] for m in transcript if m["role"] == "assistant"], tools)
         events: list[tuple[str, Mapping[str, str]]] = []
@@ -102,7 +104,7 @@ class ToolTask:
         for call, wrong in calls:
             result, fault = (f"error: {wrong.error}", wrong) if wrong else self._run(call)
             results.append(result)
-            if fault := fault or _unexpected(call, prompt):
+            if fault := fault or _unexpected(call, prompt, said):
                 events.append(_event(fault, call, prompt, tools))
                 places.append(fault.place)
         message, *more = _messages([call for call, _ in calls], results, prompt.data.get("result_role", "tool"))
@@ -117,17 +119,17 @@ class ToolTask:
 
     def _end(self, prompt: Prompt, turns: Sequence[str], tools: dict[str, Tool]) -> Observation:
         """The verdict on an episode whose last turn has no call that is run."""
-        made = [_checked(turn, tools) for turn in turns]
+        made = [_checked(turn, prompt, tools) for turn in turns]
         valid = [call for calls in made for call, fault in calls if isinstance(call, Call) and not fault]
-        checks, expected = [], prompt.data.get("calls")
+        checks, expected = [], _expected(prompt)
         if expected is not None:
-            checks.append(are_met(read_expected(expected), valid))
+            checks.append(are_met(expected, valid))
         if prompt.answers:
             checks.append(any(states(turns[-1], answer) for answer in prompt.answers))
         if not checks:
             checks = [bool(valid), len(valid) == sum(map(len, made))]
         last = [call for call, _ in made[-1]]
-        faults = [(fault, call) for call in last if (fault := _unexpected(call, prompt))]
+        faults = [(fault, call) for call in last if (fault := _unexpected(call, prompt, turns[-1]))]
         missed = [("no_call", _named(prompt, tools))] if expected and not valid and not last else []
         return Observation(
             correct=all(checks),
@@ -164,32 +166,42 @@ def _tools(schemas: str) -> dict[str, Tool]:
     return found
 
 
-def _fault(call: Call | BrokenCall, tools: dict[str, Tool], text: str) -> _Fault | None:
+def _fault(call: Call | BrokenCall, prompt: Prompt, tools: dict[str, Tool], text: str) -> _Fault | None:
     if isinstance(call, BrokenCall):
         return _Fault("bad_json", f"not a valid call: {call.error}", call.place)
     if call.name not in tools:
-        return _Fault("unknown_tool", f"no such tool: {call.name}", call.name_place)
+        place = departure(call.name, call.name_place, [one.name for one in _expected(prompt) or ()] or tools)
+        return _Fault("unknown_tool", f"no such tool: {call.name}", place)
     if faults := tools[call.name].faults(call, text):
         return _Fault("bad_arguments", "; ".join(fault.error for fault in faults), faults[0].place)
     return None
 
 
-def _checked(text: str, tools: dict[str, Tool]) -> list[tuple[Call | BrokenCall, _Fault | None]]:
+def _checked(text: str, prompt: Prompt, tools: dict[str, Tool]) -> list[tuple[Call | BrokenCall, _Fault | None]]:
     """The calls of a turn, each with its fault."""
-    return [(call, _fault(call, tools, text)) for call in parse_calls(text)]
+    return [(call, _fault(call, prompt, tools, text)) for call in parse_calls(text)]
 
 
-def _unexpected(call: Call | BrokenCall, prompt: Prompt) -> _Fault | None:
-    """The fault of a valid call that is none of those that the row expects, if it says which."""
+def _expected(prompt: Prompt) -> tuple[ExpectedCall, ...] | None:
+    """The calls that the row expects; None if it does not say."""
     given = prompt.data.get("calls")
-    if given is None or not isinstance(call, Call):
+    return None if given is None else read_expected(given)
+
+
+def _unexpected(call: Call | BrokenCall, prompt: Prompt, text: str) -> _Fault | None:
+    """The fault of a valid call that is none of those that the row expects, if it says which."""
+    expected = _expected(prompt)
+    if expected is None or not isinstance(call, Call):
         return None
-    expected = read_expected(given)
     if any(one.is_met(call) for one in expected):
         return None
-    if call.name in {one.name for one in expected}:
-        return _Fault("wrong_call", f"other arguments are expected: {call.name}", call.arguments_place)
-    return _Fault("wrong_call", f"another call is expected: {call.name}", call.name_place)
+    meant = next((one for one in expected if one.name == call.name), None)
+    if meant is None:
+        place = departure(call.name, call.name_place, [one.name for one in expected])
+        return _Fault("wrong_call", f"another call is expected: {call.name}", place)
+    other = meant.first_other(call)
+    place = place_of(text, call.arguments_place, [] if other is None else [other])
+    return _Fault("wrong_call", f"other arguments are expected: {call.name}", place)
 
 
 def _event(
@@ -202,7 +214,7 @@ def _event(
 
 def _named(prompt: Prompt, tools: dict[str, Tool]) -> dict[str, str]:
     """The signatures of all tools, and of those that the row expects a call of; all again if it expects none."""
-    expected = {call.name for call in read_expected(prompt.data.get("calls") or [])}
+    expected = {call.name for call in _expected(prompt) or ()}
     listed = [tool.signature for tool in tools.values()]
     wanted = [tool.signature for tool in tools.values() if tool.name in expected]
     return {"tools": ", ".join(listed), "expected": ", ".join(wanted or listed)}

@@ -40,11 +40,11 @@ class RulesAuthor:
 
     Args:
         templates: replace or add to ``TEMPLATES``; None for no hint about this kind of event.
-        span: what the teacher scores after the hint: the whole turn, or the tokens of the fault alone.
+        span: what the teacher scores after the hint: the whole turn, the tokens of the fault, or the first of them.
     """
 
     def __init__(
-        self, templates: Mapping[str, str | None] | None = None, *, span: Literal["turn", "fault"] = "turn"
+        self, templates: Mapping[str, str | None] | None = None, *, span: Literal["turn", "fault", "token"] = "turn"
     ) -> None:
         merged = {**TEMPLATES, **(templates or {})}
         self.templates = {kind: text for kind, text in merged.items() if text is not None}
@@ -59,7 +59,8 @@ class RulesAuthor:
         return [[self._hint(r, e) for e in r.events if e.kind in self.templates] for r in rollouts]
 
     def _hint(self, rollout: Rollout, event: Event) -> Hint:
-        return Hint(event.span if self.span == "fault" else rollout.turns[event.turn], self._text(event))
+        first, stop = event.span if self.span != "turn" else rollout.turns[event.turn]
+        return Hint((first, first + 1 if self.span == "token" else stop), self._text(event))
 
     def _text(self, event: Event) -> str:
         try:

@@ -21,8 +21,9 @@ class Rules(AuthorConfig):
     templates: dict[str, str | None] = Field(default_factory=dict)
     """A template per kind of event, with the event's fields in braces; added to the shipped ones. ``null`` for no hint
     about this kind of event."""
-    span: Literal["turn", "fault"] = "turn"
-    """What gets a signal: the whole faulty turn, or the tokens of the fault alone, such as the wrong tool's name."""
+    span: Literal["turn", "fault", "token"] = "turn"
+    """What gets a signal: the whole faulty turn, the tokens of the fault alone, such as the wrong tool's name, or its
+    first token: those behind it follow a mistake, and so does what the teacher says about them."""
 
     @field_validator("templates")
     @classmethod
