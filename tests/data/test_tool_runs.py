@@ -48,7 +48,7 @@ def run_file(folder: Path, *rows: dict[str, Any], **keys: Any) -> dict[str, Any]
 ROW = {"prompt": "What is 1 + 2?", "calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
 
 
-@pytest.mark.parametrize(("span", "trained"), [("turn", len(WRONG) + 1), ("fault", len("multiply"))])
+@pytest.mark.parametrize(("span", "trained"), [("turn", len(WRONG) + 1), ("fault", len("multiply")), ("token", 1)])
 def test_a_wrong_call_gets_a_hint_and_a_loss(student: LanguageModel, tmp_path: Path, span: str, trained: int) -> None:
     chat = Chat(student.tokenizer)
     engine = Plays(chat, WRONG, RIGHT, "It is 3.")

@@ -175,7 +175,13 @@ def test_a_valid_call_that_the_row_does_not_expect_is_an_event_and_no_invalid_ca
     values = turn(call("add", a=1, b=3))
     seen = task.step(expects, [values])
     assert seen.events[0][1]["error"] == "other arguments are expected: add"
-    assert [values["content"][slice(*place)] for place in seen.places if place] == ['{"a": 1, "b": 3}']
+    assert [values["content"][slice(*place)] for place in seen.places if place] == ["3"]
+    near = turn(call("address", city="Oslo"))
+    ((kind, _),) = task.step(expects, [near]).events
+    assert kind == "unknown_tool"
+    assert [near["content"][slice(*place)] for place in task.step(expects, [near]).places if place] == ["ress"]
+    begun = turn(call("ad"))
+    assert [begun["content"][slice(*place)] for place in task.step(expects, [begun]).places if place] == ['"']
     assert task.step(expects, [turn(call("add", a=1, b=2))]).events == ()
     assert task.step(prompt(task), [weather]).events == ()  # nothing is expected
     none = task.step(prompt(task, data={"calls": []}), [weather])
@@ -185,12 +191,13 @@ def test_a_valid_call_that_the_row_does_not_expect_is_an_event_and_no_invalid_ca
 def test_a_wrong_call_that_is_not_run_ends_the_episode_with_its_event() -> None:
     checked = ToolTask.make(ToolsConfig(), key="prompts.tools")
     schema = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
-    row = Prompt(id="x", messages=({"role": "user", "content": "?"},), tools=(schema,), data={"calls": [call("f", x=1)]})
+    asked = ({"role": "user", "content": "?"},)
+    row = Prompt(id="x", messages=asked, tools=(schema,), data={"calls": [call("f", x=1)]})
     said = turn(call("f", x=2))
     seen = checked.step(checked.prepared(row, key="prompts.tools"), [said])
     assert (seen.message, seen.correct, seen.num_calls) == (None, False, 1)
     assert [kind for kind, _ in seen.events] == ["wrong_call"]
-    assert [said["content"][slice(*place)] for place in seen.places if place] == ['{"x": 2}']
+    assert [said["content"][slice(*place)] for place in seen.places if place] == ["2"]
 
 
 def test_an_event_names_the_tools_that_the_row_expects(task: ToolTask) -> None:

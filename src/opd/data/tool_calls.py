@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from opd.data.thoughts import blank_thoughts
@@ -89,7 +89,8 @@ def place_of(text: str, place: Place, path: Sequence[str | int], *, key: bool = 
 
 def departure(name: str, place: Place, others: Iterable[str]) -> Place:
     """The part of a name that no other name has at its place; the character behind it if it begins another name."""
-    shared = max((len(commonprefix([name, other])) for other in others), default=0)
+    alike = (takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False)) for other in others)
+    shared = max((sum(1 for _ in pairs) for pairs in alike), default=0)
     return place[0] + shared, max(place[1], place[0] + shared + 1)
 
 

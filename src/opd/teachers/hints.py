@@ -13,7 +13,7 @@ from opd.errors import ConfigError
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, stop_ids
 from opd.models.messages import lines_of
-from opd.types import Engine, Event, Hint, Message, Prompt, Rollout, Sampling
+from opd.types import Engine, Event, Hint, Message, Prompt, Rollout, Sampling, Span
 
 TEMPLATES: Mapping[str, str] = {
     "unknown_tool": "Reminder: available tools: {tools}.",
@@ -59,8 +59,9 @@ class RulesAuthor:
         return [[self._hint(r, e) for e in r.events if e.kind in self.templates] for r in rollouts]
 
     def _hint(self, rollout: Rollout, event: Event) -> Hint:
-        first, stop = event.span if self.span != "turn" else rollout.turns[event.turn]
-        return Hint((first, first + 1 if self.span == "token" else stop), self._text(event))
+        spans = {"turn": rollout.turns[event.turn], "fault": event.span}
+        spans["token"] = Span(event.span.start, event.span.start + 1)
+        return Hint(spans[self.span], self._text(event))
 
     def _text(self, event: Event) -> str:
         try:
