@@ -121,8 +121,8 @@ SFT = {"loss": {"signal": "sft"}, "rollout": {"source": "references", "prompts_p
 TOOLS = Study(
     "Calls of tools",
     "Thirty functions in six domains; names of tools and arguments are drawn for each prompt. After a short `sft` "
-    "the model calls tools, and often by a name that it has seen in training and the prompt does not list. Each arm goes on "
-    "from there.",
+    "the model calls tools, and often by a name that it has seen in training and the prompt does not list. Each "
+    "arm goes on from there.",
     prepare_tools,
     {
         "hint": Arm(HINT),
@@ -262,8 +262,8 @@ def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
         "# A real model, measured",
         "Written by `python benchmarks/real.py --write docs/real.md`; do not edit. SmolLM2-135M-Instruct, its weights "
         f"rounded to 4 bits before, on a CPU; {UPDATES} updates of 16 answers each. Medians over seeds with their "
-        "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the ranges do "
-        "not overlap.",
+        "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the ranges "
+        "do not overlap.",
         *(part for name, study in STUDIES.items() if name in measured for part in section(study, measured[name])),
     ]
     return "\n\n".join(parts) + "\n"

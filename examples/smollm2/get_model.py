@@ -27,7 +27,9 @@ def from_hub(folder: Path) -> None:
     Raises:
         LocalEntryNotFoundError: the hub cannot be reached.
     """
-    snapshot_download(ID, local_dir=folder, etag_timeout=5, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+    snapshot_download(
+        ID, local_dir=folder, etag_timeout=5, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    )
 
 
 def from_package(folder: Path) -> None:
