@@ -262,8 +262,8 @@ def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
         "# A real model, measured",
         "Written by `python benchmarks/real.py --write docs/real.md`; do not edit. SmolLM2-135M-Instruct, its weights "
         f"rounded to 4 bits before, on a CPU; {UPDATES} updates of 16 answers each. Medians over seeds with their "
-        "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the ranges "
-        "do not overlap.",
+        "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the "
+        "ranges do not overlap.",
         *(part for name, study in STUDIES.items() if name in measured for part in section(study, measured[name])),
     ]
     return "\n\n".join(parts) + "\n"
