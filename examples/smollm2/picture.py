@@ -16,12 +16,13 @@ COLUMNS = 92
 
 STYLE = """
 text { font: 14px ui-monospace, Menlo, Consolas, monospace; fill: #1f2328 }
+.page { fill: #ffffff }
 .label { font: 600 13px system-ui, sans-serif; fill: #59636e }
 .card { fill: #f6f8fa; stroke: #d1d9e0 } .wrong { fill: #ffebe9; stroke: #ff8182 }
 .hint { fill: #fff8c5; stroke: #d4a72c } .right { fill: #dafbe1; stroke: #4ac26b }
 .rail { fill: #eaeef2 } .bar { fill: #0969da }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .label { fill: #9198a1 } .card { fill: #151b23; stroke: #3d444d }
+  .page { fill: #0d1117 } text { fill: #e6edf3 } .label { fill: #9198a1 } .card { fill: #151b23; stroke: #3d444d }
   .wrong { fill: #3c1618; stroke: #b62324 } .hint { fill: #362b0b; stroke: #9e6a03 }
   .right { fill: #12261e; stroke: #238636 } .rail { fill: #21262d } .bar { fill: #4493f8 }
 }
@@ -45,7 +46,7 @@ def bars(story: Story, top: int) -> tuple[str, int]:
     def rows() -> Iterator[str]:
         shown = (
             ("before", story.alone),
-            ("the same model with the hint: the teacher", story.hinted),
+            ("with the hint above: the teacher", story.hinted),
             ("after training, without the hint", story.trained),
         )
         for number, (label, value) in enumerate(shown):
@@ -73,7 +74,8 @@ def draw(story: Story) -> str:
     parts.append(part)
     part, top = card("right", "After: the same prompt, without any hint", story.after, top)
     size = f'width="{WIDTH}" height="{top}" viewBox="0 0 {WIDTH} {top}"'
-    inner = "\n".join([*parts, part])
+    page = f'<rect class="page" width="{WIDTH}" height="{top}" rx="8"/>'
+    inner = "\n".join([page, *parts, part])
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n{inner}\n</svg>\n'
 
 
