@@ -1,6 +1,7 @@
 """Losses, rollouts, whole steps and recipes on one GPU: opd against the bare products, whole logits, TRL and Liger.
 
     python benchmarks/gpu.py                     # at most four minutes; prints tables, writes gpu.json
+    python benchmarks/gpu.py --trl-python VENV/bin/python   # with whole steps of TRL, installed apart
     python benchmarks/gpu.py --wheels FOLDER     # installs the peers from a folder of wheels, without a network
     python benchmarks/gpu.py --tables kernels    # the kernels alone, at several sizes of their tiles
     python benchmarks/gpu.py --small             # seconds on a CPU; the numbers mean nothing
@@ -11,7 +12,9 @@ positions. Gradient errors are relative norms against float64, all positions and
 chunks. Memory is the peak beyond the inputs and the gradients that are returned.
 
 Rollouts: Qwen3 0.6B with random weights, made on the spot, and random prompts; no row ends before its limit. Steps: the
-same student with a teacher of 1.7B, median of the steps after the first. Recipes: two steps of each on bundled models.
+same student with a teacher of 1.7B, opd and TRL's DistillationTrainer each in a process of its own. The first step has
+given answers, and its gradient is compared with that of whole float32 logits, row by row. The second warms up, and
+medians are of those after it. Recipes: two steps of each on bundled models.
 
 Suffixes: T positions, N positions of a chunk, V vocabulary, D hidden units.
 """
@@ -25,6 +28,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +44,9 @@ from unittest import mock
 
 import torch
 from loss_peer_common import Inputs, Variant, full_logits, make_inputs
+from safetensors.torch import save_file
+from step import steps_of
+from step_common import CHECKED
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -53,6 +60,9 @@ PRODUCT_CHUNK = 2048
 REFERENCE_CHUNK = 256
 TILES = ((16, 1, 3), (16, 1, 4), (16, 1, 1), (16, 2, 3), (8, 1, 4), (8, 2, 3), (32, 1, 2), (32, 1, 3))
 """(warps, 16-byte loads of a thread, tiles on their way) to try; the first is the default."""
+STEPS_BEFORE = 2
+"""Steps that are not timed: the one whose gradient is compared, and one to warm up."""
+HERE = Path(__file__).parent
 Row = dict[str, Any]
 
 
@@ -63,8 +73,11 @@ class Clock:
         self.on_gpu = device == "cuda"
         self.ends = time.perf_counter() + seconds
 
+    def left(self) -> float:
+        return max(self.ends - time.perf_counter(), 0.0)
+
     def is_over(self) -> bool:
-        return time.perf_counter() > self.ends
+        return not self.left()
 
     def seconds(self, call: Callable[[], object], repeats: int) -> float:
         """The median of repeated calls; what comes first, compilation included, is not counted."""
@@ -434,7 +447,7 @@ QWEN3 = {"tiny": (64, 2, 2, 128), "0.6b": (1024, 28, 16, 3072), "1.7b": (2048, 2
 """Hidden units, layers, heads and inner units."""
 
 
-def make_qwen3(size: str, options: argparse.Namespace) -> Qwen3ForCausalLM:
+def make_qwen3(size: str, options: argparse.Namespace, seed: int = 0) -> Qwen3ForCausalLM:
     """A random model of a published shape."""
     hidden, layers, heads, inner = QWEN3["tiny" if options.small else size]
     config = Qwen3Config(
@@ -442,7 +455,7 @@ def make_qwen3(size: str, options: argparse.Namespace) -> Qwen3ForCausalLM:
         num_key_value_heads=max(heads // 2, 1), head_dim=32 if options.small else 128, intermediate_size=inner,
         max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(options.device):
         return Qwen3ForCausalLM(config).eval()
 
@@ -454,50 +467,85 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
 
 
-class Parts:
-    """A callback that keeps the seconds of each step."""
-
-    def __init__(self) -> None:
-        self.found: list[dict[str, float]] = []
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        self.found.append(metrics)
-
-
 def step_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
-    """Seconds of a whole step and its parts, and the peak of memory."""
-    import opd
-
-    print("\n| | rollout s | teacher s | update s | tokens | peak GB |\n|---|---|---|---|---|---|", flush=True)
+    """Whole steps of opd and of TRL's DistillationTrainer, each in a process of its own."""
+    ours = [sys.executable, str(HERE / "step.py"), "worker"]
+    micro_batch = max(options.rows // 4, 1)
+    passes = {"micro_tokens": micro_batch * 512}
+    variants: dict[str, tuple[list[str], Row]] = {"opd": (ours, {"optimizer": passes})}
+    if options.device == "cuda":
+        variants["opd, moments in 8 bits"] = ours, {"optimizer": {**passes, "state": "8bit"}}
+    if options.trl_python:
+        variants["TRL"] = [options.trl_python, str(HERE / "step_peer_trl.py")], {"steps": STEPS_BEFORE + 1}
+    else:
+        print("TRL's steps are left out: neither --trl-python nor --wheels is given", flush=True)
+    settings: Row = {
+        "device": options.device, "dtype": "bfloat16", "batch": options.rows, "micro_batch": micro_batch,
+        "limit": options.new, "steps": STEPS_BEFORE + 2, "seed": 0, "packed": True,
+    }  # fmt: skip
     rows: list[Row] = []
-    for state in ("float32", "8bit") if clock.on_gpu else ("float32",):
-        if clock.is_over():
-            break
-        tokenizer, parts = make_tokenizer(options.vocab), Parts()
-        prompts = [{"prompt": " ".join(f"w{1 + (n * 7 + k) % 200}" for k in range(40 + n % 120))} for n in range(256)]
-        with tempfile.TemporaryDirectory() as folder:
-            for name, size in (("student", "0.6b"), ("teacher", "1.7b")):
-                make_qwen3(size, options).to(torch.bfloat16).save_pretrained(f"{folder}/{name}")
-                tokenizer.save_pretrained(f"{folder}/{name}")
-            tree = {
-                "student": f"{folder}/student", "teacher": {"model": f"{folder}/teacher"}, "prompts": {"path": "given"},
-                "loss": {"divergence": "reverse_kl"},
-                "rollout": {"prompts_per_step": options.rows, "max_new_tokens": options.new},
-                "optimizer": {"lr": 1e-6, "steps": options.steps, "micro_tokens": 8192, "state": state},
-                "dtype": "bfloat16", "checkpoint": {"every": 1000}, "report": False, "log": [], "out": f"{folder}/run",
-            }  # fmt: skip
-            if clock.on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            opd.train(tree, prompts=prompts, callbacks=[parts])
-        median = {
-            key: statistics.median(one[key] for one in parts.found[1:])
-            for key in ("rollout_s", "teacher_s", "update_s", "tokens")
-        }
-        peak = torch.cuda.max_memory_allocated() / 1e9 if clock.on_gpu else 0.0
-        rows.append({"variant": f"opd, moments in {state}", **median, "peak_gb": peak})
-        cells = [f"{median[key]:.2f}" for key in ("rollout_s", "teacher_s", "update_s")]
-        print(f"| opd, moments in {state} | {' | '.join(cells)} | {median['tokens']:,.0f} | {peak:.1f} |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder) / name for name in ("student", "teacher", "prompts.json")]
+        make_step_inputs(made, folder, options)
+        print(
+            f"\nSteps, reverse KL of {options.rows} rollouts of {options.new} new tokens, bfloat16\n\n"
+            "| | rollout s | teacher s | update s | step s | tokens | peak GB | error of the gradient |\n"
+            "|---|---|---|---|---|---|---|---|",
+            flush=True,
+        )
+        for name, (command, own) in variants.items():
+            if clock.is_over():
+                print("the time is over; the rest is left out", flush=True)
+                break
+            given, limit = settings | {"check": folder} | own, clock.left() + 30
+            try:
+                steps = steps_of([*command, *map(str, made)], given, timeout=limit, **options.peers)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                print(f"| {name} | {type(error).__name__}: {str(error)[-300:]} |", flush=True)
+                continue
+            row: Row = {
+                key: statistics.median(step[key] for step in steps[STEPS_BEFORE:])
+                for key in ("rollout", "teacher", "update", "step", "tokens")
+            }
+            row |= {"variant": name, "peak_gb": steps[-1]["memory"] / 1000, "error": steps[-1]["error"]}
+            rows.append(row)
+            cells = [f"{row[key]:.2f}" for key in ("rollout", "teacher", "update", "step")]
+            print(
+                f"| {name} | {' | '.join(cells)} | {row['tokens']:,.0f} | {row['peak_gb']:.1f} | {row['error']:.1e} |",
+                flush=True,
+            )
     return rows
+
+
+def make_step_inputs(made: list[Path], folder: str, options: argparse.Namespace) -> None:
+    """Models, prompts, given answers and the exact gradient that they have."""
+    tokenizer = make_tokenizer(options.vocab)
+    models = []
+    for seed, (path, size) in enumerate(zip(made, ("0.6b", "1.7b"), strict=False)):
+        models.append(make_qwen3(size, options, seed).to(torch.bfloat16))
+        models[-1].save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    prompts = [" ".join(f"w{1 + (n * 7 + k) % 200}" for k in range(40 + n % 120)) for n in range(options.rows)]
+    made[2].write_text(json.dumps(prompts))
+    random = torch.Generator().manual_seed(1)
+    lengths = torch.randint(2, min(options.new, 64) + 1, (options.rows,), generator=random).tolist()
+    answers = [torch.randint(1, options.vocab, (length,), generator=random).tolist() for length in lengths]
+    pairs = [(tokenizer(prompt).input_ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    Path(folder, "answers.json").write_text(json.dumps(pairs))
+    student, teacher = (model.float() for model in models)
+    for prompt, answer in pairs:
+        ids = torch.tensor([prompt + answer], device=options.device)
+        with torch.no_grad():
+            log_q_TV = teacher(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        log_p_TV = student(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum().backward()
+    wanted = {name: p.grad for name, p in student.named_parameters() if any(part in name for part in CHECKED)}
+    save_file(
+        {name: grad.cpu() for name, grad in wanted.items() if grad is not None}, f"{folder}/reference.safetensors"
+    )
+    del models, student, teacher, wanted
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def recipe_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
@@ -555,7 +603,8 @@ def main() -> None:
     parser.add_argument(
         "--tables", nargs="+", choices=tuple(TABLES), default=[name for name in TABLES if name != "kernels"]
     )
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels of liger-kernel and trl")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels: liger-kernel, trl, accelerate, datasets")
+    parser.add_argument("--trl-python", help="interpreter of an environment with trl, for whole steps")
     parser.add_argument("--seconds", type=float, default=220, help="nothing new begins after that")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--small", action="store_true", help="sizes for a CPU; also the default without a GPU")
@@ -564,9 +613,12 @@ def main() -> None:
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.small |= options.device == "cpu"
     options.tokens, options.width, options.vocab = (64, 32, 500) if options.small else (4096, 2048, 151_936)
-    options.rows, options.new, options.steps = (4, 8, 2) if options.small else (64, 256, 3)
+    options.rows, options.new = (4, 8) if options.small else (64, 256)
+    options.peers = {}
     if options.wheels:
         install(options.wheels)
+        options.peers = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        options.trl_python = options.trl_python or sys.executable
     clock = Clock(options.device, options.seconds)
     card = torch.cuda.get_device_name() if clock.on_gpu else "a CPU"
     versions = {"torch": str(torch.__version__)}

@@ -17,22 +17,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from step_common import Memory
+from step_common import Check, Memory, clock
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import opd
 from opd.data.tasks import get_task
+from opd.engines.hf import HFEngine
 from opd.models import packing
 from opd.models.bundled import resolve
+from opd.training.optimizer import Optimizer
+from opd.types import Generation
 
 PARTS = ("rollout", "teacher", "update", "step")
 ENDS = [2, 100]
@@ -65,17 +72,17 @@ def make_models(folder: Path) -> dict[str, str]:
 class Steps:
     """A callback that keeps the seconds of each step and of its parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.found: list[dict[str, float]] = []
-        self.memory = Memory()
+        self.memory = Memory(device)
         self.last = 0.0
 
     def start(self, run: Any) -> None:
         self.memory.start()
-        self.last = time.process_time()
+        self.last = time.perf_counter()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        now = time.process_time()
+        now = time.perf_counter()
         parts = {part: metrics[f"{part}_s"] for part in PARTS[:3]}
         self.found.append({**parts, "step": now - self.last, "tokens": metrics["tokens"], "memory": self.memory.peak()})
         self.last = now
@@ -84,37 +91,65 @@ class Steps:
 def work(student: str, teacher: str, prompts: str, settings: str) -> None:
     """Whole steps of opd in this process."""
     given = json.loads(settings)
-    time.perf_counter = time.process_time  # the loop's own clock
+    time.perf_counter = clock(given["device"])  # the loop's own clock
     if not given["packed"]:
         packing._probe = lambda language_model: False
     rows = [{"messages": p} if isinstance(p, list) else {"prompt": p} for p in json.loads(Path(prompts).read_text())]
-    with tempfile.TemporaryDirectory() as folder:
+    steps, check = Steps(given["device"]), Check(given["check"])
+    with tempfile.TemporaryDirectory() as folder, checked(check):
         tree = {
             "student": student,
             "teacher": {"model": teacher},
             "prompts": {"path": "given"},
             "loss": {"divergence": "reverse_kl"},
             "rollout": {"prompts_per_step": given["batch"], "max_new_tokens": given["limit"]},
-            "optimizer": {"lr": 1e-9, "steps": given["steps"]},
+            "optimizer": {"lr": 1e-9, "steps": given["steps"], **given["optimizer"]},
+            "dtype": given["dtype"],
+            "device": given["device"],
             "checkpoint": {"every": 1000},
             "report": False,
-            "threads": 1,
+            "threads": 1 if given["device"] == "cpu" else None,
             "log": [],
             "seed": given["seed"],
             "out": f"{folder}/run",
         }
-        steps = Steps()
         opd.train(tree, prompts=rows, callbacks=[steps])
-    print(json.dumps(steps.found))
+    print(json.dumps([{**step, "error": check.error} for step in steps.found]))
 
 
-def steps_of(command: list[str], settings: dict[str, Any]) -> list[dict[str, float]]:
-    """The steps that one worker made, without its first."""
-    done = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
+@contextmanager
+def checked(check: Check) -> Iterator[None]:
+    """The first answers are the given ones, and their gradient is compared."""
+    generate, update = HFEngine.generate, Optimizer.step
+
+    def answer(self: Any, contexts: Any, *args: Any, **kwargs: Any) -> Any:
+        if (found := check.take(contexts)) is None:
+            return generate(self, contexts, *args, **kwargs)
+        return [Generation(tuple(ids), (0.0,) * len(ids), False) for ids in found]
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check.compare(self.named.items())
+        return update(self, *args, **kwargs)
+
+    with mock.patch.object(HFEngine, "generate", answer), mock.patch.object(Optimizer, "step", step):
+        yield
+
+
+ON_A_CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32", "check": None, "optimizer": {}, "packed": True}
+
+
+def steps_of(
+    command: list[str], settings: dict[str, Any], *, timeout: float | None = None, **environment: str
+) -> list[dict[str, float]]:
+    """The steps that one worker made."""
+    given = [*command, json.dumps(settings)]
+    done = subprocess.run(
+        given, capture_output=True, text=True, check=False, timeout=timeout, env={**os.environ, **environment}
+    )
     if done.returncode:
-        raise SystemExit(f"{command[1]} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{command[1]} failed:\n{done.stderr[-3000:]}")
     found: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return found[1:]
+    return found
 
 
 def show(found: dict[str, list[dict[str, float]]]) -> None:
@@ -156,7 +191,7 @@ def main() -> None:
         (Path(folder) / "prompts.json").write_text(json.dumps(prompts))
         here, given = Path(__file__).parent, [models["student"], models["teacher"], f"{folder}/prompts.json"]
         variants = {
-            "opd": ([sys.executable, str(here / "step.py"), "worker", *given], {"packed": True}),
+            "opd": ([sys.executable, str(here / "step.py"), "worker", *given], {}),
             "opd, padded": ([sys.executable, str(here / "step.py"), "worker", *given], {"packed": False}),
         }
         if args.trl_python:
@@ -165,7 +200,8 @@ def main() -> None:
         for seed in range(args.rounds):
             for name, (command, own) in variants.items():
                 shared = {"batch": args.batch, "limit": args.limit, "steps": args.steps + 1, "seed": seed}
-                found[name] += steps_of(command, shared | own)
+                shared["micro_batch"] = args.batch
+                found[name] += steps_of(command, ON_A_CPU | shared | own)[1:]
                 print(f"round {seed + 1}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     show(found)
 

@@ -91,6 +91,8 @@ def test_the_kernels_in_the_interpreter() -> None:
 def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     script, out = Path(__file__).parents[2] / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
     command = [sys.executable, str(script), "--small", "--repeats", "1", "--out", str(out)]
+    trl = os.environ.get("OPD_TRL_PYTHON")  # an environment with TRL, which is no part of opd's
+    command += ["--trl-python", trl] if trl else []
     finished = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert finished.returncode == 0, finished.stderr[-3000:]
     report = json.loads(out.read_text())
@@ -98,7 +100,8 @@ def test_the_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["error_hidden"] < 0.05 for row in report["loss"] if str(row["variant"]).startswith("opd"))
     assert len(report["rollout"]) == 5
     assert all(row["tokens_per_second"] > 0 for row in report["rollout"])
-    assert [row["variant"] for row in report["step"]] == ["opd, moments in float32"]
+    assert [row["variant"] for row in report["step"]] == (["opd", "TRL"] if trl else ["opd"])
+    assert all(0 < row["error"] < 0.02 and row["step"] > 0 for row in report["step"])
     assert [(row["variant"], row["error"]) for row in report["recipes"]] == [("hint", "")]
 
 
