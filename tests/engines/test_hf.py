@@ -109,3 +109,15 @@ def test_the_model_is_used_as_it_is_at_the_call() -> None:
     with torch.no_grad():
         model.model.model.embed_tokens.weight.copy_(make_model(3).model.model.embed_tokens.weight)
     assert engine.generate([[7, 8]], [8], sampling=Sampling(temperature=0), stop_ids=frozenset(), seed=0) != before
+
+
+def test_the_head_gets_the_last_states_side_by_side() -> None:
+    """A CPU copies the head once for each row of states that lie apart: gigabytes for a real vocabulary."""
+    model = make_model(0)
+    seen: list[bool] = []
+    head = model.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, given, out: seen.append(given[0].is_contiguous()))
+    HFEngine(model).generate(contexts(3), [2] * 3, sampling=Sampling(), stop_ids=frozenset(), seed=0)
+    hook.remove()
+    assert seen == [True, True]
+    assert not head._forward_pre_hooks

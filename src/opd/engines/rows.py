@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opd.engines import drawing
@@ -176,7 +176,13 @@ class GrowingRows:
 
 def last_logits(language_model: LanguageModel, argument: str, cache: Any, **inputs: Any) -> Tensor:
     """The logits after the last position, [B, V]."""
-    with language_model.precision():
-        out: Any = language_model.model(**inputs, **{argument: cache}, use_cache=True, logits_to_keep=1)
+    # The states of the last position lie apart in memory, and a CPU would copy the head for each row.
+    head: nn.Module = language_model.model.get_output_embeddings()
+    gathered = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    try:
+        with language_model.precision():
+            out: Any = language_model.model(**inputs, **{argument: cache}, use_cache=True, logits_to_keep=1)
+    finally:
+        gathered.remove()
     logits_BLV: Tensor = out.logits
     return logits_BLV[:, -1, : language_model.rows]
