@@ -1,10 +1,10 @@
 """What a real model learns, SmolLM2-135M-Instruct: docs/real.md.
 
-    python benchmarks/real.py [--study tools] [--seeds 3] [--folder runs/real] [--write docs/real.md]
+    python benchmarks/real.py [--study tools] [--seeds 3] [--folder runs/real] [--cached] [--write docs/real.md]
 
 Three studies: calls of tools, a teacher of 30 blocks and its student of 20, and a system prompt that moves into the
-weights. A run that is in the folder is not made again, and one that was cut off goes on. `--write` makes the page of
-what is there.
+weights. A run that is in the folder is not made again, and one that was cut off goes on. `--cached` makes none, and
+`--write` makes the page.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def file(name: str) -> str:
 def prepare_tools() -> None:
     """Model, prompts, and the model that calls tools but overlooks the list."""
     prepare_model()
-    if not Path("runs/smollm2/held_out.jsonl").exists():
+    if not Path("runs/smollm2/test.jsonl").exists():
         _script("make_data").main(Path("runs/smollm2"))
     if not Path("runs/smollm2/sft/result.json").exists():
         opd.train(file("sft"), {"log": []})
@@ -110,6 +112,7 @@ def _script(name: str) -> Any:
 
 
 HINT = yaml.safe_load((EXAMPLE / "hint.yaml").read_text())
+HINT["eval"]["prompts"]["path"] = "runs/smollm2/test.jsonl"  # its settings were chosen on held_out.jsonl
 ALONE = {key: value for key, value in HINT.items() if key != "teacher"}
 """Its settings for a run without a teacher."""
 
@@ -198,13 +201,22 @@ CONTEXT = Study(
 STUDIES = {"tools": TOOLS, "pair": TEACHER, "context": CONTEXT}
 
 
-def measure(name: str, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
-    """Before and after of one run, which is made, or goes on, or is there."""
-    out = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+def place(folder: Path, name: str, seed: int) -> Path:
+    """The folder of a run."""
+    return folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def measure(arm: Arm, seed: int, out: Path) -> dict[str, Any]:
+    """Before and after of one run, which is made, goes on, or is there. Seconds are CPU time unless it was cut off."""
     done = out / "result.json"
+    cpu = out / "cpu.json"
     if not done.exists():
+        cut_off = (out / "run.json").exists()
         settings = {**arm.overrides, "seed": seed, "out": str(out), "log": []}
-        opd.train(arm.source, settings, resume=(out / "run.json").exists())
+        started = time.process_time()
+        opd.train(arm.source, settings, resume=cut_off)
+        if not cut_off:
+            cpu.write_text(json.dumps(time.process_time() - started))
     result = json.loads(done.read_text())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     looks = [row["eval"] for row in rows if "eval" in row]
@@ -213,7 +225,7 @@ def measure(name: str, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
         "before": looks[0],
         "after": looks[-1],
         "tokens": result["tokens"],
-        "seconds": result["seconds"],
+        "seconds": json.loads(cpu.read_text()) if cpu.exists() else result["seconds"],
         "scored": round(sum(step["tokens"] * step.get("distill_share", 0.0) for step in steps)),
     }
 
@@ -275,19 +287,22 @@ def main() -> None:
     parser.add_argument("--arm", action="append", help="only these arms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
+    parser.add_argument("--cached", action="store_true", help="make no run; report those that have ended")
     parser.add_argument("--write", type=Path, help="write the page here")
     args = parser.parse_args()
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in args.study or STUDIES:
         study = STUDIES[name]
-        study.prepare()
-        for seed in range(args.seeds):
-            for arm, how in study.arms.items():
-                if not args.arm or arm in args.arm:
-                    found = measure(f"{name} {arm}", how, seed, args.folder)
-                    measured.setdefault(name, {}).setdefault(arm, []).append(found)
-                    print(name, arm, seed, json.dumps(found["after"]), flush=True)
+        if not args.cached:
+            study.prepare()
+        for seed, (arm, how) in product(range(args.seeds), study.arms.items()):
+            out = place(args.folder, f"{name} {arm}", seed)
+            if (args.arm and arm not in args.arm) or (args.cached and not (out / "result.json").exists()):
+                continue
+            found = measure(how, seed, out)
+            measured.setdefault(name, {}).setdefault(arm, []).append(found)
+            print(name, arm, seed, json.dumps(found["after"]), flush=True)
     text = page(measured)
     print(text)
     if args.write:

@@ -80,12 +80,13 @@ def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Write traces.jsonl, tasks.jsonl, and held_out.jsonl with three domains."""
+    """Write traces.jsonl, tasks.jsonl, and with three domains held_out.jsonl, for choosing settings, and test.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("traces", "tasks"):
         write(folder / f"{kind}.jsonl", rows(kind))
-    held_out = [line for kind in ("new_names", "new_tools", "new_domains") for line in rows(kind)]
-    write(folder / "held_out.jsonl", held_out)
+    for seed, name in enumerate(("held_out", "test")):
+        lines = [line for kind in ("new_names", "new_tools", "new_domains") for line in rows(kind, seed=seed)]
+        write(folder / f"{name}.jsonl", lines)
 
 
 if __name__ == "__main__":
