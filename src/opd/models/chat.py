@@ -13,20 +13,17 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby, takewhile
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
 from opd.errors import ModelError
-from opd.models.deadline import within
 from opd.models.harmless import Harmless
 from opd.models.messages import MessageForms
+from opd.models.templates import render
 from opd.types import Message, Prompt, Span
-
-DEADLINE = 10.0
-"""Seconds for one rendering, and a hundredth of them more for each further message or conversation of it."""
 
 _MARKER = "MARKER"
 _OPENING: tuple[Message, ...] = ({"role": "user", "content": "a"},)
@@ -311,7 +308,7 @@ class Chat:
 
     @cached_property
     def _forms(self) -> MessageForms:
-        def render(messages: Sequence[Message]) -> str | None:
+        def text_of(messages: Sequence[Message]) -> str | None:
             try:
                 text: str = self._rendered(messages, generate=False)
             except ModelError:
@@ -320,33 +317,13 @@ class Chat:
                 return None
             return text
 
-        return MessageForms(render)
+        return MessageForms(text_of)
 
     def _rendered(
         self, messages: Sequence[Any], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Any:
-        """The template's text of messages in its own form, or of each of several conversations.
-
-        It raises whatever the template raises.
-
-        Raises:
-            ModelError: the template takes too long.
-        """
-        render = partial(
-            self.tokenizer.apply_chat_template,
-            messages,
-            tools=[dict(tool) for tool in tools] if tools else None,
-            tokenize=False,
-            add_generation_prompt=generate,
-            **self.kwargs,
-        )
-        try:
-            return within(DEADLINE + len(messages) * DEADLINE / 100, render)
-        except TimeoutError as error:
-            raise ModelError(
-                f"the chat template of '{self.tokenizer.name_or_path}' does not end ({error}). Fix: correct its loops, "
-                "or take another tokenizer"
-            ) from None
+        """``render`` with this chat's tokenizer and arguments."""
+        return render(self.tokenizer, messages, generate=generate, tools=tools, kwargs=self.kwargs)
 
     def _rendered_together(self, prompts: Sequence[Prompt]) -> list[str]:
         try:
