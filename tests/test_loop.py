@@ -29,7 +29,7 @@ from opd.language.run import LanguageRun
 from opd.loop import Loop
 from opd.output.run_log import RunLog
 from opd.report.data import run_data
-from opd.types import Metrics, Rollout, Scored, Segment, Signal, States
+from opd.types import Metrics, Rollout, Scored, Segment, Signal, Span, States
 from support.altered import train_altered
 from support.interrupt import Interrupt
 from support.models import make_model
@@ -49,7 +49,7 @@ class Kept(RunLog):
     """A log that keeps the signals of every step."""
 
     def scored(self, step: int, rollouts: Sequence[Rollout], scored: Sequence[Scored]) -> None:
-        self.kept = scored
+        self.rollouts, self.kept = rollouts, scored
 
 
 def language(tree: dict[str, Any]) -> RunConfig:
@@ -101,6 +101,85 @@ def test_after_a_rollback_the_steps_are_smaller_by_its_factor(tmp_path: Path) ->
         moved.append(float((weights.detach() - before).abs().max()))
     assert lrs[1] == pytest.approx(0.25 * lrs[0])
     assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("rollbacks", [0, 1])
+def test_an_averaged_teacher_follows_the_student_until_a_rollback(tmp_path: Path, rollbacks: int) -> None:
+    tree = run_file(tmp_path / "out", teacher={"weights": "ema", "view": "privileged"}) | {"student": "s"}
+    del tree["teacher"]["model"]
+    objects = Objects(student=make_model(0), prompts=[{**row, "answer": "k l"} for row in PROMPTS])
+    loop = LanguageRun.load(language(tree), objects).assemble(Kept(tmp_path / "metrics.jsonl"))
+    assert loop.average is not None
+    before = {name: tensor.clone() for name, tensor in loop.average.tensors().items()}
+    loop.state.rollbacks = rollbacks
+    loop._step(0)
+    stands = all(torch.equal(tensor, before[name]) for name, tensor in loop.average.tensors().items())
+    assert stands == bool(rollbacks)
+
+
+def test_the_same_prompts_get_other_rollouts_at_other_steps_and_seeds(tmp_path: Path) -> None:
+    rollouts: list[list[Rollout]] = []
+    same = a_loop(tmp_path)[0].curriculum.step(0)
+
+    class Recorded:
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def rollout(self, prompts: Any, seed: int, step: int = 0) -> list[Rollout]:
+            rollouts.append(self.source.rollout(same, seed, 0))
+            return rollouts[-1]
+
+    for seed in (0, 1):
+        loop, _ = a_loop(tmp_path, seed=seed, optimizer={"lr": 1e-12})
+        loop.sampler = Recorded(loop.sampler)
+        for step in (0, 1):
+            loop._step(step)
+    texts = [tuple(rollout.completion_ids for rollout in batch) for batch in rollouts]
+    assert len(set(texts)) == 4
+
+
+def test_tokens_of_other_sources_are_not_counted_as_the_students(tmp_path: Path) -> None:
+    class Mixed:
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def rollout(self, prompts: Any, seed: int, step: int = 0) -> list[Rollout]:
+            first, *others = self.source.rollout(prompts, seed, step)
+            return [dataclasses.replace(first, source="teacher"), *others]
+
+    loop, log = a_loop(tmp_path)
+    loop.sampler = Mixed(loop.sampler)
+    metrics = loop._step(0)
+    assert loop.state.tokens == metrics["tokens"] - log.rollouts[0].num_tokens
+
+
+class FirstHalf:
+    """A view that shows the teacher the first half of each rollout."""
+
+    def segments(self, rollouts: Sequence[Rollout]) -> list[Segment]:
+        whole = PlainView().segments(rollouts)
+        return [dataclasses.replace(one, span=Span(0, (one.span.stop + 1) // 2)) for one in whole]
+
+
+def test_a_term_without_a_view_takes_the_tokens_that_no_other_has(tmp_path: Path) -> None:
+    loop, log = a_loop(tmp_path, loss={"anchor": 0.1})
+    main, anchor = loop.terms[0], dataclasses.replace(loop.terms[1], view=None)
+    loop.terms = [dataclasses.replace(main, view=FirstHalf()), anchor, dataclasses.replace(anchor, name="third")]
+    loop._step(0)
+    places = [set(zip(s.signal.rollout_T.tolist(), s.signal.position_T.tolist(), strict=True)) for s in log.kept]
+    assert not places[0] & places[1]
+    assert places[2] == set()
+    assert len(places[0] | places[1]) == sum(rollout.num_tokens for rollout in log.rollouts)
+
+
+def test_weights_that_are_not_finite_are_not_measured(tmp_path: Path) -> None:
+    loop, _ = a_loop(tmp_path)
+    loop.evaluate = lambda: {"accuracy": 0.9}
+    with torch.no_grad():
+        loop.student.model.lm_head.weight[0, 0] = math.nan
+    loop._evaluate()
+    assert (loop.state.before, loop.state.best) == ({}, {})
+    assert not (tmp_path / "out" / "checkpoints" / "best").exists()
 
 
 def test_the_last_step_is_measured_and_saved_whenever_it_comes(tmp_path: Path) -> None:
@@ -211,6 +290,8 @@ def test_a_first_batch_without_a_target_makes_no_update_and_the_run_goes_on(anch
 def test_a_view_that_is_always_empty_ends_the_run_with_an_error(anchor: float, tmp_path: Path) -> None:
     with pytest.raises(EmptyStepError, match=r"ended at step 3 without a target for 'distill': .*teacher\.view"):
         train(tmp_path / "out", silent(99), loss={"anchor": anchor})
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"]["kind"] for line in lines if "event" in line] == ["idle"] * 4  # the last one ends the run
 
 
 SOON_IDLE: dict[str, Any] = {

@@ -1,10 +1,14 @@
 """The client of chat endpoints against servers that drip, flood, echo and lie."""
 
 import gzip
+import html
 import json
 import pickle
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -92,6 +96,39 @@ def test_a_server_that_echoes_the_key_cannot_put_it_into_an_answer(
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
+ODD_KEY = "\"sk-pl'an/t+ed<&>\\01"
+"""A key whose characters are escaped differently by JSON, HTML, Python and addresses."""
+
+
+def as_php_does(text: str) -> str:
+    return json.dumps(text).replace("/", "\\/").replace("<", "\\u003C")
+
+
+def quoted(text: str) -> str:
+    return quote(text, safe="")
+
+
+ESCAPES: list[Callable[[str], str]] = [json.dumps, as_php_does, html.escape, repr]
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"), [*product([str, *ESCAPES], ESCAPES), (quoted, quoted), *product([quoted], ESCAPES)]
+)
+def test_a_key_is_found_however_a_server_escapes_it(
+    inner: Callable[[str], str], outer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPD_HINT_API_KEY", ODD_KEY)
+    said = refusal(sends(whole(outer(inner(f"wrong: {ODD_KEY}, sorry")).encode(), status="401 No")))
+    assert "***" in said
+    assert not any(part in said.partition("wrong")[2] for part in ("sk", "pl", "ed", "01"))
+
+
+def test_a_text_with_a_key_stays_json() -> None:
+    Secret(ODD_KEY)
+    assert json.loads(redact(json.dumps({"a": f"the key {ODD_KEY}", "b": ODD_KEY}))) == {"a": "the key ***", "b": "***"}
+    assert redact(json.dumps(["nothing", "\\", "&amp;"] * 3)) == json.dumps(["nothing", "\\", "&amp;"] * 3)
+
+
 def test_a_key_is_never_printed_or_stored() -> None:
     secret = Secret(KEY)
     assert KEY not in f"{secret} {secret!r} {[secret]}"
@@ -149,6 +186,13 @@ def test_an_answer_of_200_mb_is_not_read(packed: bool) -> None:
     head = "Content-Encoding: gzip\r\n" if packed else ""
     answer = whole(gzip.compress(body, 1) if packed else body, headers=head)
     assert "has more than 8,000,000 bytes" in refusal(sends(answer), timeout=30)
+
+
+@pytest.mark.parametrize("packed", ["gzip, gzip", "br", "gzip,deflate", "zstd"])
+def test_an_answer_that_is_packed_twice_or_in_another_way_is_not_unpacked(packed: str) -> None:
+    body = gzip.compress(gzip.compress(b" " * 1000))
+    said = refusal(sends(whole(body, headers=f"Content-Encoding: {packed}\r\n")))
+    assert f"is packed as '{packed}', and not as gzip or deflate. Fix: correct" in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,19 @@ def test_a_failure_while_a_checkpoint_is_written_leaves_the_previous_one(
         patched.setattr(checkpoint, "save_file", half)
         with pytest.raises(CheckpointError, match=r"cannot be written \(no space left.*Fix: make room"):
             checkpoints.save(at(run, step=2), last=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]  # half a checkpoint would take the room
     saved = checkpoints.restore(a_run())
     assert saved is not None
     assert saved.step == 1
+
+
+def test_best_weights_that_were_deleted_are_those_of_no_evaluation(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
+    checkpoints.save_best(run.model)
+    checkpoints.save(at(run, step=1, best={"accuracy": 0.9}, best_step=1, stale=2), last=False)
+    shutil.rmtree(tmp_path / "best")
+    assert checkpoints.restore(run) == State(step=1)
+    assert checkpoints.warnings[0].startswith("the best weights, of step 1, are not there any more")
 
 
 def test_a_kill_between_the_renames_of_the_best_weights_leaves_the_former_ones(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def test_guards_stop_the_run_at_their_limits() -> None:
     assert Guards(patience=2).after_evaluation(fell, 2, best_step=4, last=False) == Stop("collapse", kept)
     assert Guards(patience=2).after_evaluation(fell, 1, best_step=4, last=True) == Stop("collapse", kept)
     assert Guards(patience=2).after_evaluation(None, 0, best_step=4, last=True) == Continue()
+    idle = {"best_step": 4, "stale": 5}
+    assert isinstance(Guards(no_gain=2).after_evaluation(None, 0, last=False, **idle), Stop)
+    assert Guards(no_gain=2).after_evaluation(None, 0, last=True, **idle) == Continue()  # the run has ended anyway
     assert Guards(max_skipped=3).after_skipped_step("loss", 2, weights_finite=True) == Continue()
     three = Stop("non_finite", "the loss was not finite for 3 steps in a row")
     assert Guards(max_skipped=3).after_skipped_step("loss", 3, weights_finite=True) == three
@@ -156,6 +159,12 @@ def test_a_mean_reward_is_measured_by_the_larger_of_its_start_and_its_best() -> 
     start, best = {"reward": -1.0}, {"reward": 0.1}
     assert guards.collapsed(start, best, {"reward": -0.3}) is None
     assert guards.collapsed(start, best, {"reward": -0.5}) is not None
+
+
+def test_a_mean_reward_that_may_differ_by_chance_has_not_fallen() -> None:
+    start, low = {"reward": 0.2}, {"reward": 0.05}
+    assert Guards(num_prompts=16).collapsed(start, start, low) is None
+    assert Guards(num_prompts=1600).collapsed(start, start, low) is not None
 
 
 def test_a_reward_that_has_lost_less_than_the_share_is_not_lost() -> None:

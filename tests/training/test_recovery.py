@@ -85,6 +85,7 @@ def test_an_accuracy_that_may_differ_by_chance_confirms_no_symptom() -> None:
     assert collapsed({**silent, "accuracy": 0.33}) == "kl_vanished"
     assert Watch(prompts=8).collapsed(FIRST, 0.5, [{**silent, "accuracy": 0.2}] * 3) is None
     assert collapsed({**silent, "accuracy": 0.91}, top=1.0) is None
+    assert Watch(prompts=8).collapsed(FIRST, 1.0, [{**silent, "accuracy": 0.8}] * 3) is None  # of 8, at 100 %
     assert collapsed({**silent, "accuracy": 0.87}, top=1.0) == "kl_vanished"
 
 
@@ -118,6 +119,10 @@ def test_a_change_within_a_metrics_own_scatter_is_no_symptom() -> None:
     lengths = [10.0, 60.0, 15.0, 80.0, 20.0, 90.0, 12.0, 70.0, 40.0, 75.0]
     assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=lengths)) is None
     assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=[21.0, 20.0, 19.0, 20.0, 21.0] + [70.0] * 5)) is not None
+
+
+def test_a_few_steps_have_no_scatter_that_could_hide_a_symptom() -> None:
+    assert WATCH.collapsed({"length": 20.0}, 0.0, steps(length=[70.0, 30.0, 80.0])) is not None
 
 
 def test_weights_are_proven_a_step_later_where_rollouts_are_a_step_older() -> None:

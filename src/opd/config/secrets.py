@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
+from html.entities import codepoint2name
 from typing import Annotated, Any, NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -89,9 +91,22 @@ def redact(text: str) -> str:
     """The text without the keys that this process knows, also where they are escaped."""
     known = _known | {os.environ.get(name, "").strip() for name in OF_LIBRARIES}
     for value in sorted((value for value in known if len(value) >= SHORTEST), key=len, reverse=True):
-        for form in {value, quote(value, safe=""), quote(value), value.encode("unicode_escape").decode()}:
-            text = text.replace(form, HIDDEN)
+        text = _written(value).sub(HIDDEN, text)
     return text
+
+
+@cache
+def _written(value: str) -> re.Pattern[str]:
+    """Finds a key in which any character may be escaped as JSON, Python, HTML or addresses do, also several times."""
+    return re.compile("".join(rf"\\{{0,8}}(?:{_forms(character)})" for character in value))
+
+
+def _forms(character: str) -> str:
+    """A pattern of what may stand for a character, behind backslashes."""
+    code, name = ord(character), codepoint2name.get(ord(character), "apos")
+    hexadecimal = "".join(f"[{digit}{digit.upper()}]" for digit in f"{code:02x}")
+    entity = rf"&(?:amp;){{0,3}}(?:#0{{0,6}}{code}|#[xX]0{{0,6}}{hexadecimal}|{name});"
+    return rf"{re.escape(character)}|%(?:25){{0,3}}{hexadecimal}|u00{hexadecimal}|x{hexadecimal}|{entity}"
 
 
 def redact_sentence(text: str) -> str:

@@ -21,6 +21,9 @@ from opd.errors import ConfigError, ModelError
 MAX_WAIT_S = 30.0
 """Longest pause between two attempts in seconds, also if the server asks for a longer one."""
 
+PACKINGS, UNPACKED = ("gzip", "deflate"), "identity"
+"""Packed answers that are read. Both grow a thousandfold at most, so that no part of an answer is ever large."""
+
 QUOTED = 200
 """Number of characters of a server's answer in an error."""
 
@@ -71,7 +74,8 @@ class Http:
             ConfigError: the environment's proxy or certificates cannot be used.
         """
         try:
-            return httpx.AsyncClient(timeout=None, auth=_Bearer(self.secret))
+            headers = {"Accept-Encoding": ", ".join(PACKINGS)}
+            return httpx.AsyncClient(timeout=None, auth=_Bearer(self.secret), headers=headers)
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # not quoted: a proxy's address has keys
             raise ConfigError(
                 f"{self.key}: the environment's proxy or certificates cannot be used ({type(error).__name__}). Fix: "
@@ -89,10 +93,20 @@ class Http:
         """
         with anyio.fail_after(self.timeout):
             async with client.stream(method, url, json=body) as response:
+                self._check_packing(response, url)
                 answer = Answer(await self._bounded(response, url), {k.lower(): v for k, v in response.headers.items()})
         if not response.is_success:
             raise Refused(response, answer.text)
         return answer
+
+    def _check_packing(self, response: httpx.Response, url: str) -> None:
+        """Refuse an answer that is packed twice: a few kilobytes would become gigabytes before they can be counted."""
+        packed = response.headers.get("Content-Encoding", UNPACKED).strip().lower()
+        if packed not in (UNPACKED, *PACKINGS):
+            raise ModelError(
+                f"{self.key}: the answer of '{url}' is packed as '{packed[:40]}', and not as {' or '.join(PACKINGS)}. "
+                f"Fix: correct {self.key}"
+            )
 
     async def _bounded(self, response: httpx.Response, url: str) -> bytes:
         body = bytearray()
