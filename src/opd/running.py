@@ -43,6 +43,11 @@ class Run(Protocol):
         """The loaded prompts by the run file's key."""
         ...
 
+    @property
+    def models(self) -> Mapping[str, str | list[float]]:
+        """What tells the weights that are loaded from others, by the run file's key."""
+        ...
+
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""
         ...
@@ -101,7 +106,7 @@ def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> 
     def begin() -> list[str]:
         if not resumed:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # at most that of step 0, of a run that ended there
-        changes = provenance.note(out, run.data, device_named(config.device), resumed=resumed)
+        changes = provenance.note(out, run.data, run.models, device_named(config.device), resumed=resumed)
         write_json(out / "run.json", settings)
         return changes
 

@@ -1,11 +1,13 @@
 """Alignment: hidden states belong to the tokens they are said to belong to, and a shifted teacher is caught."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from opd.errors import AlignmentError
+from opd.models import forward
 from opd.models.forward import align, read, readings_of, sort_key, student_readings
 from opd.models.language import LanguageModel
 from opd.teachers.local import LocalTeacher
@@ -155,3 +157,24 @@ def test_segments_beyond_a_models_positions_are_left_out_with_a_warning(teacher:
     assert signal.rollout_T.tolist() == [2] * 4
     with pytest.warns(UserWarning, match="left out"):
         assert len(LocalTeacher(teacher).score(ROLLOUTS, [long])) == 0
+
+
+def test_what_ended_first_is_read_first_and_passes_are_ahead(
+    student: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = [rollout([8 + i] * length) for i, length in enumerate((5, 2, 4, 3))]
+    made: list[list[int]] = []
+
+    def read_rows(*given: Any) -> Any:
+        where, states = one_pass(*given)
+        made.append(where.rollout_T.unique().tolist())
+        return where, states
+
+    one_pass = forward._read_rows
+    monkeypatch.setattr(forward, "_read_rows", read_rows)
+    used = []
+    for where, _ in forward.read_own(student, rollouts, size=1, ahead=2):
+        used.append(where.rollout_T.unique().tolist())
+        assert len(made) == min(len(used) + 2, 4)
+    assert used == made == [[1], [3], [2], [0]]
+    assert [w.rollout_T[0] for w, _ in forward.read_own(student, rollouts, size=1)] == [0, 1, 2, 3]

@@ -21,9 +21,13 @@ ROWS = [{**row, "id": f"r{n}", "answer": "k"} for n, row in enumerate(PROMPTS)]
 HELD_OUT: list[dict[str, Any]] = [{"prompt": "q r", "answer": "k"}, {"prompt": "s t", "answer": "l"}]
 
 
-def train(out: Path, rows: Any = ROWS, held_out: Any = HELD_OUT, *, steps: int = 2, resume: bool = False) -> opd.Result:
-    tree = merged(small_run(out), {"optimizer": {"steps": steps}, "report": False})
-    student, teacher = make_model(0), make_model(1)
+def train(
+    out: Path, rows: Any = ROWS, held_out: Any = HELD_OUT, *, models: tuple[int, int] = (0, 1), **settings: Any
+) -> opd.Result:
+    """Student and teacher by their seeds."""
+    resume, steps = settings.pop("resume", False), settings.pop("steps", 2)
+    tree = merged(small_run(out), {"optimizer": {"steps": steps}, "report": False, **settings})
+    student, teacher = map(make_model, models)
     return opd.train(tree, student=student, teacher=teacher, prompts=rows, eval_prompts=held_out, resume=resume)
 
 
@@ -59,6 +63,41 @@ def test_a_run_goes_on_with_the_same_data_only(tmp_path: Path, rows: Any, held_o
         train(tmp_path / "out", rows, held_out, steps=3, resume=True)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.json*")}
     assert train(tmp_path / "out", steps=3, resume=True).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "models", "named"),
+    [
+        ({}, (0, 2), "teacher.model"),
+        ({"lora": {"rank": 2}}, (2, 1), "student"),
+        ({"loss": {"anchor": 0.1}}, (2, 1), "student"),
+    ],
+)
+def test_a_run_goes_on_with_the_same_weights_only(
+    tmp_path: Path, settings: dict[str, Any], models: tuple[int, int], named: str
+) -> None:
+    train(tmp_path / "out", **settings)
+    with pytest.raises(CheckpointError, match=f"{named}: its weights are not those that .* Fix: load or serve"):
+        train(tmp_path / "out", models=models, steps=3, resume=True, **settings)
+    assert train(tmp_path / "out", steps=3, resume=True, **settings).steps == 3
+
+
+def test_weights_that_a_checkpoint_replaces_may_be_others(tmp_path: Path) -> None:
+    train(tmp_path / "out")
+    train(tmp_path / "whole", steps=3)
+    train(tmp_path / "out", models=(2, 1), steps=3, resume=True)
+    saved = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert saved[0] == saved[1]
+
+
+def test_states_that_differ_by_rounding_are_of_the_same_weights(tmp_path: Path) -> None:
+    out, old = tmp_path / "out", {"teacher.model": [1.0, -2.0, 0.5]}
+    out.mkdir()
+    provenance.note(out, {}, old, "cpu", resumed=False)
+    provenance.note(out, {}, {"teacher.model": [1.01, -1.99, 0.5]}, "cpu", resumed=True)
+    for other in ([1.5, -2.0, 0.5], [1.0, -2.0], "6f1c"):
+        with pytest.raises(CheckpointError, match=r"teacher\.model: its weights"):
+            provenance.note(out, {}, {"teacher.model": other}, "cpu", resumed=True)
 
 
 def test_a_changed_version_is_an_event_and_the_process_is_noted(

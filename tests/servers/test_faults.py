@@ -11,6 +11,7 @@ import pytest
 
 import opd
 from opd.axes.views.plain import Plain
+from opd.errors import CheckpointError
 from opd.models.loading import load
 from support.models import make_model
 from support.served import FAULTS, Teacher
@@ -27,11 +28,11 @@ def server(tmp_path: Path) -> Iterator[Teacher]:
         yield running
 
 
-def train(folder: Path, server: Teacher, name: str, **changes: Any) -> bytes:
+def train(folder: Path, server: Teacher, name: str, *, resume: bool = False, **changes: Any) -> bytes:
     served = {"url": server.url, "sequences": 2, "timeout": 1, "wait": 30}
     teacher = {"model": str(folder / "teacher"), "served": served}
     tree = small_run(folder / name, teacher=teacher, report=None, **changes)
-    opd.train(tree, student=make_model(0), prompts=PROMPTS)
+    opd.train(tree, student=make_model(0), prompts=PROMPTS, resume=resume)
     return (folder / name / "model.safetensors").read_bytes()
 
 
@@ -47,6 +48,18 @@ def test_faults_at_random_change_no_bit(loss: Any, server: Teacher, tmp_path: Pa
     told = (tmp_path / "hit" / "metrics.jsonl").read_text().count('"kind": "server"')
     assert told == hit - sum(map(bool, server.faults))
     assert told > 6
+
+
+def test_a_teacher_that_was_exchanged_between_kill_and_resume_is_refused(server: Teacher, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optimizer": {"lr": 1e-2, "steps": 2}}
+    train(tmp_path, server, "out", **changes)
+    changes["optimizer"]["steps"] = 3
+    server.stop()
+    with (
+        Teacher({"t": make_model(7, layers=3, hidden=48)}, port=server.port) as other,
+        pytest.raises(CheckpointError, match=r"teacher\.model: its weights are not those"),
+    ):
+        train(tmp_path, other, "out", resume=True, **changes)
 
 
 def test_asking_ahead_and_small_micro_batches_change_no_bit(

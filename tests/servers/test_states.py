@@ -17,6 +17,7 @@ from opd.axes.base import Objects
 from opd.config.read import read
 from opd.config.served import ServedConfig
 from opd.errors import ConfigError, ModelError, OpdError
+from opd.evaluation import memory
 from opd.language.context import LanguageContext
 from opd.language.run import LanguageRun
 from opd.models.language import LanguageModel
@@ -418,3 +419,12 @@ def test_a_teacher_given_from_python_is_not_served(tmp_path: Path, teacher: Lang
     tree = small_run(tmp_path, teacher={"model": "t", "served": "http://127.0.0.1:1"})
     with pytest.raises(ConfigError, match=r"teacher\.served: a teacher given from Python"):
         opd.train(tree, student=make_model(0), teacher=teacher, prompts=PROMPTS)
+
+
+def test_the_memory_of_passes_ahead_is_counted(nano: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {"teacher.served": {"url": nano.url, "name": "math-teacher"}}
+    for size, room, times in ((2, 0, 2), (2, 1e9, 4), (8, 1e9, 1)):
+        monkeypatch.setattr(memory, "AHEAD_BYTES", room)
+        keys = {"optimizer.micro_batch": size}
+        local, there = (memory.estimate(context("opd", tmp_path, **keys, **more)) for more in ({}, served))
+        assert there.activations == times * local.activations

@@ -32,6 +32,10 @@ class AlteredRun:
     def data(self) -> Mapping[str, Sequence[Prompt]]:
         return self.run.data
 
+    @property
+    def models(self) -> Mapping[str, str | list[float]]:
+        return self.run.models
+
     def assemble(self, log: RunLog) -> Loop:
         return self.alter(self.run.assemble(log))
 

@@ -24,6 +24,7 @@ from opd.diffusion.report import Grids
 from opd.diffusion.types import ImageTask
 from opd.errors import ConfigError
 from opd.loop import Loop
+from opd.models.weights import label_of_start
 from opd.output.model_card import model_card
 from opd.output.run_log import RunLog
 from opd.training.checkpoint import Checkpoints
@@ -83,6 +84,13 @@ class DenoisingRun(DenoisingContext):
     def data(self) -> dict[str, list[Prompt]]:
         """The loaded prompts by the run file's key."""
         return {"prompts": self.prompts, "eval.prompts": self.held_out}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """What tells the weights that are loaded from others, by the run file's key."""
+        kept = {"student": self.student} if self.config.lora or not self.teachers else {}
+        models = {**kept, **{f"teacher.{name}": one for name, one in self.teachers.items()}}
+        return {key: label_of_start(one.model) for key, one in models.items()}
 
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""

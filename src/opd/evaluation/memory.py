@@ -7,6 +7,8 @@
     reading   the signal of the whole batch and one pass of the teacher without gradients
     update    the signal, gradients, activations of one pass, and one chunk of the loss
 
+With a served teacher further passes are made while its answers are on their way; see ``passes_ahead``.
+
 The activations of a pass are what autograd keeps for one token, times the tokens of a pass. What it keeps is counted in
 two short forward passes, so dtype, architecture, adapters and activation checkpointing are those of the model itself.
 
@@ -37,6 +39,8 @@ FORWARD_ONLY = 0.55
 """What a block holds at most in a pass without gradients, as a share of what autograd would keep of it."""
 BLOCKS = 5
 """Temporaries of the loss's element-wise part on a CPU."""
+AHEAD_BYTES = 256e6
+"""Activations of the passes that are made while answers are on their way; one pass is made whatever it takes."""
 DRAW_BYTES = 24
 """For each row and vocabulary entry: logits, log-probabilities, probabilities in float32, their sum in float64."""
 
@@ -161,6 +165,7 @@ class Work:
         rows, length: rollouts of a step, and tokens of each with its prompt.
         decoded: rows that are generated at once.
         tokens: tokens of a student's pass.
+        passes: of the student whose activations are kept at once.
         teacher_tokens: tokens of a teacher's pass.
         checkpointing: activations are computed again in the backward pass.
         copies: frozen or averaged copies of the student's trained weights.
@@ -174,6 +179,7 @@ class Work:
     decoded: int
     tokens: int
     teacher_tokens: int
+    passes: int = 1
     checkpointing: bool = False
     copies: int = 0
     state: StateDtype = "float32"
@@ -185,15 +191,14 @@ def estimate(run: LanguageContext) -> Memory:
     """The memory of a loaded run, if every prompt is as long as the longest and every answer as long as allowed."""
     config = run.config
     teachers = list({id(m.model): m for m in run.others().values()}.values())
-    rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
-    length = max(run.training.lengths) + config.rollout.max_new_tokens
-    tokens = min(config.optimizer.micro_batch or rows, rows) * length
+    rows, length, tokens = _sizes(run)
     follows = config.loss.signal.reads_teacher and not config.teacher.is_model and config.teacher.weights.type == "ema"
     work = Work(
         rows=rows,
         length=length,
         decoded=min(rows, getattr(config.rollout.engine, "max_rows", rows)),
-        tokens=min(tokens, max(config.optimizer.micro_tokens or tokens, length)),
+        tokens=tokens,
+        passes=1 + passes_ahead(run),
         teacher_tokens=min(config.teacher.max_tokens, rows * length),
         checkpointing=config.optimizer.gradient_checkpointing,
         copies=int(follows) + int(config.keeps_initial and run.base is None),
@@ -202,6 +207,24 @@ def estimate(run: LanguageContext) -> Memory:
         on_gpu=run.student.device.type != "cpu",
     )
     return memory_of(run.student, teachers, work, reads_teacher=config.loss.signal.reads_teacher)
+
+
+def passes_ahead(run: LanguageContext) -> int:
+    """The student's further passes that are made before one is used; 0 without a served teacher."""
+    rows, length, tokens = _sizes(run)
+    if not any(model.is_served for model in run.others().values()) or tokens >= rows * length:
+        return 0
+    kept = kept_for_backward(run.student).bytes(tokens)
+    return min(max(int(AHEAD_BYTES // kept), 1), -(-rows * length // tokens) - 1)
+
+
+def _sizes(run: LanguageContext) -> tuple[int, int, int]:
+    """Rollouts of a step, tokens of the longest with its prompt, and tokens of a student's pass."""
+    config = run.config
+    rows = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
+    length = max(run.training.lengths) + config.rollout.max_new_tokens
+    tokens = min(config.optimizer.micro_batch or rows, rows) * length
+    return rows, length, min(tokens, max(config.optimizer.micro_tokens or tokens, length))
 
 
 def memory_of(
@@ -231,7 +254,7 @@ def memory_of(
         rollout=work.decoded * (work.length * cache * SPARE_ROOM + vocab * DRAW_BYTES),
         signal=max((4.0 * work.rows * work.length * m.head_VD.shape[1] for m in readers), default=0.0),
         reading=max((_reading(m, work) for m in readers), default=0.0),
-        activations=kept.bytes(work.tokens),
+        activations=work.passes * kept.bytes(work.tokens),
         loss=loss_bytes(student, work.tokens, on_gpu=work.on_gpu),
     )
 

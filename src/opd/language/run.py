@@ -15,6 +15,7 @@ from opd.axes.base import Objects
 from opd.axes.views.context import CONTEXT_FILE, ContextView
 from opd.config.run import RunConfig
 from opd.evaluation.doctor import findings
+from opd.evaluation.memory import passes_ahead
 from opd.evaluation.metrics import describe
 from opd.language.checks import other_ends, padded
 from opd.language.context import LanguageContext
@@ -28,6 +29,7 @@ from opd.models.adapters import adapted, settings_of
 from opd.models.forward import read_own
 from opd.models.language import checkpoint_activations
 from opd.models.loading import check_trainable
+from opd.models.weights import label_of_start
 from opd.output.model_card import model_card
 from opd.output.result import Result
 from opd.output.run_folder import write_text
@@ -76,6 +78,17 @@ class LanguageRun:
         """The loaded prompts by the run file's key."""
         return {"prompts": self.context.prompts, "eval.prompts": self.context.held_out}
 
+    @property
+    def models(self) -> dict[str, str | list[float]]:
+        """What tells the weights that are loaded from others, by the run file's key."""
+        run = self.context
+        kept = self.config.keeps_initial or adapted(run.student.model)
+        found: dict[str, str | list[float]] = {"student": label_of_start(run.student.model)} if kept else {}
+        for key, other in run.others().items():
+            pooled = run.pool[key.removeprefix("teacher.models.")] if run.pool else other
+            found[key] = pooled.server.label if isinstance(pooled, ServedModel) else label_of_start(pooled.model)
+        return found
+
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""
         run, config = self.context, self.config
@@ -97,6 +110,7 @@ class LanguageRun:
             log.callbacks.append(ahead)  # for the end of the run
         else:
             source = streamed(run, source, terms[0])
+        further = passes_ahead(run) if isinstance(source, Streaming) else 0
         if config.loss.sft:
             source = WithAnswers(source, run.references())
         average = run.own_weights[1] if config.loss.signal.reads_teacher and not config.teacher.is_model else None
@@ -112,6 +126,7 @@ class LanguageRun:
                 max_tokens=config.optimizer.micro_tokens,
                 layers=config.loss.signal.layers(run),
                 own=run.world.own,
+                ahead=further,
             ),
             curriculum=run.curriculum,
             terms=terms,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -228,7 +229,7 @@ def collect(
 def _asked(language_model: Any, readings: Sequence[Reading], layers: Sequence[int]) -> tuple[Signal, TokenStates]:
     """The same from servers: one question for each group of rollouts that follow each other.
 
-    The groups depend on the rollouts' numbers alone, so a part of a batch asks the questions of the whole batch.
+    What ``Streaming`` has asked for already is not asked again.
     """
     size = language_model.server.settings.sequences
     groups = [
@@ -273,6 +274,11 @@ def _read_shared(
         yield Signal(rollout_T, position_T, read.ids_N[token_T]), states
 
 
+def ended(rollout: Rollout) -> tuple[int, int]:
+    """By turns and tokens, about when a rollout ends among those of its batch."""
+    return len(rollout.turns), len(rollout.completion_ids)
+
+
 def read_own(
     language_model: LanguageModel,
     rollouts: Sequence[Rollout],
@@ -281,6 +287,7 @@ def read_own(
     max_tokens: int | None = None,
     layers: Sequence[int] = (),
     own: Callable[[Sequence[Rollout]], Collection[int]] | None = None,
+    ahead: int = 0,
 ) -> Iterator[tuple[Signal, TokenStates]]:
     """Forward passes of the student over its own rollouts, with gradients. The scored tokens stay on the CPU.
 
@@ -288,15 +295,26 @@ def read_own(
         size: most rollouts per forward pass; None for any number.
         max_tokens: most tokens per forward pass, padding included; None for any number.
         own: gives the indices of the rollouts that this process reads; None for all.
+        ahead: further passes that are made before one is used, while a server's answers are on their way. Rollouts
+            that ended first are then read first, as the server was asked about them first.
     """
     readings = student_readings(rollouts)
+    if ahead:
+        readings.sort(key=lambda reading: ended(rollouts[reading.rollout]))
     if own is not None:
         mine = own(rollouts)
         readings = [reading for reading in readings if reading.rollout in mine]
     size = size or max(len(readings), 1)
     parts = (readings[start : start + size] for start in range(0, len(readings), size))
     batches = (batch for part in parts for batch in _batches(language_model, part, max_tokens))
-    yield from _read_batches(language_model, batches, layers)
+    made = _read_batches(language_model, batches, layers)
+    if is_divided(language_model.model):  # its backward pass has to follow at once
+        ahead = 0
+    waiting = deque(islice(made, ahead))
+    for following in made:
+        waiting.append(following)
+        yield waiting.popleft()
+    yield from waiting
 
 
 def on_cpu(signal: Signal) -> Signal:

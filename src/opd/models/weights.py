@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opd.distributed import divided_as
+
+SAMPLED = 1024
+"""Elements of each tensor that a label is made of, evenly spread; an update changes all."""
+
+
+def label(parameters: Iterable[tuple[str, Tensor]], *facts: object) -> str:
+    """A hash of each tensor's name, shape and dtype, of some of its elements, and of further facts."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, parameter in sorted(parameters, key=lambda pair: pair[0]):
+        flat = parameter.detach().flatten()
+        every = max(len(flat) // SAMPLED, 1)
+        chosen = flat[::every][:SAMPLED].cpu().contiguous()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(chosen.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def label_of_start(model: nn.Module) -> str:
+    """A label of the weights that a model is loaded with: of all, or of an adapter's base."""
+    parameters = dict(model.named_parameters())
+    frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+    return label((frozen or parameters).items())
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,21 @@ PACKAGES = ("opd", "torch", "transformers", "peft", "diffusers")
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def note(out: Path, data: Mapping[str, Sequence[Prompt]], device: str, *, resumed: bool) -> list[str]:
+NOISE = 5e-2
+"""Largest relative difference of two labels of numbers, for the same weights read twice in 16 bits."""
+
+Label = str | list[float]
+"""What tells weights from others: a hash, or states that they compute where a server tells no more."""
+
+
+def note(
+    out: Path, data: Mapping[str, Sequence[Prompt]], models: Mapping[str, Label], device: str, *, resumed: bool
+) -> list[str]:
     """Write what this process runs with, and compare it with what the run was started with.
 
     Args:
         data: the loaded prompts by the run file's key.
+        models: labels of the loaded weights by the run file's key.
         device: of the run, such as ``cpu`` or ``cuda:1``.
         resumed: whether the folder's run goes on.
 
@@ -36,7 +47,8 @@ def note(out: Path, data: Mapping[str, Sequence[Prompt]], device: str, *, resume
         A sentence for each change of a version or of the hardware.
 
     Raises:
-        CheckpointError: the run goes on with other data, or with the same in another order, or the file is damaged.
+        CheckpointError: the run goes on with other data or models, or with the same data in another order, or the file
+            is damaged.
     """
     now = {"versions": dict(_versions()), "hardware": _hardware(device)}
     digests = {key: _digest(prompts) for key, prompts in data.items() if prompts}
@@ -46,11 +58,12 @@ def note(out: Path, data: Mapping[str, Sequence[Prompt]], device: str, *, resume
         saved = _read(path)
         run, last = saved["run"], saved["processes"][-1]
         _check_data(saved["data"], digests, out)
+        _check_models(saved.get("models", models), models, out)
         changes = [text for kind in now for text in _differences(last.get(kind, {}), now[kind])]
         processes = [*saved["processes"], now] if changes else saved["processes"]
     else:
         processes = [now]
-    write_json(path, {"run": run, "processes": processes, "data": digests})
+    write_json(path, {"run": run, "processes": processes, "data": digests, "models": dict(models)})
     return changes
 
 
@@ -105,6 +118,21 @@ def _check_data(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
         raise CheckpointError(
             f"{key}: {how}, so the run would not be the same. Fix: restore the data, or choose another out"
         )
+
+
+def _check_models(before: Mapping[str, Label], now: Mapping[str, Label], out: Path) -> None:
+    for key in before.keys() & now.keys():
+        if not _same(before[key], now[key]):
+            raise CheckpointError(
+                f"{key}: its weights are not those that '{out}' was started with, so the run would not be the same. "
+                "Fix: load or serve the model as it was, or choose another out"
+            )
+
+
+def _same(old: Label, new: Label) -> bool:
+    if isinstance(old, str) or isinstance(new, str) or len(old) != len(new):
+        return old == new
+    return math.dist(old, new) <= NOISE * math.hypot(*old)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from opd.rollouts.sampler import Sampler
@@ -15,9 +16,10 @@ from opd.types import Prompt, Rollout, Teacher, Term, View
 
 
 class Streaming:
-    """Asks the teacher about each group of rollouts once all of it is written, and keeps the answers for the update.
+    """Asks the teacher about rollouts as they end, a group at a time, and keeps the answers for the update.
 
-    The questions are those of the whole batch, so the signals are the same to the last bit.
+    Groups are taken in the order in which rollouts end; where servers write them, and that order is chance, a group has
+    rollouts whose numbers follow each other, so that the same rollouts always make the same questions.
 
     Args:
         sampler: writes the rollouts.
@@ -32,15 +34,17 @@ class Streaming:
 
     def rollout(self, prompts: Sequence[Prompt], seed: int, step: int = 0) -> Sequence[Rollout]:
         """The sampler's rollouts."""
-        written: dict[int, Rollout] = {}
+        chance = getattr(self.sampler.engine, "independent", False)
+        groups: dict[int, list[tuple[int, Rollout]]] = defaultdict(list)
+        ended = 0
 
         def finished(index: int, rollout: Rollout) -> None:
-            written[index] = rollout
-            first = index // self.size * self.size
-            group = [written.get(i) for i in range(first, min(first + self.size, len(prompts)))]
-            whole = [one for one in group if one is not None]
-            if len(whole) == len(group):
-                self._ask(whole)
+            nonlocal ended
+            number = (index if chance else ended) // self.size
+            ended += 1
+            groups[number].append((index, rollout))
+            if len(groups[number]) == min(self.size, len(prompts) - number * self.size):
+                self._ask([one for _, one in sorted(groups.pop(number), key=lambda pair: pair[0])])
 
         return self.sampler.rollout(prompts, seed, step, finished)
 

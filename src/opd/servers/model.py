@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,6 +31,9 @@ asking_ahead: ContextVar[bool] = ContextVar("asking_ahead", default=False)
 """Whether answers are kept until they are asked for again; each thread has a value of its own."""
 
 
+Asked = tuple[Future[list[Tensor]], int]
+
+
 class HeadOnly(nn.Module):
     """The output head of a model, with its config; the rest is elsewhere."""
 
@@ -49,11 +52,11 @@ class ServedModel(LanguageModel):
 
     Attributes:
         server: asks the servers.
-        asked: answers that were asked for ahead of time, by their questions; each is given once.
+        asked: sequences asked for ahead of time: the answer, and the place in it. Each is given once.
     """
 
     server: StateServers = field(kw_only=True)
-    asked: dict[Any, Future[list[Tensor]]] = field(default_factory=dict, kw_only=True)
+    asked: dict[Any, Asked] = field(default_factory=dict, kw_only=True)
 
     @property
     def is_served(self) -> bool:
@@ -66,7 +69,7 @@ class ServedModel(LanguageModel):
         return min(known, default=None)
 
     def states(self, groups: Sequence[Sequences], order_T: Tensor, blocks: Sequence[int] = ()) -> Later:
-        """Ask for states, one request for each group, and return without waiting.
+        """Ask for states, in one request what is not asked for yet of each group, and return without waiting.
 
         Args:
             groups: sequences and their wanted positions.
@@ -81,20 +84,25 @@ class ServedModel(LanguageModel):
                 f"loss.signal=hidden reads the states of blocks, and '{self.server.requests.urls[0]}' gives last "
                 "states alone. Fix: serve the teacher with opd serve, or set loss.signal=full"
             )
-        parts: list[Callable[[], Tensor]] = []
+        found: list[Asked] = []
         for group in groups:
-            key = tuple((tuple(ids), tuple(rows)) for ids, rows in group), tuple(blocks)
-            future = self.asked.pop(key, None) or self.server.ask(group, blocks)
+            keys = [(tuple(ids), tuple(rows), tuple(blocks)) for ids, rows in group]
+            here = {key: self.asked.pop(key) for key in keys if key in self.asked}
+            missing = [index for index, key in enumerate(keys) if key not in here]
+            if missing:
+                future = self.server.ask([group[index] for index in missing], blocks)
+                here |= {keys[index]: (future, place) for place, index in enumerate(missing)}
             if asking_ahead.get():
-                self.asked[key] = future
-            parts.append(partial(self._whole, future))
+                self.asked.update(here)
+            found += [here[key] for key in keys]
         width = self.head_VD.shape[1]
         inner = (len(blocks), self.width) if blocks else (width,)
         empty = torch.empty(0, *inner, dtype=self.head_VD.dtype, device=self.device)
-        return Later(parts, [sum(len(rows) for _, rows in group) for group in groups], order_T, empty)
+        sizes = [len(rows) for group in groups for _, rows in group]
+        return Later([partial(self._arrived, *one) for one in found], sizes, order_T, empty)
 
-    def _whole(self, future: Future[list[Tensor]]) -> Tensor:
-        states = torch.cat(self.server.requests.result(future))
+    def _arrived(self, future: Future[list[Tensor]], place: int) -> Tensor:
+        states = self.server.requests.result(future)[place]
         bias = self.has_bias and states.dim() == 2 and not self.server.labelled
         return nn.functional.pad(states, (0, 1), value=1.0) if bias else states
 

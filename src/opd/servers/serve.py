@@ -6,7 +6,6 @@ for, and a label of the weights. Every request is bounded; a wrong one is answer
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import socket
 import threading
@@ -27,6 +26,7 @@ from opd.errors import ConfigError
 from opd.losses import token_logprobs
 from opd.models.language import LanguageModel
 from opd.models.packing import lay_out, passes
+from opd.models.weights import label
 from opd.servers.states import fingerprint
 from opd.servers.wire import DTYPES, METADATA, OPD, Item, metadata
 
@@ -35,9 +35,6 @@ MAX_SEQUENCES = 64
 
 MAX_BODY = 64_000_000
 """Bytes of the largest request: some million token ids."""
-
-SAMPLED = 1024
-"""Elements of each tensor that the label of the weights is made of, evenly spread; an update changes all."""
 
 
 class Wanted(BaseModel):
@@ -78,7 +75,8 @@ class Model:
     @classmethod
     def of(cls, language_model: LanguageModel) -> Model:
         """A loaded model."""
-        return cls(language_model, weights_label(language_model), fingerprint(language_model.tokenizer))
+        weights = label(language_model.model.named_parameters(), language_model.logit_scale)
+        return cls(language_model, weights, fingerprint(language_model.tokenizer))
 
 
 class BadQuestion(Exception):
@@ -246,18 +244,6 @@ def _answer(question: Question, model: Model, found: Sequence[Tensor]) -> Respon
     tokens = sum(map(len, question.input))
     head = metadata(items, model=question.model, tokens=tokens, weights=model.weights)
     return Response(bytes(body), media_type="application/octet-stream", headers={METADATA: head})
-
-
-def weights_label(model: LanguageModel) -> str:
-    """A hash of each tensor's name, shape and dtype, and of some of its elements."""
-    digest = hashlib.sha256(f"{model.logit_scale}".encode())
-    for name, parameter in sorted(model.model.named_parameters()):
-        flat = parameter.detach().flatten()
-        every = max(len(flat) // SAMPLED, 1)
-        chosen = flat[::every][:SAMPLED].cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(chosen.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def listening(host: str, port: int) -> socket.socket:

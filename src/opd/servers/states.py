@@ -24,6 +24,9 @@ from opd.servers.wire import OPD, Sequences, header, question, ranges, tensors
 PROBE = 8
 """Tokens whose states are compared at the start, and in each answer of a server that does not label its weights."""
 
+SKETCH = 64
+"""Units of the probe's last state that a run keeps."""
+
 NOISE = 5e-2
 """Largest relative difference between two readings of one sequence with the same weights in 16 bits."""
 
@@ -83,6 +86,15 @@ class StateServers:
     def labelled(self) -> bool:
         """Whether the servers are `opd serve`: they label their weights, and send the rows that are wanted alone."""
         return self.served.weights is not None
+
+    @property
+    def label(self) -> str | list[float]:
+        """What tells these weights from others: the servers' label, or some of the probe's states."""
+        if self.served.weights is not None:
+            return self.served.weights
+        assert self.reference is not None
+        last_D = self.reference[-1]
+        return [float(f"{value:.4g}") for value in last_D[:: max(len(last_D) // SKETCH, 1)].tolist()]
 
     def ask(self, sequences: Sequences, blocks: Sequence[int] = ()) -> Future[list[Tensor]]:
         """States at some positions of some sequences, in the background.
