@@ -16,9 +16,11 @@ import opd
 from opd.config.read import read
 from opd.data.curriculum import Uniform
 from opd.errors import ConfigError, OpdError
+from opd.loop import Loop
 from opd.models.loading import load
 from opd.rollouts.ahead import Ahead
 from opd.servers.rollouts import VllmEngine
+from opd.training.actions import RollBack
 from opd.types import Event, Prompt, Rollout, Span
 from support.models import make_model
 from support.rollout_server import RolloutServer
@@ -120,6 +122,33 @@ def test_a_run_that_was_killed_trains_on_the_same_tokens(
 
 
 @pytest.mark.slow
+def test_after_a_rollback_no_rollout_of_the_weights_that_were_left_is_used(
+    server: RolloutServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, str]] = []
+    wait, step_of = Ahead._wait, Loop._step
+
+    def noted(source: Ahead) -> Sequence[Rollout]:
+        assert source.asked
+        used.append((source.asked.step, source.asked.label.rpartition("-")[2]))
+        return wait(source)
+
+    def step(loop: Loop, number: int) -> Any:
+        metrics = step_of(loop, number)
+        if number == 2:  # the rollouts of step 3 are on their way
+            loop._act(RollBack(1, "half the learning rate", lr_scale=0.5))
+        return metrics
+
+    monkeypatch.setattr(Ahead, "_wait", noted)
+    monkeypatch.setattr(Loop, "_step", step)
+    train(tmp_path / "out", server, checkpoint={"every": 1, "keep": 3})
+    pushes = dict(used)  # the last time that each step's were waited for
+    assert [*pushes] == list(range(STEPS))
+    # Step 3 was asked for with the third push, dropped, and asked for again with the fourth, the rollback.
+    assert [*pushes.values()] == ["1", "1", "2", "4", "4"]
+    assert '"kind": "rollback"' in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
 def test_served_teachers_are_asked_while_rollouts_are_written_ahead(server: RolloutServer, tmp_path: Path) -> None:
     """The teacher's states come with the rollouts; local ones give the same weights, but for their rounding."""
     make_model(1, layers=3, hidden=48).save(tmp_path / "teacher")
