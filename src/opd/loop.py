@@ -29,11 +29,11 @@ from opd.models.forward import align, on_cpu
 from opd.output.run_log import Log
 from opd.teachers.views import remaining
 from opd.training.actions import Action, RefreshTeacher, RollBack, Stop
-from opd.training.checkpoint import Checkpoints, RunState, Stateful
+from opd.training.checkpoint import Checkpoints
 from opd.training.guards import Guards, better, validation
 from opd.training.optimizer import Optimizer
 from opd.training.recovery import Recovery
-from opd.training.state import State
+from opd.training.state import RunState, State, Stateful
 from opd.types import ForwardPass, Metrics, Policy, Rollout, RolloutSource, Scored, Segment, Term
 
 

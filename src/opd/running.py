@@ -142,6 +142,7 @@ def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> 
                 recorder.finish()
         return result
     finally:
+        loop.checkpoints.close()
         log.stop()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import opd
 from opd.errors import CheckpointError
 from opd.models.sealed import seal
-from opd.training import checkpoint
-from opd.training.checkpoint import Checkpoints, RunState
+from opd.training import checkpoint, tensor_files
+from opd.training.checkpoint import Checkpoints
 from opd.training.interrupts import Interrupted
 from opd.training.optimizer import Optimizer
-from opd.training.state import State
+from opd.training.state import RunState, State
+from support.interrupt import Interrupt
+from support.models import make_model
+from support.small_runs import PROMPTS, small_run
 
 
 def a_run(**numbers: Any) -> RunState:
@@ -168,7 +173,7 @@ def test_a_failure_while_the_best_weights_are_written_leaves_the_previous_ones(
     with torch.no_grad():
         model.weight.add_(1.0)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", half)
+        patched.setattr(tensor_files, "save_file", half)
         with pytest.raises(CheckpointError, match=r"cannot be written \(no space left.*Fix: make room"):
             checkpoints.save_best(model)
     checkpoints.load_best(model)
@@ -181,7 +186,7 @@ def test_a_failure_while_a_checkpoint_is_written_leaves_the_previous_one(
     checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
     checkpoints.save(run, last=False)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", half)
+        patched.setattr(tensor_files, "save_file", half)
         with pytest.raises(CheckpointError, match=r"cannot be written \(no space left.*Fix: make room"):
             checkpoints.save(at(run, step=2), last=False)
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]  # half a checkpoint would take the room
@@ -330,3 +335,103 @@ def test_everything_is_on_disk_before_a_folder_gets_its_name(tmp_path: Path, mon
     monkeypatch.setattr(Path, "rename", renamed)
     Checkpoints(tmp_path, every=1).save(a_run(step=1), last=False)
     assert flushed[-1] == tmp_path
+
+
+# ---- beside the next steps -------------------------------------------------------------------------------------
+
+
+def slow_to_seal(patched: pytest.MonkeyPatch) -> threading.Event:
+    """No checkpoint is complete before the event is set."""
+    go, seal_now = threading.Event(), seal
+
+    def sealed(folder: Path, **facts: str) -> None:
+        assert go.wait(20)
+        seal_now(folder, **facts)
+
+    patched.setattr(checkpoint, "seal", sealed)
+    return go
+
+
+def test_a_checkpoint_written_beside_is_of_the_moment_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1, beside=True), a_run(step=1, tokens=5)
+    go = slow_to_seal(monkeypatch)
+    weight = run.model.get_parameter("weight").detach().clone()
+    moments = {name: t.clone() for name, t in run.parts["optimizer"].tensors().items()}  # type: ignore[union-attr]
+    checkpoints.save(run, last=False)
+    drawn = torch.rand(3)
+    assert steps(tmp_path) in ([], [".000001"])  # a kill now leaves what was there before
+    run.state.tokens = 99
+    run.model(torch.ones(1, 3)).sum().backward()
+    run.parts["optimizer"].step(1, 1.0)  # type: ignore[union-attr]
+    go.set()
+    fresh = a_run()
+    assert checkpoints.restore(fresh) == State(step=1, tokens=5)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(fresh.model.get_parameter("weight"), weight)
+    assert not torch.equal(run.model.get_parameter("weight"), weight)
+    restored = fresh.parts["optimizer"].tensors()  # type: ignore[union-attr]
+    assert all(torch.equal(restored[name], tensor) for name, tensor in moments.items())
+    checkpoints.close()
+
+
+def test_the_last_checkpoint_and_that_of_a_signal_are_waited_for(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1, beside=True), a_run()
+    checkpoints.save(at(run, step=1), last=False)
+    checkpoints.save(at(run, step=2), last=True)
+    assert steps(tmp_path) == ["000001", "000002"]
+    checkpoints.asked.number = signal.SIGTERM
+    with pytest.raises(Interrupted):
+        checkpoints.save(at(run, step=3), last=False)
+    assert steps(tmp_path) == ["000002", "000003"]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("then", ["step", "last", "best", "rollback"])
+def test_a_full_disk_beside_the_run_ends_it_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=2, beside=True), a_run()
+    checkpoints.save(at(run, step=2), last=True)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "save_file", full)
+    checkpoints.save(at(run, step=4), last=False)
+    checkpoints._thread.submit(int).result()  # type: ignore[union-attr]  # all before it is done
+    noticed = {
+        "step": lambda: checkpoints.save(at(run, step=5), last=False),
+        "last": lambda: checkpoints.save(at(run, step=6), last=True),
+        "best": lambda: checkpoints.save_best(run.model),
+        "rollback": lambda: checkpoints.roll_back(run, 2),
+    }[then]
+    with pytest.raises(CheckpointError, match=r"000004' cannot be written \(.*No space left.*\)\. Fix: make room"):
+        noticed()
+    monkeypatch.undo()
+    assert steps(tmp_path) == ["000002"]
+    assert checkpoints.restore(a_run()) == State(step=2)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}])
+def test_a_run_with_checkpoints_beside_it_continues_bit_for_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    def train(name: str, *, beside: bool, **more: Any) -> dict[str, torch.Tensor]:
+        tree = small_run(tmp_path / name, report=False, optimizer={"steps": 4}, **settings)
+        tree["checkpoint"] = {"every": 1, "beside": beside}
+        opd.train(tree, student=make_model(0), teacher=make_model(1), prompts=PROMPTS, **more)
+        (file,) = tmp_path.glob(f"{name}/*model.safetensors")
+        return load_file(file)
+
+    right = train("whole", beside=False)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", beside=True, callbacks=[Interrupt(3)])
+    assert steps(tmp_path / "cut" / "checkpoints")[-1] == "000002"
+    found = train("cut", beside=True, resume=True)
+    assert found.keys() == right.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in right.items())
+    newest = [
+        load_file(tmp_path / name / "checkpoints" / "000004" / "optimizer.safetensors") for name in ("cut", "whole")
+    ]
+    assert all(torch.equal(newest[0][name], tensor) for name, tensor in newest[1].items())

@@ -56,4 +56,4 @@ class LanguageOptimizerConfig(OptimizerConfig):
     rollout has a pass for itself."""
     shard: bool | Literal["auto"] | ReplicateConfig = "auto"
     """Whether several processes divide weights, gradients and moments among them; ``{replicate: n}`` in n groups.
-    ``auto`` does, except with ``lora``, ``experimental.extrapolate`` and ``experimental.conflict``."""
+    ``auto`` does, except with ``lora``, ``compile``, ``experimental.extrapolate`` and ``experimental.conflict``."""

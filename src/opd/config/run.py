@@ -250,6 +250,12 @@ class CheckpointConfig(Strict):
     folder of 12 bytes per trained parameter: float32 weights and the optimizer's two moments."""
 
 
+class LanguageCheckpointConfig(CheckpointConfig):
+    beside: bool | Literal["auto"] = "auto"
+    """Write checkpoints beside the next steps, from a copy in the machine's memory: 12 bytes per trained parameter.
+    ``auto`` does on a GPU, in a run of one process."""
+
+
 class SaveConfig(Strict):
     """How the trained model is written."""
 
@@ -350,6 +356,8 @@ class RunConfig(BaseRun):
     """The signal, the divergence, the weights of tokens, and further terms."""
     optimizer: LanguageOptimizerConfig = LanguageOptimizerConfig()
     """Optimizer and learning rate."""
+    checkpoint: LanguageCheckpointConfig = LanguageCheckpointConfig()
+    """How often and how a checkpoint is saved."""
     rollout: RolloutConfig = RolloutConfig()
     """What writes completions, how many and how long."""
     eval: EvalConfig = EvalConfig()
@@ -363,6 +371,9 @@ class RunConfig(BaseRun):
     """How attention is computed; by default sdpa, or eager where the architecture has no other. flash_attention_2
     (package flash-attn, ``dtype: bfloat16``) and flex_attention run on a GPU, and compute nothing between packed
     rollouts."""
+    compile: bool = False
+    """Compile the blocks of student and teachers for scoring and updates, which takes seconds to minutes at the start.
+    Rollouts are not compiled."""
 
     experimental: ExperimentalConfig = ExperimentalConfig()
     """Options that gained nothing in our own measurements."""

@@ -21,6 +21,7 @@ from opd.models.adapters import adapted
 from opd.models.attention import use_attention
 from opd.models.bases import Bases
 from opd.models.chat import Chat
+from opd.models.compiled import compile_blocks
 from opd.models.language import LanguageModel, device_named, set_threads
 from opd.models.loading import accept, load
 from opd.models.pool import ModelPool
@@ -62,10 +63,13 @@ def load_run(config: RunConfig, objects: Objects) -> LanguageContext:
         **_teachers(config, objects, student, bases, device),
     )
     run = share_vocabulary(run, loaded.held_out)
-    if config.attention:
-        for key, model in {"student": student, "the student's base": base or student, **run.others()}.items():
-            if not model.is_served:
-                use_attention(model, config.attention, key)
+    models = {"student": student, **({"the student's base": base} if base else {}), **run.others()}
+    here = {id(model.model): (model, key) for key, model in models.items() if not model.is_served}
+    for model, key in here.values():
+        if config.attention:
+            use_attention(model, config.attention, key)
+        if config.compile:
+            compile_blocks(model, key)
     check_room(run, loaded.held_out)
     return run
 

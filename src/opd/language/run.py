@@ -140,7 +140,8 @@ class LanguageRun:
                 Path(config.out) / "checkpoints",
                 write=run.student.save_weights,
                 world=run.world,
-                **config.checkpoint.model_dump(),
+                beside=self._beside,
+                **config.checkpoint.model_dump(exclude={"beside"}),
             ),
             log=log,
             steps=config.optimizer.steps,
@@ -158,6 +159,12 @@ class LanguageRun:
         for server in run.servers:
             server.tell = partial(loop.event, "server")
         return loop
+
+    @property
+    def _beside(self) -> bool:
+        """Whether checkpoints are written beside the next steps."""
+        asked = self.config.checkpoint.beside
+        return asked if isinstance(asked, bool) else self.context.device != "cpu" and self.context.world.size == 1
 
     def recorder(self, loop: Loop) -> Recorder | None:
         """What records single tokens for the report; None if the run file leaves it out."""

@@ -19,6 +19,10 @@ def join_ranks(config: RunConfig | DiffusionConfig) -> World:
         check_alone("a diffusion run")
         return World()
     world = join(device_named(config.device))
+    if world.size > 1 and config.checkpoint.beside is True:
+        raise ConfigError(
+            "checkpoint.beside: several processes write a checkpoint together, between two steps. Fix: leave it out"
+        )
     check_shard(config, world.size, adapter=config.lora is not None)
     return world
 
@@ -36,6 +40,7 @@ def check_shard(config: RunConfig, size: int, *, adapter: bool) -> int:
     shard = config.optimizer.shard
     kept = {
         "lora": adapter,
+        "compile": config.compile,
         "experimental.extrapolate": config.experimental.extrapolate is not None,
         "experimental.conflict": config.experimental.conflict,
     }

@@ -182,17 +182,19 @@ class LanguageModel:
         if adapted(self.model):
             save_adapter(self.model, folder / ALONE)
 
-    def save_weights(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    def save_weights(self, folder: Path, *, model: Any = None, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the weights as they are in memory, for a checkpoint that ``from_pretrained`` loads.
 
         Args:
+            model: a copy of the model, to write instead.
             state: the whole weights, if they are divided among processes.
         """
         disable_progress_bar()  # a run shows its own progress
-        if adapted(self.model):
-            save_adapter(self.model, folder)
+        model = model or self.model
+        if adapted(model):
+            save_adapter(model, folder)
         else:
-            self.model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
     @property

@@ -16,23 +16,25 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opd.distributed import World
 from opd.errors import CheckpointError
 from opd.models.sealed import flush, opened, seal
-from opd.models.weights import buffers, load_into, trained
+from opd.models.weights import buffers, trained
 from opd.training import random_states
+from opd.training.beside import snapshot
 from opd.training.interrupts import Asked, Interrupted
-from opd.training.state import State
+from opd.training.state import RunState, State
+from opd.training.tensor_files import BUFFERS, check_finite, holds, load_weights, save_tensors
 
 TRAINED = "trained.safetensors"
 """The trained parameters, if the library's own file holds others too, or none of them."""
@@ -41,41 +43,10 @@ INTERRUPTED = "interrupted"
 """Empty file in a checkpoint that a signal asked for. Only a resumed run reads it: a rollback returns to the steps that
 an uninterrupted run would have saved."""
 
-BEST, BUFFERS = "best", "buffers.safetensors"
+BEST = "best"
 
 UNUSABLE = (ValueError, KeyError, TypeError, SafetensorError, FileNotFoundError, NotADirectoryError)
 """Errors of a damaged checkpoint. A disk or folder that cannot be read now is another matter."""
-
-
-class Stateful(Protocol):
-    """A part of the run that changes from step to step, such as the optimizer."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything it has learned or counted, by name."""
-        ...
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``tensors`` returned.
-
-        Raises:
-            ValueError: names or shapes differ.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Everything a resumed run needs.
-
-    Attributes:
-        model: the student; its trained parameters are saved.
-        state: the numbers.
-        parts: the rest, by the name of its file; None for a part that this run does not have.
-    """
-
-    model: nn.Module
-    state: State
-    parts: Mapping[str, Stateful | None]
 
 
 class Checkpoints:
@@ -87,8 +58,9 @@ class Checkpoints:
         keep: number of newest checkpoints kept; None keeps all. With two, the one before the last survives a disk that
             fills up while the last is written.
         write: writes a folder that the model's own library loads; it gets the whole weights as ``state`` if
-            they are divided among processes.
+            they are divided among processes, and a copy as ``model`` if it is written beside the next steps.
         world: the processes of the run. The first one writes, and all of them read.
+        beside: copy the state and write it in a thread, while the run goes on; of a single process.
 
     Attributes:
         asked: the signal that has asked the run to end.
@@ -102,8 +74,9 @@ class Checkpoints:
         *,
         every: int,
         keep: int | None = 2,
-        write: Callable[..., None] = lambda folder: None,
+        write: Callable[..., None] = lambda folder, **given: None,
         world: World | None = None,
+        beside: bool = False,
     ) -> None:
         self.folder = folder
         self.every = every
@@ -113,14 +86,17 @@ class Checkpoints:
         self.asked = Asked()
         self.run = ""
         self.warnings: list[str] = []
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoint") if beside else None
+        self._writing: futures.Future[None] | None = None
 
     def save(self, run: RunState, *, last: bool) -> None:
         """Write a checkpoint if this step is due, the last one, that of a rollback, or a signal asks for it.
 
-        The folder gets its name when it is complete. The newest are kept, and those a recovery may return to.
+        The folder gets its name when it is complete, which is later where it is written beside the next steps: after
+        the last step or a signal it is there. The newest are kept, and those a recovery may return to.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it, or one that was written beside the last steps, cannot be written.
             Interrupted: a signal has asked the run to end, and the checkpoint is written.
         """
         state = run.state
@@ -128,8 +104,12 @@ class Checkpoints:
         # Of several processes these are copies, which a signal that comes now does not change: all ranks act alike.
         every = self.world.gather(self.asked, "signals")
         asked = next((one for one in every if one.number), every[0])
+        if due or asked.number or (self._writing and self._writing.done()):
+            self.wait()
         if due or asked.number:
             self._write(run, due=due)
+        if last or asked.number:
+            self.wait()
         if asked.number and not last:
             raise Interrupted(
                 asked.number,
@@ -137,12 +117,33 @@ class Checkpoints:
                 f"'{self.folder / f'{state.step:06d}'}'; go on with --resume",
             )
 
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, whatever becomes of it; none can be written any more."""
+        if self._thread:
+            self._thread.shutdown()
+
     def _write(self, run: RunState, *, due: bool) -> None:
+        random = random_states.named(self.world.gather(random_states.of_this_rank(), "random states"))
+        if self._thread:
+            self._writing = self._thread.submit(self._write_files, snapshot(run), random, due=due)
+        else:
+            self._write_files(run, random, due=due)
+
+    def _write_files(self, run: RunState, random: dict[str, Tensor], *, due: bool) -> None:
         state, world = run.state, self.world
-        random = random_states.named(world.gather(random_states.of_this_rank(), "random states"))
 
         def add(partial: Path) -> None:
-            _save(random, partial / "rng.safetensors")
+            save_tensors(random, partial / "rng.safetensors")
             (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
             if not due:
                 (partial / INTERRUPTED).touch()
@@ -150,7 +151,7 @@ class Checkpoints:
         with self._complete_folder(f"{state.step:06d}", run.model) as partial:
             for name, part in run.parts.items():
                 if part is not None:
-                    world.write(_save, part.tensors(), partial / f"{name}.safetensors")
+                    world.write(save_tensors, part.tensors(), partial / f"{name}.safetensors")
             world.first(bound(add, partial), "checkpoint")
         world.first(bound(self._prune, state), "checkpoint")
 
@@ -172,6 +173,7 @@ class Checkpoints:
         Raises:
             CheckpointError: none is whole and fits the model, or the best weights are damaged.
         """
+        self.wait()
         complete = self._complete()
         if not complete:
             return None
@@ -189,6 +191,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or it cannot be read.
         """
+        self.wait()
         good = [path for path in self._due() if int(path.name) <= step]
         if not good:
             raise CheckpointError(
@@ -211,6 +214,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written.
         """
+        self.wait()
         with self._complete_folder(BEST, model):
             pass
 
@@ -222,7 +226,7 @@ class Checkpoints:
         """
         folder = self.world.first(self._best, "best weights")
         try:
-            _load_weights(model, folder / self._opened(folder)["weights"])
+            load_weights(model, folder / self._opened(folder)["weights"])
         except UNUSABLE as error:
             raise CheckpointError(
                 f"checkpoint '{folder}' cannot be used ({error}). Fix: start the run again in another out"
@@ -282,12 +286,12 @@ class Checkpoints:
         if saved.step != int(folder.name):
             raise ValueError(f"'state.json' is of step {saved.step}")
         ended = saved.stopped_by is not None  # such as by the guard against weights that are not finite
-        _load_weights(run.model, weights, finite=not ended)
+        load_weights(run.model, weights, finite=not ended)
         for name, part in run.parts.items():
             if part is not None:
                 tensors = load_file(folder / f"{name}.safetensors")
                 if name != "curriculum" and not ended:  # NaN there is a prompt that was not measured yet
-                    _check_finite(tensors, f"{name}.safetensors")
+                    check_finite(tensors, f"{name}.safetensors")
                 part.load(tensors)
         random_states.put_back(load_file(folder / "rng.safetensors"), self.world.rank)
         return saved
@@ -334,16 +338,16 @@ class Checkpoints:
 
     def _weights(self, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> str:
         """Write the model as its own library does; returns the file that holds just the trained parameters."""
-        self.write(folder) if state is None else self.write(folder, state=state)
+        self.write(folder, **({"model": model} if self._thread else {}), **({} if state is None else {"state": state}))
         if own := buffers(model):
-            _save(own, folder / BUFFERS)
+            save_tensors(own, folder / BUFFERS)
         parameters = trained(model)
         if state is not None:
             parameters = {name: state[name] for name in parameters}
         for path in folder.glob("*.safetensors"):
-            if _holds(path, parameters):
+            if holds(path, parameters):
                 return path.name
-        _save(parameters, folder / TRAINED)
+        save_tensors(parameters, folder / TRAINED)
         return TRAINED
 
     def _at(self, step: int) -> Path | None:
@@ -373,32 +377,5 @@ def _set_aside(damaged: Mapping[Path, str], used: Path) -> list[str]:
     return said
 
 
-def _load_weights(model: nn.Module, file: Path, *, finite: bool = True) -> None:
-    tensors = load_file(file)
-    if finite:
-        _check_finite(tensors, file.name)
-    load_into(trained(model), tensors)
-    if own := buffers(model):
-        load_into(own, load_file(file.with_name(BUFFERS)))
-
-
-def _check_finite(tensors: Mapping[str, Tensor], file: str) -> None:
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"'{name}' in '{file}' has a value that is not finite")
-
-
 def _step(folder: Path) -> int:
     return int(folder.name)
-
-
-def _holds(path: Path, parameters: Mapping[str, Tensor]) -> bool:
-    """Whether a file has exactly these tensors."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys()) == parameters.keys() and all(
-            file.get_slice(name).get_shape() == list(parameter.shape) for name, parameter in parameters.items()
-        )
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)

@@ -1,13 +1,17 @@
-"""The numbers that change from step to step; all of them are in every checkpoint."""
+"""What changes from step to step: the numbers, and the parts of a run that a checkpoint holds with them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opd.training.actions import RollBack
 from opd.training.guards import quality, validation
 from opd.types import Metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -80,3 +84,34 @@ class State:
             self.rollbacks += 1
             self.lr_scale = action.lr_scale
             self.weights |= action.weights
+
+
+class Stateful(Protocol):
+    """A part of the run that changes from step to step, such as the optimizer."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything it has learned or counted, by name."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what ``tensors`` returned.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything a resumed run needs.
+
+    Attributes:
+        model: the student; its trained parameters are saved.
+        state: the numbers.
+        parts: the rest, by the name of its file; None for a part that this run does not have.
+    """
+
+    model: nn.Module
+    state: State
+    parts: Mapping[str, Stateful | None]
