@@ -245,6 +245,7 @@ def test_a_copy_of_a_student_that_will_be_divided_shares_its_weights(student: La
         ({"replicate": 2}, 8, {}, 2),
         (False, 8, {}, 0),
         ("auto", 8, {"lora": {"rank": 4}}, 0),
+        ("auto", 8, {"compile": True}, 0),
         ("auto", 8, {"experimental": {"extrapolate": {}}}, 0),
     ],
 )
@@ -259,6 +260,7 @@ def test_what_is_divided(shard: Any, size: int, keys: dict[str, Any], groups: in
     [
         (True, 1, {}, "optimizer.shard: there is one process, which has all weights. Fix: start several with torchrun"),
         (True, 2, {"lora": {"rank": 4}}, "optimizer.shard: weights cannot be divided with lora. Fix: set optimizer"),
+        (True, 2, {"compile": True}, "optimizer.shard: weights cannot be divided with compile. Fix: set optimizer"),
         ({"replicate": 3}, 8, {}, "optimizer.shard.replicate: 8 processes cannot be divided into 3 groups"),
         ({"replicate": 2}, 2, {}, "optimizer.shard.replicate: 2 processes cannot be divided into 2 groups"),
     ],
