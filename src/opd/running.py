@@ -102,11 +102,12 @@ def _run(run: Run, callbacks: Sequence[Any], world: World, *, resumed: bool) -> 
     """Train in a folder that this process has locked."""
     config, out = run.config, Path(run.config.out)
     settings = config.model_dump(mode="json")
+    models = run.models  # on every rank: weights that are divided are gathered for it
 
     def begin() -> list[str]:
         if not resumed:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # at most that of step 0, of a run that ended there
-        changes = provenance.note(out, run.data, run.models, device_named(config.device), resumed=resumed)
+        changes = provenance.note(out, run.data, models, device_named(config.device), resumed=resumed)
         write_json(out / "run.json", settings)
         return changes
 

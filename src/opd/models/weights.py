@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opd.distributed import divided_as
+from opd.distributed import divided_as, whole_of
 
 SAMPLED = 1024
 """Elements of each tensor that a label is made of, evenly spread; an update changes all."""
@@ -20,7 +20,7 @@ def label(parameters: Iterable[tuple[str, Tensor]], *facts: object) -> str:
     """A hash of each tensor's name, shape and dtype, of some of its elements, and of further facts."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, parameter in sorted(parameters, key=lambda pair: pair[0]):
-        flat = parameter.detach().flatten()
+        flat = whole_of(parameter.detach()).flatten()
         every = max(len(flat) // SAMPLED, 1)
         chosen = flat[::every][:SAMPLED].cpu().contiguous()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -29,7 +29,7 @@ def label(parameters: Iterable[tuple[str, Tensor]], *facts: object) -> str:
 
 
 def label_of_start(model: nn.Module) -> str:
-    """A label of the weights that a model is loaded with: of all, or of an adapter's base."""
+    """A label of the weights that a model is loaded with: of all, or of an adapter's base. Every rank has to ask."""
     parameters = dict(model.named_parameters())
     frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
     return label((frozen or parameters).items())
