@@ -117,7 +117,12 @@ ALONE = {key: value for key, value in HINT.items() if key != "teacher"}
 """Its settings for a run without a teacher."""
 
 AT_START = {"teacher.view.place": "start"}
-GRPO = {"loss": {"signal": "reward"}, "rollout.prompts_per_step": 4, "rollout.rollouts_per_prompt": 4}
+GRPO = {
+    "loss": {"signal": "reward"},
+    "rollout.prompts_per_step": 4,
+    "rollout.rollouts_per_prompt": 4,
+    "guards.max_idle": UPDATES,  # where all answers to each prompt are right, or all wrong, a step has no update
+}
 OPSD = {"teacher.view": {"type": "privileged", "template": "{prompt}\n\nReminder: the right call is {calls}."}}
 SFT = {"loss": {"signal": "sft"}, "rollout": {"source": "references", "prompts_per_step": 16, "max_new_tokens": 64}}
 
