@@ -78,9 +78,8 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch: pytest.Monkey
 
     measured = {
         "hint": [looked(0.6, 0.6), looked(0.7, 0.7), looked(0.8, 0.8)],
-        "hint at the start": [looked(0.4, 0.6), looked(0.5, 0.6), looked(0.59, 0.6)],
         "sft": [looked(0.9, 0.6), looked(0.95, 0.6), looked(0.99, 0.6)],
-        "grpo": [looked(0.7, 0.6), looked(0.2, 0.6), looked(0.2, 0.6)],
+        "grpo": [looked(0.4, 0.6), looked(0.5, 0.6), looked(0.59, 0.6)],
         "opsd": [looked(0.2, 0.6)],
     }
     page = real.page({"tools": measured})
@@ -89,9 +88,8 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch: pytest.Monkey
         line.split(" | ")[0][2:]: line.split(" | ")[2].rstrip(" |") for line in page.splitlines() if "against" in line
     }
     assert said == {
-        "a hint above the call beats one at the start": "holds",
         "a hint beats supervised training on the right call": "does **not** hold",
-        "a hint beats GRPO": "undecided",
+        "a hint beats GRPO": "holds",
         "a hint beats the whole answer in the prompt": "one seed: undecided",
         "hints forget less than supervised training": "undecided",
     }
