@@ -191,3 +191,12 @@ def test_rewards_that_differ_a_little_are_compared_as_any_others(apart: float, *
     advantage_B = group_advantage(reward_B, torch.tensor([0, 0, 1, 1, 2, 2, 2]), normalize_std=normalize_std)
     size = 1.0 if normalize_std else apart / 2
     assert advantage_B.tolist() == pytest.approx([-size, size, 0, 0, 0, 0, 0], rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(normalize_std: bool) -> None:
+    for size in range(2, 12):
+        for tenths in range(-20, 21):
+            reward_B = torch.full((size,), tenths / 10)
+            group_B = torch.zeros(size, dtype=torch.int64)
+            assert not group_advantage(reward_B, group_B, normalize_std=normalize_std).any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd.losses import Support
+from opd.losses import Support, linear_divergence
 from opd.losses.cross import Matched
 from opd.losses.objectives import (
     CrossEntropy,
@@ -153,6 +153,100 @@ def test_the_temperature_divides_the_logits_of_a_teacher_with_another_tokenizer(
         temperature=temperature,
     )(TokenStates(HIDDEN, HEAD), CrossSignal(*WHERE, *groups), torch.ones(T), per_token_T)
     assert per_token_T.tolist() == pytest.approx((jsd_T * (1.0 + opens_T.double())).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "differs"), [(1, False), (2, True)])
+def test_groups_of_several_tokens_count_by_their_text_or_as_observed(size: int, differs: bool) -> None:
+    """Pairs of the student's tokens, beside one token of the teacher's each; the last token stands alone."""
+    group_T = torch.arange(T) // size
+    size_T = group_T.bincount()[group_T]
+    ones = torch.ones(T, dtype=torch.int64)
+    groups = (group_T, size_T, torch.zeros(T, dtype=torch.bool), THEIRS, WHERE[2], ones, torch.zeros(T), HEAD_1)
+    some = torch.arange(V // 2)
+    matched = Matched(some, some, weight=1.0, rest=1.0)
+    ways = (CrossTokenizer(opening=matched, inside=matched, pieces=pieces) for pieces in ("text", "observed"))
+    text, observed = (losses(way, CrossSignal(*WHERE, *groups)) for way in ways)
+    assert (text != observed) == differs
+    assert text[-1] == observed[-1]
+
+
+def losses(objective: Objective, signal: Signal) -> list[float]:
+    """The objective's loss at each position."""
+    per_token_T = torch.zeros(T)
+    objective(TokenStates(HIDDEN, HEAD, LAYERS), signal, torch.ones(T), per_token_T)
+    return per_token_T.tolist()
+
+
+def top_3(log_q_TV: Tensor) -> TopKSignal:
+    best = log_q_TV.topk(3)
+    rest_T = (1 - best.values.exp().sum(1)).log()
+    return TopKSignal(*WHERE, LOGPROBS[0], best.indices, best.values, rest_T)
+
+
+STUDENT, TEACHER = (HIDDEN, HEAD), (THEIRS, HEAD_1)
+TAIL = Support(k=3, whose="teacher", rest="tail")
+STORED = top_3((THEIRS @ HEAD_1.T).log_softmax(-1))
+
+
+@pytest.mark.parametrize("changed", ["beta", "clip", "vocab_size", "support", "divergence"])
+def test_every_setting_of_a_divergence_reaches_it(changed: str) -> None:
+    other: dict[str, Any] = {"beta": 0.2, "clip": 0.1, "vocab_size": 15, "support": TAIL, "divergence": "reverse_kl"}
+    usual: dict[str, Any] = {"divergence": "jsd"}
+    settings: dict[str, Any] = {**usual, changed: other[changed]}
+    wanted_T = torch.zeros(T)
+    linear_divergence(*STUDENT, *TEACHER, weight=torch.ones(T), per_token=wanted_T, **settings)
+    found = losses(FullVocabulary(**settings), FULL)
+    assert found == pytest.approx(wanted_T.tolist(), rel=1e-5)
+    assert found != pytest.approx(losses(FullVocabulary(**usual), FULL), rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"divergence": "jsd", "beta": 0.2}, {"divergence": "reverse_kl"}])
+def test_every_setting_of_a_divergence_reaches_a_stored_top_k(settings: dict[str, Any]) -> None:
+    """Over the tail as one more token, which the divergence of whole distributions has too."""
+    whole = losses(FullVocabulary(support=TAIL, **settings), FULL)
+    assert losses(FullVocabulary(support=TAIL, **settings), STORED) == pytest.approx(whole, rel=1e-3)
+
+
+def test_later_advantages_count_by_the_discount() -> None:
+    """With the policy that drew the tokens the loss at each is minus the sum of what follows in its rollout."""
+    log_p_T = (HIDDEN @ HEAD.T).log_softmax(-1)[torch.arange(T), WHERE[2]]
+    rollout_T = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    advantage_T = torch.tensor([1.0, 2.0, 4.0, 1.0, 0.0, 2.0, -4.0])
+    signal = SampledSignal(rollout_T, *WHERE[1:], log_p_T + advantage_T, log_p_T, torch.zeros(T))
+    wanted = [-3.0, -4.0, -4.0, -1.0, 0.0, 0.0, 4.0]
+    assert losses(PolicyGradient(discount=0.5), signal) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_importance_ratios_are_clipped_and_cut() -> None:
+    log_p_T = (HIDDEN.double() @ HEAD.double().T).log_softmax(-1)[torch.arange(T), WHERE[2]]
+    ratio_T, advantage_T = (log_p_T - LOGPROBS[1]).exp(), (LOGPROBS[0] - LOGPROBS[1]).double()
+    plain_T, clipped_T = ratio_T * advantage_T, ratio_T.clamp(0.8, 1.3) * advantage_T
+    assert losses(PolicyGradient(clip=(0.2, 0.3)), SAMPLED) == pytest.approx(
+        (-torch.minimum(plain_T, clipped_T)).tolist(), rel=1e-4
+    )
+    cut = (-ratio_T.clamp_max(0.5) * advantage_T).tolist()
+    assert losses(PolicyGradient(max_ratio=0.5), SAMPLED) == pytest.approx(cut, rel=1e-4)
+
+
+def test_hidden_states_are_compared_by_their_direction_if_asked() -> None:
+    ours, theirs = (x.double() / x.double().norm(dim=-1, keepdim=True) for x in (LAYERS, LAYERS_1))
+    found = losses(HiddenStates(normalise=True), HiddenSignal(*WHERE, LAYERS_1))
+    twice = losses(HiddenStates(normalise=True), HiddenSignal(*WHERE, 2 * LAYERS_1))
+    assert found == pytest.approx(twice, rel=1e-4)
+    share = torch.tensor(found).double() / (ours - theirs).square().sum(-1).mean(-1)
+    assert share.tolist() == pytest.approx([float(share[0])] * T, rel=1e-3)
+
+
+@pytest.mark.parametrize("combine", ["arithmetic", "geometric"])
+def test_two_teachers_are_one_distribution(combine: Any) -> None:
+    """Forward KL to the mixture in float64, at the positions that both score."""
+    log_p_TV = (HIDDEN.double() @ HEAD.double().T).log_softmax(-1)
+    one, two = ((h.double() @ w.double().T).log_softmax(-1) for h, w in ((THEIRS, HEAD_1), (OTHERS, HEAD_2)))
+    mixed = (0.3 * one.exp() + 0.7 * two.exp()).log() if combine == "arithmetic" else 0.3 * one + 0.7 * two
+    log_q_TV = mixed.log_softmax(-1)
+    wanted_T = (log_q_TV.exp() * (log_q_TV - log_p_TV)).sum(-1)
+    found = losses(SeveralTeachers(inner=FullVocabulary(), combine=combine), teachers())
+    assert found[:3] == pytest.approx(wanted_T[:3].tolist(), rel=1e-4)
 
 
 def test_the_largest_advantage_holds_on_both_sides() -> None:

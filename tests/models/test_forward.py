@@ -8,10 +8,11 @@ import torch
 
 from opd.errors import AlignmentError
 from opd.models import forward
-from opd.models.forward import align, read, readings_of, sort_key, student_readings
+from opd.models.forward import align, read, read_own, readings_of, sort_key, student_readings
 from opd.models.language import LanguageModel
 from opd.teachers.local import LocalTeacher
 from opd.types import Prompt, Rollout, Segment, Signal, Span
+from support.models import make_model
 
 
 def rollout(ids: list[int], mask: list[bool] | None = None, prompt: tuple[int, ...] = (5, 6, 7)) -> Rollout:
@@ -178,3 +179,20 @@ def test_what_ended_first_is_read_first_and_passes_are_ahead(
         assert len(made) == min(len(used) + 2, 4)
     assert used == made == [[1], [3], [2], [0]]
     assert [w.rollout_T[0] for w, _ in forward.read_own(student, rollouts, size=1)] == [0, 1, 2, 3]
+
+
+def test_a_teacher_reads_without_dropout_and_is_left_as_it_was() -> None:
+    model = make_model(1)
+    model.model.config.attention_dropout = 0.9
+    for layer in model.model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    for training in (True, False):
+        model.model.train(training)
+        once, again = (LocalTeacher(model).score(ROLLOUTS, whole(ROLLOUTS)) for _ in range(2))
+        assert torch.equal(once.hidden_TD, again.hidden_TD)
+        assert model.model.training == training
+
+
+def test_a_process_reads_its_own_rollouts_alone(student: LanguageModel) -> None:
+    parts = list(read_own(student, ROLLOUTS, size=1, own=lambda rollouts: {0, 2}))
+    assert [sorted(set(where.rollout_T.tolist())) for where, _ in parts] == [[0], [2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import opd
-from opd.errors import CheckpointError, ModelError
+from opd.errors import CheckpointError, ModelError, OpdError
 from opd.loop import Loop
 from opd.models.weights import trained
 from opd.training.state import State
@@ -187,6 +188,37 @@ def test_a_run_whose_provenance_is_damaged_is_not_resumed(out: Path, text: str |
     path = out / "provenance.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(CheckpointError, match=r"provenance.json' is missing or damaged.*Fix: restore the file from"):
+        train(out, resume=True)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", [pipe, device, Path.mkdir])
+@pytest.mark.parametrize("name", ["files.json", "state.json", "model.safetensors"])
+def test_a_file_of_a_checkpoint_that_is_none_is_missing(
+    name: str, kind: Callable[[Path], None], whole: Path, out: Path
+) -> None:
+    """A pipe or a device would never end."""
+    path = out / "checkpoints" / "000006" / name
+    path.unlink()
+    kind(path)
+    train(out, resume=True)
+    assert same(out, whole)
+    assert f"'000006' is damaged ('{name}' is missing)" in damages(out)[0]
+
+
+@pytest.mark.parametrize("kind", [pipe, device, Path.mkdir])
+@pytest.mark.parametrize("name", ["run.json", "provenance.json", ".lock", "checkpoints/best/files.json"])
+def test_a_file_of_a_run_that_is_none_is_one_sentence(name: str, kind: Callable[[Path], None], out: Path) -> None:
+    (out / name).unlink()
+    kind(out / name)
+    with pytest.raises(OpdError, match=r"is no file|is missing|Is a directory"):
         train(out, resume=True)
 
 

@@ -19,7 +19,7 @@ from opd.axes.base import Objects
 from opd.evaluation.metrics import entropy
 from opd.language.run import LanguageRun
 from opd.output.run_log import RunLog
-from opd.training.actions import Continue
+from opd.training.actions import Continue, RollBack
 from opd.training.guards import SYMPTOMS, Watch, typical, watched
 from opd.training.recovery import Recovery
 from opd.training.state import State
@@ -132,6 +132,76 @@ def test_weights_are_proven_a_step_later_where_rollouts_are_a_step_older() -> No
         Recovery(WATCH, lag=lag).after_step(state, {**FIRST, "tokens": 1.0}, [])
         healthy.append(state.healthy)
     assert healthy == [2, 1]
+
+
+GOOD = {**FIRST, "tokens": 1.0}
+RECOVERY = Recovery(WATCH, times=2)
+
+
+def test_without_evaluations_the_rollouts_prove_the_weights() -> None:
+    for times, proven in ((0, 2), (2, 0)):
+        state = State(step=3)
+        Recovery(WATCH, times=times).after_step(state, GOOD, [])
+        assert (state.healthy, state.proven) == (2, proven)
+
+
+def test_a_run_that_a_guard_has_stopped_is_not_judged_by_its_rollouts_too() -> None:
+    for stopped_by, seen in (("non_finite", 0), ("idle", 1), (None, 1)):
+        state = State(step=3, stopped_by=stopped_by)
+        RECOVERY.after_step(state, GOOD, [])
+        assert len(state.recent) == seen
+
+
+def test_a_limited_number_of_steps_is_remembered() -> None:
+    state = State()
+    for state.step in range(1, 40):
+        RECOVERY.after_step(state, {**GOOD, "length": float(state.step)}, [])
+    assert [figures["length"] for figures in state.recent] == [float(step) for step in range(15, 40)]
+
+
+def back(state: State, *, steps: int = 20) -> RollBack | Continue:
+    return RECOVERY.after_stop(state, [], steps=steps, averaged=False)
+
+
+def test_a_rollback_returns_to_weights_that_the_finding_does_not_doubt() -> None:
+    """What an evaluation finds needs weights that an evaluation has proven, and what rollouts find healthy ones."""
+    found = [back(State(step=9, healthy=6, proven=4, stopped_by=why)) for why in ("collapse", "kl_exploded", None)]
+    assert [one.step if isinstance(one, RollBack) else one for one in found] == [4, 6, Continue()]
+
+
+def test_a_step_is_rolled_back_once() -> None:
+    assert isinstance(back(State(step=9, rolled_back=8, stopped_by="too_long")), RollBack)
+    assert back(State(step=9, rolled_back=9, stopped_by="too_long")) == Continue()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text", "goes_on"),
+    [
+        ({"step": 9}, "learning rate times 0.3", True),
+        ({"step": 20}, "the run ends, for no step is left", False),
+        ({"step": 9, "rollbacks": 2}, "the run ends, for no rollback is left", False),
+    ],
+)
+def test_a_rollback_goes_on_while_steps_and_rollbacks_are_left(
+    numbers: dict[str, int], text: str, goes_on: bool
+) -> None:
+    found = back(State(healthy=6, stopped_by="too_long", **numbers))
+    assert isinstance(found, RollBack)
+    assert (found.then, found.resume) == (text, goes_on)
+
+
+@pytest.mark.parametrize(
+    ("recover", "before", "watches"),
+    [({}, {"accuracy": 0.5}, True), (None, {"accuracy": 0.5}, False), (None, {"length": 5.0}, True), (None, {}, True)],
+)
+def test_rollouts_are_watched_where_no_evaluation_judges_or_recovery_is_on(
+    recover: dict[str, Any] | None, before: dict[str, float], watches: bool, tmp_path: Path
+) -> None:
+    tree = run_file(tmp_path / "out", guards={"recover": recover})
+    objects = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS)
+    loop = LanguageRun.load(read_language(tree), objects).assemble(RunLog(tmp_path / "metrics.jsonl", [], []))
+    loop.state.before = before
+    assert bool(loop._watching) == watches
 
 
 def test_healthy_judges_a_single_step() -> None:
@@ -319,6 +389,9 @@ def test_after_a_rollback_only_a_best_evaluation_refreshes_the_teacher(tmp_path:
     assert loop.recovery.after_evaluation(state, None, averaged=True) == Continue()
     state.after = {"length": 7.0, "accuracy": 0.2}
     assert loop.recovery.after_evaluation(state, None, averaged=False) == Continue()
+    state.best_step = state.step - 1
+    assert loop.recovery.after_evaluation(state, None, averaged=True) == Continue()
+    state.best_step = state.step
     loop._act(loop.recovery.after_evaluation(state, None, averaged=True))
     assert torch.equal(teacher, live)
     assert state.events[-1]["kind"] == "refresh"

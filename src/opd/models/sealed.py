@@ -41,11 +41,11 @@ def opened(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file was changed, added or deleted since; the sentence names it.
     """
+    if not (folder / FILES).is_file():  # so is a pipe or a device, which would never end
+        raise ValueError(f"'{FILES}' is missing")
     try:
         content = json.loads((folder / FILES).read_text())
         whole = content.pop("seal") == _hash(content)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"'{FILES}' is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:

@@ -28,6 +28,8 @@ def claim(out: Path, config: BaseRun, *, resume: bool) -> bool:
         CheckpointError: the run in it was started with other settings.
     """
     saved = out / "run.json"
+    if saved.exists() and not saved.is_file():
+        raise ConfigError(f"out: '{saved}' is no file. Fix: choose another folder")
     if not saved.exists():
         if not is_empty(out):
             raise ConfigError(f"out: '{out}' exists and is no run of opd. Fix: choose another folder")

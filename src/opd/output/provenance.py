@@ -87,6 +87,8 @@ def facts(out: Path) -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # but a pipe, say, which would never end
+            raise FileNotFoundError
         saved: dict[str, Any] = json.loads(path.read_text())
         digests, last = saved["data"].values(), saved["processes"][-1]
         whole = isinstance(saved["run"], str) and all(

@@ -36,8 +36,10 @@ def locked(folder: Path, *, patience: float | None = None) -> Iterator[None]:
         patience: seconds to wait for another process; None for ``PATIENCE_S``.
 
     Raises:
-        ConfigError: another process still holds the lock after that time.
+        ConfigError: another process still holds the lock after that time, or the lock is no file.
     """
+    if (folder / LOCK).exists() and not (folder / LOCK).is_file():
+        raise ConfigError(f"out: '{folder / LOCK}' is no file. Fix: delete it")
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         until = time.monotonic() + (PATIENCE_S if patience is None else patience)

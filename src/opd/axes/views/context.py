@@ -108,6 +108,8 @@ class Context(ViewConfig):
             text: str = run.world.first(lambda: gather(rollouts, author), "teacher.view.experience")
             return text
         path = Path(self.file or "").expanduser()
+        if path.exists() and not path.is_file():
+            raise DataError(f"teacher.view.file: '{path}' is no file. Fix: give a text file")
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
