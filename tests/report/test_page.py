@@ -18,6 +18,7 @@ from socket import create_connection
 import pytest
 
 from opd.errors import DataError
+from opd.output.visible import shapeless_pattern, visible
 from opd.report.data import BUDGET, run_data
 from opd.report.live import LOOPBACK, LiveServer
 from opd.report.page import FOLDER, page, write_page, write_report
@@ -180,8 +181,15 @@ def test_a_visitor_who_leaves_prints_nothing(tmp_path: Path, capfd: pytest.Captu
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_page_shows_characters_without_a_shape_by_their_code_points() -> None:
-    script = (FOLDER / "dom.js").read_text(encoding="utf-8")
-    hostile = "a\u202eb\u2066c\x1b[31md\u200be\x00\U000e0041f\ud7ff\n\t\u200d😀"
-    asked = f"{script}\nconsole.log(JSON.stringify(shapes({json.dumps(hostile)})))"
-    shown = json.loads(subprocess.run(["node", "-e", asked], capture_output=True, text=True, check=True).stdout)
-    assert shown == "a⟨U+202E⟩b⟨U+2066⟩c⟨U+001B⟩[31md⟨U+200B⟩e⟨U+0000⟩⟨U+E0041⟩f\ud7ff\n\t\u200d😀"
+    """They are those that the terminal writes out."""
+    pattern = json.dumps(shapeless_pattern("\\u{{{:x}}}".format))
+    script = f"const SHAPELESS_PATTERN = {pattern};\n" + (FOLDER / "dom.js").read_text(encoding="utf-8")
+    hostile = "a\u202eb\u2066c\x1b[31md\u200be\x00\U000e0041f\ud7ff\n\t\u200d\u200d😀\ufe0f\U000e0155"
+    all_codes = "Array.from({length: 0x110000}, (_, c) => c).filter((c) => shapes(String.fromCodePoint(c)).length > 2)"
+    asked = f"{script}\nconsole.log(JSON.stringify([shapes({json.dumps(hostile)}), {all_codes}]))"
+    done = subprocess.run(["node", "-e", asked], capture_output=True, text=True, check=True)
+    shown, codes = json.loads(done.stdout)
+    assert (
+        shown == "a⟨U+202E⟩b⟨U+2066⟩c⟨U+001B⟩[31md⟨U+200B⟩e⟨U+0000⟩⟨U+E0041⟩f\ud7ff\n\t\u200d⟨U+200D⟩😀\ufe0f⟨U+E0155⟩"
+    )
+    assert codes == [c for c in range(0x110000) if visible(chr(c)) != chr(c)]

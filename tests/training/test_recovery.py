@@ -183,7 +183,7 @@ def test_a_step_is_rolled_back_once() -> None:
     ],
 )
 def test_a_rollback_goes_on_while_steps_and_rollbacks_are_left(
-    numbers: dict[str, int], text: str, goes_on: bool
+    numbers: dict[str, Any], text: str, goes_on: bool
 ) -> None:
     found = back(State(healthy=6, stopped_by="too_long", **numbers))
     assert isinstance(found, RollBack)

@@ -18,6 +18,7 @@ from typing import Any
 from opd.errors import DataError, OpdError
 from opd.output.format import metric_table
 from opd.output.run_folder import write_text
+from opd.output.visible import shapeless_pattern
 from opd.report.block import data_block
 from opd.report.data import BUDGET, run_data
 from opd.report.denoising import FAMILY, denoising_data, is_denoising
@@ -120,8 +121,9 @@ def assemble(
     """
     libraries = "".join(_file(name) for name in scripts if name.startswith("vendor/"))
     own = "\n".join(_file(name) for name in scripts if not name.startswith("vendor/"))
-    table = f"const METRIC_TABLE = {data_block(metric_table())};"
-    script = f'{libraries}\n(() => {{\n"use strict";\n{table}\n{own}}})();\n'
+    constants = {"METRIC_TABLE": metric_table(), "SHAPELESS_PATTERN": shapeless_pattern("\\u{{{:x}}}".format)}
+    tables = "\n".join(f"const {name} = {data_block(value)};" for name, value in constants.items())
+    script = f'{libraries}\n(() => {{\n"use strict";\n{tables}\n{own}}})();\n'
     style = "\n".join(_file(name) for name in styles)
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "

@@ -1,8 +1,10 @@
 // DOM and number helpers. Text enters the page only as text nodes, never as markup.
 
-// Control characters, direction marks and invisible separators as their code points: they would hide or turn other text.
-const SHAPELESS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|\udb40[\udc00-\udc7f]/g;
-const shapes = (text) => text.replace(SHAPELESS, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+// Control characters, direction marks and whatever else has no shape, as code points: they would hide or turn other text.
+// SHAPELESS_PATTERN comes from opd/output/visible.py.
+const SHAPELESS = new RegExp(SHAPELESS_PATTERN, "gu");
+const codePoint = (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+const shapes = (text) => text.replace(SHAPELESS, codePoint);
 
 const $ = (id) => document.getElementById(id);
 
@@ -38,7 +40,7 @@ function textNodes(text) {
     if (match.index > at) found.push(document.createTextNode(text.slice(at, match.index)));
     const mark = document.createElement("bdi");
     mark.className = "mark-control";
-    mark.textContent = shapes(match[0]);
+    mark.textContent = codePoint(match[0]);
     found.push(mark);
     at = match.index + match[0].length;
   }
