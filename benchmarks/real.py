@@ -2,9 +2,9 @@
 
     python benchmarks/real.py [--study tools] [--seeds 3] [--folder runs/real] [--cached] [--write docs/real.md]
 
-Three studies: calls of tools, a teacher of 30 blocks and its student of 20, and a system prompt that moves into the
-weights. A run that is in the folder is not made again, and one that was cut off goes on. `--cached` makes none, and
-`--write` makes the page.
+Four studies: calls of tools, where a hint stands, a teacher of 30 blocks and its student of 20, and a system prompt
+that moves into the weights. A run that is in the folder is not made again, and one that was cut off goes on.
+`--cached` makes none, and `--write` makes the page.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ HINT["eval"]["prompts"]["path"] = "runs/smollm2/test.jsonl"  # its settings were
 ALONE = {key: value for key, value in HINT.items() if key != "teacher"}
 """Its settings for a run without a teacher."""
 
+TWO_TURNS = {"rollout.max_turns": 2, "rollout.max_new_tokens": 128, "eval.max_new_tokens": 128}
+
 GRPO = {
     "loss": {"signal": "reward"},
     "rollout.prompts_per_step": 4,
@@ -129,8 +131,7 @@ TOOLS = Study(
     "Calls of tools",
     "Thirty functions in six domains; names of tools and arguments are drawn for each prompt. After a short `sft` "
     "the model calls tools, and often by a name that it has seen in training and the prompt does not list. Each "
-    "arm goes on from there. The call is the first turn, so a hint above it is one at the start too: a run with "
-    "`teacher.view.place=start` had the same figures.",
+    "arm goes on from there. A rollout is one turn.",
     prepare_tools,
     {
         "hint": Arm(HINT),
@@ -152,6 +153,16 @@ TOOLS = Study(
         Claim("a hint beats the whole answer in the prompt", "hint", "opsd"),
         Claim("hints forget less than supervised training", "hint", "sft", "text_loss", more=False),
     ),
+)
+
+PLACES = Study(
+    "Where a hint stands",
+    "The same prompts, with two turns: after a wrong call the model reads the error and calls again. (In a rollout of "
+    "one turn a hint above the call is one at the start: the weights after training were equal, bit for bit.)",
+    prepare_tools,
+    {"above the turn": Arm(HINT, TWO_TURNS), "at the start": Arm(HINT, {**TWO_TURNS, "teacher.view.place": "start"})},
+    TOOLS.figures,
+    (Claim("a hint above the call beats one at the start", "above the turn", "at the start"),),
 )
 
 PAIR = {"eval.every": UPDATES, "optimizer.steps": UPDATES}
@@ -201,7 +212,7 @@ CONTEXT = Study(
     {"teacher/reverse_kl": "reverse KL to the model with the prompt", "text_loss": "loss on chat"},
 )
 
-STUDIES = {"tools": TOOLS, "pair": TEACHER, "context": CONTEXT}
+STUDIES = {"tools": TOOLS, "places": PLACES, "pair": TEACHER, "context": CONTEXT}
 
 
 def place(folder: Path, name: str, seed: int) -> Path:
