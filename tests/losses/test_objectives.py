@@ -220,12 +220,13 @@ def test_later_advantages_count_by_the_discount() -> None:
 def test_importance_ratios_are_clipped_and_cut() -> None:
     log_p_T = (HIDDEN.double() @ HEAD.double().T).log_softmax(-1)[torch.arange(T), WHERE[2]]
     ratio_T, advantage_T = (log_p_T - LOGPROBS[1]).exp(), (LOGPROBS[0] - LOGPROBS[1]).double()
-    plain_T, clipped_T = ratio_T * advantage_T, ratio_T.clamp(0.8, 1.3) * advantage_T
-    assert losses(PolicyGradient(clip=(0.2, 0.3)), SAMPLED) == pytest.approx(
+    assert 0 < (ratio_T < 0.05).sum() < T
+    plain_T, clipped_T = ratio_T * advantage_T, ratio_T.clamp(0.05, 1.3) * advantage_T
+    assert losses(PolicyGradient(clip=(0.95, 0.3)), SAMPLED) == pytest.approx(
         (-torch.minimum(plain_T, clipped_T)).tolist(), rel=1e-4
     )
-    cut = (-ratio_T.clamp_max(0.5) * advantage_T).tolist()
-    assert losses(PolicyGradient(max_ratio=0.5), SAMPLED) == pytest.approx(cut, rel=1e-4)
+    cut = (-ratio_T.clamp_max(0.05) * advantage_T).tolist()
+    assert losses(PolicyGradient(max_ratio=0.05), SAMPLED) == pytest.approx(cut, rel=1e-4)
 
 
 def test_hidden_states_are_compared_by_their_direction_if_asked() -> None:
