@@ -13,8 +13,12 @@ KEPT = frozenset({"role"})
 """Fields of a message that no model or server writes."""
 
 
+PASSES = 8
+"""Most passes over a text; the space in a token may leave or make another one."""
+
+
 class Harmless:
-    """Writes the special tokens of a tokenizer with a space after their first character, wherever they are plain text.
+    """Writes the special tokens of a tokenizer with a space after their first letter, wherever they are plain text.
 
     Tokens are found as the tokenizer would find them: some tokenizers normalize a text first, so that full-width
     characters become a special token.
@@ -31,10 +35,18 @@ class Harmless:
         """The text with its special tokens written out."""
         if not self._special:
             return text
-        safe = re.sub(self._special, _apart, text)
+        safe = self._without(text)
         if self._normalize is not None and re.search(self._special, normal := self._normalize(safe)):
-            safe = re.sub(self._special, _apart, normal)
+            safe = self._without(normal)
         return safe
+
+    def _without(self, text: str) -> str:
+        """The text with its special tokens written out, also those that lie inside others or have spaces."""
+        for _ in range(PASSES):
+            text, found = re.subn(self._special, _apart, text)
+            if not found:
+                return text
+        return re.sub(self._special, "\ufffd", text)
 
     def _tree(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -49,7 +61,7 @@ class Harmless:
         added = self.tokenizer.added_tokens_decoder.values()
         texts = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
         texts |= {self._normalize(text) for text in texts} if self._normalize else set()
-        return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if len(text) > 1)
+        return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True) if text.strip())
 
     @cached_property
     def _normalize(self) -> Any:
@@ -61,4 +73,6 @@ class Harmless:
 
 
 def _apart(found: re.Match[str]) -> str:
-    return f"{found[0][0]} {found[0][1:]}"
+    """A special token with a space after its first letter; a space for one that is a single letter."""
+    before, letters = found[0][: -len(found[0].lstrip())], found[0].lstrip()
+    return f"{before}{letters[0]} {letters[1:]}" if len(letters.rstrip()) > 1 else " "
