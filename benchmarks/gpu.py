@@ -474,6 +474,7 @@ def step_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
     passes = {"micro_tokens": micro_batch * 512}
     variants: dict[str, tuple[list[str], Row]] = {"opd": (ours, {"optimizer": passes})}
     if options.device == "cuda":
+        variants["opd, compiled"] = ours, {"optimizer": passes, "compile": True}
         variants["opd, moments in 8 bits"] = ours, {"optimizer": {**passes, "state": "8bit"}}
     if options.trl_python:
         variants["TRL"] = [options.trl_python, str(HERE / "step_peer_trl.py")], {"steps": STEPS_BEFORE + 1}
@@ -481,7 +482,7 @@ def step_table(options: argparse.Namespace, clock: Clock) -> list[Row]:
         print("TRL's steps are left out: neither --trl-python nor --wheels is given", flush=True)
     settings: Row = {
         "device": options.device, "dtype": "bfloat16", "batch": options.rows, "micro_batch": micro_batch,
-        "limit": options.new, "steps": STEPS_BEFORE + 2, "seed": 0, "packed": True,
+        "limit": options.new, "steps": STEPS_BEFORE + 2, "seed": 0, "packed": True, "compile": False,
     }  # fmt: skip
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

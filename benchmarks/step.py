@@ -106,6 +106,7 @@ def work(student: str, teacher: str, prompts: str, settings: str) -> None:
             "optimizer": {"lr": 1e-9, "steps": given["steps"], **given["optimizer"]},
             "dtype": given["dtype"],
             "device": given["device"],
+            "compile": given["compile"],
             "checkpoint": {"every": 1000},
             "report": False,
             "threads": 1 if given["device"] == "cpu" else None,
@@ -135,7 +136,14 @@ def checked(check: Check) -> Iterator[None]:
         yield
 
 
-ON_A_CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32", "check": None, "optimizer": {}, "packed": True}
+ON_A_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "check": None,
+    "optimizer": {},
+    "packed": True,
+    "compile": False,
+}
 
 
 def steps_of(
@@ -174,6 +182,7 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", help="interpreter of an environment with trl")
+    parser.add_argument("--compile", action="store_true", help="opd with compile=true too")
     parser.add_argument("--student", help="model folder; by default random models")
     parser.add_argument("--teacher")
     parser.add_argument("--prompts", help="JSONL with a text as prompt in each line; by default the task math")
@@ -194,6 +203,8 @@ def main() -> None:
             "opd": ([sys.executable, str(here / "step.py"), "worker", *given], {}),
             "opd, padded": ([sys.executable, str(here / "step.py"), "worker", *given], {"packed": False}),
         }
+        if args.compile:
+            variants["opd, compiled"] = variants["opd"][0], {"compile": True}
         if args.trl_python:
             variants["TRL 1.16"] = ([args.trl_python, str(here / "step_peer_trl.py"), *given], {})
         found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}

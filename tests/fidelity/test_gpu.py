@@ -51,8 +51,10 @@ def eager(name: str) -> object:
 
 EAGER = [eager(name) for name in NAMES]
 TRITON = [pytest.param("triton", name, id=f"triton-{name}", marks=interpreted) for name in KERNEL_NAMES]
+FUSED = [pytest.param("fused", name, id=f"fused-{name}") for name in NAMES]
+"""The function that is compiled, as it stands."""
 COMPILED = [pytest.param("compiled", name, id=f"compiled-{name}", marks=pytest.mark.slow) for name in NAMES]
-ONE_EACH = [EAGER[0], COMPILED[0], *TRITON]
+ONE_EACH = [EAGER[0], *FUSED, COMPILED[0], *TRITON]
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +67,11 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gpu, "BLOCK_BYTES", 2 * 4 * VOCAB)
     monkeypatch.setattr("opd.losses.full_vocab.has_triton", lambda: route == "triton")
     monkeypatch.setattr(fused, "has_triton", lambda: route != "eager")
-    if route == "compiled":
+    if route in ("compiled", "fused"):
         monkeypatch.setattr(fused, "WITH_KERNEL", ())
+    if route == "fused":
+        monkeypatch.setattr(fused, "compiled_block", fused.compiled_block.__wrapped__)
+        monkeypatch.setattr(torch, "compile", lambda function: function)
     if route == "triton":
         from opd.losses import kernels
 
@@ -115,16 +120,16 @@ def test_value_and_gradients_equal_the_paper(route: str, name: str) -> None:
     assert_same(got, reference(case, FORMULAS[name], beta=0.3, temperature=2.0))
 
 
-@pytest.mark.parametrize(("route", "name"), TRITON)
+@pytest.mark.parametrize(("route", "name"), [*FUSED, *TRITON])
 @pytest.mark.parametrize("vocab", [2, 255, 256, 257, 1000])
 @pytest.mark.parametrize("beta", [0.05, 0.9])
-def test_triton_kernels_at_every_width_and_temperature(route: str, name: str, vocab: int, beta: float) -> None:
+def test_every_width_and_temperature(route: str, name: str, vocab: int, beta: float) -> None:
     case = make_case(vocab, tokens=4, vocab=vocab, scale=4.0)
     got = ours(case, divergence=name, beta=beta, temperature=0.5)
     assert_same(got, reference(case, FORMULAS[name], beta=beta, temperature=0.5))
 
 
-@pytest.mark.parametrize(("route", "name"), [*EAGER, COMPILED[0], *TRITON])
+@pytest.mark.parametrize(("route", "name"), [*EAGER, *FUSED, COMPILED[0], *TRITON])
 @pytest.mark.parametrize(("logits", "bound"), [("float32", 4e-3), ("bfloat16", 3e-2)])
 def test_bfloat16_models(route: str, name: str, logits: str, bound: float) -> None:
     """Against float64 of the same rounded inputs; only products and gradients are rounded on the way."""
@@ -139,7 +144,7 @@ def test_bfloat16_models(route: str, name: str, logits: str, bound: float) -> No
         assert float((value.double() - wanted).norm() / wanted.norm()) < bound
 
 
-@pytest.mark.parametrize(("route", "name"), [*EAGER, COMPILED[1], *TRITON])
+@pytest.mark.parametrize(("route", "name"), [*EAGER, *FUSED, COMPILED[1], *TRITON])
 def test_rows_of_the_head_beyond_the_vocabulary_do_not_count(route: str, name: str) -> None:
     case = one_case(3)
     got = ours(case, divergence=name, vocab_size=270)
@@ -147,7 +152,7 @@ def test_rows_of_the_head_beyond_the_vocabulary_do_not_count(route: str, name: s
     assert (got[2][270:] == 0).all()
 
 
-@pytest.mark.parametrize(("route", "name"), [*EAGER, *TRITON])
+@pytest.mark.parametrize(("route", "name"), [*EAGER, *FUSED, *TRITON])
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_extreme_logits(route: str, name: str, size: float) -> None:
     """Identity heads, so that the hidden states are the logits; most probabilities underflow to exactly 0."""
@@ -158,6 +163,17 @@ def test_extreme_logits(route: str, name: str, size: float) -> None:
     got = ours(case, divergence=name)
     gpu.runs_on_gpu = lambda hidden_TD: False  # the fixture puts it back
     assert_same(got, ours(case, divergence=name))
+
+
+@pytest.mark.parametrize(("route", "name"), COMPILED)
+def test_compiled_code_on_extreme_logits_and_masked_rows(route: str, name: str) -> None:
+    """At the sizes and settings of the test against the paper, so that nothing is compiled anew."""
+    case = one_case(1, scale=40.0)
+    wanted = reference(case, FORMULAS[name], beta=0.3, temperature=2.0)
+    with torch.no_grad():
+        case.student_hidden[case.weight == 0] = math.nan
+        case.teacher_hidden[case.weight == 0] = math.inf
+    assert_same(ours(case, divergence=name, beta=0.3, temperature=2.0), wanted, atol=1e-5)
 
 
 @interpreted

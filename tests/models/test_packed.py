@@ -72,11 +72,11 @@ def test_states_are_those_of_each_sequence_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - PADDED))
-def test_gradients_are_those_of_padded_passes(name: str) -> None:
+def test_gradients_are_those_of_each_sequence_alone(name: str) -> None:
     model = make(name)
     loss, packed = gradients(model)
     with padded(model):
-        expected_loss, expected = gradients(model)
+        expected_loss, expected = gradients(model, max_tokens=1)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert packed.keys() == expected.keys()
     largest = max(float(g.abs().max()) for g in expected.values())
