@@ -82,6 +82,19 @@ def test_a_run_goes_on_with_the_same_weights_only(
     assert train(tmp_path / "out", steps=3, resume=True, **settings).steps == 3
 
 
+def test_a_run_goes_on_with_the_same_chat_template_only(tmp_path: Path) -> None:
+    tree = merged(small_run(tmp_path / "out"), {"optimizer": {"steps": 2}, "report": False})
+    student, teacher = make_model(0), make_model(1)
+    opd.train(tree, student=student, teacher=teacher, prompts=ROWS)
+    longer = merged(tree, {"optimizer": {"steps": 3}})
+    template = student.tokenizer.chat_template
+    student.tokenizer.chat_template = f"{template} "
+    with pytest.raises(CheckpointError, match=r"^student: its tokens or chat template are not those that .* Fix: load"):
+        opd.train(longer, student=student, teacher=teacher, prompts=ROWS, resume=True)
+    student.tokenizer.chat_template = template
+    assert opd.train(longer, student=student, teacher=teacher, prompts=ROWS, resume=True).steps == 3
+
+
 def test_weights_that_a_checkpoint_replaces_may_be_others(tmp_path: Path) -> None:
     train(tmp_path / "out")
     train(tmp_path / "whole", steps=3)

@@ -31,6 +31,7 @@ from opd.models.language import checkpoint_activations
 from opd.models.loading import check_trainable
 from opd.models.weights import label_of_start
 from opd.output.model_card import model_card
+from opd.output.provenance import TOKENIZER
 from opd.output.result import Result
 from opd.output.run_folder import write_text
 from opd.output.run_log import RunLog
@@ -80,14 +81,14 @@ class LanguageRun:
 
     @property
     def models(self) -> dict[str, str | list[float]]:
-        """What tells the weights that are loaded from others, by the run file's key."""
+        """What tells the weights and the tokenizer that are loaded from others, by the run file's key."""
         run = self.context
         kept = self.config.keeps_initial or adapted(run.student.model)
         found: dict[str, str | list[float]] = {"student": label_of_start(run.student.model)} if kept else {}
         for key, other in run.others().items():
             pooled = run.pool[key.removeprefix("teacher.models.")] if run.pool else other
             found[key] = pooled.server.label if isinstance(pooled, ServedModel) else label_of_start(pooled.model)
-        return found
+        return found | {f"student.{TOKENIZER}": run.chat.label}
 
     def assemble(self, log: RunLog) -> Loop:
         """The loop, ready to run from step 0."""

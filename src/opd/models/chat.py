@@ -10,6 +10,7 @@ and after a sampled turn only the part of it that was not sampled is inserted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +26,9 @@ from opd.models.messages import MessageForms
 from opd.models.templates import render
 from opd.types import Message, Prompt, Span
 
+_PROBE = (
+    "Any tokenizer splits this in its own way: 3.14159 * (x_1 + 22) == naïve café, été; \n\tdef f(): return '漢字 😀'"
+)
 _MARKER = "MARKER"
 _OPENING: tuple[Message, ...] = ({"role": "user", "content": "a"},)
 _ASKED: tuple[Message, ...] = ({"role": "user", "content": _MARKER},)
@@ -50,6 +54,13 @@ class Chat:
             return self
         key = json.dumps(prompt.chat_template_kwargs, sort_keys=True, default=str)
         return self._others.setdefault(key, Chat(self.tokenizer, prompt.chat_template_kwargs))
+
+    @property
+    def label(self) -> str:
+        """What tells this tokenizer and its template from others; the whole vocabulary would take a second."""
+        added = sorted(self.tokenizer.get_added_vocab().items())
+        tree = [self.tokenizer.chat_template, len(self.tokenizer), added, self.insert_text_ids(_PROBE)]
+        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
     @property
     def has_template(self) -> bool:

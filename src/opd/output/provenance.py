@@ -22,6 +22,9 @@ FILE = "provenance.json"
 PACKAGES = ("opd", "torch", "transformers", "peft", "diffusers")
 """Packages whose version decides the last bits of a run."""
 
+TOKENIZER = "tokenizer"
+"""End of the key of a tokenizer's label, beside those of weights."""
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -39,7 +42,7 @@ def note(
 
     Args:
         data: the loaded prompts by the run file's key.
-        models: labels of the loaded weights by the run file's key.
+        models: labels of the loaded weights and of tokenizers by the run file's key.
         device: of the run, such as ``cpu`` or ``cuda:1``.
         resumed: whether the folder's run goes on.
 
@@ -126,9 +129,14 @@ def _check_models(before: Mapping[str, Label], now: Mapping[str, Label], out: Pa
     for key in before.keys() & now.keys():
         if not _same(before[key], now[key]):
             raise CheckpointError(
-                f"{key}: its weights are not those that '{out}' was started with, so the run would not be the same. "
+                f"{_whose(key)} are not those that '{out}' was started with, so the run would not be the same. "
                 "Fix: load or serve the model as it was, or choose another out"
             )
+
+
+def _whose(key: str) -> str:
+    owner = key.removesuffix(f".{TOKENIZER}")
+    return f"{key}: its weights" if owner == key else f"{owner}: its tokens or chat template"
 
 
 def _same(old: Label, new: Label) -> bool:
