@@ -2,9 +2,10 @@
 
     python benchmarks/kills.py [--kills 100] [--only lora]
 
-Language runs with an averaged teacher, with recovery, with LoRA, and denoising runs take the kills in turn; each is
-killed with SIGKILL once or twice. Every tenth trial is a pipeline. Weights, optimizer, averaged teacher, metrics and
-result are compared. Runs are forked from a process that has imported everything, so that a kill costs a few seconds.
+Language runs with an averaged teacher, with recovery, with LoRA, with checkpoints beside the steps, and denoising runs
+take the kills in turn; each is killed with SIGKILL once or twice. Every tenth trial is a pipeline. Weights, optimizer,
+averaged teacher, metrics and result are compared. Runs are forked from a process that has imported everything, so that
+a kill costs a few seconds.
 
     python benchmarks/kills.py --only servers --kills 20
 
@@ -65,6 +66,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "averaged teacher": ("hint", {**LANGUAGE, "teacher.weights": {"type": "ema", "decay": 0.9}}),
     "lora": ("hint", {**LANGUAGE, "lora.rank": 4, "optimizer.lr": 2e-3}),
     "recovery": ("opd", {**LANGUAGE, "optimizer.lr": 0.3, "optimizer.warmup": 0, "guards.recover": {}}),
+    "beside": ("hint", {**LANGUAGE, "checkpoint.every": 1, "checkpoint.beside": True, "guards.recover": {}}),
     "curriculum": ("grpo", {**LANGUAGE, "experimental.curriculum": {}, "eval.prompts": None}),
     "diffusion": ("diffusion-opd", {**IMAGES, "loss.step_weights": None}),
     "diffusion, all weights": ("d-opsd", {**IMAGES, "lora": None, "teacher.weights": {"type": "ema", "decay": 0.9}}),

@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 from subprocess import Popen
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from opd.config.read import read
 from opd.config.run import RunConfig
 from opd.distributed import World, join
 from opd.errors import ConfigError
-from opd.language.shard import check_shard
+from opd.language.shard import check_shard, join_ranks
 from opd.models.adapters import new_adapter
 from opd.models.copies import frozen_copy
 from opd.models.language import LanguageModel
@@ -271,6 +272,13 @@ def test_what_cannot_be_divided_is_refused(shard: Any, size: int, keys: dict[str
     with pytest.raises(ConfigError) as raised:
         check_shard(config, size, adapter=config.lora is not None)
     assert str(raised.value).startswith(sentence)
+
+
+def test_checkpoints_of_several_processes_are_written_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd.language.shard.join", lambda device: SimpleNamespace(size=2))
+    join_ranks(read(RUN))
+    with pytest.raises(ConfigError, match=r"^checkpoint\.beside: several processes .+ Fix: leave it out"):
+        join_ranks(read({**RUN, "checkpoint": {"beside": True}}))
 
 
 def test_a_run_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
