@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +38,7 @@ from opd.data.tasks import get_task
 from opd.engines.hf import HFEngine
 from opd.models import packing
 from opd.models.bundled import resolve
+from opd.training.checkpoint import Checkpoints
 from opd.training.optimizer import Optimizer
 from opd.types import Generation
 
@@ -69,10 +70,15 @@ def make_models(folder: Path) -> dict[str, str]:
     return {name: str(folder / name) for name in SIZES}
 
 
-class Steps:
-    """A callback that keeps the seconds of each step and of its parts."""
+class Ended(KeyboardInterrupt):
+    """The last step is over; nothing has to be saved."""
 
-    def __init__(self, device: str) -> None:
+
+class Steps:
+    """A callback that keeps the seconds of each step and of its parts, and ends the run after the last one."""
+
+    def __init__(self, device: str, number: int) -> None:
+        self.number = number
         self.found: list[dict[str, float]] = []
         self.memory = Memory(device)
         self.last = 0.0
@@ -86,6 +92,8 @@ class Steps:
         parts = {part: metrics[f"{part}_s"] for part in PARTS[:3]}
         self.found.append({**parts, "step": now - self.last, "tokens": metrics["tokens"], "memory": self.memory.peak()})
         self.last = now
+        if len(self.found) == self.number:
+            raise Ended
 
 
 def work(student: str, teacher: str, prompts: str, settings: str) -> None:
@@ -95,8 +103,8 @@ def work(student: str, teacher: str, prompts: str, settings: str) -> None:
     if not given["packed"]:
         packing._probe = lambda language_model: False
     rows = [{"messages": p} if isinstance(p, list) else {"prompt": p} for p in json.loads(Path(prompts).read_text())]
-    steps, check = Steps(given["device"]), Check(given["check"])
-    with tempfile.TemporaryDirectory() as folder, checked(check):
+    steps, check = Steps(given["device"], given["steps"]), Check(given["check"])
+    with tempfile.TemporaryDirectory() as folder, checked(check), suppress(Ended):
         tree = {
             "student": student,
             "teacher": {"model": teacher},
@@ -107,7 +115,6 @@ def work(student: str, teacher: str, prompts: str, settings: str) -> None:
             "dtype": given["dtype"],
             "device": given["device"],
             "compile": given["compile"],
-            "checkpoint": {"every": 1000},
             "report": False,
             "threads": 1 if given["device"] == "cpu" else None,
             "log": [],
@@ -120,7 +127,7 @@ def work(student: str, teacher: str, prompts: str, settings: str) -> None:
 
 @contextmanager
 def checked(check: Check) -> Iterator[None]:
-    """The first answers are the given ones, and their gradient is compared."""
+    """The first answers are the given ones, and their gradient is compared; no checkpoint is saved, as in TRL's run."""
     generate, update = HFEngine.generate, Optimizer.step
 
     def answer(self: Any, contexts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +139,10 @@ def checked(check: Check) -> Iterator[None]:
         check.compare(self.named.items())
         return update(self, *args, **kwargs)
 
-    with mock.patch.object(HFEngine, "generate", answer), mock.patch.object(Optimizer, "step", step):
+    patched = (HFEngine, "generate", answer), (Optimizer, "step", step), (Checkpoints, "save", lambda *_, **__: None)
+    with ExitStack() as held:
+        for one in patched:
+            held.enter_context(mock.patch.object(*one))
         yield
 
 
