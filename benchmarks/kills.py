@@ -221,11 +221,19 @@ def timeless(tree: Any) -> Any:
 def moments(out: Path, lines: int, rng: random.Random) -> Iterator[None]:
     """Wait until a random number of metrics has been written, and a little longer; yields until then."""
     wanted, longer = rng.randrange(lines), rng.uniform(0.0, 0.4)
-    while sum(path.read_bytes().count(b"\n") for path in out.rglob("metrics.jsonl")) < wanted:
+    while _lines(out) < wanted:
         yield
     end = time.monotonic() + longer
     while time.monotonic() < end:
         yield
+
+
+def _lines(out: Path) -> int:
+    """Lines of metrics so far; 0 if a checkpoint is deleted while they are looked for, as they are looked for again."""
+    try:
+        return sum(path.read_bytes().count(b"\n") for path in out.rglob("metrics.jsonl"))
+    except FileNotFoundError:
+        return 0
 
 
 def kill(name: str, out: Path, lines: int, rng: random.Random) -> bool:
