@@ -204,6 +204,33 @@ def test_best_weights_that_were_deleted_are_those_of_no_evaluation(tmp_path: Pat
     assert checkpoints.warnings[0].startswith("the best weights, of step 1, are not there any more")
 
 
+@pytest.mark.parametrize("numbers", [{"rollbacks": 1}, {"stopped_by": "collapse"}])
+def test_best_weights_that_the_run_has_to_end_with_are_missed(tmp_path: Path, numbers: dict[str, Any]) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run()
+    checkpoints.save_best(run.model)
+    checkpoints.save(at(run, step=1, best={"accuracy": 0.9}, best_step=1, **numbers), last=False)
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(CheckpointError, match="the best weights .* cannot be used .* Fix: start the run again"):
+        checkpoints.restore(run)
+
+
+def test_a_copy_under_another_step_is_not_used(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    checkpoints.save(run, last=False)
+    shutil.copytree(tmp_path / "000001", tmp_path / "000002")
+    assert checkpoints.restore(run) == State(step=1)
+    assert "'000002' is damaged (it was saved as '000001')" in checkpoints.warnings[0]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_no_part_of_the_next(tmp_path: Path) -> None:
+    checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
+    (tmp_path / ".000001").mkdir()
+    (tmp_path / ".000001" / "average.safetensors").write_bytes(b"half")
+    checkpoints.save(run, last=False)
+    assert not (tmp_path / "000001" / "average.safetensors").exists()
+    assert checkpoints.restore(run) == State(step=1)
+
+
 def test_a_kill_between_the_renames_of_the_best_weights_leaves_the_former_ones(tmp_path: Path) -> None:
     checkpoints, model = Checkpoints(tmp_path, every=1), nn.Linear(3, 2)
     checkpoints.save_best(model)
