@@ -214,6 +214,29 @@ def test_best_weights_that_the_run_has_to_end_with_are_missed(tmp_path: Path, nu
         checkpoints.restore(run)
 
 
+class Unmeasured:
+    """A part with prompts that were not measured yet."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"divergence": torch.tensor([0.5, torch.nan])}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        assert tensors["divergence"].isnan().tolist() == [False, True]
+
+
+def test_only_a_curriculum_may_hold_what_is_not_a_number(tmp_path: Path) -> None:
+    run = a_run(step=1)
+    for name, warned in (("curriculum", False), ("average", True)):
+        checkpoints = Checkpoints(tmp_path / name, every=1)
+        held = dataclasses.replace(run, parts={**run.parts, name: Unmeasured()})
+        checkpoints.save(held, last=False)
+        if warned:
+            with pytest.raises(CheckpointError, match="'divergence' in 'average.safetensors' has a value that is not"):
+                checkpoints.restore(held)
+        else:
+            assert checkpoints.restore(held) == State(step=1)
+
+
 def test_a_copy_under_another_step_is_not_used(tmp_path: Path) -> None:
     checkpoints, run = Checkpoints(tmp_path, every=1), a_run(step=1)
     checkpoints.save(run, last=False)
