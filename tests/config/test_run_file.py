@@ -101,6 +101,11 @@ def test_shorthands() -> None:
         (["text_tokens=8"], ["unknown key 'text_tokens'", "family=diffusion"]),
         (["guards=off"], ["'guards' has to be a mapping of settings (got False)", "max_idle", "leave guards out"]),
         (["guards.recover=true"], ["write guards.recover={NAME: …}", "guards.recover=null to disable it"]),
+        (["optimizer.shard=maybe"], ["'optimizer.shard' has to be true, false or auto (got 'maybe'). Fix: write one"]),
+        (
+            ["checkpoint.beside=maybe"],
+            ["'checkpoint.beside' has to be true, false or auto (got 'maybe'). Fix: write one"],
+        ),
         (["log=wandb"], ["'log' has to be a list (got 'wandb'). Fix: write log=[wandb]"]),
         (["log=null"], ["'log' has to be a list (got None). Fix: write log=[]"]),
         (["student="], ["'student' has to be a string (got None)", "student=NAME"]),
@@ -174,7 +179,7 @@ def test_a_setting_of_a_teacher_in_short_form() -> None:
 
 
 def test_a_value_of_several_types_is_refused_by_its_own_key() -> None:
-    with pytest.raises(ConfigError, match="^'rollout.sigmas' is 'random'"):
+    with pytest.raises(ConfigError, match="^'rollout.sigmas' has to be even, scheduler or a list .got 'random'"):
         read("diffusion-opd", ["rollout.sigmas=random"])
 
 

@@ -22,14 +22,18 @@ MOST_SHOWN = 200
 def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     """The first problem as one sentence, unknown keys before all else."""
     problems = [found for problem in error.errors() for found in _unnested(problem, model)]
+    # A mapping that fits none of several types is wrong inside the one that takes mappings.
+    outside = [found for found in problems if not (_wanted(found[0]) and isinstance(found[0]["input"], Mapping))]
+    problems = outside or problems
     problems.sort(key=lambda found: found[0]["type"] != "extra_forbidden")
     first, inner = problems[0]
     where = [at] if at else []
-    # A value that may be of several types has pydantic's name of a type as its last part.
-    key = ".".join([*where, *(str(part) for part in first["loc"] if "[" not in str(part))])
-    more = f" (and {len(problems) - 1} more to correct)" if len(problems) > 1 else ""
+    key = ".".join([*where, *_place(first)])
+    same = [found for found, _ in problems if _place(found) == _place(first)]
+    rest = len(problems) - len(same)
+    more = f" (and {rest} more to correct)" if rest else ""
     if first["type"] == "extra_forbidden":
-        *parents, name = (str(part) for part in first["loc"])
+        *parents, name = _place(first)
         known = list(inner.model_fields if inner is not None else _fields(model, parents))
         near = [".".join([*parents, close]) for close in difflib.get_close_matches(name, known, 1)]
         meant = [path for path in _keys(model) if path.rpartition(".")[2] == name] or near
@@ -48,6 +52,9 @@ def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
         return f"unknown key '{key}'{value}{guess}{more}"
     if first["type"] == "missing":
         return f"'{key}' is missing. Fix: set it in the file or as {key}=…{more}"
+    if wanted := [text for found in same if (text := _wanted(found))]:
+        one_of = ", ".join(wanted[:-1]) + f" or {wanted[-1]}" if len(wanted) > 1 else wanted[0]
+        return f"'{key}' has to be {one_of} (got {shown(first['input'])}). Fix: write one of these{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
@@ -58,6 +65,26 @@ def sentence(error: ValidationError, model: type[BaseModel], at: str) -> str:
     if shape:
         return f"'{key}' has to be {shape} (got {shown(first['input'])}). Fix: {_fix(key, first, model)}{more}"
     return f"'{key}' is {shown(first['input'])}: {message[0].lower()}{message[1:]}. Fix: correct {key}{more}"
+
+
+SCALARS = {"bool": "true, false", "int": "a whole number", "float": "a number", "str": "a string"}
+"""What a value of one of several types may be, by pydantic's name of the type."""
+
+
+def _place(problem: Any) -> list[str]:
+    """The parts of a problem's key, without those by which pydantic names one of several types."""
+    parts = [str(part) for part in problem["loc"]]
+    if parts and parts[-1] in SCALARS:
+        parts.pop()
+    return [part for part in parts if "[" not in part and not (part.endswith("Config") and part[0].isupper())]
+
+
+def _wanted(problem: Any) -> str:
+    """What one of several types wants; empty if the key has one type."""
+    last = str(problem["loc"][-1]) if problem["loc"] else ""
+    if last.startswith("literal["):
+        return last.removeprefix("literal[").removesuffix("]").replace("'", "").replace(",", ", ")
+    return "a list" if last.startswith("tuple[") else SCALARS.get(last, "")
 
 
 def shown(value: Any) -> str:
