@@ -183,6 +183,8 @@ def evaluate(
         raise ConfigError(f"dtype: there is no '{dtype}'. Fix: choose {', '.join(get_args(Dtype))}")
     counts = {"samples": samples, "max_new_tokens": max_new_tokens, "max_turns": max_turns}
     check_limits(**counts, limit=limit, temperature=temperature)
+    if not isinstance(prompts, str | Mapping):
+        raise ConfigError(f"prompts: {prompts!r} names none. Fix: give a task's name, a file's path or a mapping")
     if isinstance(prompts, str):
         is_task = prompts in TASKS or ":" in prompts
         named = {"task": prompts} if is_task else PromptsConfig.source(prompts)

@@ -267,3 +267,9 @@ class Nothing:
 def test_a_teacher_that_returns_no_signal_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"signal\[0\]: Nothing\.score\(\) returned None\. Fix: return an opd"):
         train(tmp_path / "run", {"teacher": {"weights": "ema"}}, signal=(Nothing(), lambda *given: None))
+
+
+@pytest.mark.parametrize("prompts", [None, 3, ["a"]])
+def test_evaluate_needs_prompts_that_it_can_name(prompts: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^prompts: .* names none\. Fix: give a task's name"):
+        opd.evaluate("nano/math-base", prompts)

@@ -4,6 +4,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from opd.errors import ModelError
+from opd.models.bounds import within
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, stop_ids
 from opd.types import Message, Prompt
@@ -180,11 +182,25 @@ GROWING = "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.
 )
 def test_a_template_that_needs_gigabytes_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.models.templates.MEMORY", 2**28)
+    monkeypatch.setattr("opd.models.bounds.BESIDE", ())  # whatever thread another test has left
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(ModelError, match=r"^the chat template of .* needs more than 0.25 GiB of memory\. Fix"):
         Chat(tokenizer).prompt_ids(Prompt("x", ({"role": "user", "content": "a"},)))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_memory_has_no_bound_while_another_thread_trains() -> None:
+    """It would be one of the whole process."""
+    before, go_on = resource.getrlimit(resource.RLIMIT_AS), threading.Event()
+    bound = partial(within, 5, 2**30, lambda: resource.getrlimit(resource.RLIMIT_AS))
+    assert bound() != before
+    rollouts = threading.Thread(target=go_on.wait, name="rollouts")
+    rollouts.start()
+    assert bound() == before
+    go_on.set()
+    rollouts.join()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, Thread
+from threading import enumerate as enumerate_threads
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
 _MEMORY = Path("/proc/self/statm")
 _ONE_AT_A_TIME = Lock()
+BESIDE = ("rollouts", "checkpoint")
+"""Names of threads that work while another trains or copies tensors, which a bound of the process would hit too."""
 _LAST_JOIN = 1.0
 """Seconds that a call which was told to end has for it."""
 
@@ -24,7 +27,8 @@ def within(seconds: float, memory: int, call: Callable[[], Result]) -> Result:
     It runs in a thread, as only there Python can stop a loop from outside without a signal.
 
     Args:
-        memory: bytes by which the process may grow meanwhile. Linux alone keeps this bound.
+        memory: bytes by which the process may grow meanwhile. Linux alone keeps this bound, and only while no thread
+            of ``BESIDE`` is alive; all prompts are rendered before there is one.
 
     Raises:
         TimeoutError: it took longer.
@@ -55,7 +59,7 @@ def within(seconds: float, memory: int, call: Callable[[], Result]) -> Result:
 @contextmanager
 def _growing_by(memory: int) -> Iterator[None]:
     """Bound the address space of this process to what it has and this much more."""
-    if not _MEMORY.exists():
+    if not _MEMORY.exists() or any(thread.name.startswith(BESIDE) for thread in enumerate_threads()):
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
