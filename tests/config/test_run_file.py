@@ -481,3 +481,12 @@ def test_a_folder_of_a_recipes_name_is_not_in_the_way(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hint").mkdir()
     assert read("hint").teacher.view.type == "hint"
+
+
+@pytest.mark.parametrize("key", ["MyConfig", "a[0]", "bool", "literal[x]"])
+def test_an_unknown_key_may_look_like_a_type(key: str) -> None:
+    for place in (key, f"loss.{key}"):
+        *parents, name = place.rsplit(".", 1) if "." in place else [place]
+        tree: dict[str, Any] = {name: 1}
+        with pytest.raises(ConfigError, match=f"^unknown key '{re.escape(place)}'"):
+            read("hint", {parents[0]: tree} if parents else tree)

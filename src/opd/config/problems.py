@@ -74,9 +74,10 @@ SCALARS = {"bool": "true, false", "int": "a whole number", "float": "a number", 
 def _place(problem: Any) -> list[str]:
     """The parts of a problem's key, without those by which pydantic names one of several types."""
     parts = [str(part) for part in problem["loc"]]
-    if parts and parts[-1] in SCALARS:
+    last = parts[-1:] if problem["type"] == "extra_forbidden" else []  # whatever it looks like, it is a key
+    if last or (parts and parts[-1] in SCALARS):
         parts.pop()
-    return [part for part in parts if "[" not in part and not (part.endswith("Config") and part[0].isupper())]
+    return [part for part in parts if "[" not in part and not (part.endswith("Config") and part[0].isupper())] + last
 
 
 def _wanted(problem: Any) -> str:
