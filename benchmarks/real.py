@@ -30,6 +30,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2"
 MODEL = "runs/smollm2/model"
 UPDATES = 20
 """Of every run that is compared, each of 16 answers."""
+SEEDS = 3
+"""Least number for a verdict."""
 
 Figures = Mapping[str, float]
 
@@ -253,8 +255,8 @@ def spread(values: Sequence[float], metric: str) -> str:
 
 def verdict(ahead: Sequence[float], behind: Sequence[float], *, more: bool) -> str:
     """Whether a claim holds: the ranges over seeds do not overlap."""
-    if min(len(ahead), len(behind)) < 2:
-        return "one seed: undecided"
+    if min(len(ahead), len(behind)) < SEEDS:
+        return f"undecided: fewer than {SEEDS} seeds"
     sign = 1 if more else -1
     a, b = ([sign * value for value in values] for values in (ahead, behind))
     return "holds" if min(a) > max(b) else "does **not** hold" if max(a) < min(b) else "undecided"
@@ -289,7 +291,7 @@ def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
         "Written by `python benchmarks/real.py --write docs/real.md`; do not edit. SmolLM2-135M-Instruct, its weights "
         f"rounded to 4 bits before, on a CPU; {UPDATES} updates of 16 answers each. Medians over seeds with their "
         "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the "
-        "ranges do not overlap.",
+        "ranges of three seeds do not overlap.",
         *(part for name, study in STUDIES.items() if name in measured for part in section(study, measured[name])),
     ]
     return "\n\n".join(parts) + "\n"
@@ -299,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", action="append", choices=STUDIES)
     parser.add_argument("--arm", action="append", help="only these arms")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     parser.add_argument("--cached", action="store_true", help="make no run; report those that have ended")
     parser.add_argument("--write", type=Path, help="write the page here")

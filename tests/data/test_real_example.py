@@ -90,7 +90,7 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch: pytest.Monkey
     assert said == {
         "a hint beats supervised training on the right call": "does **not** hold",
         "a hint beats GRPO": "holds",
-        "a hint beats the whole answer in the prompt": "one seed: undecided",
+        "a hint beats the whole answer in the prompt": "undecided: fewer than 3 seeds",
         "hints forget less than supervised training": "undecided",
     }
 
