@@ -29,7 +29,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 NOISE = 5e-2
-"""Largest relative difference of two labels of numbers, for the same weights read twice in 16 bits."""
+"""Largest relative difference between two readings of one sequence with the same weights in 16 bits."""
 
 Label = str | list[float]
 """What tells weights from others: a hash, or states that they compute where a server tells no more."""

@@ -17,6 +17,7 @@ from opd.config.secrets import from_environment, redact_sentence
 from opd.config.served import TEACHER_KEY, ServedConfig
 from opd.data import strict_json
 from opd.errors import ModelError
+from opd.output.provenance import NOISE
 from opd.servers.http import Answer
 from opd.servers.requests import Requests, WrongAnswer
 from opd.servers.wire import OPD, Sequences, header, question, ranges, tensors
@@ -26,9 +27,6 @@ PROBE = 8
 
 SKETCH = 64
 """Units of the probe's last state that a run keeps."""
-
-NOISE = 5e-2
-"""Largest relative difference between two readings of one sequence with the same weights in 16 bits."""
 
 
 @dataclass(frozen=True)
