@@ -172,7 +172,10 @@ def view(
         typer.Argument(metavar="RUN...", help="Folders of runs, several side by side, or one of a pipeline."),
     ],
     live: Annotated[bool, typer.Option("--live", help="Follow runs or a pipeline through a local server.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File of the page; by default in the run's folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of the page; by default report.html in the run's folder, or here for several."),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port for --live; 0 picks a free port.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:

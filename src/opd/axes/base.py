@@ -148,7 +148,7 @@ def _of_any_type(own: Any) -> Any:
 
 
 def import_named(name: str, *, key: str) -> Any:
-    """The object behind ``package.module:Name``; modules beside the working directory are found too.
+    """The object behind ``package.module:Name``; modules in the working directory are found too.
 
     Raises:
         ConfigError: it cannot be imported; the sentence names the key.

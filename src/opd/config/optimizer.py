@@ -20,7 +20,7 @@ class OptimizerConfig(Strict):
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay to zero after the warm-up."""
+    """Learning rate after the warm-up: constant, or decayed to zero at the last step."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of AdamW's two moments."""
     weight_decay: float = Field(0.0, ge=0)

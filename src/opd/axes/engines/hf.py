@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hf(EngineConfig):
-    """Any Hugging Face causal language model, as it is at the call."""
+    """transformers, in this process: any Hugging Face causal language model, with its present weights."""
 
     type: Literal["hf"] = "hf"
     max_rows: int = Field(256, ge=1)

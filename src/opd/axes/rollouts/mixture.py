@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Mixture(SourceConfig):
-    """A coin decides for each batch (GKD, arXiv 2306.13649), after a phase off-policy (Qwen3, arXiv 2505.09388)."""
+    """Batches of the student and, at random, of another source (GKD, arXiv 2306.13649; Qwen3, arXiv 2505.09388)."""
 
     type: Literal["mixture"] = "mixture"
     other: Literal["teacher", "references"] = "teacher"
@@ -40,7 +40,7 @@ class Mixture(SourceConfig):
         return f"student, {self.share:.0%} {self.other}"
 
     def build(self, run: RunContext) -> RolloutSource:
-        """Both sources and the coin."""
+        """Both sources, of which one is drawn for each batch."""
         from opd.rollouts import mixture
 
         student, other = run.source("student"), run.source(self.other)

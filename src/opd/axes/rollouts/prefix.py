@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Prefix(SourceConfig):
-    """The teacher writes up to ``tokens`` tokens of the first turn, and plays up to ``turns`` turns."""
+    """The teacher writes the first tokens or the first turns of each rollout, and the student goes on."""
 
     type: Literal["prefix"] = "prefix"
     tokens: int = Field(0, ge=0)
