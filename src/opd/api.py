@@ -108,7 +108,7 @@ def train(
         objects = objects.with_own_prompts(evaluated="eval.prompts" not in run_file.pairs_of(overrides))
     check_callbacks(callbacks)
     with as_sentences():
-        config = run_file.read(source, _with_objects(overrides, objects), starts_from=_behind(student))
+        config = run_file.read(source, _with_objects(overrides, objects), starts_from=_loaded_from(student))
         return start(config, lambda: load(config, objects), resume=resume, callbacks=callbacks)
 
 
@@ -118,8 +118,9 @@ def load(config: RunConfig | DiffusionConfig, objects: Objects) -> Run:
         from opd.diffusion.run import DenoisingRun
 
         return DenoisingRun.load(config, objects)
-    student, teacher = _pair(objects.student), _pair(objects.teacher)
-    return LanguageRun.load(config, dataclasses.replace(objects, student=student, teacher=teacher))
+    models = {"student": objects.student, "teacher": objects.teacher}
+    given: dict[str, Any] = {name: _as_language_model(model) for name, model in models.items() if model is not None}
+    return LanguageRun.load(config, dataclasses.replace(objects, **given))
 
 
 def examine(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Iterator[str]:
@@ -170,7 +171,7 @@ def evaluate(
         max_turns: most assistant turns, if there is an environment.
         limit: measure the first n prompts.
         temperature: of the measured answers; 0 takes the most likely token.
-        dtype: of the weights, for a model that is named.
+        dtype, device: of the weights, for a model that is named.
         note: takes sentences about prompts that were left out or changed.
 
     Returns:
@@ -193,7 +194,7 @@ def evaluate(
     for key, value in run_file.pairs_of(settings).items():
         run_file.set_key(tree, f"prompts.{key}", value)
     config = run_file.validate(PromptsConfig, tree["prompts"], at="prompts")
-    source = model if isinstance(model, str) else _given(model)
+    source = model if isinstance(model, str) else _as_language_model(model)
     return measure_model(
         source,
         config,
@@ -222,7 +223,7 @@ def load_model(model: str | tuple[Any, Any], *, dtype: Dtype = "float32", device
     """
     if isinstance(model, str):
         return load_language_model(model, key="model", dtype=dtype, device=device_named(device))
-    return accept(_given(model), key="model")
+    return accept(_as_language_model(model), key="model")
 
 
 def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any]:
@@ -234,18 +235,19 @@ def _with_objects(overrides: Any, objects: Objects) -> list[str] | dict[str, Any
     return standing | run_file.pairs_of(overrides)
 
 
-def _behind(student: Any) -> str | None:
+def _loaded_from(student: Any) -> str | None:
     """The folder or id that a student given from Python was loaded from; None without such a student."""
     model = student[0] if isinstance(student, tuple) and student else getattr(student, "model", student)
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
     return None if student is None else str(name or GIVEN)
 
 
-def _pair(model: LanguageModel | tuple[Any, Any] | None) -> LanguageModel | None:
-    return None if model is None else _given(model)
+def _as_language_model(model: LanguageModel | tuple[Any, Any]) -> LanguageModel:
+    """A model given from Python, of which a pair gets its end tokens and head.
 
-
-def _given(model: LanguageModel | tuple[Any, Any]) -> LanguageModel:
+    Raises:
+        ConfigError: it is neither a ``LanguageModel`` nor a pair (model, tokenizer).
+    """
     if isinstance(model, LanguageModel):
         return model
     if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])):

@@ -96,7 +96,7 @@ class Loop:
             EmptyStepError: the rollouts of a step have no tokens, or no token of the run had a target.
         """
         state = self.state
-        self._tell_damage()
+        self._report_damage()
         if not state.before:
             self._evaluate()
         if self._watching and not state.step:
@@ -286,14 +286,14 @@ class Loop:
             case RollBack(step, then):
                 saved = self.checkpoints.roll_back(self.run_state, step)
                 self.state.rolled_back_to(saved, action)
-                self._tell_damage()
+                self._report_damage()
                 self.event("rollback", f"back to the weights of step {saved.step}; {then}")
             case RefreshTeacher(text):
                 assert self.average
                 self.average.refresh()
                 self.event("refresh", text)
 
-    def _tell_damage(self) -> None:
+    def _report_damage(self) -> None:
         """An event for each damage that was found in the checkpoints."""
         while self.checkpoints.warnings:
             self.event("damaged", self.checkpoints.warnings.pop(0))

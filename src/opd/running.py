@@ -45,7 +45,7 @@ class Run(Protocol):
 
     @property
     def models(self) -> Mapping[str, str | list[float]]:
-        """What tells the weights that are loaded from others, by the run file's key."""
+        """A label of each loaded model's weights, by the run file's key; a resumed run refuses other weights by it."""
         ...
 
     def assemble(self, log: RunLog) -> Loop:

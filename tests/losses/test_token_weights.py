@@ -8,7 +8,7 @@ import torch
 from opd.axes.views.plain import PlainView
 from opd.experimental.hardest_tokens import Difficulty
 from opd.losses.objectives import FullVocabulary
-from opd.losses.token_weights import Positions, Unsure
+from opd.losses.token_weights import EntropyThreshold, Positions
 from opd.signals import FullSignal, SampledSignal
 from opd.teachers.local import LocalTeacher
 from opd.types import Event, Prompt, Rollout, Signal, Span
@@ -92,10 +92,10 @@ def test_only_where_the_teacher_is_unsure_and_still_a_mean_over_all() -> None:
     plain = signal()
     logits = torch.tensor([[9.0, 0, 0], [0, 0, 0], [0, 9, 0], [1, 1, 0], [0, 0, 9]])
     full = FullSignal(plain.rollout_T, plain.position_T, plain.token_T, logits, torch.eye(3))
-    weights = Unsure(entropy=0.8)(ROLLOUTS, full)
+    weights = EntropyThreshold(entropy=0.8)(ROLLOUTS, full)
     assert weights.tolist() == pytest.approx([0, 2 / 5, 0, 2 / 5, 0])
     assert float(weights.sum() / (weights > 0).sum()) == pytest.approx(2 / 5)  # as the loop divides
-    skipping = Unsure(entropy=0.8, among=Positions(after=1))(ROLLOUTS, full)
+    skipping = EntropyThreshold(entropy=0.8, among=Positions(after=1))(ROLLOUTS, full)
     assert skipping.tolist() == pytest.approx([0, 2 / 3, 0, 2 / 3, 0])
 
 

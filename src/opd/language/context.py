@@ -240,18 +240,19 @@ class LanguageContext:
             all_turns: allow all turns at once, whatever ``rollout.grow_turns_every`` says.
         """
         rollout, writer = self.config.rollout, model or self.student
-        own = model is None or self.config.loss.signal.same_tokenizer
+        same_template = model is None or self.config.loss.signal.same_tokenizer
         budget = self.config.eval.max_new_tokens if held_out else None
-        begun = None
         sampling, stops = sampling or Sampling(), self.stops(writer)
+        beginning, models = None, [writer.model]
         if prefix:
             assert self.teacher_model
             engine = self.engine(self.teacher_model)
             ends = self.stops(self.teacher_model).ids
-            begun = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1], stop_ids=ends)
+            beginning = Prefix(engine, sampling, tokens=prefix[0], turns=prefix[1], stop_ids=ends)
+            models.append(self.teacher_model.model)
         sampler = Sampler(
             self.engine(writer),
-            self.chat if own else Chat(writer.tokenizer),
+            self.chat if same_template else Chat(writer.tokenizer),
             self.held_out_task if held_out else self.task,
             sampling=sampling,
             stop_ids=stops.ids,
@@ -259,12 +260,11 @@ class LanguageContext:
             max_new_tokens=budget or rollout.max_new_tokens,
             max_turns=rollout.max_turns,
             grow_every=None if held_out or all_turns else rollout.grow_turns_every,
-            prefix=begun,
+            prefix=beginning,
             source="student" if model is None else "teacher",
             max_length=writer.max_length,
         )
-        begins = [self.teacher_model.model] if prefix and self.teacher_model else []
-        return self.world.shared(sampler, writer.model, *begins)
+        return self.world.shared(sampler, *models)
 
     def source(self, who: str, *, prefix: tuple[int, int] | None = None) -> RolloutSource:
         """Rollouts by ``student``, ``teacher`` or ``references``, sampled as the run file says."""

@@ -81,7 +81,7 @@ class LanguageRun:
 
     @property
     def models(self) -> dict[str, str | list[float]]:
-        """What tells the weights and the tokenizer that are loaded from others, by the run file's key."""
+        """A label of the weights of each loaded model, and of the student's tokenizer, by the run file's key."""
         run = self.context
         kept = self.config.keeps_initial or adapted(run.student.model)
         found: dict[str, str | list[float]] = {"student": label_of_start(run.student.model)} if kept else {}
@@ -101,16 +101,10 @@ class LanguageRun:
         log.warnings += [*padded(run), *other_ends(run)]
         terms = loss_terms(run)
         source, terms = config.rollout.source.attach(run, terms)
-        ahead = None
-        if config.rollout.ahead:
-            engine = run.engine(run.student)
-            assert isinstance(source, Sampler)
-            assert isinstance(engine, VllmEngine)
-            source = streamed(run, apart(source, engine), terms[0])
-            source = ahead = Ahead(source, engine, run.curriculum, config.optimizer.steps)
+        source = with_servers(run, source, terms[0])
+        ahead = source if isinstance(source, Ahead) else None
+        if ahead:
             log.callbacks.append(ahead)  # for the end of the run
-        else:
-            source = streamed(run, source, terms[0])
         further = passes_ahead(run) if isinstance(source, Streaming) else 0
         if config.loss.sft:
             source = WithAnswers(source, run.references())
@@ -208,7 +202,18 @@ class LanguageRun:
             self.context.world.first(lambda: write_text(path, view.context + "\n"), "teacher.view")
 
 
-def streamed(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:
+def with_servers(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:
+    """The source, with what servers do meanwhile: they score rollouts as they end, and write the next step's."""
+    if not run.config.rollout.ahead:
+        return scored_early(run, source, main)
+    engine = run.engine(run.student)
+    assert isinstance(source, Sampler)
+    assert isinstance(engine, VllmEngine)
+    source = scored_early(run, apart(source, engine), main)
+    return Ahead(source, engine, run.curriculum, run.config.optimizer.steps)
+
+
+def scored_early(run: LanguageContext, source: RolloutSource, main: Term) -> RolloutSource:
     """The source, which asks served teachers about each rollout as it ends, where nothing has to wait for others."""
     models = [model for model in run.others().values() if isinstance(model, ServedModel)]
     teacher, ahead = asks_ahead(main), run.config.rollout.ahead

@@ -32,7 +32,8 @@ GIVEN_REWARDS = (
 """The same where functions or judges give the rewards, which may be None."""
 
 
-def _without_rewards(run: LanguageContext) -> str:
+def _why_no_advantage(run: LanguageContext) -> str:
+    """The likely reason why a whole run has no target from rewards, and what to change."""
     prompts = run.config.prompts
     given = any(source.reward for source in (prompts, *(prompts.mix or ())))
     return GIVEN_REWARDS if given or run.objects.reward else EQUAL_REWARDS
@@ -54,12 +55,12 @@ def loss_terms(run: LanguageContext) -> list[Term]:
         terms.append(_anchor(run, everything))
     if loss.reward:
         teacher, objective = loss.reward.make(run)
-        # Token weights belong to the signal; how rollouts are averaged belongs to both.
-        longest = run.config.rollout.max_new_tokens
-        means = Positions(mean=loss.aggregate, longest=longest, rows=run.world.rows)
-        even = None if loss.aggregate == "token" else means
-        why, weight = _without_rewards(run), loss.reward.weight
-        terms.append(Term(POLICY_GRADIENT, "reward", teacher, everything, objective, weight, even, why))
+        weights = None
+        if loss.aggregate != "token":  # loss.token_weights belong to the signal; the kind of mean belongs to both
+            longest = run.config.rollout.max_new_tokens
+            weights = Positions(mean=loss.aggregate, longest=longest, rows=run.world.rows)
+        why, weight = _why_no_advantage(run), loss.reward.weight
+        terms.append(Term(POLICY_GRADIENT, "reward", teacher, everything, objective, weight, weights, why))
     return terms
 
 
@@ -73,7 +74,7 @@ def _signal_terms(run: LanguageContext, view: View) -> list[Term]:
     weights = _token_weights(run, objective)
     view_config = config.teacher.view
     by_view = f"teacher.view={view_config.type}, and {view_config.if_empty}"
-    if_empty = _without_rewards(run) if signal.role == "reward" else by_view
+    if_empty = _why_no_advantage(run) if signal.role == "reward" else by_view
     name = POLICY_GRADIENT if signal.role == "reward" else signal.role
     main = Term(name, signal.role, teacher, view, objective, config.loss.weight, weights, if_empty)
     return [main, *signal.more_terms(run, main, weights)]

@@ -327,7 +327,7 @@ def linear_entropy(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """How unsure a model is at each position: −Σ p log p, float32 [T], nats, detached.
+    """Entropy of a model at each position: −Σ p log p, float32 [T], nats, detached.
 
     Args:
         hidden: [T, D] last hidden states.

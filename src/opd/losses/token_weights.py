@@ -81,8 +81,8 @@ class Positions:
         if self.fade is not None:
             weight_T = weight_T * _nearness(rollouts, signal).clamp_max(1 + self.fade)
         if self.outside_events != 1:
-            noticed_T = _look_up(signal, [_noticed(r) for r in rollouts]) > 0
-            weight_T = torch.where(noticed_T, weight_T, weight_T * self.outside_events)
+            inside_T = _look_up(signal, [_inside_events(r) for r in rollouts]) > 0
+            weight_T = torch.where(inside_T, weight_T, weight_T * self.outside_events)
         if self.skip_ids:
             skipped = torch.tensor(sorted(self.skip_ids), device=signal.token_T.device)
             weight_T = weight_T.masked_fill(torch.isin(signal.token_T, skipped), 0.0)
@@ -107,13 +107,13 @@ class Positions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unsure:
-    """Only positions count at which the teacher is unsure.
+class EntropyThreshold:
+    """Only positions count at which the teacher's entropy is above a threshold.
 
     The loss stays a mean over all positions of the signal, so that its weight does not grow where few are left.
 
     Attributes:
-        entropy: of the teacher, in nats, from which on it is unsure.
+        entropy: the threshold, in nats.
         temperature: divides the logits.
         among: weights of the positions that may count; None for all alike.
         rows: see ``Rows``.
@@ -131,10 +131,10 @@ class Unsure:
         assert isinstance(signal, FullSignal)
         signal = signal.arrived()
         head_VD = signal.head_VD.to(signal.hidden_TD.dtype)
-        unsure_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
-        weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(unsure_T, dtype=torch.float32)
+        above_T = linear_entropy(signal.hidden_TD, head_VD, temperature=self.temperature) > self.entropy
+        weight_T = self.among(rollouts, signal) if self.among else torch.ones_like(above_T, dtype=torch.float32)
         may = _total((weight_T > 0).sum(), self.rows).clamp_min(1)
-        return weight_T.masked_fill(~unsure_T, 0.0) * _total(((weight_T > 0) & unsure_T).sum(), self.rows) / may
+        return weight_T.masked_fill(~above_T, 0.0) * _total(((weight_T > 0) & above_T).sum(), self.rows) / may
 
 
 def _total(count: Tensor, rows: Rows) -> Tensor:
@@ -193,7 +193,7 @@ def _turns(rollout: Rollout) -> list[int]:
     return list(accumulate(int(p in starts) for p in range(len(rollout.completion_ids))))
 
 
-def _noticed(rollout: Rollout) -> list[int]:
+def _inside_events(rollout: Rollout) -> list[int]:
     """1 at each completion position inside some event's span."""
     inside = {p for event in rollout.events for p in range(*event.span)}
     return [int(p in inside) for p in range(len(rollout.completion_ids))]

@@ -38,6 +38,11 @@ class _Trajectory:
     verdict: Verdict = NO_VERDICT
     num_calls: int = 0
 
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """All tokens so far, the prompt's first."""
+        return (*self.prompt_ids, *self.ids)
+
     def add(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> Span:
         """Append tokens: sampled ones with their log-probabilities, or inserted ones (None)."""
         start = len(self.ids)
@@ -124,7 +129,7 @@ class Sampler:
         grow_every: start with one turn and allow one more after every n steps, up to ``max_turns`` (TCOD, arXiv
             2604.24005); None for ``max_turns`` from the start.
         prefix: another engine that begins each trajectory.
-        source: whose engine it is.
+        source: which model's engine it is.
         max_length: the largest number of tokens of prompt and completion together; None for no limit.
     """
 
@@ -162,30 +167,31 @@ class Sampler:
             self._begin(trajectories, self.prefix, seed)
             self._lead(trajectories, self.prefix, most, seed)
         for turn in range(most):
-            going_on = [t for t in trajectories if t.finish is None]
-            if not going_on:
+            open_ones = [i for i, t in enumerate(trajectories) if t.finish is None]
+            if not open_ones:
                 break
-            contexts = [(*t.prompt_ids, *t.ids) for t in going_on]
-            budgets = [self.max_new_tokens - len(t.ids) for t in going_on]
-            numbers = [i for i, t in enumerate(trajectories) if t.finish is None]
+            contexts = [trajectories[i].context_ids for i in open_ones]
+            budgets = [self._left(trajectories[i]) for i in open_ones]
 
-            def take(row: int, generation: Generation, numbers: list[int] = numbers) -> None:
-                trajectory = trajectories[numbers[row]]
+            def take(row: int, generation: Generation, indices: list[int] = open_ones) -> None:
+                trajectory = trajectories[indices[row]]
                 span = trajectory.add(generation.ids, list(generation.logprobs))
                 trajectory.turns.append(span if trajectory.turns else Span(0, span.stop))
                 self._react(trajectory, generation.stopped, last_turn=len(trajectory.turns) == most)
                 if finished and trajectory.finish:
-                    finished(numbers[row], trajectory.rollout())
+                    finished(indices[row], trajectory.rollout())
 
-            def go_on(row: int, numbers: list[int] = numbers) -> tuple[tuple[int, ...], int] | None:
-                trajectory = trajectories[numbers[row]]
-                if trajectory.finish is not None:
-                    return None
-                return (*trajectory.prompt_ids, *trajectory.ids), self.max_new_tokens - len(trajectory.ids)
+            def go_on(row: int, indices: list[int] = open_ones) -> tuple[tuple[int, ...], int] | None:
+                trajectory = trajectories[indices[row]]
+                return None if trajectory.finish else (trajectory.context_ids, self._left(trajectory))
 
             self._generate(self.engine, self.sampling, contexts, budgets, seed * 1000 + turn, take, go_on)
         made = [t.rollout() for t in trajectories]
         return self.task.rewarded(made) if isinstance(self.task, BatchTask) else made
+
+    def _left(self, trajectory: _Trajectory) -> int:
+        """Number of tokens that may still be added."""
+        return self.max_new_tokens - len(trajectory.ids)
 
     def _generate(
         self,
@@ -197,9 +203,12 @@ class Sampler:
         take: Callable[[int, Generation], None] = lambda row, generation: None,
         go_on: Callable[[int], tuple[Sequence[int], int] | None] = lambda row: None,
     ) -> list[Generation]:
-        """One checked generation for each context; ``take`` gets each as soon as it is there.
+        """One checked generation for each context.
 
-        An engine whose rows are independent then goes on with the row's next turn, which ``take`` gets too.
+        Args:
+            take: gets each generation as soon as it is there.
+            go_on: gives the context and the budget of the row's next turn, or None at its end. An engine with
+                independent rows then generates that turn too, which ``take`` also gets.
         """
         stop_ids = self.stop_ids | (self.prefix.stop_ids if self.prefix and engine is self.prefix.engine else set())
         settings: dict[str, Any] = {"sampling": sampling, "stop_ids": stop_ids, "seed": seed}
@@ -259,8 +268,8 @@ class Sampler:
     def _lead(self, trajectories: Sequence[_Trajectory], prefix: Prefix, most: int, seed: int) -> None:
         """Let the other engine generate the first turns in the environment; at least one is left to the student."""
         for turn in range(_drawn(min(prefix.turns, most - 1), seed)):
-            budgets = [self.max_new_tokens - 1 - len(t.ids) for t in trajectories]
-            contexts = [(*t.prompt_ids, *t.ids) for t in trajectories]
+            budgets = [self._left(t) - 1 for t in trajectories]
+            contexts = [t.context_ids for t in trajectories]
             written = self._generate(prefix.engine, prefix.sampling, contexts, budgets, seed * 1000 + turn)
             led = []
             for trajectory, generation in zip(trajectories, written, strict=True):

@@ -40,10 +40,10 @@ class LocalTeacher:
 
 
 class Once:
-    """Reads once what several terms ask of one teacher in the same step.
+    """Keeps a teacher's last signal, so that several terms of a step cost one scoring pass.
 
     Args:
-        teacher: reads.
+        teacher: makes the pass.
     """
 
     def __init__(self, teacher: LocalTeacher) -> None:
@@ -51,7 +51,7 @@ class Once:
         self.last: tuple[Sequence[Rollout], Sequence[Segment], FullSignal] | None = None
 
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> FullSignal:
-        """The teacher's signal; that of the last call where it is about the same rollouts and segments."""
+        """The teacher's signal, or that of the last call if rollouts and segments are the same."""
         if self.last is None or self.last[0] is not rollouts or self.last[1] != segments:
             self.last = rollouts, segments, self.teacher.score(rollouts, segments)
         return self.last[2]

@@ -11,19 +11,19 @@ from statistics import median
 from opd.output.format import METRICS, main_metric
 from opd.training.actions import Continue, Stop
 
-Figures = Mapping[str, float]
+Values = Mapping[str, float]
 
 RISE = 0.2
 """Share of what was lost by which an evaluation has to come back from the one before it to be no part of a collapse."""
 
 
-def validation(metrics: Figures) -> tuple[str, bool] | None:
+def validation(metrics: Values) -> tuple[str, bool] | None:
     """The metric that judges the run, and whether more of it is better; None if none was measured."""
     name = main_metric(metrics)
     return (name, METRICS[name].better == "higher") if name else None
 
 
-def better(metrics: Figures, best: Figures) -> bool:
+def better(metrics: Values, best: Values) -> bool:
     """Whether the metric that judged the best evaluation has improved on it."""
     judged = validation(best)
     if judged is None or judged[0] not in metrics:
@@ -87,7 +87,7 @@ class Guards:
         return Continue()
 
     def counted(
-        self, in_a_row: float, seen: str | None, *, step: int, previous: Figures, best: Figures, now: Figures
+        self, in_a_row: float, seen: str | None, *, step: int, previous: Values, best: Values, now: Values
     ) -> float:
         """Evaluations that look collapsed, in a row, after the warm-up.
 
@@ -106,7 +106,7 @@ class Guards:
         kept = now.get("accuracy", math.nan) >= best.get("accuracy", math.nan) * (1 - self.drop)
         return in_a_row + (0.5 if kept else 1)
 
-    def _rises(self, previous: Figures, best: Figures, now: Figures) -> bool:
+    def _rises(self, previous: Values, best: Values, now: Values) -> bool:
         """Whether the judged metric is coming back."""
         judged = validation(best)
         if judged is None or judged[0] not in previous:
@@ -116,12 +116,12 @@ class Guards:
         lost, gain = sign * (best[name] - previous[name]), sign * (now[name] - previous[name])
         return gain > max(RISE * lost, _standard_error(previous[name], self.num_prompts) if more else 0.0)
 
-    def unmeasured(self, before: Figures, now: Figures) -> str | None:
+    def unmeasured(self, before: Values, now: Values) -> str | None:
         """The judged metric if this evaluation did not measure it, so that ``collapsed`` cannot judge; else None."""
         judged = validation(before)
         return judged[0] if judged and judged[0] not in now else None
 
-    def collapsed(self, before: Figures, best: Figures, now: Figures) -> str | None:
+    def collapsed(self, before: Values, best: Values, now: Values) -> str | None:
         """A sentence with the values if validation fell well below its best or below the start, else None.
 
         A fall within three standard errors of the measurement is no collapse. A divergence or a loss has collapsed
@@ -209,7 +209,7 @@ OF_TEXT = ("too_long", "truncated", "repeating")
 """Symptoms that count without a reward that confirms them."""
 
 
-def watched(metrics: Figures, distill: str | None = "distill") -> dict[str, float]:
+def watched(metrics: Values, distill: str | None = "distill") -> dict[str, float]:
     """The metrics of a step that ``Watch`` uses; empty if the student generated no rollout.
 
     Args:
@@ -228,18 +228,18 @@ def watched(metrics: Figures, distill: str | None = "distill") -> dict[str, floa
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def typical(recent: Sequence[Figures]) -> dict[str, float]:
+def typical(recent: Sequence[Values]) -> dict[str, float]:
     """The median of each metric over the last ``WINDOW`` steps."""
     last = recent[-WINDOW:]
     return {name: median(f[name] for f in last if name in f) for name in sorted({n for f in last for n in f})}
 
 
-def quality(metrics: Figures) -> float | None:
+def quality(metrics: Values) -> float | None:
     """The accuracy, or else the mean reward; None if nothing judged the rollouts."""
     return metrics.get("accuracy", metrics.get("reward"))
 
 
-def scatter(history: Sequence[Figures], name: str) -> float:
+def scatter(history: Sequence[Values], name: str) -> float:
     """Standard deviation of a metric from step to step, by the run itself; 0 for fewer than ``WINDOW`` differences.
 
     From the median of absolute differences, which neither a trend nor one jump changes.
@@ -280,7 +280,7 @@ class Watch:
     prompts: int = 1
     least: int = LEAST
 
-    def collapsed(self, first: Figures, top: float, recent: Sequence[Figures]) -> tuple[str, str] | None:
+    def collapsed(self, first: Values, top: float, recent: Sequence[Values]) -> tuple[str, str] | None:
         """The symptom's name and a sentence with the values if the last steps look collapsed, else None.
 
         Args:
@@ -302,7 +302,7 @@ class Watch:
             return name, f"{text}, and their mean reward from {top:.3f} at its best to {now['reward']:.3f}"
         return name, text
 
-    def symptoms(self, first: Figures, now: Figures, history: Sequence[Figures] = ()) -> list[str]:
+    def symptoms(self, first: Values, now: Values, history: Sequence[Values] = ()) -> list[str]:
         """Names of the symptoms that show, beyond the scatter of their metrics."""
         known = {name: s for name, s in SYMPTOMS.items() if s.metric in first and s.metric in now}
         return [
@@ -312,7 +312,7 @@ class Watch:
             and abs(is_ - was) > SPREAD * scatter(history, symptom.metric)
         ]
 
-    def harmed(self, symptom: str, first: Figures, top: float, now: Figures, history: Sequence[Figures] = ()) -> bool:
+    def harmed(self, symptom: str, first: Values, top: float, now: Values, history: Sequence[Values] = ()) -> bool:
         """Whether the student got worse: by its rewards if there are any, else by a text symptom or a rising KL."""
         if "accuracy" in now and self.fell(top, 0.0, self.worse):
             return self.fell(top, now["accuracy"], self.worse)
@@ -320,7 +320,7 @@ class Watch:
             return self.lost(top, now["reward"], self.worse, history)
         return symptom in OF_TEXT or ("kl" in first and "kl" in now and now["kl"] > first["kl"])
 
-    def healthy(self, first: Figures, top: float, now: Figures, history: Sequence[Figures] = ()) -> bool:
+    def healthy(self, first: Values, top: float, now: Values, history: Sequence[Values] = ()) -> bool:
         """Whether one step's rollouts are no worse than before: by their rewards, or without any by all symptoms."""
         if "accuracy" in now and self.fell(top, 0.0, 0.0):
             return not self.fell(top, now["accuracy"], 0.0)
@@ -336,7 +336,7 @@ class Watch:
         chance = CHANCE * _standard_error((top * self.prompts + 2) / (self.prompts + 4), self.prompts)
         return accuracy < top - max(share * top, chance)
 
-    def lost(self, top: float, reward: float, share: float, history: Sequence[Figures]) -> bool:
+    def lost(self, top: float, reward: float, share: float, history: Sequence[Values]) -> bool:
         """The same for a mean reward, whose chance is its scatter from step to step."""
         return reward < top - max(share * abs(top), CHANCE * scatter(history, "reward"))
 

@@ -25,7 +25,7 @@ class SignalConfig(AxisValue):
 
     axis = "loss.signal"
     role: ClassVar[Literal["distill", "reward"]] = "distill"
-    """The name of its loss in metrics."""
+    """``Term.role`` of its loss: it learns a teacher's targets, or from rewards."""
     reads_teacher: ClassVar[bool] = True
     """Whether a model scores the rollouts."""
     distributions: ClassVar[bool] = False

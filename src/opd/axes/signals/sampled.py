@@ -140,7 +140,7 @@ class Sampled(SignalConfig):
         from dataclasses import replace
 
         from opd.losses import Support
-        from opd.losses.token_weights import Unsure
+        from opd.losses.token_weights import EntropyThreshold
         from opd.teachers.local import Once
         from opd.teachers.sampled import SampledTeacher
         from opd.types import Term
@@ -153,7 +153,7 @@ class Sampled(SignalConfig):
         # This term has no log-ratios, which these weights are made of, and selects tokens of its own.
         among = replace(weights, importance=0.0, fade=None, difficulty=None) if weights else None
         temperature = run.config.loss.temperature
-        where = Unsure(entropy=settings.threshold, temperature=temperature, among=among, rows=run.world.rows)
+        where = EntropyThreshold(entropy=settings.threshold, temperature=temperature, among=among, rows=run.world.rows)
         support = Support(settings.k, whose="teacher", rest="tail")
         objective = run.divergence("forward_kl", support=support)
         teacher = main.teacher.teacher
