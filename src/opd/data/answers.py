@@ -15,6 +15,9 @@ from opd.types import Message, Observation, Prompt, Rollout, Task
 
 _SIGNS = re.compile(r"[\d\\^_+*/=<>|{}()\[\]-]")
 """Characters without one of which a text is words, which are never read as maths."""
+_RELATION = re.compile(r"^[^=<>!]*[^=<>!\s]\s*=\s*(?=[^=])")
+"""What stands before the only equals sign of a text."""
+_BETWEEN = re.compile(r"\s+(?:or|and)\s+")
 _LETTER = re.compile(r"\(?([A-J])\)?")
 _OPTION = re.compile(r"\W*(?:(?:option|choice)\s+)?\(?([A-J])(?:\).*|[.:,]\s.*|\W*)", re.IGNORECASE | re.DOTALL)
 _OPTION_INSIDE = re.compile(r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-J])\b|\b([A-J])\W*$")
@@ -24,7 +27,8 @@ def answers_match(text: str, reference: str) -> bool:
     r"""Whether a text's final answer is the reference answer's.
 
     The final answer is the line after the last ``####``, else the whole of the last ``\boxed{}``, else the rest of the
-    last "answer is" or "answer:", else the last number of the text or, if the reference is words, the last line.
+    last "answer is" or "answer:", else the last number of the text or, if the reference is words, the last line. What
+    stands in ``<answer>`` tags is looked at alone.
     Thoughts between ``<think>`` and ``</think>`` do not count. Numbers are compared as numbers (``1,000``, ``$18``,
     ``3.50``, ``1/2``, ``50%``), options by their letter, words without case, and anything else by math-verify, for at
     most three seconds of computing.
@@ -56,6 +60,11 @@ def _equal(given: str, wanted: str) -> bool:
         return ours.equals(theirs)
     if _plain(given) == _plain(wanted):
         return True
+    if ("=" in given) != ("=" in wanted):  # "AB = 5", where 5 is asked for
+        ours, theirs = number(_RELATION.sub("", given)), number(_RELATION.sub("", wanted))
+        if ours and theirs:
+            return ours.equals(theirs)
+    given, wanted = _BETWEEN.sub(", ", given), _BETWEEN.sub(", ", wanted)
     is_expression = all(_SIGNS.search(value) and is_maths(value) for value in (given, wanted))
     return is_expression and maths.equal(maths.latex(given), maths.latex(wanted))
 

@@ -21,7 +21,15 @@ _SEGMENT = r"\$\$.+?\$\$|\$[^$\n]+\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]"
 _PIECE = re.compile(rf"{_SEGMENT}|\S+", re.DOTALL)
 _OPERATOR = re.compile(r"(?<=[\w)}]) *(\\times|\\cdot|[*/^=]| [-+](?= )) *(?=[\w({$.\\-])")
 """An operator between two operands, with the spaces around it."""
-_WORD = re.compile(r"\\(?:begin|end)\{\w+\}|(?<![\\A-Za-z])([A-Za-z]{2,})")
+_EAST_ASIAN = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Chinese, Japanese and Korean letters."""
+_WORD = re.compile(rf"\\(?:begin|end)\{{\w+\}}|((?<![\\A-Za-z])[A-Za-z]{{2,}}|[{_EAST_ASIAN}])")
+_UNSPACED = re.compile(rf"[{_EAST_ASIAN}\u3000-\u303f\uff08-\uff1f]+")
+"""A text in these scripts, which put no spaces around a number."""
+_POWER_OF_UNIT = re.compile(r"(?<=\d) (?:[mcdk]?m|in|ft|yd|mi)\^\{?[23]\}?(?![\w^])")
+"""The unit behind a number, whose power is no number of the answer."""
+_RELATION = re.compile(r"^(?:=|≈|\\approx\b)\s*(?=\S)")
+"""The start of a line that goes on with a calculation."""
 _FUNCTIONS = {
     *["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min", "gcd", "lcm"]
 }
@@ -42,7 +50,8 @@ _UNICODE = {
     "±": r"\pm ",
     "∪": r"\cup ",
     "∩": r"\cap ",
-    "°": "",
+    "∅": r"\emptyset ",
+    "°": " ",
     "％": "%",
     "½": r"\frac{1}{2}",
     "⅓": r"\frac{1}{3}",
@@ -53,15 +62,17 @@ _UNICODE = {
 }
 _LATEX = [
     (re.compile(r"√\s*(\w+|\([^()]*\))"), r"\\sqrt{\1}"),
-    (re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boldsymbol|mbox|operatorname)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"\\frac\s*(\d)"), r"\\frac{\1}"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)"), r"\1{\2}"),
-    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree"), ""),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree"), " "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\left\b|\\right\b|\\!|\\displaystyle"), ""),
-    (re.compile(r"\\[,;: ]|~|\\q?quad\b"), " "),
-    (re.compile(r"\\([$%&#])"), r"\1"),
+    (re.compile(r"\\varnothing\b"), r"\\emptyset"),
+    (re.compile(r"\\mathbb\s+([A-Z])"), r"\\mathbb{\1}"),
+    (re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad\b"), " "),
+    (re.compile(r"(?<!\\)\\([$%&#])"), r"\1"),
     (re.compile(r"\s+"), " "),
 ]
 """Variants of one notation, and the notation."""
@@ -83,8 +94,9 @@ class Final(NamedTuple):
 def final_answer(text: str) -> Final | None:
     """The final answer of a text without its thoughts and special tokens; None if nothing is left of it.
 
-    It is the line after the last ``####``; else the whole of the last ``\\boxed{}``; else what follows the last "answer
-    is" or "answer:"; else the last line, with the last number of the text.
+    It is the line after the last ``####``; else the whole of the last ``\\boxed{}``; else what is in the last
+    ``<answer>``; else what follows the last "answer is" or "answer:"; else the last line, with the last number of the
+    text.
     """
     text = _MARK.sub("", without_thoughts(text)[-LONGEST:]).strip()
     if not text:
@@ -93,6 +105,9 @@ def final_answer(text: str) -> Final | None:
         return _in_prose((text.rsplit("####", 1)[1].strip().splitlines() or [""])[0])
     if (boxed := _boxed(text)) is not None:
         return Final(clean(boxed), clean(boxed))
+    _, tag, tagged = text.rpartition("<answer>")
+    if tag:
+        return final_answer(tagged.partition("</answer>")[0])
     if stated := list(_STATED.finditer(text)):
         return _in_prose(_REASON.sub("", (stated[-1][1] or stated[-1][2]) + " "), first=True)
     last = clean(text.splitlines()[-1])
@@ -107,7 +122,7 @@ def clean(text: str) -> str:
         text = variant.sub(notation, text)
     before = None
     while before != text:
-        before, text = text, text.strip(' *`"“”').removesuffix(".").removesuffix(",")
+        before, text = text, text.strip(' *`"“”').rstrip(".,;?。，；")
         if re.fullmatch(_SEGMENT, text) and is_maths(text.strip("$")):
             text = text.strip("$") if text[0] == "$" else text[2:-2]
     return text
@@ -131,8 +146,9 @@ def _in_prose(text: str, *, first: bool = False) -> Final:
     """
     whole = clean(text)
     if is_maths(whole) or not has_value(whole):
-        return Final(whole, whole)
-    joined = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", _OPERATOR.sub(lambda m: m[1].strip(), whole))
+        return Final(whole, _RELATION.sub("", whole))
+    spaced = _POWER_OF_UNIT.sub("", _UNSPACED.sub(r" \g<0> ", whole))
+    joined = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", _OPERATOR.sub(lambda m: m[1].strip(), spaced))
     pieces = [piece for piece in _PIECE.findall(joined) if has_value(piece)]
     piece = pieces[0] if first and joined.startswith(pieces[0]) else pieces[-1]
     bare = clean(re.sub(r"^[A-Za-z]{2,}[-:]", "", piece.strip(":;,!?")))
@@ -142,11 +158,15 @@ def _in_prose(text: str, *, first: bool = False) -> Final:
 
 
 def _boxed(text: str) -> str | None:
-    """The content of the last ``\\boxed{}``, with the braces inside it; None if there is none that ends."""
+    """The content of the last ``\\boxed{}``, with the braces inside it; None if there is none that ends.
+
+    Without any, it is the word after ``\\boxed``, which needs no braces.
+    """
     openings = list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))
     depth = 1
     for end in range(first := openings[-1].end() if openings else len(text), len(text)):
         depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
         if not depth:
             return text[first:end]
-    return None
+    bare = [] if openings else re.findall(r"\\(?:boxed|fbox)\s+([^\s{}$]+)", text)
+    return bare[-1] if bare else None

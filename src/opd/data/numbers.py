@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 _DIGITS = r"(?:\d{1,3}(?:(?:,\s?| )\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 _POWER = r"[eE][+-]?\d+|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?[+-]?\d+\}?"
+_NAME = r"(?:[^\W\d_]{2,}\.?|[mgshlLNJWVACFK\u3040-\u9fff])(?:\^\{?-?\d\}?)?"
+_UNIT = rf"{_NAME}(?:\s*(?:/|\\cdot)\s*{_NAME})*"
+"""A unit: ``dollars``, ``cm^2``, ``km/h``; other single letters are variables."""
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*[$€£]?\s*(?P<minus>-?)\s*(?:"
+    rf"(?P<sign>[+-]?)\s*[$€£¥₹]?\s*(?P<minus>-?)\s*(?:"
     rf"(?P<whole>\d+)?\s*\\frac\s*\{{\s*(?P<above>-?\d+)\s*\}}\s*\{{\s*(?P<below>\d+)\s*\}}"
     rf"|(?:(?P<full>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>\d+)"
     rf"|(?P<digits>{_DIGITS})(?P<power>{_POWER})?"
-    r")\s*(?P<percent>%?)\s*[$€£]?(?:(?:[ -][^\W\d_]+)+|(?:cm|mm|km|kg|mg|ml|mph|st|nd|rd|th))?"
+    rf")\s*(?P<percent>%?)\s*[$€£¥₹]?(?:(?:[ -]{_UNIT})+|(?:cm|mm|km|kg|mg|ml|mph|st|nd|rd|th|[\u3040-\u9fff]+))?"
 )
 """With a currency before or after it, and a unit in words."""
 
