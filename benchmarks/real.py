@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -25,6 +26,8 @@ import yaml
 from methods import markdown
 
 import opd
+from opd.models.language import LanguageModel
+from opd.types import Rollout
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2"
 MODEL = "runs/smollm2/model"
@@ -51,13 +54,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """That one arm is ahead of another in a metric, of which more or less is better."""
+    """That one arm is ahead of another in a metric, of which more or less is better.
+
+    Attributes:
+        why: it does not hold, as far as a measurement says.
+    """
 
     text: str
     ahead: str
     behind: str
     metric: str = "accuracy"
     more: bool = True
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Study:
         prepare: makes what the arms begin with, once.
         arms: by name.
         figures: shown, by the name of their metric.
+        claims: judged by the figures at the end.
+        student: a run's folder holds the student after it; this is the one before, where both are measured once more.
     """
 
     title: str
@@ -76,6 +86,7 @@ class Study:
     arms: Mapping[str, Arm]
     figures: Mapping[str, str]
     claims: Sequence[Claim] = ()
+    student: str | None = None
 
 
 def file(name: str) -> str:
@@ -167,43 +178,59 @@ PLACES = Study(
     (Claim("a hint above the call beats one at the start", "above the turn", "at the start"),),
 )
 
-PAIR = {"eval.every": UPDATES, "optimizer.steps": UPDATES}
 OFF = {"rollout.source": {"type": "mixture", "other": "teacher", "first_steps": UPDATES}}
 FIRST_OFF = {"rollout.source": {"type": "mixture", "other": "teacher", "first_steps": UPDATES // 2}}
+SUPERVISED = {"rollout.source": "teacher", "loss": {"signal": "sft"}}
+LSM = {
+    "loss.signal": {"type": "top_k", "k": 32, "support": "teacher", "rest": "renormalise"},
+    "loss.token_weights.skip_special": True,
+    "rollout.top_p": 0.9,
+}
+OPRD = {"loss": {"signal": {"type": "hidden", "normalize": True}, "weight": 100.0}}
 
 TEACHER = Study(
     "A teacher and its student",
-    "The teacher is the whole model; the student lacks ten blocks in its middle, 20 of 30 are left. All weights train.",
+    "The teacher is the whole model; the student lacks ten blocks in its middle, 20 of 30 are left. All weights train. "
+    "The reverse KL to the teacher is measured on sampled answers to held-out questions, the student's own and the "
+    "teacher's, over all of their 48 tokens and over the first and the last quarter.",
     prepare_pair,
     {
         "on-policy, reverse KL": Arm(file("pair")),
-        "on-policy, forward KL": Arm(file("pair"), {"loss.divergence": "forward_kl"}),
-        "on-policy, JSD": Arm(file("pair"), {"loss.divergence": "jsd"}),
         "off-policy, forward KL": Arm(file("pair"), {**OFF, "loss.divergence": "forward_kl"}),
         "off- then on-policy, reverse KL": Arm(file("pair"), FIRST_OFF),
-        "sampled token": Arm(file("pair"), {"loss.signal": {"type": "sampled"}}),
+        "on-policy, forward KL": Arm(file("pair"), {"loss.divergence": "forward_kl"}),
+        "on-policy, JSD": Arm(file("pair"), {"loss.divergence": "jsd"}),
+        "supervised on the teacher's answers": Arm(file("pair"), SUPERVISED),
+        "sampled token (tml)": Arm(file("pair"), {"loss.signal": {"type": "sampled"}}),
+        "top 32 of the teacher (lsm)": Arm(file("pair"), LSM),
+        "hidden states (oprd)": Arm(file("pair"), OPRD),
     },
     {
-        "teacher/reverse_kl": "reverse KL, own answers",
-        "teacher/forward_kl": "forward KL, own answers",
-        "text_loss": "loss on the teacher's answers",
+        "teacher/reverse_kl/own": "own answers",
+        "teacher/reverse_kl/quarter_1/own": "first quarter",
+        "teacher/reverse_kl/quarter_4/own": "last quarter",
+        "teacher/reverse_kl/teacher": "teacher's answers",
+        "teacher/reverse_kl/quarter_1/teacher": "first quarter ",
+        "teacher/reverse_kl/quarter_4/teacher": "last quarter ",
+        "text_loss": "loss on chat",
     },
-    (
-        Claim(
-            "on-policy beats off-policy on own answers",
-            "on-policy, reverse KL",
-            "off-policy, forward KL",
-            "teacher/reverse_kl",
-            more=False,
-        ),
-        Claim(
-            "off- then on-policy beats on-policy alone",
-            "off- then on-policy, reverse KL",
-            "on-policy, reverse KL",
-            "teacher/reverse_kl",
-            more=False,
-        ),
+    tuple(
+        Claim(f"{ahead} on {place}", better, worse, metric, more=False)
+        for ahead, better, worse in (
+            ("on-policy beats off-policy", "on-policy, reverse KL", "off-policy, forward KL"),
+            (
+                "off- then on-policy beats on-policy alone",
+                "off- then on-policy, reverse KL",
+                "on-policy, reverse KL",
+            ),
+            ("off- then on-policy beats off-policy alone", "off- then on-policy, reverse KL", "off-policy, forward KL"),
+        )
+        for place, metric in (
+            ("own answers", "teacher/reverse_kl/own"),
+            ("the teacher's answers", "teacher/reverse_kl/teacher"),
+        )
     ),
+    student="runs/smollm2/cut",
 )
 
 CONTEXT = Study(
@@ -219,10 +246,11 @@ STUDIES = {"tools": TOOLS, "places": PLACES, "pair": TEACHER, "context": CONTEXT
 
 def place(folder: Path, name: str, seed: int) -> Path:
     """The folder of a run."""
-    return folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    plain = re.sub("[,()']", "", name).replace(" ", "-")
+    return folder / f"{plain}-{seed}"
 
 
-def measure(arm: Arm, seed: int, out: Path) -> dict[str, Any]:
+def measure(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
     """Before and after of one run, which is made, goes on, or is there. Seconds are CPU time unless it was cut off."""
     done = out / "result.json"
     cpu = out / "cpu.json"
@@ -237,13 +265,54 @@ def measure(arm: Arm, seed: int, out: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     looks = [row["eval"] for row in rows if "eval" in row]
     steps = [row["train"] for row in rows if "train" in row]
+    before, after = looks[0], looks[-1]
+    if study.student:
+        before = before | exposure(study.student, out.parent / f"{Path(study.student).name}.json")
+        after = after | exposure(str(out), out / "exposure.json")
     return {
-        "before": looks[0],
-        "after": looks[-1],
+        "before": before,
+        "after": after,
         "tokens": result["tokens"],
         "seconds": json.loads(cpu.read_text()) if cpu.exists() else result["seconds"],
         "scored": round(sum(step["tokens"] * step.get("distill_share", 0.0) for step in steps)),
     }
+
+
+def exposure(student: str, kept: Path) -> Figures:
+    """How far a student is from the teacher on answers of its own, and on the teacher's: ``diagnose``, each metric
+    with ``/own`` or ``/teacher`` behind it. Two answers to each held-out question, sampled; measured once.
+    """
+    if kept.exists():
+        return json.loads(kept.read_text())
+    from opd.axes.views.plain import PlainView
+    from opd.evaluation.diagnostics import diagnose
+    from opd.teachers.local import LocalTeacher
+
+    writers = {"own": opd.load_model(student), "teacher": opd.load_model(MODEL)}
+    scorer = LocalTeacher(writers["teacher"], max_tokens=2048)
+    metrics: dict[str, float] = {}
+    for name, writer in writers.items():
+        found = diagnose(writers["own"], answers(writer), scorer, PlainView())
+        metrics |= {f"{metric}/{name}": value for metric, value in found.items()}
+    kept.write_text(json.dumps(metrics))
+    return metrics
+
+
+def answers(writer: LanguageModel, each: int = 2, length: int = 48) -> list[Rollout]:
+    """Sampled at temperature 1, the same at each call."""
+    from opd.config.run import PromptsConfig
+    from opd.data.prompts import load_prompts
+    from opd.engines.hf import HFEngine
+    from opd.evaluation.evaluate import SEED
+    from opd.models.chat import Chat
+    from opd.models.language import stop_ids
+    from opd.rollouts.sampler import Sampler
+
+    chat = Chat(writer.tokenizer)
+    questions = PromptsConfig(path=str(EXAMPLE / "held_out_questions.jsonl"))
+    prompts, _ = load_prompts(questions, key="prompts", has_template=True)
+    sampler = Sampler(HFEngine(writer), chat, None, stop_ids=stop_ids(writer), max_new_tokens=length)
+    return sampler.rollout([prompt for prompt in prompts for _ in range(each)], SEED)
 
 
 def spread(values: Sequence[float], metric: str) -> str:
@@ -274,14 +343,19 @@ def section(study: Study, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -
         costs = [f"{statistics.median(run[cost] for run in runs):,.0f}" for cost in ("tokens", "scored", "seconds")]
         lines.append([name, *after, *costs, str(len(runs))])
     yield markdown(header, lines)
-    claims = []
+    claims, reasons = [], []
     for claim in study.claims:
         if {claim.ahead, claim.behind} <= measured.keys() and claim.metric in first:
             sides = [[run["after"][claim.metric] for run in measured[name]] for name in (claim.ahead, claim.behind)]
             said = " against ".join(spread(side, claim.metric) for side in sides)
-            claims.append([claim.text, said, verdict(*sides, more=claim.more)])
+            judged = verdict(*sides, more=claim.more)
+            claims.append([claim.text, said, judged])
+            if claim.why and judged != "holds":
+                reasons.append(f"- **{claim.text}**: {claim.why}")
     if claims:
         yield markdown(["claim", "here", ""], claims)
+    if reasons:
+        yield "\n".join(reasons)
 
 
 def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
@@ -292,9 +366,34 @@ def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
         f"rounded to 4 bits before, on a CPU; {UPDATES} updates of 16 answers each. Medians over seeds with their "
         "range; tokens are those that the student wrote, scored those of them with a signal. A claim holds if the "
         "ranges of three seeds do not overlap.",
+        "![What each arm reached against its cost](real.svg)",
         *(part for name, study in STUDIES.items() if name in measured for part in section(study, measured[name])),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def draw(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+    """What each arm of the studies of more than one reached, against seconds of CPU: medians and ranges."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "opd"
+    from matplotlib import pyplot as plt
+
+    shown = [name for name in measured if len(measured[name]) > 1]
+    figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), layout="constrained", squeeze=False)
+    for panel, name in zip(panels[0], shown, strict=True):
+        metric, title = next(iter(STUDIES[name].figures.items()))
+        for arm, runs in measured[name].items():
+            x = statistics.median(run["seconds"] for run in runs)
+            values = [run["after"][metric] for run in runs]
+            y = statistics.median(values)
+            panel.errorbar(x, y, yerr=[[y - min(values)], [max(values) - y]], fmt="o", capsize=2)
+            panel.annotate(arm, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.axhline(next(iter(measured[name].values()))[0]["before"][metric], ls=":")
+        panel.margins(x=0.2)
+        panel.set(title=f"{STUDIES[name].title}: {title} (dotted: before)", xlabel="seconds of CPU")
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -304,7 +403,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     parser.add_argument("--cached", action="store_true", help="make no run; report those that have ended")
-    parser.add_argument("--write", type=Path, help="write the page here")
+    parser.add_argument("--write", type=Path, help="write the page here, and the figure beside it")
     args = parser.parse_args()
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -316,13 +415,14 @@ def main() -> None:
             out = place(args.folder, f"{name} {arm}", seed)
             if (args.arm and arm not in args.arm) or (args.cached and not (out / "result.json").exists()):
                 continue
-            found = measure(how, seed, out)
+            found = measure(study, how, seed, out)
             measured.setdefault(name, {}).setdefault(arm, []).append(found)
             print(name, arm, seed, json.dumps(found["after"]), flush=True)
     text = page(measured)
     print(text)
     if args.write:
         args.write.write_text(text)
+        draw(measured, args.write.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
