@@ -53,6 +53,28 @@ def test_every_form_gives_the_same_calls(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "said", ["</tool_call>", "<tool_call>", "a <tool_call>{} b</tool_call>", "<think>hm</think>", "[TOOL_CALLS]"]
+)
+def test_marks_inside_a_text_are_part_of_it(said: str) -> None:
+    calls = [json.dumps({"name": "write", "arguments": {"text": said, "n": n}}) for n in (1, 2)]
+    wanted = [("write", {"text": said, "n": n}) for n in (1, 2)]
+    for text in (
+        "".join(f"<tool_call>{call}</tool_call>\n" for call in calls),
+        "[TOOL_CALLS]" + f"[{', '.join(calls)}]",
+    ):
+        assert read(f"<think>or <tool_call>{{}}</tool_call>?</think>{text}") == wanted
+
+
+def test_thoughts_inside_a_text_are_part_of_it() -> None:
+    call = json.dumps({"name": "write", "arguments": {"text": "<think>hm</think>"}})
+    assert read(f"<think>or?</think>{call}") == [("write", {"text": "<think>hm</think>"})]
+
+
+def test_names_of_servers_stand_before_arguments() -> None:
+    assert read('[TOOL_CALLS]files/v1:read.one-by-one[ARGS]{"a": 1}') == [("files/v1:read.one-by-one", {"a": 1})]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "The result is 26.",

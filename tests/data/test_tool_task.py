@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from opd.config.tools import ToolsConfig
 from opd.data.expected_calls import are_met, read_expected
+from opd.data.functions import Functions, ToolError
 from opd.data.tool_calls import Call, parse_calls
 from opd.data.tool_prompts import fit_to_template
 from opd.data.tool_schemas import Tool
@@ -243,12 +244,72 @@ def test_tools_without_functions_are_checked_and_end_the_episode() -> None:
             "support.five_tools:NOTHING",
             r"prompts.tools: 'support.five_tools:NOTHING' has no function. Fix: name a list",
         ),
+        (
+            "support.odd_tools:by_place",
+            r"prompts.tools: function 'by_place' has 'a', which a call cannot give by its name. Fix: write it as",
+        ),
+        ("support.odd_tools:of_many", r"function 'of_many' has '\*numbers', which a call cannot give by its name"),
+        ("support.odd_tools:of_any", r"function 'of_any' has '\*\*more', which a call cannot give by its name"),
+        ("support.odd_tools:one_by_one", r"function 'one_by_one' is a generator. Fix: return a list"),
+        (
+            "support.odd_tools:of_a_class",
+            r"'of_a_class' has no schema \(.*odd_tools.Point.*\). Fix: .* type hint of int",
+        ),
+        ("support.odd_tools:OBJECT", r"prompts.tools: <.*Callable.*> is no function. Fix: name functions"),
         ("support.five_tools:__name__", r"prompts.tools: 'support.five_tools:__name__' has .*. Fix: name a list"),
     ],
 )
 def test_functions_that_cannot_be_tools_are_refused(name: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ToolTask.make(ToolsConfig(functions=name), key="prompts.tools")
+
+
+def test_functions_get_members_of_enumerations_and_coroutines_are_run() -> None:
+    odd = Functions("support.odd_tools:FUNCTIONS", timeout=10, key="prompts.tools")
+    assert odd.call("paint", {"colour": "red", "others": ["blue"]}) == "RED and BLUE"
+    assert odd.call("paint", {"colour": "blue"}) == "BLUE and nothing"
+    assert odd.call("wait", {"seconds": 0}) == "done"
+    with pytest.raises(ToolError, match="wait ended"):
+        odd.call("wait", {"seconds": -1})
+    odd.close()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "faults"),
+    [
+        ({"properties": {"a": {"type": "integer", "nullable": True}}}, {"a": None}, []),
+        ({"properties": {"a": {"type": "integer", "nullable": True, "enum": [1]}}}, {"a": None}, []),
+        (
+            {"properties": {"a": {"type": "integer", "nullable": True}}},
+            {"a": "1"},
+            ["a: '1' is not of type 'integer', 'null'"],
+        ),
+        ({"properties": {"nullable": {"type": "boolean"}}}, {"nullable": True}, []),
+        ({"anyOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, {"b": 1}, []),
+        (
+            {"allOf": [{"properties": {"a": {}}}]},
+            {"b": 1},
+            ["f: Unevaluated properties are not allowed ('b' was unexpected)"],
+        ),
+        (
+            {"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": {"type": "integer"}}}}},
+            {"a": "1"},
+            ["a: '1' is not of type 'integer'"],
+        ),
+        (
+            {"properties": {"a": {"properties": {"b": {}}, "required": ["b"]}}},
+            {"a": {}},
+            ["a needs 'b'"],
+        ),
+    ],
+)
+def test_schemas_of_several_parts(parameters: Any, arguments: Any, faults: list[str]) -> None:
+    (made,) = parse_calls(json.dumps({"name": "f", "arguments": arguments}))
+    assert isinstance(made, Call)
+    for name in ("parameters", "input_schema", "inputSchema"):
+        tool = Tool.read({"name": "f", name: parameters})
+        assert [fault.error for fault in tool.faults(made, json.dumps(call("f", **arguments)))] == faults
+        assert tool.for_template["function"].keys() == {"name", "parameters"}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +321,19 @@ def test_functions_that_cannot_be_tools_are_refused(name: str, sentence: str) ->
         ),
         (
             {"tools": ({"name": "add", "parameters": {"type": "objekt"}},)},
-            r"prompt 'p': the parameters of tool 'add' are no JSON schema \('objekt' is not valid",
+            r"prompt 'p': the parameters of tool 'add' are no JSON schema \(type: 'objekt' is not valid",
+        ),
+        (
+            {"tools": ({"name": "add", "parameters": {"a": {"type": "int"}}},)},
+            r"prompt 'p': the parameters of tool 'add' have no 'properties'",
+        ),
+        (
+            {"tools": ({"name": "add", "parameters": {"properties": {"a": {"$ref": "#/$defs/A"}}}},)},
+            r"prompt 'p': the parameters of tool 'add' have a \$ref to '#/\$defs/A', which is not among them",
+        ),
+        (
+            {"tools": ({"name": "add", "parameters": {"properties": {"a": {"$ref": "http://opd.invalid/a"}}}},)},
+            r"prompt 'p': the parameters of tool 'add' have a \$ref to 'http://opd.invalid/a'",
         ),
         ({"tools": ({"name": "add"}, {"name": "add"})}, r"prompt 'p': two tools have one name \(add, add\)"),
         ({"data": {"calls": {"add": {}}}}, r"prompt 'p': 'calls' is no list"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -14,6 +15,9 @@ from opd.data.worker import Worker
 from opd.errors import ConfigError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
+
+HUNG = 1
+"""Exit status of a worker whose function took too long; on a busy machine it may also take long to start."""
 
 
 class ToolError(Exception):
@@ -51,7 +55,8 @@ class Functions:
         key: the run file's key, for errors.
 
     Raises:
-        ConfigError: a function has no type hints or no docstring from which its schema could be made.
+        ConfigError: a function has no type hints or no docstring from which its schema could be made, or has arguments
+            that cannot be given by name.
     """
 
     def __init__(self, name: str, *, timeout: float, key: str) -> None:
@@ -74,7 +79,7 @@ class Functions:
         started = time.perf_counter()
         reply = self._worker.ask([function, dict(arguments)])
         if reply is None:
-            if time.perf_counter() - started < self.timeout:
+            if self._worker.status != HUNG or time.perf_counter() - started < self.timeout:
                 raise ToolError(f"{function} ended its process")
             raise ToolError(f"{function} took more than {self.timeout:g} s")
         answer = json.loads(reply)
@@ -87,11 +92,36 @@ class Functions:
 def _schema(function: Callable[..., Any], name: str, key: str) -> dict[str, Any]:
     from transformers.utils import get_json_schema
 
+    if not inspect.isroutine(function):
+        raise ConfigError(f"{key}: {name} is no function. Fix: name functions that are written with def")
     try:
         schema: dict[str, Any] = get_json_schema(function)["function"]
     except Exception as error:  # the library raises several kinds about docstrings and hints
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise ConfigError(
-            f"{key}: function '{name}' has no schema ({' '.join(str(error).split())}). Fix: give each argument a type "
-            "hint, and a line under 'Args:' in the docstring"
+            f"{key}: function '{name}' has no schema ({reason}). Fix: give each argument a line under 'Args:' in the "
+            "docstring, and a type hint of int, float, str, bool, Enum, Literal, list, tuple, dict or a union of these"
         ) from None
+    _check_named(function, name, key)
     return {**schema, "name": name}
+
+
+def _check_named(function: Callable[..., Any], name: str, key: str) -> None:
+    """Refuse a function that cannot be called with named arguments, as calls of tools give them, or gives no value.
+
+    Raises:
+        ConfigError: it has an argument without a name of its own, or is a generator.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{key}: function '{name}' is a generator. Fix: return a list")
+    unnamed = {
+        inspect.Parameter.POSITIONAL_ONLY: "",
+        inspect.Parameter.VAR_POSITIONAL: "*",
+        inspect.Parameter.VAR_KEYWORD: "**",
+    }
+    for one in inspect.signature(function).parameters.values():
+        if one.kind in unnamed:
+            raise ConfigError(
+                f"{key}: function '{name}' has '{unnamed[one.kind]}{one.name}', which a call cannot give by its name. "
+                "Fix: write it as an ordinary argument"
+            )

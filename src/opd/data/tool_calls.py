@@ -23,7 +23,7 @@ Place = tuple[int, int]
 
 _MARK = re.compile(r"<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 _END = re.compile(r"</tool_call>|<\|eom_id\|>|<\|eot_id\|>")
-_NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\[ARGS\]\s*")
+_NAMED = re.compile(r"\s*([\w./:-]+)(?:\[CALL_ID\]\w*)?\[ARGS\]\s*")
 _BETWEEN = re.compile(r"(?:[\s;,]|```(?:json)?)*")
 _OPENING = re.compile(r"\{\s*[\"']|\[\s*\{")
 """Where an object with keys, or a list of objects, may begin."""
@@ -62,14 +62,21 @@ class BrokenCall:
 def parse_calls(text: str) -> list[Call | BrokenCall]:
     """The calls of an assistant turn in order, thoughts left out; none if the turn is a plain message."""
     blank = blank_thoughts(text)
-    marks = list(_MARK.finditer(blank))
+    marks = [mark for mark in _MARK.finditer(text) if not blank[mark.start()].isspace()]
     if not marks:
-        return list(_bare(blank))
+        return list(_bare(text, blank))
     found: list[Call | BrokenCall] = []
+    read = 0
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        stop = following.start() if following else len(blank)
-        end = _END.search(blank, mark.end(), stop)
-        found += _marked(blank[: end.start() if end else stop], mark.end(), mark.start())
+        if mark.start() < read:
+            continue
+        stop = following.start() if following else len(text)
+        end = _END.search(text, mark.end(), stop)
+        cut = end.start() if end else stop
+        calls = list(_marked(text[:cut], mark.end(), mark.start()))
+        if cut < len(text) and not _valid(calls) and _valid(whole := list(_marked(text, mark.end(), mark.start()))):
+            calls, read = whole, max(call.arguments_place[1] for call in whole if isinstance(call, Call))
+        found += calls
     return found
 
 
@@ -92,6 +99,11 @@ def departure(name: str, place: Place, others: Iterable[str]) -> Place:
     alike = (takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False)) for other in others)
     shared = max((sum(1 for _ in pairs) for pairs in alike), default=0)
     return place[0] + shared, max(place[1], place[0] + shared + 1)
+
+
+def _valid(calls: Sequence[Call | BrokenCall]) -> bool:
+    """Whether no call is broken; one that has a mark inside a text of its arguments is, where it is cut at the mark."""
+    return all(isinstance(call, Call) for call in calls) and bool(calls)
 
 
 def _marked(text: str, start: int, mark: int) -> Iterator[Call | BrokenCall]:
@@ -122,14 +134,18 @@ def _named(text: str, named: re.Match[str]) -> Iterator[Call | BrokenCall]:
         yield BrokenCall("arguments are no JSON object", (named.end(), stop))
 
 
-def _bare(text: str) -> Iterator[Call | BrokenCall]:
-    """Calls without a mark: JSON values that look like calls, or a text that begins like one and is no JSON."""
+def _bare(text: str, blank: str) -> Iterator[Call | BrokenCall]:
+    """Calls without a mark: JSON values that look like calls, or a text that begins like one and is no JSON.
+
+    Args:
+        blank: the text with spaces in place of its thoughts.
+    """
     start = number = 0
-    while opening := _OPENING.search(text, start):
+    while opening := _OPENING.search(blank, start):
         at = opening.start()
         value, stop = _decoded(text, at)
         if isinstance(value, BrokenCall):
-            if not number and not text[:at].replace("```json", "").strip(" \t\n`") and _is_meant(text[at:]):
+            if not number and not blank[:at].replace("```json", "").strip(" \t\n`") and _is_meant(text[at:]):
                 yield value
                 return
             start = at + 1

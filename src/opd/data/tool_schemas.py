@@ -8,11 +8,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from opd.data.tool_calls import Call, Place, place_of
 
 _TYPES = {"dict": "object", "float": "number", "double": "number", "tuple": "array", "list": "array", "bool": "boolean"}
 """Names of types in schemas that were made from Python, as in BFCL; ``any`` allows everything."""
+
+_COMBINES = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
+"""Keywords that bring arguments beside ``properties``."""
+
+_OTHER_NAMES = ("input_schema", "inputSchema")
+"""Names of ``parameters`` in Anthropic's API and in MCP."""
 
 ERROR_CHARACTERS = 200
 """Length at which an error is cut, since a validator quotes the whole value."""
@@ -47,14 +56,11 @@ class Tool:
         function = given.get("function", given)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(f"a tool has no name ({given!r}). Fix: write {{'name': …, 'parameters': …}}")
-        parameters = standard(function.get("parameters") or {"type": "object", "properties": {}})
-        try:
-            Draft202012Validator.check_schema(parameters)
-        except SchemaError as error:
-            raise ValueError(
-                f"the parameters of tool '{function['name']}' are no JSON schema ({error.message}). Fix: correct them"
-            ) from None
-        return cls(function["name"], {**function, "parameters": parameters})
+        given = next((function[key] for key in ("parameters", *_OTHER_NAMES) if function.get(key)), {})
+        parameters = standard(given or {"type": "object", "properties": {}})
+        _check(parameters, function["name"])
+        rest = {key: value for key, value in function.items() if key not in _OTHER_NAMES}
+        return cls(function["name"], {**rest, "parameters": parameters})
 
     @property
     def for_template(self) -> dict[str, Any]:
@@ -74,12 +80,66 @@ class Tool:
 
     @cached_property
     def _validator(self) -> Draft202012Validator:
-        return Draft202012Validator({"additionalProperties": False, **self.schema["parameters"]})
+        parameters = _nullable(self.schema["parameters"])
+        others = "unevaluatedProperties" if _COMBINES & parameters.keys() else "additionalProperties"
+        return Draft202012Validator({others: False, **parameters}, registry=Registry())
 
     def faults(self, call: Call, text: str) -> list[ArgumentFault]:
         """What is wrong with a call's arguments, in the order of the text."""
         errors = self._validator.iter_errors(dict(call.arguments))
         return sorted((f for e in errors for f in _faults(e, call, text)), key=lambda fault: fault.place)
+
+
+def _check(parameters: Any, name: str) -> None:
+    """Refuse what no call could be held against.
+
+    Raises:
+        ValueError: it is no JSON schema of an object.
+    """
+    fix = "Fix: write {'type': 'object', 'properties': {…}}"
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        where = ".".join(map(str, error.absolute_path)) or "parameters"
+        raise ValueError(
+            f"the parameters of tool '{name}' are no JSON schema ({where}: {error.message}). Fix: correct them"
+        ) from None
+    if not isinstance(parameters, Mapping) or not parameters.keys() & {"type", "properties", *_COMBINES}:
+        raise ValueError(f"the parameters of tool '{name}' have no 'properties' ({parameters!r}). {fix}")
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(parameters)).resolver()
+    for target in _references(parameters):
+        try:
+            resolver.lookup(target)
+        except Unresolvable:
+            raise ValueError(
+                f"the parameters of tool '{name}' have a $ref to {target!r}, which is not among them. Fix: write it "
+                "into their $defs"
+            ) from None
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        if isinstance(target := schema.get("$ref"), str):
+            yield target
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _references(inner)
+
+
+def _nullable(schema: Any) -> Any:
+    """A schema in which OpenAPI's ``nullable`` is what JSON schema has for it."""
+    if isinstance(schema, list):
+        return [_nullable(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {name: _nullable(value) for name, value in schema.items()}
+    if found.get("nullable") is True:
+        if isinstance(kind := found.get("type"), str | list):
+            found["type"] = [*([kind] if isinstance(kind, str) else kind), "null"]
+        if isinstance(found.get("enum"), list):
+            found["enum"] = [*found["enum"], None]
+    return found
 
 
 def standard(schema: Any) -> Any:
@@ -89,7 +149,7 @@ def standard(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     read: dict[str, Callable[[Any], Any]] = {"type": _standard_type}
-    read |= dict.fromkeys(("properties", "$defs", "patternProperties"), _each)
+    read |= dict.fromkeys(("properties", "$defs", "definitions", "patternProperties"), _each)
     read |= dict.fromkeys(("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not"), standard)
     found = {name: read.get(name, lambda value: value)(value) for name, value in schema.items()}
     if found.get("type") == "any":
@@ -129,7 +189,7 @@ def _faults(error: ValidationError, call: Call, text: str) -> Iterator[ArgumentF
             yield ArgumentFault(f"{call.name} has no argument '{'.'.join(map(str, [*path, name]))}'", at)
     elif error.validator == "required":
         missing = error.message.partition(" is a required")[0]
-        yield ArgumentFault(f"{call.name} needs {missing}", (place[1] - 1, place[1]))
+        yield ArgumentFault(f"{'.'.join(map(str, path)) or call.name} needs {missing}", (place[1] - 1, place[1]))
     else:
         where = ".".join(map(str, path)) or call.name
         message = error.message if len(error.message) <= ERROR_CHARACTERS else error.message[:ERROR_CHARACTERS] + "…"

@@ -7,9 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+LAST_WAIT = 5.0
+"""Seconds for a process that has stopped answering to end by itself."""
 
 
 class Worker:
@@ -27,6 +31,8 @@ class Worker:
         self.lock = Lock()
         self.process: subprocess.Popen[str] | None = None
         self.owner = 0
+        self.status: int | None = None
+        """Exit status of the last process that ended instead of answering."""
         atexit.register(self.stop)
 
     def ask(self, question: Any) -> str | None:
@@ -42,6 +48,8 @@ class Worker:
             except BrokenPipeError:
                 reply = ""
             if not reply:
+                with suppress(subprocess.TimeoutExpired):
+                    self.status = process.wait(LAST_WAIT)
                 self.stop()
             return reply.strip() or None
 
