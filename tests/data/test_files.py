@@ -95,7 +95,10 @@ def test_a_folder_of_files_and_one_saved_by_datasets(tmp_path: Path) -> None:
         ("a.json", b'[{"prompt": "a"}', "is not JSON"),
         ("a.json", b'{"data": []}', "has the columns 'data'"),
         ("a.csv", b"prompt,answer\na,1,2\n", "row 1 has more cells than the first line"),
+        ("a.csv", b"prompt,answer\na\nb,1\n", "row 1 has fewer cells than the first line has names. Fix: .* newline"),
+        ("a.csv", b"prompt,answer,prompt\na,1,b\n", "two columns have the name 'prompt'. Fix: rename one"),
         ("a.csv", b'prompt\n"a', "is not CSV"),
+        ("a.json", b'{\n "data": []\n}', "has the columns 'data'"),
         ("a.csv", b"prompt\n", "has no rows"),
         ("a.parquet", b"PAR1", "is not Parquet"),
         ("a.txt", b"a", "is a file of no known kind. Fix: give a file in .jsonl"),
@@ -105,6 +108,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, wo
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"(?s)^prompts: .*{words}"):
         loaded(tmp_path / name)
+
+
+def test_one_object_over_several_lines_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n "prompt": "a",\n "answer": "b"\n}\n')
+    assert [(p.messages, p.answer) for p in loaded(tmp_path / "a.json")] == [(({"role": "user", "content": "a"},), "b")]
 
 
 def test_folders_that_hold_no_data(tmp_path: Path) -> None:

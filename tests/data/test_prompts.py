@@ -1,10 +1,14 @@
 """Prompts from files and datasets, and the sentence for a broken row."""
 
 import json
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from opd.config.read import read
@@ -192,6 +196,72 @@ def test_a_row_keeps_tools_fields_of_messages_template_arguments_and_every_answe
 def test_broken_rows(row: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=f"prompts: row 1.*{words}.*Fix: "):
         from_rows([row], key="prompts", chat=True)
+
+
+@pytest.mark.parametrize(
+    "answer", [np.int64(5), np.float32(5), Decimal(5), Fraction(5), 5, "5", ["5", ""], [" ", np.int8(5)]]
+)
+def test_numbers_of_every_kind_are_answers(answer: Any) -> None:
+    (prompt,), task = from_rows([{"prompt": "a", "answer": answer, "id": ""}], key="prompts", chat=True)
+    assert task
+    assert [float(one) for one in prompt.answers] == [5]
+    assert prompt.id == "1"
+
+
+@pytest.mark.parametrize("answer", ["", " ", [], [""], None])
+def test_an_empty_answer_is_none(answer: Any) -> None:
+    (prompt,), task = from_rows([{"prompt": "a", "answer": answer}], key="prompts", chat=True)
+    assert (prompt.answers, task) == ((), None)
+
+
+ASKED = ({"role": "user", "content": "a"},)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"text": "a", "messages": ASKED}, "a Prompt has either messages or text, and this one has both"),
+        ({}, "a Prompt has either messages or text, and this one has neither"),
+        ({"text": " "}, r"the text of a Prompt is not a string with text \(' '\)"),
+        ({"messages": ("a",)}, "'messages' is not a list of messages"),
+        ({"messages": ({"content": "a"},)}, "'messages' is not a list of messages"),
+        ({"messages": ({"role": "user", "content": None},)}, r"message 1 \(user\) has no text"),
+        ({"messages": (*ASKED, {"role": "assistant", "content": "b"})}, "its messages end with the assistant"),
+        ({"text": "a", "id": 5}, "id of a Prompt is 5, which is no string"),
+        ({"text": "a", "domain": None}, "domain of a Prompt is None, which is no string"),
+        ({"text": "a", "answer": 5}, "answer of a Prompt is 5, which is no string"),
+        ({"text": "a", "other_answers": (5,)}, r"other_answers\[0\] of a Prompt is 5"),
+        ({"text": "a", "data": None}, "data of a Prompt is no mapping"),
+        ({"messages": ASKED, "chat_template_kwargs": None}, "chat_template_kwargs of a Prompt is no mapping"),
+        ({"messages": ASKED, "tools": {"name": "f"}}, "'tools' is not a list of JSON schemas"),
+        ({"text": "\ud800"}, "has half of a surrogate pair"),
+    ],
+)
+def test_prompt_objects_are_held_to_what_rows_are(given: dict[str, Any], words: str) -> None:
+    wrong = Prompt(**{"id": "x", **given})
+    config = PromptsConfig(path="given")
+    with pytest.raises(DataError, match=f"^prompts: row 2.*{words}.*Fix: "):
+        load_prompts(config, [Prompt("y", text="a"), wrong], key="prompts", has_template=True)
+    task = SimpleNamespace(prompts=lambda split: [Prompt("y", text="a"), wrong])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opd.data.prompts.get_task", lambda name, key: task)
+        with pytest.raises(DataError, match=f"^prompts.task: prompt 2.*{words}.*Fix: "):
+            load_prompts(PromptsConfig(task="math"), key="prompts", has_template=True)
+
+
+def test_a_task_gives_prompt_objects_and_rows_may_stand_beside_them() -> None:
+    task = SimpleNamespace(prompts=lambda split: [{"prompt": "a"}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opd.data.prompts.get_task", lambda name, key: task)
+        with pytest.raises(
+            DataError, match="^prompts.task: prompt 1 is {'prompt': 'a'}, which is no prompt. Fix: give"
+        ):
+            load_prompts(PromptsConfig(task="math"), key="prompts", has_template=True)
+    given = [Prompt("y", text="a", other_answers=("b",)), {"prompt": "b"}]
+    prompts, checker = load_prompts(PromptsConfig(path="given"), given, key="prompts", has_template=True)
+    assert prompts[0] is given[0]
+    assert [p.id for p in prompts] == ["y", "2"]
+    assert checker
 
 
 def test_template_arguments_that_are_no_arguments_of_the_template() -> None:

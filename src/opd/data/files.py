@@ -18,6 +18,9 @@ from opd.errors import DataError
 LONGEST_LINE, LONGEST_JSON = 50_000_000, 500_000_000
 """Most characters of a line, and of a whole .json file."""
 
+_ABSENT = "\x00absent"
+"""In place of a cell that a row lacks."""
+
 UNREADABLE = (OSError, UnicodeDecodeError, EOFError, zlib.error)
 """Errors of opening and decoding a file."""
 
@@ -98,14 +101,16 @@ def _lines(lines: Iterator[str], key: str, path: Path) -> Iterator[Mapping[str, 
 
 
 def _json(text: str, key: str, path: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON list, or of a line each."""
-    if not text.lstrip().startswith("["):
-        yield from _lines(iter(text.split("\n")), key, path)
-        return
+    """The objects of a JSON list or of a line each, or a single object over several lines."""
+    is_list = text.lstrip().startswith("[")
     try:
         rows = parse(text)
     except ValueError as error:
-        raise DataError(f"{key}: '{path}' is not JSON ({error}). Fix: correct it") from None
+        if is_list:
+            raise DataError(f"{key}: '{path}' is not JSON ({error}). Fix: correct it") from None
+        yield from _lines(iter(text.split("\n")), key, path)
+        return
+    rows = rows if is_list else [rows]
     for number, row in enumerate(rows, 1):
         yield _mapping(row, f"{key}: item {number} of '{path}'")
 
@@ -119,9 +124,17 @@ def _mapping(row: Any, where: str) -> Mapping[str, Any]:
 def _csv(file: Iterator[str], where: str, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
     """Rows by the names in the first line; an empty cell is null, any other a text."""
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True, restval=_ABSENT)
     try:
+        names = list(reader.fieldnames or ())
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{where}: two columns have the name '{twice}'. Fix: rename one")
         for number, row in enumerate(reader, 1):
+            if _ABSENT in row.values():
+                raise DataError(
+                    f"{where}: row {number} has fewer cells than the first line has names. Fix: add the missing "
+                    "delimiters, or put quotes around cells with a newline"
+                )
             if None in row:
                 raise DataError(
                     f"{where}: row {number} has more cells than the first line has names. Fix: put quotes around cells "

@@ -10,9 +10,9 @@ from typing import Any
 
 from opd.config.run import FILES, PromptsConfig
 from opd.config.tasks import TASKS
-from opd.data.answers import AnswerTask, EachItsOwn
+from opd.data.answers import EachItsOwn
 from opd.data.files import read_rows, without_nulls
-from opd.data.rows import Note, from_rows, ignore
+from opd.data.rows import Note, check_prompt, from_rows, ignore
 from opd.data.tasks import get_task
 from opd.data.tool_task import ToolTask
 from opd.errors import DataError, near
@@ -47,7 +47,7 @@ def load_prompts(
 
     Args:
         config: the source, and its settings.
-        given: ``Prompt`` objects only, or strings, rows or a dataset: from Python, instead of the source.
+        given: ``Prompt`` objects, strings, rows or a dataset: from Python, instead of the source.
         key: the run file's key, for error messages.
         has_template: whether the student's tokenizer has a chat template; then a plain string becomes a user message.
         kwargs: arguments of the chat template that hold where the source or the row does not give them.
@@ -79,7 +79,8 @@ def load_prompts(
     if config.task and given is None:
         task: Task | None = get_task(config.task, key=f"{key}.task")
         assert task
-        prompts = list(task.prompts(config.split or splits[0]))[: config.limit]
+        made = islice(task.prompts(config.split or splits[0]), config.limit)
+        prompts = [check_prompt(prompt, f"{key}.task: prompt {number}") for number, prompt in enumerate(made, 1)]
     else:
         rows = _rows(config, given, splits, key=key, note=note)
         prompts, task = _from_rows(rows, config, key=key, has_template=has_template, note=note)
@@ -103,8 +104,6 @@ def _rows(
 def _from_rows(
     rows: Iterable[Any], config: PromptsConfig, *, key: str, has_template: bool, note: Note
 ) -> tuple[list[Prompt], Task | None]:
-    if isinstance(rows, list) and rows and all(isinstance(row, Prompt) for row in rows):
-        return rows, AnswerTask() if any(prompt.answers for prompt in rows) else None
     chat = has_template if config.chat is None else config.chat
     return from_rows(rows, key=key, chat=chat, limit=config.limit, columns=config.columns, note=note)
 

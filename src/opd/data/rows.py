@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from decimal import Decimal
 from itertools import islice
+from numbers import Number, Real
 from typing import Any
 
 from opd.config.run import COLUMNS
@@ -44,7 +47,7 @@ def from_rows(
     columns: Mapping[str, str] | None = None,
     note: Note = ignore,
 ) -> tuple[list[Prompt], Task | None]:
-    """Prompts from mappings with ``prompt`` or ``messages``; see ``load_prompts``.
+    """Prompts from strings, mappings with ``prompt`` or ``messages``, and ``Prompt`` objects; see ``load_prompts``.
 
     Args:
         columns: the rows' names for columns.
@@ -55,7 +58,37 @@ def from_rows(
     if not prompts:
         raise DataError(f"{key}: there are no prompts. Fix: give rows with 'prompt' or 'messages'")
     reader.report(note)
-    return prompts, AnswerTask() if any(p.answer for p in prompts) else None
+    return prompts, AnswerTask() if any(p.answers for p in prompts) else None
+
+
+def check_prompt(prompt: Any, where: str) -> Prompt:
+    """A ``Prompt`` object, held to what rows are held to.
+
+    Raises:
+        DataError: it is none, or one of its fields is of another form.
+    """
+    if not isinstance(prompt, Prompt):
+        raise DataError(f"{where} is {prompt!r}, which is no prompt. Fix: give an opd.Prompt")
+    _check_text({field.name: getattr(prompt, field.name) for field in fields(prompt)}, where)
+    if (prompt.messages is None) == (prompt.text is None):
+        has = "neither" if prompt.text is None else "both"
+        raise DataError(f"{where}: a Prompt has either messages or text, and this one has {has}. Fix: give one of them")
+    if prompt.messages is None and not (isinstance(prompt.text, str) and prompt.text.strip()):
+        raise DataError(f"{where}: the text of a Prompt is not a string with text ({prompt.text!r}). Fix: write it")
+    if prompt.messages is not None and _messages(prompt.messages, where)[1] is not None:
+        raise DataError(f"{where}: its messages end with the assistant. Fix: leave that turn out, or give it as answer")
+    _tools(prompt.tools, where)
+    _kwargs(prompt.chat_template_kwargs, where)
+    texts = {"id": prompt.id, "domain": prompt.domain}
+    texts |= {"answer": prompt.answer} if prompt.answer is not None else {}
+    texts |= {f"other_answers[{n}]": answer for n, answer in enumerate(prompt.other_answers)}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise DataError(f"{where}: {name} of a Prompt is {text!r}, which is no string. Fix: write it as one")
+    for name in ("data", "chat_template_kwargs"):
+        if not isinstance(getattr(prompt, name), Mapping):
+            raise DataError(f"{where}: {name} of a Prompt is no mapping. Fix: give one, such as {{}}")
+    return prompt
 
 
 class _Reader:
@@ -83,6 +116,8 @@ class _Reader:
             DataError: the row is broken.
         """
         where = f"{self.key}: row {number}"
+        if isinstance(row, Prompt):
+            return check_prompt(row, where)
         if isinstance(row, str):
             row = {"prompt": row}
         if not isinstance(row, Mapping):
@@ -109,7 +144,7 @@ class _Reader:
             )
         answer, *others = _answers(values.get("answer"), where) or (ending or None,)
         return Prompt(
-            id=str(number if values.get("id") is None else values["id"]),
+            id=str(number if values.get("id") in (None, "") else values["id"]),
             messages=turns,
             text=None if turns else text,
             answer=answer,
@@ -127,7 +162,7 @@ class _Reader:
         Raises:
             DataError: a name of ``columns`` is in no row.
         """
-        for column, name in self.missing.items():
+        for column, name in self.missing.items() if self.found else ():
             raise DataError(
                 f"{self.key}.columns.{column}: no row has '{name}' (they have {_listed(self.found)}). Fix: correct the "
                 "name"
@@ -228,12 +263,14 @@ def _solution(given: Any, where: str) -> tuple[str, ...] | None:
 
 
 def _answers(given: Any, where: str) -> tuple[str, ...]:
-    """The correct answers of a row: of a list, each."""
+    """The correct answers of a row: of a list, each; an empty text is none."""
     answers = [_said(one) for one in given] if isinstance(given, list | tuple) else [given]
+    answers = [answer for answer in answers if not (isinstance(answer, str) and not answer.strip())]
     for answer in answers if given is not None else ():
-        if not isinstance(answer, str | int | float) or (isinstance(answer, float) and not math.isfinite(answer)):
+        if not isinstance(answer, str | Number) or (isinstance(answer, Real | Decimal) and not math.isfinite(answer)):
             raise DataError(
-                f"{where}: 'answer' is no text, number or list of them ({answer!r}). Fix: write the correct answer"
+                f"{where}: 'answer' is no text, number or list of them ({answer!r}). Fix: write the correct answer, or "
+                "null for none"
             )
     return tuple(str(answer) for answer in answers) if given is not None else ()
 
