@@ -250,9 +250,18 @@ def _as_language_model(model: LanguageModel | tuple[Any, Any]) -> LanguageModel:
     """
     if isinstance(model, LanguageModel):
         return model
-    if not (isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])):
+    pair = model if isinstance(model, tuple) and len(model) == 2 else ()
+    whole, tokenizer = pair or (None, None)
+    if inner := getattr(whole, "_orig_mod", getattr(whole, "module", None)):  # of torch.compile, or of a parallel model
         raise ConfigError(
-            f"a model given from Python is a pair (model, tokenizer) (got {type(model).__name__}). Fix: give the pair, "
-            "or name a folder or hub id as the override student or teacher.model"
+            f"a model given from Python is a transformers model, and this one is inside {type(whole).__name__}. Fix: "
+            f"give the {type(inner).__name__} itself; compile=true compiles it"
         )
-    return LanguageModel(model[0], model[1], getattr(model[0].config, "_name_or_path", "") or GIVEN)
+    if not (hasattr(whole, "config") and hasattr(tokenizer, "get_vocab")):
+        got = ", ".join(type(part).__name__ for part in pair or (model,))
+        fix = "give processor.tokenizer" if hasattr(tokenizer, "tokenizer") else "give the pair"
+        raise ConfigError(
+            f"a model given from Python is a pair (model, tokenizer) (got {got}). Fix: {fix}, or name a folder or hub "
+            "id as the override student or teacher.model"
+        )
+    return LanguageModel(whole, tokenizer, getattr(whole.config, "_name_or_path", "") or GIVEN)

@@ -329,6 +329,15 @@ def test_a_hint_stands_above_the_turn_in_every_format(name: str) -> None:
     assert chat.above_turn(deeper, hint)[:kept] == deeper[:kept]
 
 
+def test_the_header_that_a_template_always_writes_is_no_part_of_a_turns_end() -> None:
+    tokenizer = make_chat_tokenizer("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace("if add_generation_prompt", "if true")
+    chat = Chat(tokenizer)
+    assert chat.decode(chat.turn_end_ids, skip_special_tokens=False) == "<|im_end|>"
+    between = chat.message_ids({"role": "user", "content": "b"}, chat.insert_text_ids("a<|im_end|>"))
+    assert chat.decode(between, skip_special_tokens=False) == "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_a_cut_turn_has_no_end_to_leave_out() -> None:
     chat = Chat(make_chat_tokenizer("llama 3"))
     assert chat.content_ids(chat.insert_text_ids("It is")) == chat.insert_text_ids("It is")

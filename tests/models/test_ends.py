@@ -88,6 +88,15 @@ def test_a_teacher_with_another_end_is_named_and_a_stop_settles_it() -> None:
     assert "the student ends turns with '</s>', which is no end for teacher.models.x" in sentence
 
 
+def test_a_student_without_an_end_has_none_to_unlearn() -> None:
+    models = []
+    for seed in (0, 1):
+        models.append(make_model(seed, template=False))
+        models[-1].tokenizer.eos_token = None
+        models[-1].model.generation_config.eos_token_id = None
+    assert not list(differences(models[0], {"teacher.model": models[1]}))
+
+
 def run_of(out: Path, **rollout: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     tree = small_run(out, optimizer={"lr": 1e-3, "steps": 1}, report=False)
     tree["rollout"] |= rollout

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 
 import opd
 from opd.engines.hf import HFEngine
-from opd.errors import ModelError
+from opd.errors import ConfigError, DataError, ModelError
 from opd.models.forward import read_own
 from opd.models.language import LanguageModel
 from opd.models.loading import accept, load
@@ -198,6 +199,59 @@ def test_a_model_without_values_is_refused() -> None:
         ModelError, match="the tensor 'model.embed_tokens.weight' of .* is on the device meta.*Fix: load"
     ):
         accept(model, key="teacher.model")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model: setattr(model.config, "return_dict", False), r"cannot be read \(AttributeError: 'tuple'"),
+        (lambda model: setattr(model, "lm_head", torch.nn.Identity()), "cannot be read .*'Identity' object has no"),
+        (lambda model: setattr(model, "generation_config", None), "has no generation config.*Fix: set model.gen"),
+    ],
+)
+def test_what_a_models_own_code_raises_is_one_sentence(change: Any, words: str) -> None:
+    model = make_model(tied=False)
+    change(model.model)
+    with pytest.raises(ModelError, match=f"student: 'tiny-0' .*{words}"):
+        accept(model, key="student")
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match="student: the tokenizer of 'tiny-0' has ids up to 30, and the model has 20 rows"
+    ):
+        accept(make_model(vocab=20), key="student")
+
+
+def test_an_added_token_without_a_row_may_not_stand_in_a_prompt(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    keys = {"teacher": {"weights": "frozen", "view": "privileged"}, "report": False}
+    rows = [{**prompt, "answer": "a"} for prompt in PROMPTS]
+    tree = small_run(tmp_path / "out", **keys, optimizer={"lr": 1e-3, "steps": 1})
+    opd.train(tree, student=make_model(tokenizer=tokenizer, vocab=31), prompts=rows)
+    rows[3]["prompt"] += " <new>"
+    words = "prompt '4' has the token '<new>', for which 'tiny-0' has no row. Fix: call model.resize_token_embeddings"
+    with pytest.raises(DataError, match=f"prompts: {words}"):
+        opd.train(tree | {"out": str(tmp_path / "b")}, student=make_model(tokenizer=tokenizer, vocab=31), prompts=rows)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"eval.prompts: {words}"):
+        opd.evaluate(make_model(tokenizer=tokenizer, vocab=31), str(file))
+
+
+def test_what_is_no_pair_of_model_and_tokenizer_says_what_it_is() -> None:
+    model = make_model()
+    compiled: Any = torch.compile(model.model)
+    with pytest.raises(
+        ConfigError, match="inside OptimizedModule. Fix: give the Qwen3ForCausalLM itself; compile=true"
+    ):
+        opd.load_model((compiled, model.tokenizer))
+    processor = SimpleNamespace(tokenizer=model.tokenizer)
+    with pytest.raises(ConfigError, match=r"\(got Qwen3ForCausalLM, SimpleNamespace\). Fix: give processor.tokenizer"):
+        opd.load_model((model.model, processor))
+    with pytest.raises(ConfigError, match=r"\(got .*, Qwen3ForCausalLM\). Fix: give the pair"):
+        opd.load_model((model.tokenizer, model.model))
 
 
 # Weights on disk

@@ -139,6 +139,23 @@ def test_an_adapter_of_the_output_head_is_refused() -> None:
         accept(adapted(make_model(0), target_modules=["lm_head"]), key="student")
 
 
+def test_an_adapter_that_changed_its_base_is_refused() -> None:
+    with pytest.raises(ModelError, match="student: .*init_lora_weights=pissa changed the weights of its base.*Fix: "):
+        accept(adapted(make_model(0), init_lora_weights="pissa"), key="student")
+    model = adapted(make_model(0))
+    model.model.merge_adapter()
+    with pytest.raises(ModelError, match=r"student: .*adapter is merged into its base.*Fix: call unmerge_adapter\(\)"):
+        accept(model, key="student")
+
+
+def test_several_active_adapters_are_refused() -> None:
+    model = adapted(make_model(0))
+    model.model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["k_proj"]))
+    model.model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ModelError, match=r"student: .*several active adapters \(default, other\). Fix: activate one"):
+        accept(model, key="student")
+
+
 def test_virtual_tokens_are_refused() -> None:
     base = make_model(0)
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

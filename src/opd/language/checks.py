@@ -12,6 +12,7 @@ from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.ends import differences
 from opd.models.packing import packs
+from opd.models.vocabularies import check_readable
 from opd.types import Prompt, Task
 
 
@@ -43,11 +44,13 @@ def check_prompts(config: RunConfig, prompts: Sequence[Prompt], task: Task | Non
 
 
 def check_room(run: LanguageContext, held_out: Rendered) -> None:
-    """Check that prompts leave room for an answer in every model that reads them.
+    """Check that the student has a row for each token of the prompts, and each reader room for an answer.
 
     Raises:
         DataError: one does not.
     """
+    for rendered in (run.training, held_out):
+        check_readable(run.student, rendered.prompts, key=rendered.key)
     _check_lengths(run, held_out)
     _check_view_lengths(run)
 

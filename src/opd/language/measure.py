@@ -24,6 +24,7 @@ from opd.language.lengths import Rendered
 from opd.models.chat import Chat
 from opd.models.language import LanguageModel, device_named, set_threads, stop_ids
 from opd.models.loading import accept, load
+from opd.models.vocabularies import check_readable
 from opd.rewards.build import RewardBuilder
 from opd.rollouts.sampler import Sampler
 from opd.teachers.by_domain import TeachersByDomain, first, label_of
@@ -115,6 +116,7 @@ def measure_model(
         )
 
     rendered = Rendered.of(held_out, chat, key="eval.prompts").within(prompts.max_tokens, note)
+    check_readable(loaded, rendered.prompts, key="eval.prompts")
     rendered.check_room(max_new_tokens, loaded.max_length, setting="max_new_tokens")
     measure = Evaluation(
         student=loaded,

@@ -92,8 +92,7 @@ def saved_adapter(base: Any, path: str, *, trainable: bool) -> Any:
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     settings = PeftConfig.from_pretrained(path)
-    start = getattr(settings, "init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+    if start := _changes_base(settings):
         raise ValueError(f"init_lora_weights={start} changes the weights of its base")
     settings.inference_mode = not trainable
     base_name = settings.base_model_name_or_path
@@ -117,14 +116,28 @@ def saved_adapter(base: Any, path: str, *, trainable: bool) -> Any:
 
 
 def check_adapter(model: Any, *, key: str) -> None:
-    """Refuse an adapter that changes the ids or the output head.
+    """Refuse an adapter that changes the ids, the output head or its base.
 
     Raises:
-        ModelError: it adds virtual tokens, or adapts the head.
+        ModelError: it adds virtual tokens, adapts the head, changed its base, is merged into it, or is not alone.
     """
     if not adapted(model):
         return
+    if len(active := model.active_adapters) > 1:  # of which out would hold one
+        raise ModelError(
+            f"{key}: the model has several active adapters ({', '.join(active)}). Fix: activate one with set_adapter, "
+            "or merge them with add_weighted_adapter"
+        )
     settings = settings_of(model)
+    if start := _changes_base(settings):
+        raise ModelError(
+            f"{key}: the adapter's init_lora_weights={start} changed the weights of its base, so the model without the "
+            "adapter is not the base that other models have. Fix: take a LoRA with init_lora_weights=True"
+        )
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise ModelError(
+            f"{key}: the model's adapter is merged into its base, so it does nothing. Fix: call unmerge_adapter()"
+        )
     if settings.is_prompt_learning:
         raise ModelError(
             f"{key}: the model's adapter is {settings.peft_type.value}, which adds virtual tokens, so the model "
@@ -135,6 +148,12 @@ def check_adapter(model: Any, *, key: str) -> None:
             f"{key}: the model's adapter changes the output head, and losses read the head's own weights. Fix: leave "
             "lm_head out of the adapter's target_modules, or name it in modules_to_save"
         )
+
+
+def _changes_base(settings: Any) -> str | None:
+    """How an adapter was initialized, if that changed the weights of its base."""
+    start = getattr(settings, "init_lora_weights", True)
+    return start if isinstance(start, str) and start not in ("gaussian", "orthogonal") else None
 
 
 def check_agrees(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str], dropout: float = 0.0) -> None:

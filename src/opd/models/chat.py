@@ -284,11 +284,12 @@ class Chat:
             earlier = self._behind([*_TURN, *_OPENING], generate=False)
         except ModelError:
             earlier = last
-        if last:
+        header = self.insert_text_ids(self._render(_ASKED, generate=False).partition(_MARKER)[0])
+        starts = self._special_ids & set(header)
+        if last:  # the header of a next turn, which a template may always write, is no part of it
             end = _common(last, earlier)
+            end = end[:1] + tuple(takewhile(lambda i: i not in starts, end[1:]))
         else:
-            header = self.insert_text_ids(self._render(_ASKED, generate=False).partition(_MARKER)[0])
-            starts = self._special_ids & set(header)
             end = tuple(takewhile(lambda i: i not in starts, earlier))
         closing = [n for n, token in enumerate(end, 1) if token in self._special_ids]
         if closing:
@@ -372,7 +373,10 @@ class Chat:
         except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
             name = f"the chat template of '{self.tokenizer.name_or_path}'"
-            if isinstance(error, TemplateSyntaxError | ArithmeticError | RecursionError | MemoryError | OverflowError):
+            if isinstance(
+                error,
+                TemplateSyntaxError | ArithmeticError | RecursionError | MemoryError | OverflowError,
+            ):
                 fault = f"{type(error).__name__}: {error}".removesuffix(": ")
                 raise ModelError(f"{name} is broken ({fault}). Fix: correct it, or take another tokenizer") from error
             raise ModelError(

@@ -71,7 +71,7 @@ def differences(
                 f"{key} ends turns with {' or '.join(names)}, at which the student does not stop, so it learns to end "
                 f"turns and writes on. Fix: set rollout.stop=[{','.join(names)}]"
             )
-        elif not settled & theirs:
+        elif closes and not settled & theirs:
             named = " or ".join(repr(student.tokenizer.decode([i])) for i in sorted(closes))
             yield (
                 f"the student ends turns with {named}, which is no end for {key}, so the student may unlearn to stop. "

@@ -18,6 +18,7 @@ from opd.engines.hf import HFEngine
 from opd.errors import ModelError, OpdError
 from opd.models.adapters import check_adapter
 from opd.models.language import LanguageModel, pad
+from opd.output.faults import IN_MEMORY
 from opd.types import Engine, Generation, Sampling
 
 Check = Callable[[LanguageModel, str], LanguageModel]
@@ -46,7 +47,19 @@ def inspect(language_model: LanguageModel, key: str) -> LanguageModel:
     """
     with _reading(language_model):
         for check in CHECKS:
-            language_model = check(language_model, key)
+            try:
+                language_model = check(language_model, key)
+            except (OpdError, MemoryError):
+                raise
+            except Exception as error:  # whatever the model's own code raises
+                if IN_MEMORY.search(str(error)):
+                    raise
+                kind = type(language_model.model).__name__
+                reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".rstrip(" :.")
+                raise ModelError(
+                    f"{key}: '{language_model.source}' ({kind}) cannot be read ({reason}). Fix: correct the model, or "
+                    "use another one"
+                ) from error
     return language_model
 
 
@@ -74,12 +87,34 @@ def not_causal(key: str, source: str, kind: str) -> ModelError:
     )
 
 
+def vocabulary(language_model: LanguageModel, key: str) -> LanguageModel:
+    """The model has a row for every token that a text can have; added tokens without one are looked for in prompts.
+
+    Raises:
+        ModelError: it has not.
+    """
+    tokenizer, known = language_model.tokenizer, language_model.known_ids
+    added = tokenizer.get_added_vocab()
+    beyond = [i for token, i in tokenizer.get_vocab().items() if i >= known and token not in added]
+    if beyond:
+        raise ModelError(
+            f"{key}: the tokenizer of '{language_model.source}' has ids up to {max(beyond)}, and the model has "
+            f"{known} rows. Fix: take the tokenizer that belongs to the model"
+        )
+    return language_model
+
+
 def ends(language_model: LanguageModel, key: str) -> LanguageModel:
     """The end tokens of the generation config are ids.
 
     Raises:
-        ModelError: one is something else.
+        ModelError: one is something else, or there is no generation config.
     """
+    if language_model.model.generation_config is None:
+        raise ModelError(
+            f"{key}: '{language_model.source}' has no generation config, without which it cannot be saved. Fix: set "
+            "model.generation_config = GenerationConfig()"
+        )
     configured = getattr(language_model.model.generation_config, "eos_token_id", None)
     for one in configured if isinstance(configured, list | tuple) else [configured]:
         if one is not None and (not isinstance(one, int) or isinstance(one, bool) or one < 0):
@@ -205,13 +240,13 @@ def check_engine(engine: Engine, language_model: LanguageModel, key: str) -> Non
         )
 
 
-CHECKS: tuple[Check, ...] = (causal, ends, adapter, finite, linear_head, decoding)
+CHECKS: tuple[Check, ...] = (causal, vocabulary, ends, adapter, finite, linear_head, decoding)
 """In this order: a later check needs what an earlier one found."""
 
 
 def _prompts(language_model: LanguageModel) -> list[tuple[int, ...]]:
     """Two prompts of different ids."""
-    known = min(language_model.rows, len(language_model.model.get_input_embeddings().weight))
+    known = min(language_model.rows, language_model.known_ids)
     room = (language_model.max_length or 2**31) - NEW_TOKENS
     return [tuple((7 * i + 11 * n + 3) % known for i in range(max(min(n, room), 1))) for n in LENGTHS]
 

@@ -80,6 +80,11 @@ class LanguageModel:
         return known if self.limit is None else min(known, self.limit)
 
     @property
+    def known_ids(self) -> int:
+        """Number of ids that the model can read."""
+        return len(self.model.get_input_embeddings().weight)
+
+    @property
     def has_bias(self) -> bool:
         """Whether the output head has a bias."""
         return self._bias_V is not None

@@ -92,14 +92,31 @@ def check_prompts(prompts: Iterable[Prompt], chat: Chat, shared: Shared, *, key:
     Raises:
         DataError: one has.
     """
+    fix = "take it out of the prompt or the chat template, or set loss.signal=other_tokenizer"
+    _refuse_from(shared.rows, prompts, chat, key=key, fault=f"which the teacher does not have. Fix: {fix}")
+
+
+def check_readable(model: LanguageModel, prompts: Iterable[Prompt], *, key: str) -> None:
+    """No prompt has an added token that the model has no row for.
+
+    Raises:
+        DataError: one has.
+    """
+    if max(model.tokenizer.get_vocab().values()) < model.known_ids:
+        return
+    fault = (
+        f"for which '{model.source}' has no row. Fix: call model.resize_token_embeddings(len(tokenizer)), or take it "
+        "out of the prompt or the chat template"
+    )
+    _refuse_from(model.known_ids, prompts, Chat(model.tokenizer), key=key, fault=fault)
+
+
+def _refuse_from(rows: int, prompts: Iterable[Prompt], chat: Chat, *, key: str, fault: str) -> None:
     for prompt in prompts:
-        unknown = next((i for i in chat.prompt_ids(prompt) if i >= shared.rows), None)
+        unknown = next((i for i in chat.prompt_ids(prompt) if i >= rows), None)
         if unknown is not None:
-            raise DataError(
-                f"{key}: prompt '{prompt.id}' has the token {chat.tokenizer.convert_ids_to_tokens(unknown)!r}, which "
-                "the teacher does not have. Fix: take it out of the prompt or the chat template, or set "
-                "loss.signal=other_tokenizer"
-            )
+            token = chat.tokenizer.convert_ids_to_tokens(unknown)
+            raise DataError(f"{key}: prompt '{prompt.id}' has the token {token!r}, {fault}")
 
 
 def _listed(tokens: Iterable[str]) -> str:
