@@ -73,8 +73,8 @@ def test_the_page_has_the_files_and_commands_that_run_here() -> None:
 def test_view_divergence_and_engine_in_a_run_file(folder: Path) -> None:
     done = process(*shown("train mine.yaml"), cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert result(folder / "runs" / "mine")["steps"] == 2
-    saved = json.loads((folder / "runs" / "mine" / "run.json").read_text())
+    assert result(folder / "runs" / "own")["steps"] == 2
+    saved = json.loads((folder / "runs" / "own" / "run.json").read_text())
     assert saved["teacher"]["view"] == {"type": "my_axes:FirstWords", "shown": 6}
     assert saved["loss"]["divergence"]["type"] == "my_axes:CHI_SQUARED"
     assert saved["rollout"]["engine"] == {"type": "my_axes:Generate"}
@@ -85,7 +85,7 @@ def test_a_run_with_own_values_is_resumed(folder: Path) -> None:
     assert command("train", "mine.yaml", *SHORT, "checkpoint.every=1", cwd=folder).returncode == 0
     done = command("train", "mine.yaml", *SHORT, "checkpoint.every=1", "--resume", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert result(folder / "runs" / "mine")["steps"] == 1
+    assert result(folder / "runs" / "own")["steps"] == 1
 
 
 @pytest.mark.slow
