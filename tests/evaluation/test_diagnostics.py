@@ -105,6 +105,10 @@ def test_gap_recovery_is_the_closed_share_of_the_accuracy_gap() -> None:
     assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.9}) == {}
 
 
+def test_nothing_is_recovered_from_a_teacher_that_was_worse() -> None:
+    assert gap_recovery({"accuracy": 0.5}, {"accuracy": 0.2, "teacher_accuracy": 0.1}) == {}
+
+
 @pytest.mark.slow
 def test_a_run_writes_diagnostics_at_every_evaluation(tmp_path: Path) -> None:
     small: dict[str, Any] = {"optimizer.steps": 2, "eval.every": 1, "eval.prompts.limit": 8, "eval.diagnostics": 4}

@@ -107,11 +107,12 @@ def repeats(text: str) -> bool:
 def gap_recovery(before: Metrics, now: Metrics) -> Metrics:
     """``gap_recovery``: share of the initial accuracy gap to the teacher that is closed.
 
-    Empty if an accuracy was not measured, or if the teacher's equals the student's at the start.
+    Empty if an accuracy was not measured, or if the teacher's was no better than the student's at the start: a student
+    that came closer to such a teacher has recovered nothing.
     Source: arXiv 2604.13016.
     """
     measured = "accuracy" in before and {"accuracy", "teacher_accuracy"} <= now.keys()
-    if not measured or now["teacher_accuracy"] == before["accuracy"]:
+    if not measured or now["teacher_accuracy"] <= before["accuracy"]:
         return {}
     return {"gap_recovery": (now["accuracy"] - before["accuracy"]) / (now["teacher_accuracy"] - before["accuracy"])}
 
