@@ -17,6 +17,7 @@ from opd.errors import CheckpointError, ConfigError, DataError, EmptyStepError, 
 from opd.language.load import load_run
 from opd.language.measure import evaluation
 from opd.language.run import LanguageRun
+from opd.language.terms import loss_terms
 from opd.loop import Loop
 from opd.models.language import LanguageModel
 from opd.output.run_log import RunLog
@@ -217,7 +218,8 @@ def test_only_the_answers_of_avg_at_n_are_drawn_as_eval_sampling_says(tmp_path: 
     config = read_language(run_file(tmp_path, eval=settings))
     prompts = [{"prompt": "a b", "answer": "c"}]
     given = Objects(student=make_model(0), teacher=make_model(1), prompts=PROMPTS, eval_prompts=prompts)
-    measured = evaluation(load_run(config, given))
+    run = load_run(config, given)
+    measured = evaluation(run, loss_terms(run)[0])
     assert measured
     assert isinstance(measured.drawn, Sampler)
     assert isinstance(measured.sampled, Sampler)

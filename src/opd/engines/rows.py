@@ -59,6 +59,10 @@ class Rows(Protocol):
         ...
 
 
+_BY_ROW = ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV")
+"""The tensors of ``GrowingRows``, besides its cache."""
+
+
 @dataclass
 class GrowingRows:
     """B rows of one model, L cached positions (left-padded), at most N new tokens."""
@@ -153,7 +157,7 @@ class GrowingRows:
         self.index = [self.index[i] for i in rows]
         kept = torch.tensor(rows, device=self.mask_BL.device)
         self.cache.keep(kept)
-        for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
+        for name in _BY_ROW:
             setattr(self, name, getattr(self, name)[kept])
         shared = int(self.mask_BL.argmax(1).min()) if rows else 0
         if shared:
@@ -170,7 +174,7 @@ class GrowingRows:
                 rows.cache.pad(missing)
         self.cache.join(other.cache)
         self.index += other.index
-        for name in ("mask_BL", "token_BN", "logprob_BN", "count_B", "budget_B", "logits_BV"):
+        for name in _BY_ROW:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
 
 

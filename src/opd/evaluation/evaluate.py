@@ -49,7 +49,7 @@ class Evaluation:
     Attributes:
         student: the model, with its weights at the time of the call.
         prompts: held-out prompts.
-        greedy: generates greedy rollouts of the student.
+        greedy: generates the measured rollouts of the student, at temperature 0 in every run.
         sampled: generates rollouts of the student at temperature 1, for divergence and diagnostics.
         drawn: generates the answers of avg@n.
         samples: n of avg@n; 0 disables it.

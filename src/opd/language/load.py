@@ -132,18 +132,17 @@ def _check_given(config: RunConfig, given: LanguageModel, student: LanguageModel
     Raises:
         ConfigError: they cannot, or it is the student itself.
     """
-    problems = {
-        "teacher.quantize: a teacher given from Python is taken as it is. Fix: give it quantised, or name its folder "
-        "in teacher.model": config.teacher.quantize,
-        "teacher.served: a teacher given from Python is read here. Fix: name its folder in teacher.model": (
-            config.teacher.is_served
-        ),
-        "teacher.gate: a teacher given from Python is not measured. Fix: name its folder in teacher.model": (
-            config.teacher.models or config.teacher.gate
-        ),
-        "teacher: it is the student's own object, which changes while it trains. Fix: give a copy, or set "
-        "teacher.weights=frozen": given.model is student.model,
-    }
-    for sentence, holds in problems.items():
-        if holds:
-            raise ConfigError(sentence)
+    settings, name_it = config.teacher, "name its folder in teacher.model"
+    if settings.quantize:
+        raise ConfigError(
+            f"teacher.quantize: a teacher given from Python is taken as it is. Fix: give it quantised, or {name_it}"
+        )
+    if settings.is_served:
+        raise ConfigError(f"teacher.served: a teacher given from Python is read here. Fix: {name_it}")
+    if settings.models or settings.gate:
+        raise ConfigError(f"teacher.gate: a teacher given from Python is not measured. Fix: {name_it}")
+    if given.model is student.model:
+        raise ConfigError(
+            "teacher: it is the student's own object, which changes while it trains. Fix: give a copy, or set "
+            "teacher.weights=frozen"
+        )

@@ -35,11 +35,11 @@ from opd.types import Metrics, Objective, Prompt, Rollout, RolloutSource, Sampli
 GREEDY = Sampling(temperature=0)
 
 
-def evaluation(run: LanguageContext, main: Term | None = None) -> Evaluation | None:
+def evaluation(run: LanguageContext, main: Term) -> Evaluation | None:
     """What the run measures; None if the run file asks for nothing.
 
     Args:
-        main: the loss's main term; None measures the student without a teacher.
+        main: the loss's main term.
     """
     config = run.config.eval
     texts = _texts(run, config.text) if config.text else []
@@ -53,13 +53,13 @@ def evaluation(run: LanguageContext, main: Term | None = None) -> Evaluation | N
         sampled=run.sampler(held_out=True),
         drawn=run.sampler(config.sampling.sampling, held_out=True),
         samples=config.rollouts_per_prompt,
-        divergence=_divergence(run) if main and run.held_out and _wants_divergence(run) else None,
+        divergence=_divergence(run) if run.held_out and _wants_divergence(run) else None,
         texts=texts,
         repeats=run.config.rollout.rollouts_per_prompt if compares else 1,
-        compared=_compared(run) if main else None,
-        teacher=_teacher_sampler(run) if main else None,
-        teachers=_teachers(run) if main else [],
-        conflict=_conflict(run, main) if main and run.config.experimental.conflict else None,
+        compared=_compared(run),
+        teacher=_teacher_sampler(run),
+        teachers=_teachers(run),
+        conflict=_conflict(run, main) if run.config.experimental.conflict else None,
     )
 
 

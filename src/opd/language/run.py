@@ -188,12 +188,6 @@ class LanguageRun:
         """The lines of `opd doctor`."""
         return findings(self.context)
 
-    def measure(self) -> Metrics:
-        """The student's metrics on the held-out prompts, without a teacher."""
-        measure = evaluation(self.context)
-        assert measure is not None
-        return measure()
-
     def _keep_context(self) -> None:
         """Write the context of a context view into the run's folder, for a resumed run and for people."""
         view = self.context.view()

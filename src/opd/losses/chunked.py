@@ -1,7 +1,8 @@
 """Σ_t w_t loss_t and its gradients, chunk by chunk over positions, without ever storing [T, V] logits.
 
 One walk over the positions makes the logits of a chunk, its losses and its gradients, and forgets the logits.
-Backward only hands the gradients out: no head product is computed twice. What a loss has to say is a ``Target``.
+Backward only hands the gradients out: no head product is computed twice. Losses differ in their ``Target``, which
+compares the rows of a chunk.
 
     dloss/dlogit_i = slope_i − p_i Σ_j slope_j,   p = softmax(hidden · headᵀ / temperature)
 

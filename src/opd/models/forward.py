@@ -241,9 +241,9 @@ def _asked(language_model: Any, readings: Sequence[Reading], layers: Sequence[in
     order_T = sort_key(where).argsort()
     asked = [[(r.ids, [r.offset + p - 1 for p in r.wanted]) for r in group] for group in groups]
     later: Any = language_model.states(asked, order_T, layers)
-    none: Any = torch.empty(len(order_T), 0)
     head_VD = language_model.head_VD.detach()
-    states = TokenStates(none, head_VD, later) if layers else TokenStates(later, head_VD)
+    # A server sends the last states or those of blocks, so beside those of blocks the last ones have no units.
+    states = TokenStates(torch.empty(len(order_T), 0), head_VD, later) if layers else TokenStates(later, head_VD)
     return where.take(order_T).to(language_model.device), states
 
 
@@ -275,7 +275,7 @@ def _read_shared(
 
 
 def ended(rollout: Rollout) -> tuple[int, int]:
-    """By turns and tokens, about when a rollout ends among those of its batch."""
+    """A sort key, turns and tokens: about the order in which the rollouts of a batch end."""
     return len(rollout.turns), len(rollout.completion_ids)
 
 

@@ -153,7 +153,11 @@ class LanguageModel:
         return out.last_hidden_state, out.hidden_states
 
     def divide(self, mesh: Any) -> None:
-        """Divide the weights in place among the ranks of a mesh; None if transformers has divided them."""
+        """Divide the weights in place among ranks.
+
+        Args:
+            mesh: the ranks; None if transformers has divided the weights while it read them.
+        """
         blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if mesh is None:
             add_read(self.model, _transformer(self.model), blocks)

@@ -74,7 +74,7 @@ class CrossTeacher:
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], segments: Sequence[Segment]) -> CrossSignal:
-        """Read every turn that lies in a segment once; what stands in a segment's context is not looked at.
+        """Read every turn that lies in a segment once; a segment's context is not used.
 
         Returns:
             A detached signal, ordered by rollout and position.

@@ -1,4 +1,4 @@
-"""Hint authors: who reads a trajectory, finds the mistake and says what to do instead. They know no tensors."""
+"""Hint authors: they read a rollout's text, find its mistakes and write a hint for each. They use no tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATES: Mapping[str, str] = {
     "bad_json": "Reminder: this is {error}. A call is JSON with name and arguments. available tools: {tools}.",
     "no_call": "Reminder: call a tool before you answer. available tools: {tools}.",
 }
-"""What the rules say about each kind of event; fields are the event's details."""
+"""The rules' hint for each kind of event; fields are the event's details."""
 
 INSTRUCTION = "Find the faulty turns. Answer with one line per faulty turn, 'turn N: hint', or 'none'."
 """Instruction for a model that writes hints."""
@@ -86,7 +86,7 @@ class ModelAuthor:
         max_length: the most tokens transcript and answer may have; longer transcripts are dropped and counted.
 
     Attributes:
-        counts: answers by what became of them; see ``parse``.
+        counts: number of answers by result; see ``parse``.
         last_answer: the latest answer as it was written, thoughts included.
     """
 

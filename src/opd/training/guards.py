@@ -74,7 +74,7 @@ class Guards:
         """Stop after ``patience`` evaluations that ``counted`` counts, or a collapsed one at the end of the run.
 
         Args:
-            seen: what ``collapsed`` said of the last evaluation.
+            seen: what ``collapsed`` returned for the last evaluation.
             in_a_row: what ``counted`` returned.
             best_step: step of the weights that are kept.
             stale: evaluations in a row that were not the best so far; after ``no_gain`` of them the run is over.
@@ -96,7 +96,7 @@ class Guards:
 
         Args:
             in_a_row: the count before this evaluation.
-            seen: what ``collapsed`` said of it.
+            seen: what ``collapsed`` returned for it.
             previous: metrics of the evaluation before it.
         """
         if not seen or step <= self.warmup:

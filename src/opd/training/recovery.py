@@ -27,8 +27,8 @@ class Recovery:
 
     Attributes:
         watch: judges the rollouts of every step.
-        times: the largest number of rollbacks after which the run continues; 0 to end the run, and to do so only where
-            no evaluation judges it.
+        times: the largest number of rollbacks after which the run continues. With 0 the rollouts are watched only where
+            no evaluation judges the run, and a collapse ends it.
         lr: factor on the learning rate for each rollback.
         anchor: least weight of the anchor after a rollback; each rollback doubles it. 0 leaves it unchanged.
         lag: steps by which the weights that generate rollouts are older than those that train on them.
@@ -96,9 +96,7 @@ class Recovery:
 
 
 def recovery(config: RunConfig | DiffusionConfig) -> Recovery:
-    """What watches the rollouts of a run and rolls back, as ``guards.recover`` says; without it nothing is rolled back
-    but at the end of a run that no evaluation judges.
-    """
+    """The recovery of ``guards.recover``; without that key one that only ends runs that no evaluation judges."""
     recover, number = config.guards.recover, config.rollout.prompts_per_step
     lag = config.rollout.ahead if isinstance(config, RunConfig) else 0
     if recover is None:

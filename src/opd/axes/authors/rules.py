@@ -23,7 +23,7 @@ class Rules(AuthorConfig):
     about this kind of event."""
     span: Literal["turn", "fault", "token"] = "turn"
     """What gets a signal: the whole faulty turn, the tokens of the fault alone, such as the wrong tool's name, or its
-    first token: those behind it follow a mistake, and so does what the teacher says about them."""
+    first token: after a wrong token the teacher, too, continues the mistake."""
 
     @field_validator("templates")
     @classmethod
