@@ -97,6 +97,7 @@ def test_shorthands() -> None:
         (["teacher.view.author=bob"], ["rules, model, http"]),
         (["teacher.view.author={type: http, url: http://x/v1}"], ["teacher.view.author.model", "missing"]),
         (["prompts={path: a.jsonl, task: math}"], ["exactly one", "task and path", "keep one of them"]),
+        (["out=''"], ["'out' is ''", "at least 1 character"]),
         (["lr=1e-4"], ["unknown key 'lr'", "did you mean 'optimizer.lr'?"]),
         (["text_tokens=8"], ["unknown key 'text_tokens'", "family=diffusion"]),
         (["guards=off"], ["'guards' has to be a mapping of settings (got False)", "max_idle", "leave guards out"]),

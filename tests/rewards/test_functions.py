@@ -193,6 +193,11 @@ def test_functions_from_python_and_what_is_no_function() -> None:
     for given in (3, [3], two, list):
         with pytest.raises(ConfigError, match="reward: .*Fix: "):
             RewardBuilder(device="cpu", given=given).task(None, None, key="prompts.reward")
+    for weight in ("x", float("nan"), None):
+        with pytest.raises(
+            ConfigError, match=f"reward: the weight of a function is {weight!r}. Fix: give a finite number"
+        ):
+            RewardBuilder(device="cpu", given=[(length, weight)]).task(None, None, key="prompts.reward")
     with pytest.raises(ConfigError, match="'task' stands for the prompts' own check, and they have none"):
         RewardBuilder(device="cpu", given=["task"]).task(None, None, key="prompts.reward")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -54,6 +55,7 @@ class Gives:
         (torch.tensor([4]), 4.0),
         (torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
         (Fraction(1, 2), 0.5),
+        (Decimal("0.5"), 0.5),
     ],
 )
 def test_numbers_are_numbers(given: Any, reward: float | None) -> None:
@@ -75,6 +77,7 @@ def test_numbers_are_numbers(given: Any, reward: float | None) -> None:
         (torch.tensor(math.inf), "f gave inf as the reward of prompt 'p7'"),
         (numpy.float32("-inf"), "f gave -inf"),
         (10**400, "f gave inf"),
+        (Decimal("NaN"), "f gave nan"),
     ],
 )
 def test_anything_else_is_one_sentence(given: Any, words: str) -> None:

@@ -309,7 +309,7 @@ class BaseRun(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """How often a checkpoint is saved."""
     report: Strict | None
-    out: str
+    out: str = Field(min_length=1)
     """Folder of the run; after the run it is an ordinary model folder."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the prompts' order, the rollouts and every other draw."""

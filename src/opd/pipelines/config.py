@@ -86,7 +86,7 @@ class EvalStage(Strict):
 class PipelineConfig(Strict):
     """A pipeline. ``stage:NAME`` in a stage's settings stands for the model folder of stage NAME."""
 
-    out: str
+    out: str = Field(min_length=1)
     """Folder of the pipeline; each stage writes into a subfolder of its name."""
     seed: int | None = Field(None, ge=0)
     """Seed of every stage that sets none; None keeps each run file's own."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, cast
 
 from opd.axes.base import GIVEN, imported
@@ -57,7 +59,10 @@ class RewardBuilder:
 
     def _one(self, given: Any, task: Task | None, taken: Sequence[str], key: str) -> tuple[Reward, float]:
         if isinstance(given, tuple) and len(given) == 2 and callable(given[0]):
-            return _function(given[0], getattr(given[0], "__name__", "reward"), taken), float(given[1])
+            function, weight = given
+            if not isinstance(weight, Real) or not math.isfinite(weight):
+                raise ConfigError(f"reward: the weight of a function is {weight!r}. Fix: give a finite number")
+            return _function(function, getattr(function, "__name__", "reward"), taken), float(weight)
         if callable(given):
             return _function(given, getattr(given, "__name__", "reward"), taken), 1.0
         if isinstance(given, str):

@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -38,7 +39,7 @@ NO_VERDICT = Verdict()
 
 
 def as_reward(given: Any, giver: str, prompt: Prompt) -> float | None:
-    """A reward as a float: a number of Python, numpy or torch; None stays None.
+    """A reward as a float: a number of Python, a decimal, a number of numpy or torch; None stays None.
 
     Raises:
         DataError: it is no finite number; the sentence names what gave it and the prompt.
@@ -50,7 +51,7 @@ def as_reward(given: Any, giver: str, prompt: Prompt) -> float | None:
         value = item() if callable(item) else given
     except (ValueError, RuntimeError, TypeError):  # an array or a tensor of several numbers
         value = given
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | Decimal):
         raise DataError(
             f"{giver} gave {given!r} as the reward of prompt '{prompt.id}', which is no number. Fix: return a number, "
             "or None for no reward"
@@ -63,7 +64,7 @@ def as_reward(given: Any, giver: str, prompt: Prompt) -> float | None:
     return value
 
 
-def _float(value: Real) -> float:
+def _float(value: Real | Decimal) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number or a fraction beyond every float
