@@ -338,6 +338,15 @@ def test_the_header_that_a_template_always_writes_is_no_part_of_a_turns_end() ->
     assert chat.decode(between, skip_special_tokens=False) == "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_template_whose_roles_alternate_takes_hints_in_the_role_that_the_error_names() -> None:
+    chat = Chat(make_chat_tokenizer("gemma without system"))
+    history = chat.prompt_ids(Prompt(id="x", messages=({"role": "user", "content": "a"},)))
+    with pytest.raises(ModelError, match=r"must alternate.*Fix: set teacher.view.role to .*, such as assistant"):
+        chat.above_turn(history, {"role": "user", "content": "b"})
+    hinted = chat.decode(chat.above_turn(history, {"role": "assistant", "content": "b"}), skip_special_tokens=False)
+    assert hinted.endswith("<start_of_turn>model\nb<end_of_turn>\n<start_of_turn>model\n")
+
+
 def test_a_cut_turn_has_no_end_to_leave_out() -> None:
     chat = Chat(make_chat_tokenizer("llama 3"))
     assert chat.content_ids(chat.insert_text_ids("It is")) == chat.insert_text_ids("It is")

@@ -299,7 +299,8 @@ class Chat:
     def _standing_alone(self, message: Message) -> tuple[int, ...]:
         """A message after a finished one, and the generation prompt; the end of the message before is not repeated."""
         kept = len(self._message_end_ids)
-        fix = "set teacher.view.role to a role that the template takes, such as user"
+        other = "assistant" if message["role"] == "user" else "user"  # a template without two users alternates
+        fix = f"set teacher.view.role to a role that the template takes, such as {other}"
         whole = self._behind([*_ASKED, message], generate=True, fix=fix)
         before = {self._render(m, generate=True).partition(_MARKER)[0] for m in (_ASKED, [*_ASKED, message])}
         if whole[:kept] != self._message_end_ids or len(before) > 1:
