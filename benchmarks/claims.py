@@ -1,10 +1,13 @@
 """Claims that three seeds left undecided, with eight: a section of docs/methods.md.
 
-    python benchmarks/claims.py [--seeds 8] [--only "feedback beats GRPO"] [--cached] [--write docs/methods.md]
+    python benchmarks/claims.py [--seeds 8] [--others 16] [--only "feedback beats GRPO"] [--cached]
+                                [--write docs/methods.md]
 
 The two runs of a claim differ in what the claim is about and in nothing else, and both end before the task is solved.
-They are measured once, after the last update. Runs are made claim by claim, and none that is in the cache is made
-again; ``--cached`` makes none at all and reports the claims that are complete.
+They are measured once, after the last update. A claim that the first seeds leave undecided is judged by others, and by
+those alone: adding them to the first until something is decided would find differences that are none. Runs are made
+claim by claim, and none that is in the cache is made again; ``--cached`` makes none at all and reports the claims that
+are complete.
 """
 
 from __future__ import annotations
@@ -220,8 +223,8 @@ def known(cache: Path) -> set[str]:
     return set(json.loads(cache.read_text())) if cache.exists() else set()
 
 
-def complete(pair: Pair, seeds: int, made: set[str]) -> bool:
-    return all(key_of(side, seed) in made for _, side in (pair.better, pair.worse) for seed in range(seeds))
+def complete(pair: Pair, seeds: Sequence[int], made: set[str]) -> bool:
+    return all(key_of(side, seed) in made for _, side in (pair.better, pair.worse) for seed in seeds)
 
 
 def row(pair: Pair, better: Sequence[Figures], worse: Sequence[Figures]) -> tuple[list[str], Verdict]:
@@ -236,10 +239,13 @@ def row(pair: Pair, better: Sequence[Figures], worse: Sequence[Figures]) -> tupl
     return [*cells, verdict.interval, f"±{100 * verdict.half:.1f}", verdict.words], verdict
 
 
-def section(measured: Sequence[tuple[Pair, Sequence[Figures], Sequence[Figures]]], seeds: int) -> str:
-    """The part of the page."""
-    header = ["claim", "reported", "condition", "here", "difference, points", "power", ""]
-    judged = [(pair, *row(pair, better, worse)) for pair, better, worse in measured]
+def section(measured: Sequence[tuple[Pair, Sequence[Figures], Sequence[Figures], str]], seeds: int) -> str:
+    """The part of the page; the last of a line says which seeds decided it."""
+    header = ["claim", "reported", "condition", "here", "seeds", "difference, points", "power", ""]
+    judged = []
+    for pair, better, worse, by in measured:
+        cells, verdict = row(pair, better, worse)
+        judged.append((pair, [*cells[:4], by, *cells[4:]], verdict))
     reasons = [f"- **{p.claim}**: {p.why}" for p, _, verdict in judged if p.why and verdict.words != "holds"]
     parts = [
         DECIDED,
@@ -247,6 +253,7 @@ def section(measured: Sequence[tuple[Pair, Sequence[Figures], Sequence[Figures]]
         "undecided above, under conditions in which neither run ends near 100 %. The two runs of a line differ in what "
         "the claim is about; prompts and their order, updates and rollouts are the same. Figures are means over seeds, "
         "measured after the last update on 256 test prompts with n answers each (avg@n), sampled at temperature 1. "
+        f"What {seeds} seeds leave undecided is judged by others, and by those alone. "
         "The difference is paired by seed, with its 95 % confidence interval (Student's t). A claim holds if the "
         "interval is above 0 and does not hold if it is below; two runs are equal if it lies within 2 points of 0. "
         "Power is half of the interval: a smaller difference cannot be seen. Seconds are CPU time of the training, one "
@@ -260,6 +267,7 @@ def section(measured: Sequence[tuple[Pair, Sequence[Figures], Sequence[Figures]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--others", type=int, default=16, help="seeds for the claims that the first leave undecided")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", action="append", choices=[pair.claim for pair in PAIRS])
     parser.add_argument("--cached", action="store_true", help="make no run; report the claims whose runs are all made")
@@ -268,17 +276,23 @@ def main() -> None:
     args = parser.parse_args()
     args.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = [pair for pair in PAIRS if not args.only or pair.claim in args.only]
-    if args.cached:
-        made = known(args.cache)
-        chosen = [pair for pair in chosen if complete(pair, args.seeds, made)]
+    first, others = range(args.seeds), range(args.seeds, args.seeds + args.others)
     measured = []
     for pair in chosen:
+        made = known(args.cache)
+        if args.cached and not complete(pair, first, made):
+            continue
         sides = dict((pair.better, pair.worse))
         if any(run.overrides.get("student") == str(SERIES) for run in sides.values()) and not SERIES.exists():
             series.build(SERIES)
-        better, worse = measure_all(sides, args.seeds, args.workers, args.cache, measure).values()
-        measured.append((pair, better, worse))
-        print(" | ".join(row(pair, better, worse)[0]), flush=True)
+        better, worse = measure_all(sides, first, args.workers, args.cache, measure).values()
+        _, verdict = row(pair, better, worse)
+        by = str(len(first))
+        if verdict.words == "undecided" and others and (not args.cached or complete(pair, others, made)):
+            by = f"{len(others)} others; of the first {len(first)}: {verdict.interval}"
+            better, worse = measure_all(sides, others, args.workers, args.cache, measure).values()
+        measured.append((pair, better, worse, by))
+        print(" | ".join([*row(pair, better, worse)[0], by]), flush=True)
     if args.write and measured:
         write_section(args.write, section(measured, args.seeds))
 

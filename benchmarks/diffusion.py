@@ -345,7 +345,7 @@ def main() -> None:
     measured: dict[str, list[Figures]] = {}
     for seeds, names in ((args.seeds, chosen.keys() - ONCE), (1, chosen.keys() & ONCE)):
         some = {name: run for name, run in chosen.items() if name in names}
-        measured |= measure_all(some, seeds, args.workers, args.cache, measure)
+        measured |= measure_all(some, range(seeds), args.workers, args.cache, measure)
     with_least_share(measured)
     text = section(measured, args.seeds)
     print(text)

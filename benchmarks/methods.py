@@ -175,7 +175,7 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
 
 def measure_all(
     runs: Mapping[str, Run],
-    seeds: int,
+    seeds: Sequence[int],
     workers: int,
     cache: Path,
     measure: Callable[[Run, int, str], Figures] = measure,
@@ -183,7 +183,7 @@ def measure_all(
     """All runs and seeds, as many at a time as there are workers; those in the cache are not run again."""
     console = Console(stderr=True)
     known: dict[str, dict[str, Any]] = json.loads(cache.read_text()) if cache.exists() else {}
-    wanted = {key_of(run, seed): (run, seed) for seed in range(seeds) for run in runs.values()}
+    wanted = {key_of(run, seed): (run, seed) for seed in seeds for run in runs.values()}
     with (
         tempfile.TemporaryDirectory(prefix="opd-methods-") as folder,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
@@ -200,7 +200,7 @@ def measure_all(
             console.print(f"{number}/{len(missing)} {missing[done]}", highlight=False)
         if failed:
             raise failed[0]
-    return {n: [Figures(**known[key_of(run, seed)]) for seed in range(seeds)] for n, run in runs.items()}
+    return {n: [Figures(**known[key_of(run, seed)]) for seed in seeds] for n, run in runs.items()}
 
 
 def key_of(run: Run, seed: int) -> str:
@@ -403,7 +403,7 @@ def main() -> None:
     runs = {name: Run(name) for name in recipe_names("language")} | VARIANTS
     chosen = {name: run for name, run in runs.items() if not args.only or name in args.only}
     names = [name for name in chosen if name not in VARIANTS]
-    measured = measure_all(chosen, args.seeds, args.workers, args.cache)
+    measured = measure_all(chosen, range(args.seeds), args.workers, args.cache)
     page = report(measured, names, args.seeds)
     print(page)
     Console(stderr=True).print(f"{(time.monotonic() - started) / 60:.0f} minutes")

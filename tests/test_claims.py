@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def test_the_section_is_written_beside_all_others(tmp_path: Path) -> None:
     page.write_text(PAGE.read_text())
     before = methods.sections(page.read_text())
     better, worse = [[figures(x) for x in values] for values in ((0.5, 0.52), (0.4, 0.41))]
-    text = section([(PAIRS[4], better, worse)], seeds=2)
+    text = section([(PAIRS[4], better, worse, "2")], seeds=2)
     for _ in range(2):
         methods.write_section(page, text)
         written = methods.sections(page.read_text())
@@ -134,8 +135,8 @@ def test_the_reason_is_shown_only_where_the_claim_does_not_hold() -> None:
 
     pair = replace(PAIRS[4], why="the reason.")
     low, high = [figures(0.4), figures(0.41)], [figures(0.5), figures(0.52)]
-    assert "the reason." in section([(pair, low, high)], seeds=2)
-    assert "the reason." not in section([(pair, high, low)], seeds=2)
+    assert "the reason." in section([(pair, low, high, "2")], seeds=2)
+    assert "the reason." not in section([(pair, high, low, "2")], seeds=2)
 
 
 def test_the_shipped_page_is_what_its_writers_leave() -> None:
@@ -150,8 +151,37 @@ def test_only_complete_pairs_are_reported_from_the_cache() -> None:
 
     pair = PAIRS[4]
     made = {key_of(run, seed) for _, run in (pair.better, pair.worse) for seed in range(2)}
-    assert complete(pair, 2, made)
-    assert not complete(pair, 3, made)
+    assert complete(pair, range(2), made)
+    assert not complete(pair, range(3), made)
+
+
+def test_what_the_first_seeds_leave_undecided_is_judged_by_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import claims
+    from methods import key_of
+
+    pair = claims.PAIRS[4]
+    gains = [0.1, -0.1, 0.0, 0.12, 0.11, 0.1]  # of the first three seeds nothing follows
+    kept = {}
+    for seed, gain in enumerate(gains):
+        kept[key_of(pair.better[1], seed)] = asdict(figures(0.4 + gain))
+        kept[key_of(pair.worse[1], seed)] = asdict(figures(0.4))
+    cache, page = tmp_path / "claims.json", tmp_path / "methods.md"
+    cache.write_text(json.dumps(kept))
+
+    def line(*more: str) -> str:
+        fixed = ["claims.py", "--cached", "--cache", str(cache), "--seeds", "3", "--only", pair.claim]
+        monkeypatch.setattr(sys, "argv", [*fixed, "--write", str(page), *more])
+        claims.main()
+        capsys.readouterr()
+        return next(text for text in page.read_text().splitlines() if text.startswith(f"| {pair.claim}"))
+
+    assert "| 3 others; of the first 3: +0.0 (-24.8 to +24.8) | +11.0 (+8.5 to +13.5) | ±2.5 | holds |" in line(
+        "--others", "3"
+    )
+    for others in ("0", "16"):  # none are wanted, or not all of them are made
+        assert "| 3 | +0.0 (-24.8 to +24.8) | ±24.8 | undecided |" in line("--others", others)
 
 
 @pytest.mark.slow

@@ -85,7 +85,9 @@ def test_the_page_says_of_each_claim_whether_it_holds(monkeypatch: pytest.Monkey
     page = real.page({"tools": measured})
     assert "| hint | 70.0% (60.0%–80.0%) | 0.700 (0.600–0.800) | 9,000 | 500 | 60 | 3 |" in page
     said = {
-        line.split(" | ")[0][2:]: line.split(" | ")[2].rstrip(" |") for line in page.splitlines() if "against" in line
+        line.split(" | ")[0][2:]: line.split(" | ")[2].rstrip(" |")
+        for line in page.splitlines()
+        if line.startswith("| ") and "against" in line
     }
     assert said == {
         "a hint beats supervised training on the right call": "does **not** hold",
