@@ -150,6 +150,7 @@ TOOLS = Study(
         "hint": Arm(HINT),
         "sft": Arm(ALONE, SFT),
         "grpo": Arm(ALONE, GRPO),
+        "grpo, lr 3e-4": Arm(ALONE, {**GRPO, "optimizer.lr": 3e-4}),
         "opsd": Arm(HINT, OPSD),
     },
     {
