@@ -182,7 +182,15 @@ PLACES = Study(
     prepare_tools,
     {"above the turn": Arm(HINT, TWO_TURNS), "at the start": Arm(HINT, {**TWO_TURNS, "teacher.view.place": "start"})},
     TOOLS.figures,
-    (Claim("a hint above the call beats one at the start", "above the turn", "at the start"),),
+    (
+        Claim(
+            "a hint above the call beats one at the start",
+            "above the turn",
+            "at the start",
+            why="Above the first call and at the start are one place; above the second call a hint stands one call and "
+            "one error further on.",
+        ),
+    ),
 )
 
 OFF = {"rollout.source": {"type": "mixture", "other": "teacher", "first_steps": UPDATES}}
@@ -200,6 +208,7 @@ PLACED = "Off-policy training is on these answers; on-policy training is on answ
 TEACHER = Study(
     "A teacher and its student",
     "The teacher is the whole model; the student lacks ten blocks in its middle, 20 of 30 are left. All weights train. "
+    "An arm on the teacher's answers alone has forward KL, as distillation without rollouts has. "
     "The reverse KL to the teacher is measured on sampled answers to held-out questions, the student's own and the "
     "teacher's, over all of their 48 tokens and over the first and the last quarter. It is lower on the student's own, "
     "where the teacher is unsure too: on those of the cut student both have an entropy of 4.9 nats a token.",
@@ -216,10 +225,10 @@ TEACHER = Study(
         "hidden states (oprd)": Arm(file("pair"), OPRD),
     },
     {
-        "teacher/reverse_kl/own": "own answers",
+        "teacher/reverse_kl/own": "reverse KL, own answers",
         "teacher/reverse_kl/quarter_1/own": "their first quarter",
         "teacher/reverse_kl/quarter_4/own": "their last quarter",
-        "teacher/reverse_kl/teacher": "teacher's answers",
+        "teacher/reverse_kl/teacher": "reverse KL, teacher's answers",
         "teacher/reverse_kl/quarter_1/teacher": "first quarter of these",
         "teacher/reverse_kl/quarter_4/teacher": "last quarter of these",
         "text_loss": "loss on chat",
@@ -394,15 +403,19 @@ def draw(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path
     figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), layout="constrained", squeeze=False)
     for panel, name in zip(panels[0], shown, strict=True):
         metric, title = next(iter(STUDIES[name].figures.items()))
+        cost = {arm: statistics.median(run["seconds"] for run in runs) for arm, runs in measured[name].items()}
         for arm, runs in measured[name].items():
-            x = statistics.median(run["seconds"] for run in runs)
             values = [run["after"][metric] for run in runs]
             y = statistics.median(values)
-            panel.errorbar(x, y, yerr=[[y - min(values)], [max(values) - y]], fmt="o", capsize=2)
-            panel.annotate(arm, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            panel.errorbar(cost[arm], y, yerr=[[y - min(values)], [max(values) - y]], fmt="o", capsize=2, label=arm)
         panel.axhline(next(iter(measured[name].values()))[0]["before"][metric], ls=":")
-        panel.margins(x=0.2)
-        panel.set(title=f"{STUDIES[name].title}: {title} (dotted: before)", xlabel="seconds of CPU")
+        panel.set(
+            xlim=(0, 1.1 * max(cost.values())),
+            title=f"{STUDIES[name].title} (dotted: before)",
+            ylabel=title,
+            xlabel="seconds of CPU",
+        )
+        panel.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
