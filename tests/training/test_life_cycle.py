@@ -57,8 +57,10 @@ def same(one: Path, other: Path) -> bool:
 def test_a_signal_finishes_the_step_and_loses_nothing(
     tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train(tmp_path / "whole")
     before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as under nohup")
+    train(tmp_path / "whole")
     with pytest.raises(Interrupted, match=f"interrupted by {number.name} after step 3, with a checkpoint in") as end:
         train(tmp_path / "cut", more={"callbacks": [Signals(3, number)]})
     assert end.value.number == number

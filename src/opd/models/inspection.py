@@ -98,8 +98,8 @@ def vocabulary(language_model: LanguageModel, key: str) -> LanguageModel:
     beyond = [i for token, i in tokenizer.get_vocab().items() if i >= known and token not in added]
     if beyond:
         raise ModelError(
-            f"{key}: the tokenizer of '{language_model.source}' has ids up to {max(beyond)}, and the model has "
-            f"{known} rows. Fix: take the tokenizer that belongs to the model"
+            f"{key}: the tokenizer has ids up to {max(beyond)}, but '{language_model.source}' has only {known} rows. "
+            "Fix: take the tokenizer that belongs to the model"
         )
     return language_model
 
