@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,23 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
 
 
+@pytest.fixture(autouse=True)
+def _none_is_ignored() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and one under nohup SIGHUP; a run leaves ignored signals ignored."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_loses_nothing(
     tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(number)
-    if before is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, as under nohup")
     train(tmp_path / "whole")
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"interrupted by {number.name} after step 3, with a checkpoint in") as end:
         train(tmp_path / "cut", more={"callbacks": [Signals(3, number)]})
     assert end.value.number == number
