@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import methods
 import series
-from methods import DECIDED, Figures, Run, key_of, markdown, measure_all, write_section
+from methods import DECIDED, Figures, Run, answers, key_of, markdown, measure_all, write_section
 from scipy import stats
 
 if TYPE_CHECKING:
@@ -213,26 +213,12 @@ def held_out(model: str, config: RunConfig) -> dict[str, float]:
     """Of n sampled answers to each held-out prompt, ``avg@n``, the share that is right, and ``pass@n``, the share of
     prompts with a right one."""
     import opd
-    from opd.data.prompts import HELD_OUT, load_prompts
-    from opd.engines.hf import HFEngine
-    from opd.evaluation.evaluate import SEED
-    from opd.models.chat import Chat
-    from opd.models.language import stop_ids
-    from opd.rollouts.sampler import Sampler
 
     assert config.eval.prompts is not None
     loaded, n = opd.load_model(model), config.eval.rollouts_per_prompt
-    prompts, task = load_prompts(config.eval.prompts, key="eval.prompts", has_template=True, splits=HELD_OUT)
-    sampler = Sampler(
-        HFEngine(loaded),
-        Chat(loaded.tokenizer),
-        task,
-        stop_ids=stop_ids(loaded),
-        max_new_tokens=config.rollout.max_new_tokens,
-        max_turns=config.rollout.max_turns,
-        max_length=loaded.max_length,
-    )
-    right = [bool(r.correct) for r in sampler.rollout([p for p in prompts for _ in range(n)], SEED)]
+    size = config.rollout
+    written = answers(loaded, config.eval.prompts, n, max_new_tokens=size.max_new_tokens, max_turns=size.max_turns)
+    right = [bool(rollout.correct) for rollout in written]
     by_prompt = [right[i : i + n] for i in range(0, len(right), n)]
     return {f"avg@{n}": statistics.fmean(right), f"pass@{n}": statistics.fmean(map(any, by_prompt))}
 
@@ -296,9 +282,9 @@ def main() -> None:
     args.cache.parent.mkdir(parents=True, exist_ok=True)
     chosen = [pair for pair in PAIRS if not args.only or pair.claim in args.only]
     first, others = range(args.seeds), range(args.seeds, args.seeds + args.others)
+    made = known(args.cache)
     measured = []
     for pair in chosen:
-        made = known(args.cache)
         if args.cached and not complete(pair, first, made):
             continue
         sides = dict((pair.better, pair.worse))

@@ -22,13 +22,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from opd.config.read import read, recipe_names
-from opd.config.run import MethodConfig, RunConfig
+from opd.config.run import MethodConfig, PromptsConfig, RunConfig
 from opd.output.method_map import AXES, MEASURED, place
+
+if TYPE_CHECKING:
+    from opd.models.language import LanguageModel
+    from opd.types import Rollout
 
 DECIDED = "## Decided with 8 seeds"
 """Heading of the section that benchmarks/claims.py writes into the same page."""
@@ -171,6 +175,30 @@ def measure(run: Run, seed: int, folder: str) -> Figures:
             if (values := [step[name] for step in steps if name in step])
         },
     )
+
+
+def answers(
+    model: LanguageModel, prompts: PromptsConfig, each: int, *, max_new_tokens: int, max_turns: int = 1
+) -> list[Rollout]:
+    """Some answers to each held-out prompt, sampled at temperature 1; the same at each call."""
+    from opd.data.prompts import HELD_OUT, load_prompts
+    from opd.engines.hf import HFEngine
+    from opd.evaluation.evaluate import SEED
+    from opd.models.chat import Chat
+    from opd.models.language import stop_ids
+    from opd.rollouts.sampler import Sampler
+
+    loaded, task = load_prompts(prompts, key="eval.prompts", has_template=True, splits=HELD_OUT)
+    sampler = Sampler(
+        HFEngine(model),
+        Chat(model.tokenizer),
+        task,
+        stop_ids=stop_ids(model),
+        max_new_tokens=max_new_tokens,
+        max_turns=max_turns,
+        max_length=model.max_length,
+    )
+    return sampler.rollout([prompt for prompt in loaded for _ in range(each)], SEED)
 
 
 def measure_all(
@@ -361,27 +389,37 @@ def remember(figures: Mapping[str, Any]) -> None:
 
 def draw(measured: Mapping[str, Sequence[Figures]], names: Sequence[str], path: Path) -> None:
     """Sampled accuracy against time, one point a recipe."""
+    figure, panels = svg_panels(2)
+    for panel, task in zip(panels, ("math", "tools"), strict=True):
+        for name, results in measured.items():
+            if _task(name, names) != task or "8 steps" in name:
+                continue
+            x = statistics.median(r.seconds for r in results)
+            y = mark(panel, x, [r.after["avg@2"] for r in results], fmt="o" if name in names else "s")
+            panel.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        panel.margins(x=0.15)
+        panel.axhline(next(r[0].before["avg@2"] for n, r in measured.items() if _task(n, names) == task), ls=":")
+        panel.set(title=f"{task}: sampled accuracy (dotted: before)", xlabel="seconds of training", ylim=(-0.02, 1.04))
+    figure.savefig(path, metadata={"Date": None})
+
+
+def svg_panels(number: int) -> tuple[Any, list[Any]]:
+    """A figure of panels beside each other, whose file is the same whenever it is drawn."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "opd"
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    for panel, task in zip(panels, ("math", "tools"), strict=True):
-        for name, results in measured.items():
-            if _task(name, names) != task or "8 steps" in name:
-                continue
-            x = statistics.median(r.seconds for r in results)
-            values = [r.after["avg@2"] for r in results]
-            y = statistics.median(values)
-            bars = [[y - min(values)], [max(values) - y]]
-            panel.errorbar(x, y, yerr=bars, fmt="o" if name in names else "s", capsize=2)
-            panel.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        panel.margins(x=0.15)
-        panel.axhline(next(r[0].before["avg@2"] for n, r in measured.items() if _task(n, names) == task), ls=":")
-        panel.set(title=f"{task}: sampled accuracy (dotted: before)", xlabel="seconds of training", ylim=(-0.02, 1.04))
-    figure.savefig(path, metadata={"Date": None})
+    figure, panels = plt.subplots(1, number, figsize=(6 * number, 5), layout="constrained", squeeze=False)
+    return figure, list(panels[0])
+
+
+def mark(panel: Any, x: float, values: Sequence[float], **style: Any) -> float:
+    """Draw the median of some values with their range; the median."""
+    y = statistics.median(values)
+    panel.errorbar(x, y, yerr=[[y - min(values)], [max(values) - y]], capsize=2, **style)
+    return y
 
 
 def _task(name: str, names: Sequence[str]) -> str:

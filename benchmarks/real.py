@@ -18,15 +18,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from methods import markdown
+from methods import answers, mark, markdown, svg_panels
 
 import opd
+from opd.config.run import PromptsConfig
 from opd.models.language import LanguageModel
+from opd.teachers.local import LocalTeacher
 from opd.types import Rollout
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2"
@@ -305,33 +308,26 @@ def exposure(student: str, kept: Path) -> Figures:
         return json.loads(kept.read_text())
     from opd.axes.views.plain import PlainView
     from opd.evaluation.diagnostics import diagnose
-    from opd.teachers.local import LocalTeacher
 
-    writers = {"own": opd.load_model(student), "teacher": opd.load_model(MODEL)}
-    scorer = LocalTeacher(writers["teacher"], max_tokens=2048)
+    model = opd.load_model(student)
+    teacher, written = _teacher()
     metrics: dict[str, float] = {}
-    for name, writer in writers.items():
-        found = diagnose(writers["own"], answers(writer), scorer, PlainView())
+    for name, rollouts in {"own": _questions_answered(model), "teacher": written}.items():
+        found = diagnose(model, rollouts, teacher, PlainView())
         metrics |= {f"{metric}/{name}": value for metric, value in found.items()}
     kept.write_text(json.dumps(metrics))
     return metrics
 
 
-def answers(writer: LanguageModel, each: int = 2, length: int = 48) -> list[Rollout]:
-    """Sampled at temperature 1, the same at each call."""
-    from opd.config.run import PromptsConfig
-    from opd.data.prompts import load_prompts
-    from opd.engines.hf import HFEngine
-    from opd.evaluation.evaluate import SEED
-    from opd.models.chat import Chat
-    from opd.models.language import stop_ids
-    from opd.rollouts.sampler import Sampler
+@cache
+def _teacher() -> tuple[LocalTeacher, list[Rollout]]:
+    """The teacher of the pair, and its answers."""
+    model = opd.load_model(MODEL)
+    return LocalTeacher(model, max_tokens=2048), _questions_answered(model)
 
-    chat = Chat(writer.tokenizer)
-    questions = PromptsConfig(path=str(EXAMPLE / "held_out_questions.jsonl"))
-    prompts, _ = load_prompts(questions, key="prompts", has_template=True)
-    sampler = Sampler(HFEngine(writer), chat, None, stop_ids=stop_ids(writer), max_new_tokens=length)
-    return sampler.rollout([prompt for prompt in prompts for _ in range(each)], SEED)
+
+def _questions_answered(model: LanguageModel) -> list[Rollout]:
+    return answers(model, PromptsConfig(path=str(EXAMPLE / "held_out_questions.jsonl")), 2, max_new_tokens=48)
 
 
 def spread(values: Sequence[float], metric: str) -> str:
@@ -393,21 +389,13 @@ def page(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
 
 def draw(measured: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path) -> None:
     """What each arm of the studies of more than one reached, against seconds of CPU: medians and ranges."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "opd"
-    from matplotlib import pyplot as plt
-
     shown = [name for name in measured if len(measured[name]) > 1]
-    figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), layout="constrained", squeeze=False)
-    for panel, name in zip(panels[0], shown, strict=True):
+    figure, panels = svg_panels(len(shown))
+    for panel, name in zip(panels, shown, strict=True):
         metric, title = next(iter(STUDIES[name].figures.items()))
         cost = {arm: statistics.median(run["seconds"] for run in runs) for arm, runs in measured[name].items()}
         for arm, runs in measured[name].items():
-            values = [run["after"][metric] for run in runs]
-            y = statistics.median(values)
-            panel.errorbar(cost[arm], y, yerr=[[y - min(values)], [max(values) - y]], fmt="o", capsize=2, label=arm)
+            mark(panel, cost[arm], [run["after"][metric] for run in runs], fmt="o", label=arm)
         panel.axhline(next(iter(measured[name].values()))[0]["before"][metric], ls=":")
         panel.set(
             xlim=(0, 1.1 * max(cost.values())),

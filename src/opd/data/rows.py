@@ -78,7 +78,6 @@ def check_prompt(prompt: Any, where: str) -> Prompt:
     if prompt.messages is not None and _messages(prompt.messages, where)[1] is not None:
         raise DataError(f"{where}: its messages end with the assistant. Fix: leave that turn out, or give it as answer")
     _tools(prompt.tools, where)
-    _kwargs(prompt.chat_template_kwargs, where)
     texts = {"id": prompt.id, "domain": prompt.domain}
     texts |= {"answer": prompt.answer} if prompt.answer is not None else {}
     texts |= {f"other_answers[{n}]": answer for n, answer in enumerate(prompt.other_answers)}

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 
@@ -44,13 +45,19 @@ def main() -> None:
 
 def _with_members(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with members of an enumeration in place of the values that a call has for them."""
-    hints = {name: hint for name, hint in get_type_hints(function).items() if _has_members(hint)}
+    hints = _with_enumeration(function)
     if not hints:
         return arguments
     from pydantic import TypeAdapter
 
     read = {name: TypeAdapter(hints[name]).validate_python(arguments[name]) for name in hints.keys() & arguments.keys()}
     return {**arguments, **read}
+
+
+@cache
+def _with_enumeration(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints, by argument, in which an enumeration stands."""
+    return {name: hint for name, hint in get_type_hints(function).items() if _has_members(hint)}
 
 
 def _has_members(hint: Any) -> bool:

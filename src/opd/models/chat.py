@@ -374,10 +374,7 @@ class Chat:
         except Exception as error:  # a template is a program: it raises whatever its author wrote
             roles = ", ".join(m["role"] for m in messages)
             name = f"the chat template of '{self.tokenizer.name_or_path}'"
-            if isinstance(
-                error,
-                TemplateSyntaxError | ArithmeticError | RecursionError | MemoryError | OverflowError,
-            ):
+            if isinstance(error, TemplateSyntaxError | ArithmeticError | RecursionError | MemoryError | OverflowError):
                 fault = f"{type(error).__name__}: {error}".removesuffix(": ")
                 raise ModelError(f"{name} is broken ({fault}). Fix: correct it, or take another tokenizer") from error
             raise ModelError(
